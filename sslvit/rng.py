@@ -122,14 +122,14 @@ def integers(state: Tensor, high: int, *shape: int) -> Tensor:
 
 def permutation(state: Tensor, n: int) -> Tensor:
     """A permutation of 0..n-1 a stream: shape of the key + (n,)."""
-    return bits(state, n).argsort(-1, stable=True)
+    return bits(state, n).argsort(dim=-1, stable=True)
 
 
 def normal(state: Tensor, *shape: int) -> Tensor:
     """float32 standard normals, by Box and Muller in float64.
 
     The transcendental functions are our own polynomials of +, * and sqrt, which IEEE 754 fixes to the last bit:
-    libm and CUDA round log and cos differently. (Not so if compiled: fusing a multiplication with an addition rounds once.)
+    libm and CUDA round log and cos differently. (Not so once compiled: fusing a product with a sum rounds once only.)
     """
     first, second = bits(fold(state, 0), *shape), bits(fold(state, 1), *shape)
     radius = (-2.0 * _log(_open_unit(first))).sqrt()

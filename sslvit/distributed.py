@@ -1,0 +1,106 @@
+"""Processes: starting them honestly, and the few collectives that objectives use. The identity on one process."""
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
+
+TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def all_mean(value: Tensor) -> Tensor:
+    """The mean of a detached value over processes."""
+    if processes() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / processes()
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        ctx.size = len(value)
+        parts = [torch.empty_like(value) for _ in range(processes())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Every process used every row in its own loss, so a row's gradient is the sum over processes.
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.size : (rank() + 1) * ctx.size]
+
+
+def all_gather(value: Tensor) -> Tensor:
+    """The rows of all processes, in order of rank, with gradient: b ... -> (processes b) ..."""
+    return value if processes() == 1 else _AllGather.apply(value)
+
+
+def start(
+    precision: Literal["no", "bf16", "fp16"] | None = None,
+    *,
+    threads: int = 0,
+    timeout: float = 600.0,
+    log_with: tuple[str, ...] = (),
+    project_dir: str | None = None,
+) -> Accelerator:
+    """The Accelerator, after checking that the processes which were started see each other.
+
+    precision None leaves the choice to `accelerate launch`. threads 0 shares this machine's cores among its processes:
+    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
+    """
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=list(log_with) or None,
+        project_dir=project_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+    )
+    check_together(accelerator.num_processes)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
+    if accelerator.device.type == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    return accelerator
+
+
+def check_together(seen: int) -> None:
+    """Stops when several processes were asked for but each would train alone, all writing one folder."""
+    asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_the_launcher())
+    if asked > seen:
+        raise ValueError(
+            f"{asked} processes were asked for, but this one sees {seen}: without a GPU Accelerate starts one process, or "
+            f"several that each train alone. On a CPU start them with {TOGETHER.format(count=asked)}"
+        )
+
+
+def _asked_of_the_launcher() -> int:
+    """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return 1
+    if not any(word.endswith(("accelerate", "accelerate-launch", "launch.py")) or word == "launch" for word in words):
+        return 1
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__num_processes" and (value or following).isdigit():
+            return int(value or following)
+    return 1

@@ -1,0 +1,28 @@
+"""What the loop needs to know of an objective, and nothing more."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from sslvit.vit import ViT
+
+
+class Batch(NamedTuple):
+    views: tuple[Tensor, ...]  # each b c H W, floats in [0, 1]
+    key: Tensor  # b: one key a sample; all randomness of a forward comes from it
+    labels: Tensor | None = None  # b; only supervised objectives look
+
+
+class Objective(nn.Module, ABC):
+    """A loss around a backbone. Concrete objectives are final: share functions, never super().forward()."""
+
+    backbone: ViT  # what is evaluated and exported
+    readout: Literal["cls", "mean"]  # what a probe should read, in training and offline alike
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
+
+    def after_step(self, progress: float) -> None:  # noqa: B027 (most objectives have nothing that moves)
+        """Called once after each optimizer step."""
