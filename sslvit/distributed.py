@@ -32,6 +32,13 @@ def all_mean(value: Tensor) -> Tensor:
     return value / processes()
 
 
+def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
+    """The means of scalars over processes, in one collective and one wait for the device."""
+    device = next(value.device for value in values.values() if isinstance(value, Tensor))
+    row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
+    return dict(zip(values, all_mean(row).tolist(), strict=True))
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
@@ -86,8 +93,8 @@ def check_together(seen: int) -> None:
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_the_launcher())
     if asked > seen:
         raise ValueError(
-            f"{asked} processes were asked for, but this one sees {seen}: without a GPU Accelerate starts one process, or "
-            f"several that each train alone. On a CPU start them with {TOGETHER.format(count=asked)}"
+            f"{asked} processes were asked for, but this one sees {seen}: without a GPU Accelerate starts one process, "
+            f"or several that each train alone. On a CPU start them with {TOGETHER.format(count=asked)}"
         )
 
 

@@ -47,8 +47,8 @@ class Row(Dataset):
     def __init__(self, source: Source, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
         if batch_size % (processes * accumulation):
             raise ValueError(
-                f"batch_size {batch_size} does not split into {processes} processes x {accumulation} accumulated parts: "
-                f"processes x accumulation must divide it"
+                f"batch_size {batch_size} does not split into {processes} processes x {accumulation} accumulated "
+                f"parts: processes x accumulation must divide it"
             )
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
         self.part = batch_size // (processes * accumulation)

@@ -9,11 +9,11 @@ What the paper leaves open is decided here:
 - "Another patch" is any other patch of the same image, so that an image's loss does not depend on its batch.
 - Embeddings are corrupted before positions are added: a masked patch still knows where it is.
 - The class token stays. The mask embedding starts as N(0, 0.02), the head as the backbone's linear layers do.
-- The 16 softmaxes and the squared errors are averaged, not summed: a head of zeros costs ln 512 for either colour target.
+- The 16 softmaxes and the squared errors are averaged, not summed: a head of zeros costs ln 512 for either colours.
 """
 
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from sslvit.masking import random_order
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.vit import ViT, patchify
 
+Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits a channel
 SIDE = 4  # the side of the downsized patch
 
@@ -34,7 +35,7 @@ class MPP(Objective):
         self,
         backbone: ViT,
         *,
-        target: Literal["mean", "downsized", "pixels"] = "mean",
+        target: Target = "mean",
         corrupt: float = 0.5,
         seed: int = 0,
     ):
@@ -43,6 +44,8 @@ class MPP(Objective):
         super().__init__()
         channels, patch_size = backbone.channels, backbone.patch_size
         self.count = round(corrupt * prod(backbone.grid))
+        if target not in get_args(Target):
+            raise ValueError(f"target {target!r} is none of {get_args(Target)}")
         if not 0 < corrupt <= 1 or self.count == 0:
             raise ValueError(f"corrupt {corrupt} of {prod(backbone.grid)} patches leaves nothing to predict")
         if target != "pixels" and channels not in (1, 2, 3):
@@ -84,7 +87,9 @@ class MPP(Objective):
         classes = rearrange(classes, "b m s -> (b m s)")
         loss = F.cross_entropy(logits, classes)
         with torch.no_grad():
-            counts = torch.zeros(self.colours, device=classes.device).index_add_(0, classes, torch.ones(()).to(logits).expand(len(classes)))
+            counts = torch.zeros(self.colours, device=classes.device).index_add_(
+                0, classes, torch.ones(()).to(logits).expand(len(classes))
+            )
             accuracy = (logits.argmax(-1) == classes).float().mean()
         return loss, {"accuracy": accuracy, "accuracy_of_commonest_colour": counts.max() / len(classes)}
 

@@ -24,5 +24,5 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
 
-    def after_step(self, progress: float) -> None:  # noqa: B027 (most objectives have nothing that moves)
+    def after_step(self, progress: float) -> None:
         """Called once after each optimizer step."""

@@ -1,0 +1,88 @@
+"""What a user chooses about training, and which of it may change when a run goes on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every recipe lets its user choose about training."""
+
+    out: Path = Path("runs/run")
+    """The run's folder: configuration, log, checkpoints, and the model."""
+    epochs: float = 100
+    """Passes over the images."""
+    batch_size: int = 256
+    """Images a step, over all processes."""
+    accumulation: int = 1
+    """Parts that a process's share of a batch is computed in, one after another, to save memory."""
+    lr: float = 2e-4
+    """Peak learning rate, at this batch size."""
+    warmup_epochs: float = 1
+    """Passes over which the learning rate rises from 0; then it falls to 0 by half a cosine."""
+    weight_decay: float = 0.0
+    """AdamW's, multiplied by the learning rate; biases, norms, positions and tokens are spared."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    clip: float = 0.0
+    """The global gradient norm above which gradients are scaled down to it; 0 never does."""
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    """Mixed precision; by default what `accelerate launch` was told."""
+    compile: bool = False
+    """Compile the backbone's blocks; pays on a GPU."""
+    seed: int = 0
+    workers: int = 0
+    """Processes that read images, for each training process. Images held in memory need none."""
+    threads: int = 0
+    """Threads of each process on a CPU; 0 shares out the cores."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: float = 0
+    """Passes between evaluations; 0 evaluates before and after only."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    resume: bool = False
+    """Go on from the folder's newest checkpoint that verifies; start if there is none."""
+    overwrite: bool = False
+    """Delete the run that is in the folder."""
+    log_with: tuple[str, ...] = ()
+    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
+
+    def check(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("warmup_epochs", "weight_decay", "clip", "workers", "threads", "evaluate_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must not be negative")
+
+
+# Everything decides what is computed unless it is listed here.
+FREE = frozenset(["out", "workers", "log_every", "save_every", "keep", "resume", "overwrite", "log_with"])
+WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
+
+
+def plain(value: Any) -> Any:
+    """JSON's view of a configuration, so that a saved one and a new one compare."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def configuration(config: Any) -> dict[str, Any]:
+    return plain(asdict(config))
+
+
+def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
+    keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+    changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
+    refused = [text for key, text in changed.items() if key not in WARNED]
+    if refused:
+        raise ValueError(
+            f"--resume would go on with another run: {'; '.join(refused)}. Give the old values, or start anew with "
+            f"another --out or --overwrite"
+        )
+    return list(changed.values())

@@ -1,0 +1,94 @@
+"""What a run consists of between two steps: into a checkpoint, and back."""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sslvit import checkpoint
+from sslvit.config import TrainConfig, check_unchanged, configuration
+
+
+@dataclass
+class Progress:
+    """Where a run is, and what it has summed up since the last line of its log. All of it is in a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    count: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: dict[str, float]) -> None:
+        self.count += 1
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+
+    def means(self) -> dict[str, float]:
+        means, self.sums, self.count = {name: s / self.count for name, s in self.sums.items()}, {}, 0
+        return means
+
+
+def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights, buffers and moments by name."""
+    tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
+    names = {parameter: name for name, parameter in objective.named_parameters()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{moment}": value for moment, value in moments.items()}
+    return tensors
+
+
+def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Strictly: every weight is there, and nothing is left over."""
+    weights = {name.removeprefix("objective."): t for name, t in tensors.items() if name.startswith("objective.")}
+    objective.load_state_dict(weights, strict=True)
+    left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
+    for name, parameter in objective.named_parameters():
+        prefix = f"optimizer.{name}."
+        mine = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
+        if mine:
+            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in mine.items()}
+    if left or len(weights) + sum(name.startswith("optimizer.") for name in tensors) != len(tensors):
+        raise ValueError(f"the checkpoint holds tensors that this run does not know: {sorted(left or tensors)[:5]}")
+
+
+def restore(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, accelerator: Accelerator
+) -> Progress:
+    """Where to begin: at the newest checkpoint that verifies if the run goes on, else at step 0."""
+    if not config.resume:
+        return Progress()
+    root = config.out / "checkpoints"
+    # The lead sets aside what does not verify; then everybody reads the same newest one.
+    found = checkpoint.restore(root) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        found = checkpoint.latest(root)
+    if found is None:
+        return Progress()
+    for warning in check_unchanged(found.state["config"], configuration(config)):
+        accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
+    restore_tensors(found.tensors, objective, optimizer)
+    if accelerator.scaler is not None and found.state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(found.state["scaler"])
+    return Progress(**found.state["progress"])
+
+
+def keep(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> bool:
+    """Saves a checkpoint; if that fails, training can go on to the next one, and this says so."""
+    saved = True
+    if accelerator.is_main_process:
+        scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
+        tensors = training_tensors(objective, optimizer)
+        try:
+            checkpoint.save(config.out / "checkpoints", progress.step, tensors, state, keep=config.keep)
+        except checkpoint.SaveFailed as error:
+            saved = False
+            accelerator.print(f"warning: {error}. Training goes on; the next try is in {config.save_every} steps")
+    return saved

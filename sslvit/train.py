@@ -1,0 +1,211 @@
+"""The one loop: a source gives images, views and the objective make a loss of them, and the loss moves the weights.
+
+Everything that changes during training is a function of the step: the learning rate, the order of the images, every
+random number. So a checkpoint is weights, moments and a step, and a restart goes on bit for bit.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sslvit import distributed, optim, schedule
+from sslvit.config import TrainConfig, configuration
+from sslvit.data.loader import Loaded, Row, load
+from sslvit.data.source import Source
+from sslvit.errors import CannotWrite, Diverged, Preempted
+from sslvit.model_folder import save_backbone
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.resume import Progress, keep, restore
+from sslvit.run_folder import RunFolder
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+Views = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+PATIENCE = 3  # non-finite steps in a row, or failed saves in a row, before a run stops
+
+
+def pretrain(
+    objective: Objective,
+    source: Source,
+    views: Views,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    evaluate: Evaluate | None = None,
+) -> list[dict[str, Any]]:
+    """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
+    config.check()
+    steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
+    row = Row(
+        source,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        seed=config.seed,
+    )
+    with RunFolder(config.out, config.resume, config.overwrite, accelerator) as folder:
+        objective.to(accelerator.device)
+        optimizer = optim.adamw(optim.parameter_groups(objective, config.weight_decay), config.betas)
+        now = restore(objective, optimizer, config, accelerator)
+        if now.step < steps:
+            folder.describe(configuration(config), images=len(source), source=source.name, steps=steps)
+            folder.open_log(now.step, config.log_with, configuration(config))
+            train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, folder)
+            if accelerator.is_main_process:
+                about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
+                save_backbone(objective.backbone, config.out / "model", about | {"data": source.name})
+            accelerator.end_training()
+        accelerator.wait_for_everyone()
+        return folder.evaluations()
+
+
+def train(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    row: Row,
+    views: Views,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    evaluate: Evaluate | None,
+    now: Progress,
+    steps: int,
+    folder: RunFolder,
+) -> None:
+    """The steps from now.step on."""
+    size = len(row.source)
+    if config.compile:
+        for block in objective.backbone.blocks:
+            block.compile()
+    model, prepared = accelerator.prepare(objective, optimizer)
+    pin = accelerator.device.type == "cuda"
+    parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
+    if evaluate and now.step == 0:
+        folder.log(0, evaluate(objective.backbone))
+    asked, bad, failed, clock = stop_signals(), 0, 0, time.perf_counter()
+    bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
+    for step in range(now.step, steps):
+        progress = step / steps
+        for group in optimizer.param_groups:
+            share = config.warmup_epochs / config.epochs
+            group["lr"] = schedule.warmup_cosine(progress, config.lr, warmup=min(share, 1.0))
+        values = gradients(model, parts, views, progress, config, accelerator)
+        # One collective a step: every process sees the same means, and whether any was asked to stop.
+        values = distributed.all_means(values | {"stop": float(bool(asked))})
+        stop = values.pop("stop") > 0
+        if math.isfinite(values["loss"]) and (math.isfinite(values["gradient_norm"]) or accelerator.scaler):
+            prepared.step()  # under fp16 the scaler itself skips a step whose gradients overflowed
+            objective.after_step(progress)
+            bad = 0
+        else:
+            bad += 1
+        prepared.zero_grad()
+        if bad == PATIENCE:
+            raise Diverged(
+                f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
+                f"changed no weight; the checkpoints in {config.out} are good. Try a smaller --lr or --clip 1"
+            )
+        now.step, last = step + 1, step + 1 == steps
+        now.add(values)
+        bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+        bar.update(config.batch_size)
+        line: dict[str, Any] = {}
+        if now.step % config.log_every == 0 or last or stop:
+            now.seconds += time.perf_counter() - clock
+            line = {"epoch": now.step * config.batch_size / size, "lr": optimizer.param_groups[0]["lr"]}
+            line |= now.means() | {"seconds": now.seconds}
+            clock = time.perf_counter()
+        if evaluate and (last or due(now.step, config, size)):
+            line |= evaluate(objective.backbone)
+            clock = time.perf_counter()
+        if line:
+            folder.log(now.step, line)
+        if now.step % config.save_every == 0 or last or stop:
+            failed = 0 if keep(objective, optimizer, now, config, accelerator) else failed + 1
+            if failed == PATIENCE:
+                raise CannotWrite(
+                    f"{PATIENCE} checkpoints in a row could not be written to {config.out}: see the warnings above"
+                )
+        if stop and not last:
+            raise Preempted(
+                f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
+            )
+    bar.close()
+
+
+def gradients(
+    model: nn.Module,
+    parts: Iterator[Loaded],
+    views: Views,
+    progress: float,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """The gradients of one step, over all its parts; returns the means of its metrics."""
+    sums: dict[str, Tensor] = {}
+    for part in range(config.accumulation):
+        samples, view_key, slot_key = to_device(next(parts), accelerator.device)
+        batch = Batch(views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
+        last = part + 1 == config.accumulation
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss, metrics = model(batch, progress)
+            accelerator.backward(loss / config.accumulation)
+        for name, value in ({"loss": loss.detach()} | metrics).items():
+            sums[name] = sums.get(name, 0) + value.float() / config.accumulation
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return sums | {"gradient_norm": accelerator.clip_grad_norm_(parameters, config.clip or math.inf)}
+
+
+def to_device(loaded: Loaded, device: torch.device) -> Loaded:
+    def move(value: Tensor | None) -> Tensor | None:
+        return value if value is None else value.to(device, non_blocking=True)
+
+    samples = loaded.samples._replace(
+        **{name: move(getattr(loaded.samples, name)) for name in ("pixels", "extents", "labels")}
+    )
+    return Loaded(samples, move(loaded.view_key), move(loaded.slot_key))
+
+
+def due(step: int, config: TrainConfig, size: int) -> bool:
+    """Whether this step completes another evaluate_every passes."""
+    if not config.evaluate_every:
+        return False
+    every = config.evaluate_every * size / config.batch_size
+    return int(step / every) > int((step - 1) / every)
+
+
+def stop_signals() -> list[int]:
+    """Collects the signals that ask a run to stop, which it does at the end of its step; a second one stops it now."""
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked:
+            sys.exit(128 + number)
+        asked.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, on_signal)
+    return asked
+
+
+def progress_bar(shown: bool, start: int, total: int) -> tqdm:
+    """Images done, images a second and time left; a line now and then where stderr is not a terminal."""
+    seconds = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=total,
+        initial=start,
+        desc="pretraining",
+        unit=" images",
+        unit_scale=True,
+        mininterval=seconds,
+        maxinterval=seconds,
+        dynamic_ncols=True,
+        disable=not shown,
+    )

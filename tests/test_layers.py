@@ -1,0 +1,103 @@
+"""Imports point down, and importing sslvit stays light. Read with ast, so lazy imports count too."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sslvit"
+RECIPES = PACKAGE.parent / "recipes"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each part with its layer: a file may import from lower layers, and from its own part.
+LAYERS = {
+    "errors": 0, "rng": 0, "schedule": 0, "masking": 1, "ema": 0, "distributed": 0, "durable": 0,
+    "positions": 1, "init": 1, "blocks": 2, "vit": 3, "resnet": 3,
+    "data": 2,
+    "objectives": 4,
+    "optim": 4, "checkpoint": 4, "model_folder": 4, "run_folder": 5, "health": 5,
+    "evaluate": 6,
+    "config": 4, "resume": 5, "train": 6,
+    "weights": 5, "analysis": 6, "report": 7,
+}  # fmt: skip
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of what a file imports, `from sslvit import rng` as sslvit.rng."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            whole = node.module == "sslvit" or (PACKAGE.parent / node.module.replace(".", "/")).is_dir()
+            names += [f"{node.module}.{alias.name}" for alias in node.names] if whole else [node.module]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    mine = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if mine in ("__init__", "__main__"):
+        return
+    for name in imports(path):
+        if name.startswith("sslvit."):
+            other = part(name)
+            assert other == mine or LAYERS[other] < LAYERS[mine] or {mine, other} == {"vit", "resnet"}, f"{mine} imports {name}"
+
+
+def test_no_objective_imports_another():
+    for path in (PACKAGE / "objectives").glob("*.py"):
+        others = {name for name in imports(path) if name.startswith("sslvit.objectives.")}
+        assert others <= {"sslvit.objectives.objective"}, path
+
+
+def test_data_knows_no_model():
+    for path in (PACKAGE / "data").rglob("*.py"):
+        assert not {"vit", "resnet", "blocks", "objectives", "train"} & {part(n) for n in imports(path) if n.startswith("sslvit")}, path
+
+
+def test_accelerate_and_the_command_line_stay_where_they_belong():
+    allowed = {"train", "resume", "distributed", "evaluate", "run_folder"}
+    for path in FILES:
+        names = {name.split(".")[0] for name in imports(path)}
+        assert "tyro" not in names, path
+        if "accelerate" in names:
+            assert path.relative_to(PACKAGE).with_suffix("").parts[0] in allowed, path
+
+
+def test_nothing_imports_a_recipe_and_a_recipe_stays_short():
+    for path in [*FILES, *RECIPES.glob("*.py"), *Path(__file__).parent.glob("*.py")]:
+        assert not any(name.split(".")[0] == "recipes" for name in imports(path)), path
+
+
+def test_importing_sslvit_is_light():
+    code = (
+        "import sys, sslvit, sslvit.vit, sslvit.rng, sslvit.objectives.mpp;"
+        "print([m for m in ('torchvision', 'datasets', 'timm', 'transformers', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_unpickled_or_executed():
+    """No pickle, no eval, no exec, no shell, and torch.load only with weights_only=True."""
+    for path in [*FILES, *RECIPES.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                assert not {"pickle", "dill", "cloudpickle", "joblib"} & {n.split(".")[0] for n in names}, path
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert call not in ("eval", "exec", "os.system", "yaml.load"), f"{path}: {call}"
+                assert options.get("shell") != "True", path
+                assert options.get("allow_pickle") != "True", path
+                if call == "torch.load":
+                    assert options.get("weights_only") == "True", path

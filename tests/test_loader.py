@@ -1,0 +1,91 @@
+"""The row of images: each once an epoch, the same for any number of processes, parts and workers."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from sslvit import rng
+from sslvit.data.loader import Row, epoch_order, load, row
+from sslvit.data.source import ArraySource
+
+
+def numbered(size: int) -> ArraySource:
+    """A source whose image i is filled with i, labelled i."""
+    pixels = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8)
+    return ArraySource("numbered", pixels, labels=np.arange(size))
+
+
+def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[Row]:
+    options = {"batch_size": batch_size, "accumulation": accumulation, "processes": processes, "seed": seed}
+    return [Row(source, rank=rank, **options) for rank in range(processes)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 20, 37])
+def test_every_epoch_shows_every_image_once(size):
+    ids, epochs = row(0, size, 0, 3 * size)
+    for epoch in range(3):
+        assert torch.equal(ids[epochs == epoch].sort().values, torch.arange(size))
+        assert torch.equal(ids[epochs == epoch], epoch_order(0, epoch, size))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [epoch_order(seed, epoch, 50) for seed in range(3) for epoch in range(3)]
+    assert len(torch.stack(orders).unique(dim=0)) == 9
+
+
+def test_the_row_can_be_entered_anywhere():
+    whole, _ = row(3, 10, 0, 45)
+    for start in range(0, 45, 7):
+        assert torch.equal(row(3, 10, start, 45)[0], whole[start:])
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 8)])
+def test_processes_and_parts_share_the_same_global_batch(processes, accumulation):
+    source = numbered(20)
+    whole = [rows(source)[0][step] for step in range(6)]
+    split = rows(source, processes, accumulation)
+    for step, expected in enumerate(whole):
+        parts = [r[step * accumulation + part] for r in split for part in range(accumulation)]
+        for field in ("pixels", "extents", "ids", "labels"):
+            assert torch.equal(torch.cat([getattr(p.samples, field) for p in parts]), getattr(expected.samples, field))
+        assert torch.equal(torch.cat([p.view_key for p in parts]), expected.view_key)
+        assert torch.equal(torch.cat([p.slot_key for p in parts]), expected.slot_key)
+
+
+@pytest.mark.parametrize("size_of_world", [2**i for i in range(8)])
+def test_sample_ids_agree_for_world_sizes_up_to_128(size_of_world):
+    source = numbered(200)
+    expected = row(5, 200, 256, 512)[0]
+    got = torch.cat([r[1].samples.ids for r in rows(source, size_of_world, batch_size=256)])
+    assert torch.equal(got, expected)
+
+
+def test_workers_change_nothing():
+    source = numbered(20)
+    expected = list(load(rows(source)[0], first_step=1, steps=7, workers=0, timeout=0, pin=False))
+    assert len(expected) == 6
+    for workers in (1, 2):
+        got = list(load(rows(source)[0], first_step=1, steps=7, workers=workers, timeout=30, pin=False))
+        for a, b in zip(chain(*expected), chain(*got), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, torch.Tensor))
+
+
+def test_view_keys_belong_to_the_sample_and_slot_keys_to_the_place():
+    loaded = rows(numbered(20))[0][1]
+    ids, epochs = row(5, 20, 8, 16)
+    assert torch.equal(loaded.view_key, rng.key(5, "views", epochs, ids))
+    assert torch.equal(loaded.slot_key, rng.key(5, "forward", 1, torch.arange(8)))
+    assert torch.equal(loaded.samples.labels, ids)
+
+
+def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
+    with pytest.raises(ValueError, match="batch_size 8 does not split into 3 processes x 1"):
+        rows(numbered(9), processes=3)
+
+
+def test_fewer_images_than_a_batch_wrap_into_the_next_epochs():
+    loaded = rows(numbered(3))[0][0]
+    assert torch.equal(loaded.samples.ids[:3].sort().values, torch.arange(3))
+    assert len(loaded.samples.ids) == 8
