@@ -1,0 +1,1 @@
+"""Images in, batches of views out. Nothing here knows a model."""

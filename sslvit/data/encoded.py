@@ -1,0 +1,100 @@
+"""Images that are decoded as they are read: in the loader's workers, at reduced size, onto a canvas of one size."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sslvit.data.image import MAX_PIXELS, BadImage, fitted, measure, open_image
+from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
+from sslvit.errors import DataError
+
+TRIES = 1000  # substitutes tried for one bad image before the set is called unusable
+
+
+class Store(Protocol):
+    """Encoded images by number, wherever they lie."""
+
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+    fingerprint: str
+    version: str  # changes with the files' times too
+
+    def __len__(self) -> int: ...
+
+    def where(self, id: int) -> str: ...  # for people
+
+    def read(self, id: int, max_pixels: int) -> bytes: ...  # or BadImage
+
+
+class EncodedSource(Source):
+    """Decodes what a store holds. An image larger than the canvas is scaled down to lie within it, whole."""
+
+    def __init__(
+        self, store: Store, *, name: str, canvas: tuple[int, int], channels: int = 3, max_pixels: int = MAX_PIXELS
+    ):
+        self.store, self.name, self.canvas = store, name, canvas
+        self.channels, self.max_pixels = channels, max_pixels
+        self.labels, self.classes, self.fingerprint = store.labels, store.classes, store.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def image(self, id: int) -> torch.Tensor:
+        """One image, or BadImage: c h w"""
+        data = self.store.read(id, self.max_pixels)
+        return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas)
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        pixels = torch.zeros(len(ids), self.channels, *self.canvas, dtype=torch.uint8)
+        extents = torch.empty(len(ids), 2, dtype=torch.int64)
+        shown, bad = ids.copy(), []
+        for slot, id in enumerate(ids.tolist()):
+            try:
+                image = self.image(id)
+            except BadImage as error:
+                shown[slot], image = self._substitute(id)
+                bad.append(Bad(id, self.store.where(id), str(error), int(shown[slot])))
+            _, height, width = image.shape
+            pixels[slot, :, :height, :width] = image
+            extents[slot] = torch.tensor((height, width))
+        return Samples(
+            pixels=pixels,
+            extents=extents,
+            ids=torch.from_numpy(ids.copy()),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[shown]),
+            bad=tuple(bad),
+        )
+
+    def _substitute(self, id: int) -> tuple[int, torch.Tensor]:
+        tried = 0
+        for other in substitutes(id, len(self)):
+            try:
+                return other, self.image(other)
+            except BadImage as error:
+                tried += 1
+                last = error
+            if tried == TRIES:
+                break
+        raise DataError(
+            f"{self.name}: image {id} and {tried:,} others in its place cannot be used"
+            + (f", the last because: {last}" if tried else "")
+        )
+
+
+def sample_ids(size: int, count: int) -> np.ndarray:
+    """At most count ids spread evenly over the set."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
+
+
+def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The box, or less where the images, by a sample, all have one size: padding costs time in every later step."""
+    sizes = set()
+    for id in sample_ids(len(store), 64).tolist():
+        try:
+            _, _, height, width = measure(store.read(id, max_pixels), max_pixels)
+        except BadImage:
+            continue
+        sizes.add(fitted(height, width, box))
+    return sizes.pop() if len(sizes) == 1 else box

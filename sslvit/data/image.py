@@ -1,0 +1,222 @@
+"""Bytes to pixels: the only place that opens an image.
+
+Six formats, told by their first bytes and never by the file's name: JPEG, PNG, WebP, BMP, GIF and TIFF. Pillow would
+open some forty, among them EPS, which runs Ghostscript. A size beyond the pixel budget is refused from the header,
+before anything is decoded. The rules that turn a file into RGB or grey:
+
+- rotated as its EXIF orientation says, as viewers show it
+- several frames or pages: the first
+- alpha and transparent colours: laid on WHITE
+- palettes are looked up, 1 bit becomes 0 and 255
+- 12 and 16 bits are scaled to 8, white to white, where Pillow's own conversion clips at 255
+- floats must lie in [0, 1]. Anything else, NaN too, is refused: no rule that looks at one image's values keeps the
+  brightness of two images comparable. 32-bit integers have no agreed white and are refused likewise
+- CMYK by (1 - ink)(1 - black), no colour profile; a JPEG's inks are inverted when its Adobe marker is there
+- LAB by the sRGB profile; other colour profiles are ignored, as torchvision and every published recipe do
+- grey from colour is ITU-R 601 luma, as in Pillow
+
+A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. Bit
+rot inside a JPEG is not detectable at all; the promise there is only that nothing crashes.
+"""
+
+import os
+import stat
+from io import BytesIO
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+
+MAX_PIXELS = 64_000_000
+WHITE = 255  # what alpha is laid on
+BYTES_A_PIXEL = 4  # a file larger than this share of the pixel budget is refused unread
+
+ORIENTATION = 0x0112
+TURNS = {  # the EXIF orientation says how the camera was held; each of these undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+
+
+class BadImage(ValueError):
+    """Why one image cannot be used, in words fit for a log line."""
+
+
+def open_image(
+    data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS, fit: tuple[int, int] | None = None
+) -> Tensor:
+    """An image file's pixels as uint8, scaled down to lie within fit = (height, width) if it is larger: c H W"""
+    if channels not in (1, 3):
+        raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
+    image = _open(data, max_pixels)
+    # Pillow turns TIFF files by itself while loading, and reports their size as turned.
+    turn = None if isinstance(image, TiffImagePlugin.TiffImageFile) else TURNS.get(_orientation(image))
+    height, width = (image.height, image.width) if turn is None or turn in _KEEP_SHAPE else (image.width, image.height)
+    target = None if fit is None else fitted(height, width, fit)
+    try:
+        if target is not None and target != (height, width):
+            # A JPEG's cosine transform can be evaluated at 1/2, 1/4 or 1/8 of the size: cheaper than all of it.
+            image.draft(None, target if turn is not None and turn not in _KEEP_SHAPE else target[::-1])
+        image.load()
+        image = _flatten(image, "L" if channels == 1 else "RGB")
+        if turn is not None:
+            image = image.transpose(turn)
+        if target is not None and target != (image.height, image.width):
+            image = image.resize(target[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
+    except BadImage:
+        raise
+    except Exception as error:  # on hostile bytes decoders raise anything: struct.error, KeyError, MemoryError, ...
+        raise BadImage(_reason(error)) from error
+    pixels = torch.from_numpy(np.array(image))
+    return rearrange(pixels, "H W -> 1 H W") if channels == 1 else rearrange(pixels, "H W c -> c H W")
+
+
+_KEEP_SHAPE = {TURNS[2], TURNS[3], TURNS[4]}
+
+
+def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
+    """The size of an image scaled down, never up, to lie within box = (height, width), its shape kept."""
+    scale = min(1.0, box[0] / height, box[1] / width)
+    return min(box[0], max(1, round(height * scale))), min(box[1], max(1, round(width * scale)))
+
+
+def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str, int, int]:
+    """(format, Pillow mode, height, width as shown) from the header, nothing decoded."""
+    image = _open(data, max_pixels)
+    turned = _orientation(image) in (5, 6, 7, 8) and not isinstance(image, TiffImagePlugin.TiffImageFile)
+    height, width = (image.width, image.height) if turned else (image.height, image.width)
+    return image.format, image.mode, height, width
+
+
+def read_file(path: str | bytes, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of a regular file. Opening a FIFO would wait for ever, and a device may do anything."""
+    limit = BYTES_A_PIXEL * max_pixels
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage(f"not a regular file but a {_kind(status.st_mode)}")
+        if status.st_size > limit:
+            raise BadImage(f"{status.st_size:,} bytes > limit {limit:,}")
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadImage("not a regular file")
+            return file.read(limit + 1)
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile:
+    """The file with its header read, by the class its first bytes name. Image.open would try by extension-free
+    sniffing too, but only warns of bombs up to 179 million pixels."""
+    if not data:
+        raise BadImage("empty file")
+    opener = _format(data)
+    if opener is None:
+        raise BadImage(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
+    try:
+        image = opener(BytesIO(data))
+    except Exception as error:  # as above
+        raise BadImage(_reason(error)) from error
+    if image.width * image.height > max_pixels:
+        raise BadImage(f"{image.width * image.height:,} px > limit {max_pixels:,}")
+    if image.width < 1 or image.height < 1:
+        raise BadImage(f"size {image.width} x {image.height}")
+    return image
+
+
+def _format(data: bytes) -> type[ImageFile] | None:
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImagePlugin.GifImageFile
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return TiffImagePlugin.TiffImageFile
+    return BmpImagePlugin.BmpImageFile if data.startswith(b"BM") else None
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be decoded: {error or type(error).__name__}"
+
+
+def _orientation(image: ImageFile) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF does not make the picture bad; viewers show such files unturned
+        return 1
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and drops alpha."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(image)
+    elif image.mode == "F":
+        image = _from_floats(image)
+    elif image.mode == "I":
+        raise BadImage(
+            "32-bit or signed integers have no agreed white: store 8 or 16 unsigned bits, or floats in [0, 1]"
+        )
+    elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
+    elif image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
+        ground.paste(image, mask=image.getchannel("A"))
+        image = ground
+    if (
+        image.mode == "P"
+    ):  # straight to L would take the luma of a palette that may itself be grey: the same, but say RGB
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    white = 2**bits - 1
+    grey = (np.minimum(values, white) * 255 + white // 2) // white
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    if "transparency" in image.info:  # one value stands for transparent
+        grey[values == image.info["transparency"]] = WHITE
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 1):  # false for NaN as well
+        raise BadImage(f"floats must lie in [0, 1], these span {low:g} to {high:g}")
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))

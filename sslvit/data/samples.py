@@ -1,0 +1,162 @@
+"""What a source is: images by number. And the two that have nothing to decode: arrays, and the built-in shapes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from math import gcd
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import repeat
+from torch import Tensor
+
+from sslvit.data import shapes
+
+
+class Bad(NamedTuple):
+    """An image that cannot be used, and the one that stood in for it."""
+
+    id: int
+    path: str
+    reason: str
+    substitute: int
+
+
+class Samples(NamedTuple):
+    pixels: Tensor  # uint8 b c H W: a canvas with the image in its top left corner, zero elsewhere
+    extents: Tensor  # int64 b 2: the height and width of the image on the canvas
+    ids: Tensor  # int64 b: as asked for, also where a substitute stands in, because ids key all randomness
+    labels: Tensor | None  # int64 b: of the image that is shown
+    bad: tuple[Bad, ...] = ()
+
+
+class Source(ABC):
+    """Images 0 .. len - 1. It travels to loader workers by pickle, so it holds files by name, not open."""
+
+    name: str  # for the run's records
+    channels: int
+    canvas: tuple[int, int]  # height, width of what read returns
+    labels: np.ndarray | None  # int64, one an image
+    classes: tuple[str, ...] | None  # the labels' names
+    fingerprint: str  # changes when the set does
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, ids: np.ndarray) -> Samples: ...
+
+
+def substitutes(id: int, size: int) -> Iterator[int]:
+    """Who stands in for a bad image: every other id once, in an order that depends on the id alone.
+
+    Steps of about the golden section of the set, so that a damaged folder or shard does not offer its own neighbours.
+    """
+    step = next(step for step in range(max(1, round(size * 0.618)), 2 * size) if gcd(step, size) == 1)
+    return ((id + turn * step) % size for turn in range(1, size))
+
+
+def check_ids(ids: np.ndarray, size: int) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.dtype != np.int64 or ids.ndim != 1:
+        raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {ids.shape}")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        raise ValueError(f"ids {ids.min()} to {ids.max()} of a source of {size} images")
+    return ids
+
+
+class Mapped(NamedTuple):
+    """A uint8 array n c H W inside a file, mapped into memory by every process that reads it."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, int, int, int]
+
+
+class ArraySource(Source):
+    """Images of one size in one uint8 array n c H W, in memory or mapped from a file. Reading is one gather."""
+
+    def __init__(
+        self,
+        pixels: np.ndarray | Mapped,
+        *,
+        name: str,
+        fingerprint: str,
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] | None = None,
+        bad: dict[int, tuple[str, str]] | None = None,  # id -> path, reason
+    ):
+        if isinstance(pixels, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim != 4):
+            raise ValueError(f"pixels are uint8 n c H W, not {pixels.dtype} of shape {pixels.shape}")
+        size, self.channels, *canvas = pixels.shape
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{len(labels)} labels for {size} images")
+        self.canvas = tuple(canvas)
+        self.name, self.fingerprint, self.labels, self.classes = name, fingerprint, labels, classes
+        self.bad = bad or {}
+        self._stored, self._array = pixels, None
+
+    def __getstate__(self) -> dict:
+        # A mapped array would be pickled as its whole content.
+        return self.__dict__ | {"_array": None}
+
+    @property
+    def pixels(self) -> np.ndarray:
+        if self._array is None:
+            stored = self._stored
+            if isinstance(stored, Mapped):
+                stored = np.memmap(stored.file, np.uint8, "r", stored.offset, stored.shape)
+            self._array = np.asarray(stored)
+        return self._array
+
+    def __len__(self) -> int:
+        return self._stored.shape[0]
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        shown, bad = ids, ()
+        if self.bad:
+            bad = tuple(Bad(id, *self.bad[id], self._substitute(id)) for id in ids.tolist() if id in self.bad)
+            shown = ids.copy()
+            for line in bad:
+                shown[ids == line.id] = line.substitute
+        return Samples(
+            pixels=torch.from_numpy(self.pixels[shown]),
+            extents=repeat(torch.tensor(self.canvas), "two -> b two", b=len(ids)),
+            ids=torch.from_numpy(ids.copy()),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[shown]),
+            bad=bad,
+        )
+
+    def _substitute(self, id: int) -> int:
+        return next(other for other in substitutes(id, len(self)) if other not in self.bad)
+
+
+class ShapesSource(Source):
+    """The built-in set, drawn as it is read. Ids are counted from `first`, so that two splits share no image."""
+
+    channels = 3
+
+    def __init__(self, size: int, *, image_size: int, first: int, by: str):
+        ids = torch.arange(first, first + size)
+        self.first, self.image_size = first, image_size
+        self.canvas = (image_size, image_size)
+        label = {"shape": shapes.shape_label, "texture": shapes.texture_label}[by]
+        self.labels = label(ids).numpy()
+        self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
+        self.name = f"shapes ({size:,} labelled by {by})"
+        self.fingerprint = f"shapes:{first}+{size}@{image_size}"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        asked = torch.from_numpy(ids.copy())
+        return Samples(
+            pixels=shapes.make(asked + self.first, self.image_size),
+            extents=repeat(torch.tensor(self.canvas), "two -> b two", b=len(ids)),
+            ids=asked,
+            labels=torch.from_numpy(self.labels[ids]),
+        )
