@@ -1,4 +1,4 @@
-"""Masked patch prediction, the ViT paper's self-supervised objective (https://arxiv.org/abs/2010.11929, appendix B.1.2).
+"""Masked patch prediction, the ViT paper's self-supervised objective (https://arxiv.org/abs/2010.11929, B.1.2).
 
     accelerate launch recipes/mpp.py                                   the built-in images
     accelerate launch recipes/mpp.py --data folder:/my/images --image_size 224 --model S/16

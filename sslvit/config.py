@@ -20,14 +20,20 @@ class TrainConfig:
     """Parts that a process's share of a batch is computed in, one after another, to save memory."""
     lr: float = 2e-4
     """Peak learning rate, at this batch size."""
+    final_lr: float = 0.0
+    """Where the learning rate ends."""
     warmup_epochs: float = 1
-    """Passes over which the learning rate rises from 0; then it falls to 0 by half a cosine."""
+    """Passes over which the learning rate rises from 0; then it falls by half a cosine."""
     weight_decay: float = 0.0
-    """AdamW's, multiplied by the learning rate; biases, norms, positions and tokens are spared."""
+    """AdamW's, multiplied by the learning rate; what is spared is the objective's custom."""
+    final_weight_decay: float | None = None
+    """Where the weight decay ends, by half a cosine; by default it stays."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's."""
     clip: float = 0.0
     """The global gradient norm above which gradients are scaled down to it; 0 never does."""
+    clip_each: float = 0.0
+    """The same for each parameter by itself, as DINO does; 0 never does."""
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Mixed precision; by default what `accelerate launch` was told."""
     compile: bool = False
@@ -35,6 +41,8 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0
     """Processes that read images, for each training process. Images held in memory need none."""
+    max_bad: float = 0.01
+    """The share of images that may be unreadable: they are named in bad_images.jsonl and replaced by others."""
     threads: int = 0
     """Threads of each process on a CPU; 0 shares out the cores."""
     log_every: int = 10
@@ -56,13 +64,22 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup_epochs", "weight_decay", "clip", "workers", "threads", "evaluate_every"):
+        for name in (
+            "final_lr",
+            "warmup_epochs",
+            "weight_decay",
+            "clip",
+            "clip_each",
+            "workers",
+            "threads",
+            "evaluate_every",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must not be negative")
 
 
 # Everything decides what is computed unless it is listed here.
-FREE = frozenset(["out", "workers", "log_every", "save_every", "keep", "resume", "overwrite", "log_with"])
+FREE = frozenset(["out", "max_bad", "workers", "log_every", "save_every", "keep", "resume", "overwrite", "log_with"])
 WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
 
 

@@ -19,7 +19,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     kernels = [p for name, p in trainable if decays(name, p)]
     others = [p for name, p in trainable if not decays(name, p)]
-    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [
+        {"params": kernels, "weight_decay": weight_decay, "decays": True},
+        {"params": others, "weight_decay": 0.0, "decays": False},
+    ]
 
 
 def adamw(groups: Iterable[dict], betas: tuple[float, float]) -> torch.optim.AdamW:

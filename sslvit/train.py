@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslvit import distributed, optim, schedule
-from sslvit.config import TrainConfig, configuration
+from sslvit.config import TrainConfig
 from sslvit.data.loader import Loaded, Row, load
 from sslvit.data.source import Source
 from sslvit.errors import CannotWrite, Diverged, Preempted
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.records import BadImages, Log, check_trackers, evaluations
 from sslvit.resume import Progress, keep, restore
-from sslvit.run_folder import RunFolder
+from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 Views = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
@@ -42,6 +43,13 @@ def pretrain(
 ) -> list[dict[str, Any]]:
     """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
     config.check()
+    if config.log_with:
+        check_trackers(config.log_with)
+    if objective.couples_samples and config.accumulation > 1:
+        raise ValueError(
+            f"--accumulation {config.accumulation}: the loss of {type(objective).__name__} compares the images of "
+            f"a batch with each other, so computing it in parts would change it. Use more processes, or a smaller batch"
+        )
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = Row(
         source,
@@ -51,20 +59,22 @@ def pretrain(
         processes=accelerator.num_processes,
         seed=config.seed,
     )
-    with RunFolder(config.out, config.resume, config.overwrite, accelerator) as folder:
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
+        accelerator.wait_for_everyone()
         objective.to(accelerator.device)
         optimizer = optim.adamw(optim.parameter_groups(objective, config.weight_decay), config.betas)
         now = restore(objective, optimizer, config, accelerator)
         if now.step < steps:
-            folder.describe(configuration(config), images=len(source), source=source.name, steps=steps)
-            folder.open_log(now.step, config.log_with, configuration(config))
-            train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, folder)
+            log = Log(config, accelerator, now.step, {"images": len(source), "source": source.name, "steps": steps})
+            train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
             if accelerator.is_main_process:
                 about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
                 save_backbone(objective.backbone, config.out / "model", about | {"data": source.name})
             accelerator.end_training()
         accelerator.wait_for_everyone()
-        return folder.evaluations()
+        return evaluations(config.out / "metrics.jsonl")
 
 
 def train(
@@ -77,7 +87,7 @@ def train(
     evaluate: Evaluate | None,
     now: Progress,
     steps: int,
-    folder: RunFolder,
+    log: Log,
 ) -> None:
     """The steps from now.step on."""
     size = len(row.source)
@@ -88,21 +98,20 @@ def train(
     pin = accelerator.device.type == "cuda"
     parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
     if evaluate and now.step == 0:
-        folder.log(0, evaluate(objective.backbone))
+        log.write(0, evaluate(objective.backbone))
+    unusable = BadImages(config.out / "bad_images.jsonl", size, config.max_bad)
     asked, bad, failed, clock = stop_signals(), 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
-        for group in optimizer.param_groups:
-            share = config.warmup_epochs / config.epochs
-            group["lr"] = schedule.warmup_cosine(progress, config.lr, warmup=min(share, 1.0))
-        values = gradients(model, parts, views, progress, config, accelerator)
+        set_rates(optimizer, progress, config)
+        values = gradients(model, parts, views, progress, config, accelerator, unusable)
         # One collective a step: every process sees the same means, and whether any was asked to stop.
         values = distributed.all_means(values | {"stop": float(bool(asked))})
         stop = values.pop("stop") > 0
         if math.isfinite(values["loss"]) and (math.isfinite(values["gradient_norm"]) or accelerator.scaler):
             prepared.step()  # under fp16 the scaler itself skips a step whose gradients overflowed
-            objective.after_step(progress)
+            objective.after_step((step + 1) / steps)
             bad = 0
         else:
             bad += 1
@@ -114,7 +123,8 @@ def train(
             )
         now.step, last = step + 1, step + 1 == steps
         now.add(values)
-        bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+        unreadable = f", {len(unusable.seen)} unreadable images" if unusable.seen else ""
+        bar.set_postfix_str(f"loss {values['loss']:.4f}{unreadable}", refresh=False)
         bar.update(config.batch_size)
         line: dict[str, Any] = {}
         if now.step % config.log_every == 0 or last or stop:
@@ -126,7 +136,7 @@ def train(
             line |= evaluate(objective.backbone)
             clock = time.perf_counter()
         if line:
-            folder.log(now.step, line)
+            log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
             failed = 0 if keep(objective, optimizer, now, config, accelerator) else failed + 1
             if failed == PATIENCE:
@@ -147,11 +157,14 @@ def gradients(
     progress: float,
     config: TrainConfig,
     accelerator: Accelerator,
+    unusable: BadImages,
 ) -> dict[str, Tensor]:
     """The gradients of one step, over all its parts; returns the means of its metrics."""
     sums: dict[str, Tensor] = {}
     for part in range(config.accumulation):
         samples, view_key, slot_key = to_device(next(parts), accelerator.device)
+        if samples.bad:
+            unusable.see(samples.bad)
         batch = Batch(views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(model):
@@ -159,8 +172,21 @@ def gradients(
             accelerator.backward(loss / config.accumulation)
         for name, value in ({"loss": loss.detach()} | metrics).items():
             sums[name] = sums.get(name, 0) + value.float() / config.accumulation
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return sums | {"gradient_norm": accelerator.clip_grad_norm_(parameters, config.clip or math.inf)}
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = accelerator.clip_grad_norm_(parameters, config.clip or math.inf)
+    if config.clip_each:
+        norms = torch._foreach_norm([p.grad for p in parameters])
+        torch._foreach_mul_([p.grad for p in parameters], [(config.clip_each / (n + 1e-6)).clamp(max=1) for n in norms])
+    return sums | {"gradient_norm": norm}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:
+    warmup = min(config.warmup_epochs / config.epochs, 1.0)
+    end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.warmup_cosine(progress, config.lr, warmup=warmup, end=config.final_lr)
+        if group["decays"]:
+            group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
 
 
 def to_device(loaded: Loaded, device: torch.device) -> Loaded:

@@ -14,7 +14,7 @@ from sslvit.data.source import ArraySource
 def numbered(size: int) -> ArraySource:
     """A source whose image i is filled with i, labelled i."""
     pixels = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8)
-    return ArraySource("numbered", pixels, labels=np.arange(size))
+    return ArraySource(pixels, name="numbered", fingerprint=f"numbered:{size}", labels=np.arange(size))
 
 
 def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[Row]:

@@ -28,8 +28,7 @@ def reference(objective: MPP, batch: Batch) -> torch.Tensor:
     weights = dict(objective.named_parameters())
     vit, (images,) = objective.backbone, batch.views
     p = vit.patch_size[0]
-    mean = torch.tensor(vit.mean_std[0], dtype=torch.float64)[:, None, None]
-    std = torch.tensor(vit.mean_std[1], dtype=torch.float64)[:, None, None]
+    mean, std = vit.mean.double(), vit.std.double()
     order = rng.permutation(rng.fold(batch.key, "corrupted"), math.prod(vit.grid))
     fate = rng.uniform(rng.fold(batch.key, "fate"), objective.count)
     other = rng.integers(rng.fold(batch.key, "other"), math.prod(vit.grid) - 1, objective.count)
@@ -98,7 +97,9 @@ def test_loss_and_gradients_equal_the_papers_text_in_float64(target, channels):
         strict=True,
     ):
         assert theirs.abs().max() > 0, name
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()), msg=f"{name} {p.shape}")
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()), msg=f"{name} {p.shape}"
+        )
 
 
 def test_exactly_half_of_the_patches_are_corrupted_80_10_10():
@@ -119,7 +120,8 @@ def test_exactly_half_of_the_patches_are_corrupted_80_10_10():
         # what was swapped in is a clean embedding of another patch of the same image
         image, place = swapped.nonzero()[0].tolist()
         source = (tokens[image] == out[image, place]).all(-1).nonzero().flatten()
-        assert len(source) == 1 and source.item() != place
+        assert len(source) == 1
+        assert source.item() != place
         counts["mask"] += int(masked.sum())
         counts["kept"] += int((is_chosen & same).sum())
         counts["other"] += int(swapped.sum())
@@ -201,7 +203,9 @@ def test_pixels_of_a_masked_patch_change_no_prediction():
     batch = batch_of(objective, b=8)
     chosen = rng.permutation(rng.fold(batch.key, "corrupted"), 16)[:, :8]
     fate, other = rng.uniform(rng.fold(batch.key, "fate"), 8), rng.integers(rng.fold(batch.key, "other"), 15, 8)
-    swapped_in = {(i, int((chosen[i, j] + 1 + other[i, j]) % 16)) for i in range(8) for j in range(8) if 0.8 <= fate[i, j] < 0.9}
+    swapped_in = {
+        (i, int((chosen[i, j] + 1 + other[i, j]) % 16)) for i in range(8) for j in range(8) if 0.8 <= fate[i, j] < 0.9
+    }
     images, changed = batch.views[0].clone(), 0
     for i in range(8):
         for j in range(8):

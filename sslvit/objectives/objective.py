@@ -19,10 +19,11 @@ class Objective(nn.Module, ABC):
 
     backbone: ViT  # what is evaluated and exported
     readout: Literal["cls", "mean"]  # what a probe should read, in training and offline alike
+    couples_samples = False  # whether the loss of an image depends on the others of its batch
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
 
     def after_step(self, progress: float) -> None:
-        """Called once after each optimizer step."""
+        """Called after each optimizer step that was taken, with the progress that the next one will have."""

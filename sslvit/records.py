@@ -1,0 +1,117 @@
+"""What a run writes down of itself: config.json, environment.json, metrics.jsonl, and the trackers asked for."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+
+from sslvit.config import TrainConfig, configuration
+from sslvit.data.samples import Bad
+from sslvit.errors import DataError
+from sslvit.run_folder import MetricsLog
+
+PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
+
+
+class Log:
+    """The run's records: config.json, environment.json, metrics.jsonl, and whatever trackers were asked for."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any]):
+        self.accelerator, self.trackers = accelerator, config.log_with
+        if self.trackers:
+            flat = {name: str(value) for name, value in configuration(config).items()}
+            accelerator.init_trackers("sslvit", flat)
+        if accelerator.is_main_process:
+            self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
+            texts = {"config.json": configuration(config), "environment.json": environment() | facts}
+            for name, content in texts.items():
+                (config.out / name).write_text(json.dumps(content, indent=1) + "\n")
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.metrics.write(step, values)
+        if self.trackers:
+            self.accelerator.log(values, step=step)
+
+
+class BadImages:
+    """`bad_images.jsonl`: each image that could not be used, once, with the reason. Too many of them stop the run."""
+
+    def __init__(self, path: Path, images: int, share: float):
+        self.path, self.allowed, self.images = path, share * images, images
+        self.seen = {json.loads(line)["id"] for line in path.read_text().splitlines()} if path.exists() else set()
+
+    def see(self, bad: tuple[Bad, ...]) -> None:
+        for image in bad:
+            if image.id not in self.seen:
+                self.seen.add(image.id)
+                # One write a line: processes that append to one file do not mix their lines.
+                with self.path.open("ab", buffering=0) as file:
+                    file.write((json.dumps(image._asdict()) + "\n").encode())
+        if len(self.seen) > self.allowed:
+            last = bad[-1]
+            raise DataError(
+                f"{len(self.seen)} of {self.images} images cannot be used, more than --max_bad allows; the last is "
+                f"{last.path!r}: {last.reason}. All are in {self.path}: mend or remove them, or raise --max_bad"
+            )
+
+
+def evaluations(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a log that hold an evaluation."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [line for line in lines if any(name.startswith("eval/") for name in line)]
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
+    installed = {str(tracker.value if isinstance(tracker, Enum) else tracker) for tracker in get_available_trackers()}
+    if set(names) - installed:
+        raise ValueError(f"--log_with {' '.join(names)}: of trackers, only {sorted(installed)} are installed")
+
+
+def environment() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [os.path.basename(sys.argv[0]), *map(_without_secrets, sys.argv[1:])],
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "commit": _commit(),
+    }
+
+
+def _without_secrets(word: str) -> str:
+    """A URL's user and password have no place in a record."""
+    scheme, found, rest = word.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if found else word
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the script that was started, with a + if its tree has changes."""
+    folder = os.path.dirname(os.path.abspath(sys.argv[0])) or "."
+    try:
+        git = ["git", "-C", folder, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
