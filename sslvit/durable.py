@@ -1,0 +1,149 @@
+"""Files and folders that a crash leaves either complete or invisible.
+
+The order is always the same: write into a `.tmp-` folder, fsync every file, fsync the folder, rename it to its real
+name, fsync the parent. What is to go is renamed to `.del-` first, so that nothing half deleted bears a real name.
+`.tmp-` and `.del-` entries that a killed process left behind are swept by the next one.
+
+Hash: xxh3_128. On the machine where it was chosen, 264 MB took 0.015 s, against 0.17 s for sha256 (a processor with
+SHA instructions; 0.99 s on one without), 0.34 s for blake2b, and 0.08 s for writing the file. It guards against
+accidents, not against attackers; neither would sha256, because who can change a file can change its manifest too.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from xxhash import xxh3_128
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20  # small enough that what was hashed is still in the cache when it is written
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | str]:
+    """Writes and fsyncs a new file, and returns its size and the hash of what was meant to be in it, in one pass.
+
+    Mode 0666 less the umask: safetensors' own writer makes files that only their owner can read.
+    """
+    digest, size = xxh3_128(), 0
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        for piece in pieces:
+            for start in range(0, len(piece), CHUNK):
+                chunk = memoryview(piece)[start : start + CHUNK]
+                digest.update(chunk)
+                size += len(chunk)
+                while chunk:  # a full disk accepts a part and refuses the rest with the next call
+                    chunk = chunk[os.write(fd, chunk) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return {"size": size, "xxh3_128": digest.hexdigest()}
+
+
+def fingerprint(path: Path) -> dict[str, int | str]:
+    """What `write` returned, from what can be read back."""
+    digest, size = xxh3_128(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "xxh3_128": digest.hexdigest()}
+
+
+def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, one tensor at a time, so that saving needs no second copy of the model.
+
+    Tensors that share memory are written once for each name. Wide dtypes come first, as in the reference
+    implementation, so that every tensor of a mapped file is aligned.
+    """
+    assert sys.byteorder == "little"
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or name == "__metadata__":
+            raise ValueError(f"tensor {name!r} ({tensor.dtype}, {tensor.layout}) has no place in a safetensors file")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        tensor = tensors[name].detach().cpu().contiguous()
+        yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names inside a folder survive a power loss."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not be told
+            raise
+    finally:
+        os.close(fd)
+
+
+def make_folder(path: Path) -> None:
+    """With its parents, so that they survive a power loss too."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def temporary(parent: Path, name: str) -> Path:
+    """A new, empty folder beside the place where it will be renamed to: elsewhere a rename might be a copy."""
+    folder = parent / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+    os.mkdir(folder)
+    return folder
+
+
+def discard(path: Path) -> None:
+    """Takes a file or folder out of sight and then deletes it. A failure is logged: it must not stop a run."""
+    trash = path.with_name(f".del-{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(path, trash)
+        delete(trash)
+    except OSError as error:
+        log.warning("%s could not be deleted: %s", path, error)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what a killed process left behind. Only for the one process that may write here."""
+    for path in folder.iterdir():
+        if path.name.startswith((".tmp-", ".del-")):
+            try:
+                delete(path)
+            except OSError as error:
+                log.warning("%s could not be deleted: %s", path, error)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, a link (not what it points to), or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
