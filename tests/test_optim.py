@@ -1,25 +1,56 @@
-"""Who decays: kernels do; biases, norms, positions and tokens do not."""
+"""Who decays, by the customs of the papers, and by how much."""
 
+import pytest
 import torch
 
 from sslvit.objectives.mpp import MPP
 from sslvit.optim import adamw, parameter_groups
 from sslvit.vit import ViT
 
+KERNELS = {
+    "head.weight",
+    "backbone.patch_embed.proj.weight",
+    *(f"backbone.blocks.0.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+}
+TOKENS = {f"backbone.{name}" for name in ("pos_embed", "pos_embed_x", "pos_embed_y", "cls_token", "reg_token")}
 
-def test_every_trainable_parameter_is_in_one_group_and_only_kernels_decay():
-    objective = MPP(ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1, registers=2, layer_scale=0.1))
-    objective.backbone.patch_embed.requires_grad_(False)
-    decayed, spared = parameter_groups(objective, 0.1)
-    names = {id(p): name for name, p in objective.named_parameters()}
-    assert {names[id(p)] for p in decayed["params"]} == {
-        "head.weight",
-        *(f"backbone.blocks.0.{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
-    }
+
+def objective() -> MPP:
+    sizes = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 1}
+    return MPP(ViT(**sizes, registers=2, layer_scale=0.1, position="learned_2d"))
+
+
+@pytest.mark.parametrize(
+    ("spares", "expected"), [("tokens_and_vectors", KERNELS), ("vectors", KERNELS | TOKENS), ("nothing", None)]
+)
+def test_what_is_spared_is_what_the_papers_code_spares(spares, expected):
+    mpp = objective()
+    names = {id(p): name for name, p in mpp.named_parameters()}
+    decayed, spared = parameter_groups(mpp, 0.1, spares=spares)
+    assert {names[id(p)] for p in decayed["params"]} == (set(names.values()) if expected is None else expected)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert (decayed["decays"], spared["decays"]) == (True, False)
+
+
+def test_a_two_dimensional_bias_is_a_bias_to_the_papers_that_look_at_names():
+    module = torch.nn.ModuleDict({"layer": torch.nn.Module()})
+    module["layer"].bias = torch.nn.Parameter(torch.zeros(2, 2))
+    assert [len(group["params"]) for group in parameter_groups(module, 0.1, spares="vectors")] == [0, 1]
+
+
+@pytest.mark.parametrize("spares", ["tokens_and_vectors", "vectors", "nothing"])
+def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one(spares):
+    mpp = objective()
+    mpp.backbone.patch_embed.requires_grad_(False)
+    decayed, spared = parameter_groups(mpp, 0.1, spares=spares)
     every = [*decayed["params"], *spared["params"]]
-    assert {id(p) for p in every} == {id(p) for p in objective.parameters() if p.requires_grad}
+    assert {id(p) for p in every} == {id(p) for p in mpp.parameters() if p.requires_grad}
     assert len(every) == len({id(p) for p in every})
+
+
+def test_an_unknown_custom_is_refused():
+    with pytest.raises(ValueError, match="everything"):
+        parameter_groups(objective(), 0.1, spares="everything")
 
 
 def test_decay_is_multiplied_by_the_learning_rate():
