@@ -3,16 +3,19 @@
 import gzip
 import hashlib
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
+from numpy.lib import format as npy
 
+from sslvit.data.labels import Labels, no_labels, number
 from sslvit.data.samples import ArraySource, Mapped
 from sslvit.errors import DataError, NoInput
 
-# http://yann.lecun.com/exdb/mnist: two zero bytes, the type (8: uint8), the number of axes, the axes as big-endian uint32.
-UINT8 = 8
+UINT8 = 8  # idx files: two zero bytes, the type, the number of axes, then the axes as big-endian uint32
 IDX_STEMS = {"train": ("train",), "test": ("t10k", "test")}
 
 
@@ -26,20 +29,45 @@ def open_idx(folder: Path, split: str) -> ArraySource:
             f"idx:{folder} has no images of the {split} split: expected a file like "
             f"{IDX_STEMS[split][0]}-images-idx3-ubyte or .gz, found {sorted(p.name for p in folder.iterdir())[:8]}"
         )
-    array = _read(images)
-    if not array.size:
-        raise NoInput(f"{images} holds no pixels: its header says {array.shape}")
+    array = _read_idx(images)
+    if array.ndim not in (3, 4) or not array.size:
+        raise NoInput(f"{images} holds no images: its header says {array.shape}")
     pixels = rearrange(array, "n H W -> n 1 H W") if array.ndim == 3 else rearrange(array, "n H W c -> n c H W")
     file = _find(folder, split, "labels", 1)
-    labels = None if file is None else _read(file).astype(np.int64)
-    if labels is not None and labels.shape != (len(pixels),):
-        raise DataError(f"{file}: {labels.shape} labels for {len(pixels)} images")
+    labels = no_labels(f"{folder} has no labels of the {split} split") if file is None else _labels(file, len(pixels))
+    # Bytes on disk that are the array already are mapped: all processes share them.
+    mapped = images.suffix != ".gz" and array.ndim == 3
+    stored = Mapped(images, 4 + 4 * array.ndim, pixels.shape) if mapped else pixels
+    return _source(pixels, stored, f"idx:{folder} ({split})", labels)
+
+
+def open_npz(file: Path, split: str, classes: tuple[str, ...] | None) -> ArraySource:
+    """images and labels, or x_train, y_train, x_test, y_test, or train_images, train_labels, ... as in MedMNIST."""
+    if not file.is_file():
+        raise NoInput(f"npz:{file}: no such file")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            own = (f"{split}_images", f"x_{split}", f"{split}_x", f"X_{split}")
+            images = _first(names, own + (("images", "x", "X", "data", "arr_0") if split == "train" else ()))
+            if images is None:
+                raise NoInput(f"{file} has no {split} images: expected {own[0]}, it holds {', '.join(names)}")
+            own = (f"{split}_labels", f"y_{split}", f"{split}_y", f"Y_{split}")
+            column = _first(names, own + (("labels", "label", "y", "arr_1") if split == "train" else ()))
+            pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}")
+            labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
+            if column is not None:
+                labels = number(_read_npy(archive, column), column, classes)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} cannot be read: {error}") from error
+    return _source(pixels, pixels, f"npz:{file} ({split})", labels)
+
+
+def _source(pixels: np.ndarray, stored: np.ndarray | Mapped, name: str, labels: Labels) -> ArraySource:
     fingerprint = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-    stored = pixels
-    if images.suffix != ".gz" and array.ndim == 3:  # uint8 already: every process maps the one file
-        stored = Mapped(images, 4 + 4 * array.ndim, pixels.shape)
-    classes = None if labels is None else tuple(str(label) for label in range(labels.max() + 1))
-    return ArraySource(stored, name=f"idx:{folder} ({split})", fingerprint=fingerprint, labels=labels, classes=classes)
+    return ArraySource(stored, name=name, fingerprint=fingerprint, labels=labels)
 
 
 def _find(folder: Path, split: str, kind: str, axes: int) -> Path | None:
@@ -47,14 +75,14 @@ def _find(folder: Path, split: str, kind: str, axes: int) -> Path | None:
     for stem in IDX_STEMS[split]:
         for ending in (f"{stem}-{kind}-idx{axes}-ubyte", f"{stem}-{kind}.idx{axes}-ubyte"):
             found = sorted(p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(ending))
-            if len(found) > 1 and {p.name.removesuffix(".gz") for p in found} != {found[0].name}:
+            if len({p.name.removesuffix(".gz") for p in found}) > 1:
                 raise DataError(f"{folder} holds several sets: {', '.join(p.name for p in found)}; keep one a folder")
             if found:
                 return found[0]
     return None
 
 
-def _read(file: Path) -> np.ndarray:
+def _read_idx(file: Path) -> np.ndarray:
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
             zero, kind, axes = struct.unpack(">HBB", stream.read(4))
@@ -62,13 +90,66 @@ def _read(file: Path) -> np.ndarray:
                 raise DataError(f"{file} is not an idx file of uint8: it begins with {zero:04x} {kind:02x} {axes:02x}")
             shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
             wanted = int(np.prod(shape, dtype=object))
-            # At most one byte more than is wanted: a header that lies must not fill the memory.
+            _check_memory(wanted, file)
             content = stream.read(wanted + 1)
-    except (OSError, EOFError, struct.error, gzip.zlib.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if len(content) != wanted:
-        raise DataError(
-            f"{file} holds {'more than ' * (len(content) > wanted)}{min(len(content), wanted):,} bytes of "
-            f"data, its header {shape} wants {wanted:,}"
-        )
+        held = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
+        raise DataError(f"{file} holds {held} bytes of data, its header {shape} wants {wanted:,}")
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _labels(file: Path, size: int) -> Labels:
+    values = _read_idx(file)
+    if values.shape != (size,):
+        raise DataError(f"{file} holds labels of shape {values.shape} for {size} images")
+    return number(values, file.name, None)
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Never with pickle. The header is read first: a small zip may claim any size."""
+    with archive.open(f"{name}.npy") as member:
+        version = npy.read_magic(member)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = header(member)
+        _check_memory(int(np.prod(shape, dtype=object)) * dtype.itemsize, f"{archive.filename}: {name}")
+    with archive.open(f"{name}.npy") as member:
+        return npy.read_array(member, allow_pickle=False)
+
+
+def _check_memory(wanted: int, what: str | Path) -> None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: an absurd size is then an error of numpy's
+        return
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    if wanted > available:
+        raise DataError(f"{what} claims {wanted:,} bytes, more than the {available:,} of free memory")
+
+
+def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:
+    return next((name for name in wanted if name in names), None)
+
+
+def _as_uint8(array: np.ndarray, what: str) -> np.ndarray:
+    """n H W, n H W c or n c H W of bool, uint8, uint16 or float in [0, 1] -> n c H W"""
+    if array.ndim == 3:
+        array = rearrange(array, "n H W -> n 1 H W")
+    elif array.ndim != 4 or array.shape[1] == array.shape[3]:
+        raise DataError(f"{what} has shape {array.shape}, which is not n H W, n H W c or n c H W with few channels")
+    elif array.shape[3] < array.shape[1]:
+        array = rearrange(array, "n H W c -> n c H W")
+    if not array.size:
+        raise NoInput(f"{what} holds no pixels: its shape is {array.shape}")
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise DataError(f"{what} holds floats from {array.min():g} to {array.max():g}: they must lie in [0, 1]")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise DataError(f"{what} holds {array.dtype}: pixels are bool, uint8, uint16 or floats in [0, 1]")
+    return np.ascontiguousarray(array)

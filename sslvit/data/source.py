@@ -1,26 +1,43 @@
 """Where images come from, by one line of text.
 
-    shapes                  the built-in set, labelled by shape; shapes:texture by texture; shapes:n=50000 for more
-    idx:/dir                MNIST's format, gzipped or not
-    npz:/file.npz           arrays
-    folder:/dir[,/dir]      images labelled by sub-folder, flat or nested; an existing folder's bare path means the same
+    shapes                    the built-in set, labelled by shape; shapes:texture by texture; shapes:n=50000 is larger
+    idx:/dir                  MNIST's format, gzipped or not
+    npz:/file.npz             arrays
+    folder:/dir[,/dir]        images, labelled by sub-folder or not, flat or nested; a folder's bare path means the same
+    list:/file.txt[,/root]    the files that a list names, with labels or without
+    hf:name[:configuration]   a set of the Hugging Face hub
+    disk:/dir                 one written by Dataset.save_to_disk
+    parquet:/dir/*.parquet    one in parquet files
+    webdataset:/dir/*.tar     image tars
 
-A source gives images by number as uint8 on a canvas of one size. Labels are optional everywhere.
+A source gives images by number, as uint8 on a canvas of one size. Labels are optional everywhere. The train split of a
+folder is its sub-folder train, if it has one, and the test split test or val; parquet and tar files are told apart by
+how their names begin. Small images of one size are decoded once into a cache (cache.py); all others whenever they are
+read, in the loader's workers, onto a canvas that is large enough for views to be cut from it later, on any device.
+
+Views are not cut while decoding, because it would gain little: of the time that a 500 x 375 JPEG takes to be read, 80 %
+is the decoder's, which has to decode all of it for either way.
 """
 
 from pathlib import Path
 
-from sslvit.data.arrays import open_idx
-from sslvit.data.encoded import EncodedSource, choose_canvas
-from sslvit.data.files import FolderStore, nearest
+from sslvit.data.arrays import open_idx, open_npz
+from sslvit.data.bad import BadImages
+from sslvit.data.cache import cached
+from sslvit.data.encoded import EncodedSource, Store, choose_canvas
+from sslvit.data.files import nearest, open_folders, open_list
+from sslvit.data.hub import open_disk, open_hub, open_parquet
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import ArraySource, Bad, Samples, ShapesSource, Source
+from sslvit.data.tars import open_tars
 from sslvit.errors import NoInput
 
-__all__ = ["ArraySource", "Bad", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
+__all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
 
+KINDS = ("shapes", "idx", "npz", "folder", "list", "hf", "disk", "parquet", "webdataset")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
+SMALL = 96  # pixels of a side up to which images of one size are decoded into the cache
 
 
 def open_source(
@@ -30,35 +47,67 @@ def open_source(
     image_size: int | tuple[int, int],
     channels: int | None = None,
     canvas: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
     follow_links: bool = False,
+    cache: bool = True,
 ) -> Source:
-    """The source that a line of text names. canvas: the side of the square that images too large are scaled to."""
+    """The source that a line of text names.
+
+    channels: 1 or 3 for image files, 3 if None; arrays have their own. canvas: the side of the square that larger
+    images are scaled down to; 2.25 times the image size if None, 512 at 224. classes: of the training set, for a test
+    set whose labels are text or folders, so that equal numbers mean equal classes.
+    """
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
-    side = max(image_size) if isinstance(image_size, tuple) else image_size
     kind, colon, rest = spec.partition(":")
+    if not colon or kind not in KINDS or Path(spec).exists():
+        kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
+        if colon and not Path(spec).exists():
+            raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
+    side = max(image_size) if isinstance(image_size, tuple) else image_size
     if kind == "shapes":
-        return _shapes(rest, split, side)
-    if kind == "idx" and colon:
-        return open_idx(Path(rest), split)
-    if kind == "folder" and colon:
-        path = rest
-    elif colon and not Path(spec).exists():
-        raise ValueError(f"data {spec!r}: the kinds are shapes, idx, npz, folder, list, hf, disk, parquet, webdataset")
+        source = _shapes(rest, split, side)
+    elif kind == "idx":
+        source = open_idx(Path(rest), split)
+    elif kind == "npz":
+        source = open_npz(Path(rest), split, classes)
     else:
-        path = spec
-    roots = [Path(path)] if Path(path).exists() else [Path(part) for part in path.split(",")]
-    roots = [_split_folder(root, split) for root in roots]
-    store = FolderStore(roots, follow_links=follow_links)
-    box = (canvas or 2 * side,) * 2
-    return EncodedSource(
-        store,
-        name=f"folder:{','.join(map(str, roots))}",
-        canvas=choose_canvas(store, box, max_pixels),
-        channels=channels or 3,
-        max_pixels=max_pixels,
-    )
+        columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
+        store, name = _store(kind, rest, split, columns, follow_links)
+        box = canvas or -(-int(2.25 * side) // 32) * 32
+        canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
+        source = EncodedSource(store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels)
+        if cache and as_given and max(canvas_size) <= SMALL:
+            source = cached(source)
+    if channels not in (None, source.channels):
+        raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
+    return source
+
+
+def _store(kind: str, rest: str, split: str, columns: dict, follow_links: bool) -> tuple[Store, str]:
+    classes = columns["classes"]
+    if kind == "folder":
+        roots = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split(",")]
+        roots = [_split_folder(root, split) for root in roots]
+        store = open_folders(roots, follow_links=follow_links, classes=classes)
+        return store, f"folder:{','.join(map(str, roots))}"
+    if kind == "list":
+        file, _, root = (rest, "", "") if Path(rest).exists() else rest.partition(",")
+        if split == "test":
+            raise NoInput(f"list:{file} has no test split: name another list for it")
+        store = open_list(Path(file), Path(root) if root else None, classes)
+    elif kind == "hf":
+        store = open_hub(rest, split, **columns)
+    elif kind == "disk":
+        store = open_disk(Path(rest), split, **columns)
+    elif kind == "parquet":
+        store = open_parquet(rest, split, **columns)
+    else:
+        store = open_tars(rest, split, image_column=columns["image_column"], classes=classes)
+    return store, f"{kind}:{rest} ({split})"
 
 
 def _shapes(options: str, split: str, side: int) -> Source:
@@ -67,7 +116,7 @@ def _shapes(options: str, split: str, side: int) -> Source:
         name, _, value = option.partition("=")
         if option in ("texture", "shape"):
             by = option
-        elif name == "n" and value.isdecimal() and int(value) > 0:
+        elif name == "n" and value.isdecimal() and 0 < int(value) < SHAPES_TEST:
             size = int(value) if split == "train" else size
         else:
             raise ValueError(f"shapes:{option} is unknown: shapes:texture, shapes:n=50000 or both with a comma between")
@@ -77,7 +126,7 @@ def _shapes(options: str, split: str, side: int) -> Source:
 def _split_folder(root: Path, split: str) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not root.is_dir():
-        raise NoInput(f"data {root} does not exist: {nearest(root)}" if not root.exists() else f"data {root} is a file")
+        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}")
     for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name

@@ -1,0 +1,155 @@
+"""Small images decoded once: a uint8 array in a file that all processes and later runs map into memory.
+
+    $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit
+        <hash of what was decoded and how>/pixels.bin     n c H W
+                                           about.json     shape, hash of pixels.bin, the bad images
+
+A cache folder is written under another name and renamed when complete. Any of them may be deleted at any time.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sslvit.data.encoded import EncodedSource
+from sslvit.data.image import BadImage
+from sslvit.data.labels import Labels
+from sslvit.data.samples import ArraySource, Mapped, Source
+
+FORMAT = 1  # raise it when the opener decodes anything differently
+CHUNK = 1024
+SPARE = 1.1  # the disk must have this much more room than is written
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def cache_root() -> Path:
+    if "SSLVIT_CACHE" in os.environ:
+        return Path(os.environ["SSLVIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslvit"
+
+
+def decoded_bytes(source: Source) -> int:
+    return len(source) * source.channels * source.canvas[0] * source.canvas[1]
+
+
+def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] = say) -> Source:
+    """The same images from the cache, decoded now if they are not there. Where that cannot be done (no room, or the
+    images turn out to differ in size) the source itself, and a line that says why."""
+    wanted = json.dumps([FORMAT, source.store.version, source.channels, source.canvas, source.max_pixels])
+    folder = cache_root() / hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one decodes, the others wait for it
+            if (ready := _open(folder, source, say)) is not None:
+                return ready
+            _write(folder, source, workers, say)
+            return _open(folder, source, say) or source
+    except OSError as error:
+        say(f"{source.name}: not cached, images are decoded whenever they are read: {error}")
+        return source
+
+
+def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> Source | None:
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        if "differs" in about:
+            return source
+        shape = (len(source), source.channels, *source.canvas)
+        if about["shape"] != list(shape) or _hash(folder / "pixels.bin") != about["hash"]:
+            raise ValueError("its content is not what was written")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:  # JSONDecodeError is a ValueError
+        say(f"cache {folder} is damaged and is written anew: {error}")
+        return None
+    return ArraySource(
+        Mapped(folder / "pixels.bin", 0, shape),
+        name=source.name,
+        fingerprint=source.fingerprint,
+        labels=Labels(source.labels, source.classes, source.unlabelled),
+        bad={id: (path, reason) for id, path, reason in about["bad"]},
+    )
+
+
+def _hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+class _Chunks(Dataset):
+    """Item i is a run of images, decoded: b c H W, and the bad among them. Or the id of one of another size."""
+
+    def __init__(self, source: EncodedSource):
+        self.source = source
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // CHUNK)
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, list[tuple[int, str, str]]] | int:
+        ids = range(item * CHUNK, min((item + 1) * CHUNK, len(self.source)))
+        pixels = torch.zeros(len(ids), self.source.channels, *self.source.canvas, dtype=torch.uint8)
+        bad = []
+        for slot, id in enumerate(ids):
+            try:
+                image = self.source.image(id)
+            except BadImage as error:
+                bad.append((id, self.source.store.where(id), str(error)))
+                continue
+            if image.shape[1:] != self.source.canvas:
+                return id
+            pixels[slot] = image
+        return pixels, bad
+
+
+def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str], None]) -> None:
+    size, free = decoded_bytes(source), shutil.disk_usage(folder.parent).free
+    if free < SPARE * size:
+        raise OSError(f"{folder.parent} has {free / 1e6:,.0f} MB free, {SPARE * size / 1e6:,.0f} MB are needed")
+    height, width = source.canvas
+    say(
+        f"{source.name}: decoding {len(source):,} images of {source.channels} x {height} x {width} once, "
+        f"{size / 1e6:,.1f} MB in {folder}"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    new = folder.with_suffix(".new")  # safe under the lock; what a killed process left is overwritten
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        about = _decode(new / "pixels.bin", source, workers)
+        with open(new / "about.json", "w") as stream:
+            json.dump(about, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
+    digest, bad = hashlib.blake2b(), []
+    with open(file, "wb") as stream:
+        for chunk in DataLoader(_Chunks(source), batch_size=None, num_workers=workers):
+            if isinstance(chunk, int):
+                stream.truncate(0)
+                return {"differs": chunk}  # remembered, so that the next run does not try again
+            pixels = np.asarray(chunk[0])
+            digest.update(pixels)
+            stream.write(pixels)
+            bad += chunk[1]
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"shape": [len(source), source.channels, *source.canvas], "hash": digest.hexdigest(), "bad": bad}

@@ -1,0 +1,100 @@
+"""The columns of a Hugging Face dataset: which holds the images, which the labels, their values as Arrow has them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sslvit.data.labels import Labels, no_labels, number
+
+LABEL_NAMES = ("label", "labels", "class", "cls", "target")
+
+
+def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every column and every field of a nested one, with its feature."""
+    for name, feature in features.items():
+        here = f"{path}.{name}" if path else name
+        yield here, feature
+        if isinstance(feature, dict):
+            yield from _leaves(feature, here)
+
+
+def _holds_images(feature: Any) -> bool:
+    import datasets
+
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else feature)  # of a List
+    if isinstance(inner, dict):
+        return {"bytes", "path"} <= set(inner)
+    return isinstance(inner, datasets.Image) or getattr(inner, "dtype", "") in ("binary", "large_binary")
+
+
+def choose_image_column(features: Any, wanted: str | None) -> str:
+    leaves = dict(_leaves(features))
+    if wanted is not None:
+        if wanted not in leaves:
+            raise ValueError(f"image_column {wanted!r} is not a column: there are {', '.join(leaves)}")
+        return wanted
+    found = [name for name, feature in leaves.items() if _holds_images(feature)]
+    found = [name for name in found if name.rpartition(".")[0] not in found]  # the "bytes" of an image struct
+    if len(found) != 1:
+        several = f"several columns hold images, {', '.join(found)}" if found else "no column holds images"
+        raise ValueError(f"{several}: choose one of {', '.join(leaves)} with --image_column")
+    return found[0]
+
+
+def choose_label_column(features: Any, wanted: str | None) -> str | None:
+    """The wanted column, the only ClassLabel, or one with a usual name."""
+    import datasets
+
+    if wanted is not None:
+        if wanted not in features:
+            raise ValueError(f"label_column {wanted!r} is not a column: there are {', '.join(features)}")
+        return wanted
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(classes) == 1:
+        return classes[0]
+    return next((name for name in LABEL_NAMES if name in features), None)
+
+
+def read_labels(table: Any, rows: np.ndarray | None, wanted: str | None, classes: tuple[str, ...] | None) -> Labels:
+    column = choose_label_column(table.features, wanted)
+    if column is None:
+        return no_labels(f"none of the columns {', '.join(table.features)} is known to hold them: say --label_column")
+    values = column_of(table.with_format("arrow"), column).to_pylist()
+    names = getattr(table.features[column], "names", None)
+    labels = number(values, column, tuple(names) if names else classes, given=names is not None)
+    return labels if rows is None or labels.numbers is None else labels._replace(numbers=labels.numbers[rows])
+
+
+def column_of(table: Any, name: str) -> Any:
+    """A column, or a field of a nested one, of a Dataset without an index: nothing is copied."""
+    import pyarrow.compute as pc
+
+    first, *fields = name.split(".")
+    column = table.data.column(first)
+    return pc.struct_field(column, fields) if fields else column
+
+
+def flat(column: Any) -> Any:
+    """The elements of a column of lists, the storage of an extension type, anything else as it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = pc.list_flatten(column) if is_list(column) else column
+    return column.cast(column.type.storage_type) if isinstance(column.type, pa.ExtensionType) else column
+
+
+def is_list(column: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def rows_of_lists(column: Any) -> np.ndarray | None:
+    """The row of each element of a column of lists; nothing for another column, whose rows are its elements."""
+    import pyarrow.compute as pc
+
+    if not is_list(column):
+        return None
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    return np.repeat(np.arange(len(lengths)), lengths)

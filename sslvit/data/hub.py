@@ -1,0 +1,180 @@
+"""Hugging Face datasets as stores of encoded images: a hub name, a save_to_disk folder, parquet files.
+
+    hf:name, hf:org/name, hf:org/name:configuration      disk:/dir      parquet:/dir/*.parquet
+
+Rows are read as Arrow values and never decoded by `datasets`: its Image feature opens whatever local path or URL a row
+names. Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image.
+"""
+
+import glob
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslvit.data.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
+from sslvit.data.files import lies_inside, nearest, printable
+from sslvit.data.image import BadImage, read_file
+from sslvit.errors import DataError, NoInput
+
+SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class TableStore:
+    """The images of one column. A column of lists counts every image of every list."""
+
+    def __init__(
+        self,
+        table: Any,  # datasets.Dataset
+        roots: list[Path],
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        classes: tuple[str, ...] | None = None,
+    ):
+        if table._indices is not None:  # of select() or shuffle(), of which the columns below know nothing
+            table = table.flatten_indices()
+        self.table = table.with_format("arrow")
+        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
+        self.image_column = choose_image_column(table.features, image_column)
+        self._values = None
+        rows = rows_of_lists(column_of(self.table, self.image_column))
+        self.labels, self.classes, self.unlabelled = read_labels(table, rows, label_column, classes)
+        self.sizes = self._sizes()
+        if not len(self.sizes):
+            raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
+        content = hashlib.blake2b(self.sizes, digest_size=16)
+        if self.labels is not None:
+            content.update(self.labels)
+        self.fingerprint = content.hexdigest()
+        self.version = f"{self.fingerprint}:{table._fingerprint}"  # datasets' own hash sees the files' times too
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_values": None}  # Arrow would write out all images; the Dataset goes by file name
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def values(self) -> Any:  # pyarrow.ChunkedArray
+        if self._values is None:
+            self._values = flat(column_of(self.table, self.image_column))
+        return self._values
+
+    def _sizes(self) -> np.ndarray:
+        """Bytes of each image, 0 where the row has none. Only Arrow's offsets are read for it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        data = pc.struct_field(self.values, "bytes") if pa.types.is_struct(self.values.type) else self.values
+        if pa.types.is_null(data.type):
+            return np.zeros(len(data), np.int64)
+        return pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64)
+
+    def where(self, id: int) -> str:
+        value = self.values[id].as_py()
+        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+        return f"row {id}" + (f" ({printable(os.fsencode(path))})" if path else "")
+
+    def read(self, id: int, max_pixels: int) -> bytes:
+        return encoded_bytes(self.values[id].as_py(), self.roots, max_pixels)
+
+
+def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
+    """An image cell's bytes: itself, its "bytes", or the file at its "path", which must lie inside the roots."""
+    path = None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    if isinstance(value, str):
+        value, path = None, value
+    if value is not None:
+        return value
+    if not path:
+        raise BadImage("the row holds no image")
+    if "://" in path or "\0" in path:
+        raise BadImage("the row points at a URL, which is not fetched")
+    for root in roots:
+        real = os.path.realpath(os.path.join(root, os.fsencode(path)))
+        if lies_inside(real, roots):
+            return read_file(real, max_pixels)
+    raise BadImage("the row points outside the data's own folder, which is not read")
+
+
+def open_hub(name: str, split: str, **columns: Any) -> TableStore:
+    import datasets
+
+    name, _, configuration = name.partition(":")
+    if Path(name).exists():
+        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
+    if not HUB_NAME.fullmatch(name):
+        raise ValueError(f"hf:{name} is not a name of the Hugging Face hub: name or organisation/name")
+    try:
+        table = datasets.load_dataset(name, configuration or None)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise NoInput(f"hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
+    roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
+    return TableStore(choose_split(table, split, f"hf:{name}"), roots, **columns)
+
+
+def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
+    import datasets
+
+    if not folder.is_dir():
+        raise NoInput(f"disk:{folder} is not a folder: {nearest(folder)}")
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise NoInput(f"disk:{folder} is not a folder of Dataset.save_to_disk: {str(error).splitlines()[0]}") from error
+    return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)
+
+
+def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore:
+    """A file, a folder or a glob. Files named train-... and test-..., as on the hub, are told apart by that."""
+    import datasets
+
+    files = matching(pattern, ".parquet")
+    files = of_split(files, split)
+    if not files:
+        raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    try:
+        table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"parquet:{pattern} cannot be read: {str(error).splitlines()[0]}") from error
+    return TableStore(table, sorted({file.parent for file in files}), **columns)
+
+
+def matching(pattern: str, ending: str) -> list[Path]:
+    """The regular files of a glob, or below a folder, in order of their names."""
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(path.rglob(f"*{ending}"))
+    else:
+        found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
+    return found
+
+
+def of_split(files: list[Path], split: str) -> list[Path]:
+    """The files whose names begin with the split's. Files that name no split are the train split."""
+    named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
+    if any(named.values()):
+        return next((named[word] for word in SPLITS[split] if named[word]), [])
+    return files if split == "train" else []
+
+
+def choose_split(table: Any, split: str, what: str) -> Any:
+    if not isinstance(table, dict):  # one Dataset, saved without splits
+        if split == "train":
+            return table
+        raise NoInput(f"{what} has no splits, it is taken as the train split")
+    name = next((name for name in SPLITS[split] if name in table), None)
+    if name is None:
+        raise NoInput(f"{what} has no {split} split: it has {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,177 @@
+"""WebDataset tars as a store of encoded images, read by number: the shards are indexed once and never unpacked.
+
+    webdataset:/shards/train-{0000..0099}.tar is written webdataset:/shards/train-*.tar
+
+A sample is a key, the name up to the first dot of its last part, and the rest is the column: 0001.jpg and 0001.cls are
+the image and the label of one. Only headers and image bytes are read, so no name in an archive can lead anywhere.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sslvit.data.files import ENDINGS, Names, printable
+from sslvit.data.hub import SPLITS, matching, of_split
+from sslvit.data.image import BYTES_A_PIXEL, BadImage
+from sslvit.data.labels import no_labels, number
+from sslvit.errors import DataError, NoInput
+
+BLOCK = 512
+REGULAR, LONG_NAME, PAX = (b"0", b"\0"), b"L", b"x"
+LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
+LONGEST_LABEL = 1 << 10
+
+
+class Member(NamedTuple):
+    name: bytes
+    offset: int
+    size: int
+
+
+def members(file: Path, skipped: Counter) -> list[Member]:
+    """The regular files of a tar (ustar, GNU and pax names), from its headers alone. A damaged header ends it."""
+    found = []
+    with open(file, "rb") as stream:
+        end = os.fstat(stream.fileno()).st_size
+        position, long_name, long_size = 0, b"", None
+        while position + BLOCK <= end:
+            stream.seek(position)
+            header = stream.read(BLOCK)
+            if header == bytes(BLOCK):
+                break
+            try:
+                declared, kind = _number(header[124:136]), header[156:157]
+                if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
+                    raise ValueError("wrong checksum")
+            except ValueError:
+                skipped[f"damaged after byte {position:,} of {file.name}"] += 1
+                break
+            size = declared if long_size is None else long_size
+            data = position + BLOCK
+            position = data + -(-size // BLOCK) * BLOCK
+            if kind in (LONG_NAME, PAX):
+                text = stream.read(min(declared, LONGEST_NAME))
+                if kind == LONG_NAME:
+                    long_name = text.rstrip(b"\0")
+                else:
+                    records = _pax(text)
+                    long_name = records.get(b"path", long_name)
+                    long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+                continue
+            prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+            name = long_name or b"/".join(filter(None, (prefix, header[:100].split(b"\0")[0])))
+            long_name, long_size = b"", None
+            if kind not in REGULAR:
+                skipped["folders, links or devices"] += kind != b"5"
+            elif data + size > end:
+                skipped[f"cut off in {file.name}"] += 1
+            else:
+                found.append(Member(name, data, size))
+    return found
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU's binary form, for sizes beyond 8 GB
+        return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _pax(text: bytes) -> dict[bytes, bytes]:
+    """Records of "length key=value\\n"."""
+    records = {}
+    while text:
+        length, space, _ = text.partition(b" ")
+        if not space or not length.isdigit() or not 0 < int(length) <= len(text):
+            break
+        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        records[key] = value
+        text = text[int(length) :]
+    return records
+
+
+class TarStore:
+    def __init__(self, files: list[Path], *, image_column: str | None = None, classes: tuple[str, ...] | None = None):
+        self.files, self.skipped = files, Counter()
+        names, places, texts = [], [], []
+        for shard, file in enumerate(files):
+            images, labels = self._samples(file, image_column)
+            names += [member.name for member in images.values()]
+            places += [(shard, member.offset, member.size) for member in images.values()]
+            texts += [labels.get(key) for key in images]
+        if not names:
+            held = ", ".join(f"{count:,} {what}" for what, count in self.skipped.most_common(6))
+            raise NoInput(f"no images in {len(files)} tar files: found {held or 'nothing'}")
+        self.names = Names(names)
+        self.shards, self.offsets, self.sizes = np.array(places, np.int64).T.copy()
+        self.labels, self.classes, self.unlabelled = self._labels(texts, classes)
+        self.fingerprint = hashlib.blake2b(b"\0".join(names) + self.sizes.tobytes(), digest_size=16).hexdigest()
+        self.version = f"{self.fingerprint}:{[file.stat().st_mtime_ns for file in files]}"
+
+    def _samples(self, file: Path, image_column: str | None) -> tuple[dict[bytes, Member], dict[bytes, str]]:
+        images, labels = {}, {}
+        with open(file, "rb") as stream:
+            for member in members(file, self.skipped):
+                folder, _, last = member.name.rpartition(b"/")
+                key, _, column = last.partition(b".")
+                key = folder + b"/" + key
+                if column == b"cls" and member.size <= LONGEST_LABEL:
+                    stream.seek(member.offset)
+                    labels[key] = stream.read(member.size).decode("utf-8", "backslashreplace").strip()
+                elif b"." + column.lower().rpartition(b".")[2] not in ENDINGS:
+                    self.skipped[f"*.{printable(column)}"] += 1
+                elif image_column in (None, printable(column)):
+                    if key in images:
+                        other = printable(images[key].name.rpartition(b"/")[2].partition(b".")[2])
+                        raise ValueError(
+                            f"{printable(key)} in {file} has several images, {other} and {printable(column)}: "
+                            f"choose one with --image_column"
+                        )
+                    images[key] = member
+        return images, labels
+
+    @staticmethod
+    def _labels(texts: list[str | None], classes: tuple[str, ...] | None):
+        missing = sum(text is None for text in texts)
+        if missing:
+            return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
+        if all(text.isdecimal() for text in texts):
+            return number(np.array(texts).astype(np.int64), ".cls", None)
+        return number(texts, ".cls", classes)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, id: int) -> str:
+        return f"{printable(os.fsencode(self.files[self.shards[id]]))}: {printable(self.names[id])}"
+
+    def read(self, id: int, max_pixels: int) -> bytes:
+        size = int(self.sizes[id])
+        if size > BYTES_A_PIXEL * max_pixels:
+            raise BadImage(f"{size:,} bytes > limit {BYTES_A_PIXEL * max_pixels:,}")
+        try:
+            with open(self.files[self.shards[id]], "rb", buffering=0) as stream:
+                data = os.pread(stream.fileno(), size, int(self.offsets[id]))
+        except OSError as error:
+            raise BadImage(error.strerror or str(error)) from error
+        if len(data) != size:
+            raise BadImage(f"the archive ends after {len(data):,} of {size:,} bytes")
+        return data
+
+
+def open_tars(
+    pattern: str, split: str, *, image_column: str | None = None, classes: tuple[str, ...] | None = None
+) -> TarStore:
+    files = matching(pattern, ".tar")
+    compressed = [file for file in files if file.name.endswith((".gz", ".tgz", ".zst", ".xz", ".bz2"))]
+    if compressed:
+        raise DataError(
+            f"{compressed[0]} is compressed, so its images cannot be reached by number: unpack it to a .tar"
+        )
+    files = of_split(files, split)
+    if not files:
+        raise NoInput(f"webdataset:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    return TarStore(files, image_column=image_column, classes=classes)
