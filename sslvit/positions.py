@@ -1,0 +1,116 @@
+"""Where a patch is: fixed sin-cos tables, resizing a table to another grid, and relative attention's bias.
+
+Tables are `l (h w) d`, one for each layer that has its own; the grid is read row by row.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from torch import Tensor
+
+Grid = tuple[int, int]
+Position = Literal["learned_1d", "learned_2d", "relative", "sincos_moco_v3", "sincos_mae", "sincos_big_vision", "none"]
+PositionAt = Literal["stem", "every_layer", "every_layer_shared"]
+PositionResize = Literal["bicubic", "bilinear_corners"]
+
+
+FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
+
+
+def position_tables(
+    position: Position, position_at: PositionAt, grid: Grid, width: int, depth: int, prefix: int
+) -> dict[str, Tensor]:
+    """What a model with such positions keeps, by name: a fixed table, or learned ones still to be drawn.
+
+    pos_embed has rows for `prefix` tokens (the class token and the registers), then for the patches, as timm's has.
+    Raises ValueError for what this kind of position cannot do.
+    """
+    h, w = grid
+    layers = depth if position_at == "every_layer" else 1
+    if position in FIXED:
+        if position_at == "every_layer":
+            raise ValueError(f"position {position!r} is fixed, the same for every layer: use 'every_layer_shared'")
+        if width % 4 or width < 8:
+            raise ValueError(f"width {width} is not a multiple of 4 and at least 8, as {position!r} needs")
+        # The class token's row is zeros in MoCo v3 and MAE; big_vision has no such row, which is the same function.
+        return {"pos_embed": F.pad(sincos(position, grid, width), (0, 0, prefix, 0))}
+    if position == "none":
+        if position_at != "stem":
+            raise ValueError(f"position 'none' has nothing to put at {position_at!r}")
+        return {}
+    if position == "relative":
+        if position_at == "stem":
+            raise ValueError("position 'relative' lives inside attention: use 'every_layer' or 'every_layer_shared'")
+        if h * w < 2:
+            raise ValueError(f"position 'relative' needs two patches at least, the grid is {grid}")
+        return {"relative_embed": torch.empty(layers, 2 * h * w - 1, width)}
+    if position == "learned_1d":
+        return {"pos_embed": torch.empty(layers, prefix + h * w, width)}
+    if width % 2:
+        raise ValueError(f"position 'learned_2d' gives each coordinate half of the width, and width {width} is odd")
+    tables = {"pos_embed_x": torch.empty(layers, w, width // 2), "pos_embed_y": torch.empty(layers, h, width // 2)}
+    return tables | ({"pos_embed": torch.empty(layers, prefix, width)} if prefix else {})
+
+
+def sincos(kind: str, grid: Grid, width: int) -> Tensor:
+    """The fixed table of MoCo v3, MAE or big_vision: -> 1 (h w) d.
+
+    Channels are [sin a, cos a, sin b, cos b] with frequencies 10000^(-i/count). They differ in two ways:
+    - MoCo v3 (https://github.com/facebookresearch/moco-v3, vits.py): a is the row (its variable is named "w"; on oblong
+      grids its flattening no longer agrees with its patches, here a stays the row), i / (d/4).
+    - MAE (https://github.com/facebookresearch/mae, util/pos_embed.py): a is the column, i / (d/4).
+    - big_vision (https://github.com/google-research/big_vision, models/vit.py): a is the column, i / (d/4 - 1).
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    first, second = (rows, columns) if kind == "sincos_moco_v3" else (columns, rows)
+    count = width // 4
+    last = count - 1 if kind == "sincos_big_vision" else count
+    frequencies = 10000.0 ** (-torch.arange(count, dtype=torch.float64) / last)
+    a = einsum(first, frequencies, "h w, i -> h w i")
+    b = einsum(second, frequencies, "h w, i -> h w i")
+    table = torch.cat([a.sin(), a.cos(), b.sin(), b.cos()], -1)
+    return rearrange(table, "h w d -> 1 (h w) d").to(torch.get_default_dtype())
+
+
+def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
+    """2-D interpolation of a table: l (h w) d -> l (h' w') d.
+
+    bilinear_corners is the ViT paper's: scipy.ndimage.zoom with order=1, the corners stay where they are. bicubic is
+    timm's default, with antialias=True. Its kernel has a = -0.5; without, as in DeiT and MAE, it has a = -0.75, so the
+    two differ even where the grid grows. Fixed tables are interpolated too, as MAE does for fine-tuning.
+    """
+    if old == new:
+        return table
+    image = rearrange(table.float(), "l (h w) d -> l d h w", h=old[0])
+    if how == "bicubic":
+        image = F.interpolate(image, new, mode="bicubic", antialias=True)
+    else:
+        image = F.interpolate(image, new, mode="bilinear", align_corners=True)
+    return rearrange(image, "l d h w -> l (h w) d").to(table.dtype)
+
+
+def join_2d(columns: Tensor, rows: Tensor) -> Tensor:
+    """Learned 2-D: half of the width says the column, half says the row: l w d, l h d -> l (h w) (2 d)."""
+    h, w = rows.shape[1], columns.shape[1]
+    columns, rows = repeat(columns, "l w d -> l (h w) d", h=h), repeat(rows, "l h d -> l (h w) d", w=w)
+    return torch.cat([columns, rows], -1)
+
+
+def relative_bias(queries: Tensor, table: Tensor, prefix: int) -> Tensor:
+    """Appendix D.4 of the ViT paper: the content query meets an embedding of each offset as key, and the logits are
+    added to those of the content. `b k n d, offsets (k d) -> b k n n`, unscaled.
+
+    The offset is one-dimensional, p_k - p_q in raster order, from -(n - 1) to n - 1. The class token and the registers
+    (the first `prefix` tokens) lie nowhere, so pairs with them get no bias; the paper does not say what it did.
+    """
+    queries = queries[:, :, prefix:]
+    n = queries.shape[2]
+    keys = rearrange(table, "offsets (k d) -> k offsets d", k=queries.shape[1])
+    logits = einsum(queries, keys, "b k n d, k offsets d -> b k n offsets")
+    # Key j of query i is entry j - i + n - 1 of row i. In the flattened logits, whose rows have 2n - 1 entries, that is
+    # (n - 1) + i (2n - 2) + j: rows of 2n - 2 entries, so no gather (whose gradient is a slow scatter) is needed.
+    flat = rearrange(logits, "b k n offsets -> b k (n offsets)")[..., n - 1 : -1]
+    bias = rearrange(flat, "b k (n step) -> b k n step", n=n)[..., :n]
+    return F.pad(bias, (prefix, 0, prefix, 0))
