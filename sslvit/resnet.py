@@ -54,7 +54,7 @@ HYBRIDS = {"R": (), "R26": (2, 2, 2, 2), "R50": (3, 4, 9), "R50-4stage": (3, 4, 
 
 def pad_same(images: Tensor, kernel: int, stride: int) -> Tensor:
     """TensorFlow's SAME with zeros: ceil(H / stride) outputs, and the odd pixel goes right and below."""
-    height, width = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in images.shape[-2:])
+    height, width = (max(kernel - (n % stride or stride), 0) for n in images.shape[-2:])
     return F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
@@ -225,9 +225,7 @@ class BiT(nn.Module):
             raise ValueError(f"blocks {tuple(blocks)}: at least one stage, and at least one block in each")
         base = int(64 * width_factor)
         if base != 64 * width_factor or base < 32 or base % 32:
-            raise ValueError(
-                f"width_factor {width_factor} gives {64 * width_factor} channels, no multiple of 32 groups"
-            )
+            raise ValueError(f"width_factor {width_factor} gives {64 * width_factor:g} channels, no multiple of 32")
         for name, values in (("mean", mean or (0.5,) * channels), ("std", std or (0.5,) * channels)):
             if len(values) != channels:
                 raise ValueError(f"{name} has {len(values)} values for {channels} channels")
