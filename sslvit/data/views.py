@@ -1,104 +1,34 @@
 """Batched augmentation: a uint8 batch -> a tuple of float batches in [0, 1], on the device where the batch lies.
 
-Every sample draws its own parameters from its own key, as one row of each parameter tensor, so neither the batch nor
-the order in which samples are read can change a view. A view is a frozen dataclass; each of its operations is a pair
-of functions, one that draws parameters and one that applies them.
+Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation lets
+samples meet: neither the batch nor the order in which it is worked through can change a bit of a view. `draw` gives
+the parameters of a view and `apply` carries them out.
 
-A batch is a canvas (b c H W); with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it.
+A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
+blur's sigma is in pixels of the output at every size, as it stands in the papers' code for 224 px: at 32 px the same
+sigma takes away far more, and a recipe for small images may want a smaller one.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.data.resample import Axis, Interpolation, resample, resize_weights
-
-CHUNK = 1 << 18  # values of an image batch that are worked on at a time on a CPU: they stay in the cache
-
-
-class Crop(NamedTuple):
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
+from sslvit.data import color
+from sslvit.data.color import Jitter, draw_jitter
+from sslvit.data.crop import Crop, centred, draw_crop, resized
+from sslvit.data.pieces import Size, both, checked, on, pieces, true
+from sslvit.data.resample import Axis, Blur, Interpolation, Resize
 
 
-def both(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def check(pixels: Tensor, key: Tensor, extents: Tensor | None) -> Tensor:
-    """The extents, once the batch is known to be one."""
-    if pixels.ndim != 4 or pixels.dtype != torch.uint8:
-        raise ValueError(f"pixels must be uint8 of shape b c H W, not {pixels.dtype} of shape {tuple(pixels.shape)}")
-    if key.shape != pixels.shape[:1]:
-        raise ValueError(f"{len(pixels)} images need as many keys, not keys of shape {tuple(key.shape)}")
-    height, width = pixels.shape[-2:]
-    if extents is None:
-        return torch.tensor([height, width]).expand(len(pixels), 2)
-    if extents.shape != (len(pixels), 2):
-        raise ValueError(f"extents of {len(pixels)} images have shape (b, 2), not {tuple(extents.shape)}")
-    extents = extents.to("cpu", torch.int64)
-    if bool((extents < 1).any()) or bool((extents > torch.tensor([height, width])).any()):
-        raise ValueError(f"extents {extents.tolist()} do not lie in 1..{height} and 1..{width}, the canvas")
-    return extents
-
-
-def draw_crop(key: Tensor, extents: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Crop:
-    """RandomResizedCrop's box: ten tries to fit a random area and aspect ratio, else the largest central box.
-
-    All ten are drawn at once and the first that fits is taken, which is the same distribution. float64, because
-    devices round exp differently and a rounded half must not become another box.
-    """
-    u = rng.uniform(key, 22).double()
-    height, width = (rearrange(x, "b -> b 1") for x in extents.to(key.device).double().unbind(-1))
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :10])
-    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
-    aspect = (low + (high - low) * u[:, 10:20]).exp()
-    h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
-    tries = torch.arange(10, device=key.device)
-    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
-    first = torch.where(fits, tries, 10).amin(-1, keepdim=True)
-    # No try fits: all of the image if its own ratio is allowed, else the largest part with the nearest allowed one.
-    central_h = torch.minimum(height, (width / ratio[0]).round())
-    central_w = torch.minimum(width, (height * ratio[1]).round())
-    taken = first.clamp(max=9)
-    h = torch.where(first < 10, h.gather(-1, taken), central_h)
-    w = torch.where(first < 10, w.gather(-1, taken), central_w)
-    top = torch.where(first < 10, u[:, 20:21] * (height - h + 1), (height - h) / 2).floor()
-    left = torch.where(first < 10, u[:, 21:22] * (width - w + 1), (width - w) / 2).floor()
-    return Crop(*(x.to(torch.int64).squeeze(-1) for x in (top, left, h, w)))
-
-
-def draw_flip(key: Tensor, probability: float) -> Tensor:
-    return rng.uniform(key) < probability
-
-
-def apply_crop(pixels: Tensor, crop: Crop, flip: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """uint8 b c H W -> b c h w in [0, 1]"""
-    nothing = torch.zeros_like(crop.top)
-    vertical = Axis(crop.top, crop.height, torch.full_like(nothing, size[0]), nothing, nothing.bool())
-    horizontal = Axis(crop.left, crop.width, torch.full_like(nothing, size[1]), nothing, flip)
-    return apply_resize(pixels, vertical, horizontal, size, interpolation)
-
-
-def apply_resize(
-    pixels: Tensor, vertical: Axis, horizontal: Axis, size: tuple[int, int], interpolation: Interpolation
-) -> Tensor:
-    device = pixels.device
-    vertical, horizontal = (Axis(*(x.to(device) for x in axis)) for axis in (vertical, horizontal))
-    out = torch.empty(*pixels.shape[:2], *size, device=device)
-    step = max(1, CHUNK // pixels[0].numel()) if device.type == "cpu" else len(pixels)
-    for start in range(0, len(pixels), step):
-        part = slice(start, start + step)
-        rows = resize_weights(Axis(*(x[part] for x in vertical)), pixels.shape[2], size[0], interpolation)
-        columns = resize_weights(Axis(*(x[part] for x in horizontal)), pixels.shape[3], size[1], interpolation)
-        # Cubic weights overshoot at edges; uint8 pipelines clamp there too.
-        out[part] = resample(pixels[part] / 255, rows, columns).clamp_(0, 1)
+    resize = Resize(pixels, *axes, size, interpolation)
+    out = torch.empty(*pixels.shape[:2], *size, device=pixels.device)
+    for run in pieces(pixels, size):
+        out[run] = resize(run).transpose(2, 3)
     return out
 
 
@@ -106,18 +36,21 @@ def apply_resize(
 class Light:
     """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
 
-    size: int | tuple[int, int]
+    size: Size
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bicubic"
     flip: float = 0.5
 
+    def draw(self, key: Tensor, extents: Tensor) -> Crop:
+        return draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip)
+
+    def apply(self, pixels: Tensor, crop: Crop) -> Tensor:
+        return fit(pixels, resized(crop, both(self.size)), both(self.size), self.interpolation)
+
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        extents = check(pixels, key, extents)
-        key = rng.fold(key, "view", 0)
-        crop = draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio)
-        flip = draw_flip(rng.fold(key, "flip"), self.flip)
-        return (apply_crop(pixels, crop, flip, both(self.size), self.interpolation),)
+        key, extents = checked(pixels, key, extents)
+        return (self.apply(pixels, self.draw(rng.fold(key, "view", 0), extents)),)
 
 
 @dataclass(frozen=True)
@@ -125,27 +58,149 @@ class Plain:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
     and the centre of the size is cut out (256 and 224 is ImageNet's custom)."""
 
-    size: int | tuple[int, int]
+    size: Size
     resize: int | None = None
     interpolation: Interpolation = "bicubic"
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        extents = check(pixels, key, extents)
+        _, extents = checked(pixels, key, extents)
         size = both(self.size)
-        resized = torch.tensor(size).expand_as(extents)
-        if self.resize is not None:
-            if self.resize < max(size):
-                raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
-            # torchvision's rule: the longer side is truncated to whole pixels.
-            resized = self.resize * extents // extents.amin(-1, keepdim=True)
-        if (
-            bool((extents == torch.tensor(pixels.shape[2:])).all())
-            and bool((resized == extents).all())
-            and (pixels.shape[2:] == torch.Size(size))
-        ):
-            return (pixels / 255,)
-        nothing = torch.zeros_like(extents)
-        # Half offsets go to the even pixel, as Python's round has it in torchvision's center_crop.
-        offset = ((resized - torch.tensor(size)) / 2).round().to(torch.int64)
-        axes = (Axis(nothing[:, i], extents[:, i], resized[:, i], offset[:, i], nothing[:, i].bool()) for i in range(2))
-        return (apply_resize(pixels, *axes, size, self.interpolation),)
+        if self.resize is not None and self.resize < max(size):
+            raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
+        axes = centred(extents, self.resize, size)
+        if all(bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)):
+            return (pixels[:, :, : size[0], : size[1]] / 255,)
+        return (fit(pixels, axes, size, self.interpolation),)
+
+
+class Distortion(NamedTuple):
+    """What happens to the samples of a batch in one view, a row per sample."""
+
+    crop: Crop
+    jitter: Jitter
+    grey: Tensor
+    blur: Tensor
+    sigma: Tensor
+    solarise: Tensor
+
+
+@dataclass(frozen=True)
+class Distorted:
+    """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
+    four with their probabilities."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    flip: float = 0.5
+    strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+
+    def draw(self, key: Tensor, extents: Tensor) -> Distortion:
+        u = rng.uniform(rng.fold(key, "distortion"), 4)
+        return Distortion(
+            crop=draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            jitter=draw_jitter(rng.fold(key, "jitter"), self.strengths, self.jitter),
+            grey=u[:, 0] < self.grey,
+            blur=u[:, 1] < self.blur,
+            sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[:, 2],
+            solarise=u[:, 3] < self.solarise,
+        )
+
+    def apply(self, pixels: Tensor, distortion: Distortion) -> Tensor:
+        """uint8 b c H W -> b c h w in [0, 1]"""
+        self.check_channels(pixels.shape[1])
+        size, device = both(self.size), pixels.device
+        jitter, blur = distortion.jitter, distortion.blur.tolist()
+        resize = Resize(pixels, *resized(distortion.crop, size), size, self.interpolation)
+        gaussian = Blur(distortion.sigma, size, device)
+        factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
+        orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
+        grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
+        out = torch.empty(*pixels.shape[:2], *size, device=device)
+        for run in pieces(pixels, size):
+            images = resize(run)  # transposed, which colours do not see
+            for position in range(len(color.OPERATIONS)):
+                for operation, change in enumerate(color.OPERATIONS):
+                    rows = true([order[position] == operation for order in orders[run]])
+                    on(images, rows, change, factors[operation][run])
+            on(images, true(grey[run]), color.grey_)
+            rows = true(blur[run])
+            upright = images.transpose(2, 3)
+            if len(rows) < len(images):
+                out[run] = upright
+            if rows:
+                blurred = images if len(rows) == len(images) else images[rows]
+                out[run][rows] = gaussian(blurred, [run.start + row for row in rows])
+            on(out[run], true(solarise[run]), color.solarise_)
+        return out
+
+    def check_channels(self, channels: int) -> None:
+        needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
+        wanted = [name for name, value in needed.items() if value > 0]
+        if channels not in (1, 3) and wanted:
+            raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): set them to 0")
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        return several((self,), pixels, key, extents)
+
+
+def several(
+    views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Each view of its own draws: the view's number is part of the key."""
+    key, extents = checked(pixels, key, extents)
+    return tuple(
+        view.apply(pixels, view.draw(rng.fold(key, "view", number), extents)) for number, view in enumerate(views)
+    )
+
+
+@dataclass(frozen=True)
+class MoCoV3:
+    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
+    other seldom, and sometimes solarised."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        return (
+            Distorted(self.size, self.scale, blur=1.0, sigma=self.sigma),
+            Distorted(self.size, self.scale, blur=0.1, sigma=self.sigma, solarise=0.2),
+        )
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        return several(self.views, pixels, key, extents)
+
+
+@dataclass(frozen=True)
+class DINO:
+    """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
+    the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
+
+    size: Size = 224
+    small_size: Size = 96
+    small: int = 8
+    scale: tuple[float, float] = (0.4, 1.0)
+    small_scale: tuple[float, float] = (0.05, 0.4)
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        def view(size: Size, scale: tuple[float, float], blur: float, solarise: float = 0.0) -> Distorted:
+            return Distorted(
+                size, scale, interpolation="bicubic", blur=blur, sigma=self.sigma, solarise=solarise
+            )
+
+        large = view(self.size, self.scale, 1.0), view(self.size, self.scale, 0.1, 0.2)
+        return large + (view(self.small_size, self.small_scale, 0.5),) * self.small
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        return several(self.views, pixels, key, extents)

@@ -1,0 +1,61 @@
+"""How a batch is worked through: checked at the door, in pieces that fit the cache, each operation on its own rows."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 20  # values worked on at a time on a CPU: operations then get about a fifth of them, a megabyte of floats
+LARGE = 1 << 16  # a sample of so many values is a piece of its own
+
+Size = int | tuple[int, int]
+
+
+def both(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def checked(pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Key and extents, on the CPU, where parameters are drawn, once the batch is known to be one."""
+    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.numel() == 0:
+        raise ValueError(f"pixels must be uint8 of shape b c H W, not {pixels.dtype} of shape {tuple(pixels.shape)}")
+    if key.shape != pixels.shape[:1]:
+        raise ValueError(f"{len(pixels)} images need as many keys, not keys of shape {tuple(key.shape)}")
+    canvas = torch.tensor(pixels.shape[2:])
+    if extents is None:
+        return key.cpu(), canvas.expand(len(pixels), 2)
+    if extents.shape != (len(pixels), 2):
+        raise ValueError(f"extents of {len(pixels)} images have shape (b, 2), not {tuple(extents.shape)}")
+    extents = extents.to("cpu", torch.int64)
+    if not bool(((extents >= 1) & (extents <= canvas)).all()):
+        raise ValueError(f"extents {extents.tolist()} leave the canvas of {canvas.tolist()}")
+    return key.cpu(), extents
+
+
+def pieces(pixels: Tensor, size: tuple[int, int]) -> Iterator[slice]:
+    """Runs of samples that fit the cache, on a CPU; elsewhere the whole batch."""
+    count, channels, height, width = pixels.shape
+    step = count
+    if pixels.device.type == "cpu":
+        values = channels * max(height * width, size[0] * size[1])
+        step = 1 if values > LARGE else PIECE // values
+        # glibc gives large freed blocks back to the system, and fetching each again costs more than the arithmetic on
+        # it, until a program has freed one larger: then it keeps blocks up to that size. Untouched, this costs nothing.
+        torch.empty(7 << 20)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def true(flags: list[bool]) -> list[int]:
+    return [row for row, flag in enumerate(flags) if flag]
+
+
+def on(images: Tensor, rows: list[int], operation: Callable[..., None], *arguments: Tensor) -> None:
+    """Carries out an in-place operation on these rows alone."""
+    if len(rows) == len(images):
+        operation(images, *arguments)
+    elif rows:
+        which = torch.tensor(rows, device=images.device)
+        part = images.index_select(0, which)
+        operation(part, *(argument.index_select(0, which) for argument in arguments))
+        images.index_copy_(0, which, part)
