@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit.init import lecun_normal
-from sslvit.vit import Encoded
+from sslvit.readout import Encoded
 
 Version = Literal["v1", "v2"]
 Root = Literal["7x7", "3x3"]

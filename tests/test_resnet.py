@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sslvit.resnet import BLOCKS, HYBRIDS, BiT, HybridStem, NormReLU, Pool, StandardisedConv, build_root, pad_same
-from sslvit.vit import read
+from sslvit.readout import read
 
 TIMM_HYBRIDS = {
     "R": "vit_tiny_r_s16_p8_224",
