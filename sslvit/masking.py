@@ -18,3 +18,8 @@ def random_mask(key: Tensor, patches: int, count: int) -> Tensor:
     order = random_order(key, patches)
     chosen = torch.arange(patches, device=key.device) < count
     return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens at these places of each image: b n d, b m -> b m d"""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

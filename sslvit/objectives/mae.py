@@ -1,0 +1,101 @@
+"""MAE, the masked autoencoder (https://arxiv.org/abs/2111.06377).
+
+A large random part of the patches is dropped before the encoder, which sees the visible ones alone. A small decoder
+gets the encoded patches, a mask token for each dropped one, and positions for all; from its outputs at the dropped
+places a linear layer predicts their pixels. As in the official code (https://github.com/facebookresearch/mae):
+- Positions are fixed, in the encoder (with a backbone of position "sincos_mae") and in the decoder.
+- Each target patch is normalised by the mean and the unbiased variance of all its values, its channels together. They
+  are the values that the backbone sees, standardised a channel, which is why this is not the same on raw pixels.
+- The class token goes through encoder and decoder. Nothing is asked of it, but it is what the paper probes.
+- The 1e-6 that is added to the variance makes a patch of one colour cost nothing when zeros are predicted.
+"""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslvit import rng
+from sslvit.blocks import EPSILON, Block
+from sslvit.masking import random_order, take
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.positions import sincos
+from sslvit.vit import Encoded, ViT, patchify
+
+
+class MAE(Objective):
+    def __init__(
+        self,
+        backbone: ViT,
+        *,
+        drop: float = 0.75,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        normalise_targets: bool = True,
+        seed: int = 0,
+    ):
+        """drop: the share of patches that the encoder does not see. normalise_targets: predict patches of mean 0 and
+        variance 1 instead of pixels, as the paper's better models do."""
+        super().__init__()
+        n = prod(backbone.grid)
+        self.visible = int(n * (1 - drop))
+        if not 0 < self.visible < n:
+            raise ValueError(f"drop {drop} of {n} patches leaves {self.visible} visible: some must be, but not all")
+        if backbone.position_at != "stem":
+            raise ValueError(f"position_at {backbone.position_at!r} needs all patches in the encoder: use 'stem'")
+        if decoder_width % decoder_heads or decoder_width % 4:
+            raise ValueError(
+                f"decoder_width {decoder_width} is not a multiple of decoder_heads {decoder_heads} and of 4"
+            )
+        self.backbone, self.normalise_targets = backbone, normalise_targets
+        self.readout = "cls" if "cls" in backbone.readouts else "mean"
+        # Only what is learned is saved, under the official names; the table is a constant.
+        self.register_buffer("decoder_pos_embed", sincos("sincos_mae", backbone.grid, decoder_width), persistent=False)
+        options = {"gelu": "exact", "qkv_bias": True, "layer_scale": None, "dropout": 0.0, "prefix": 1}
+        sizes = {"width": decoder_width, "heads": decoder_heads, "mlp_width": 4 * decoder_width}
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            self.decoder_embed = nn.Linear(backbone.width, decoder_width)
+            self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
+            self.decoder_blocks = nn.ModuleList(Block(**sizes, **options) for _ in range(decoder_depth))
+            self.decoder_norm = nn.LayerNorm(decoder_width, EPSILON)
+            self.decoder_pred = nn.Linear(decoder_width, prod(backbone.patch_size) * backbone.channels)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        for module in (self.decoder_embed, *self.decoder_blocks.modules(), self.decoder_pred):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        (images,) = batch.views
+        order = random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid))
+        tokens = self.backbone.add_positions(self.backbone.embed(images))
+        tokens = take(tokens, order[:, : self.visible])
+        encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))
+        predicted = self.decode(encoded, order)
+        target = self.target(images, order[:, self.visible :])
+        loss = F.mse_loss(predicted.to(target.dtype), target)
+        return loss, {"loss_of_zeros": target.detach().square().mean()}
+
+    def decode(self, encoded: Encoded, order: Tensor) -> Tensor:
+        """The dropped patches. Attention does not care for order: they come last, with their own positions, rather than
+        being sorted in: b v d, b n -> b (n - v) (p q c)"""
+        visible = self.decoder_embed(encoded.patches)
+        dropped = self.mask_token.to(visible.dtype).expand(len(order), order.shape[1] - self.visible, -1)
+        x = torch.cat([visible, dropped], 1) + self.decoder_pos_embed[0, order]
+        if encoded.cls is not None:  # its position is zeros
+            x = torch.cat([self.decoder_embed(encoded.cls).unsqueeze(1), x], 1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = x.narrow(1, x.shape[1] - dropped.shape[1], dropped.shape[1])
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def target(self, images: Tensor, dropped: Tensor) -> Tensor:
+        """b c H W, b m -> b m (p q c)"""
+        patches = take(patchify(self.backbone.standardise(images), self.backbone.patch_size), dropped)
+        if not self.normalise_targets:
+            return patches
+        variance, mean = torch.var_mean(patches, -1, keepdim=True)
+        return (patches - mean) * (variance + 1e-6).rsqrt()

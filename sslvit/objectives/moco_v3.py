@@ -1,0 +1,131 @@
+"""MoCo v3 (https://arxiv.org/abs/2104.02057): two views of an image should agree, after a teacher and among all images.
+
+A query is predictor(projector(backbone(view))) of the student; a key is projector(backbone(other view)) of the teacher,
+a moving average of the student. A query is to pick out its own key among those of the batch, over all processes. As in
+the official code (https://github.com/facebookresearch/moco-v3):
+- Linear layers of the heads have no biases, and both heads end in a batch norm without weights.
+- Each view has its own batch statistics, and so has the teacher, which stays in training mode.
+- The loss is multiplied by twice the temperature, which the learning rate of the paper counts on.
+- The patch projection stays as it was drawn; positions are fixed, with a backbone of position "sincos_moco_v3".
+
+The official forward moves the teacher before it computes the keys, with the student's weights of that moment and the
+momentum of that step: `after_step` has the same weights and, its progress being that of the next step, the same
+momentum, so the keys are the same; the official move before the first step (the teacher is the student) and ours after
+the last (the momentum is 1) change nothing.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sslvit import rng, schedule
+from sslvit.batch_norm import BatchNorm
+from sslvit.distributed import all_gather, rank
+from sslvit.ema import ema_update, frozen_copy
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.vit import ViT
+
+
+class MoCoV3(Objective):
+    couples_samples = True
+
+    def __init__(
+        self,
+        backbone: ViT,
+        *,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        hidden: int = 4096,
+        dimension: int = 256,
+        freeze_patch_projection: bool = True,
+        parts: int = 1,
+        seed: int = 0,
+    ):
+        """momentum: the teacher's at first; it rises to 1 by half a cosine. hidden, dimension: widths of both heads.
+        parts: the backbone sees the batch in so many parts, and sees each again in the backward pass, so that it needs
+        the memory of one; the heads and the loss see the whole batch, so they stay what they are."""
+        super().__init__()
+        if "cls" not in backbone.readouts:
+            raise ValueError("MoCo v3 reads the class token and this backbone has none: build it with class_token=True")
+        if not temperature > 0 or not 0 <= momentum <= 1 or parts < 1:
+            raise ValueError(
+                f"temperature {temperature} must be above 0, momentum {momentum} in [0, 1], parts {parts} at least 1"
+            )
+        self.backbone, self.readout = backbone, "cls"
+        self.temperature, self.momentum, self.parts = temperature, momentum, parts
+        if freeze_patch_projection:
+            backbone.patch_embed.proj.requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        self.projector = head(backbone.width, hidden, hidden, dimension, generator=generator)
+        self.predictor = head(dimension, hidden, dimension, generator=generator)
+        self.teacher_backbone, self.teacher_projector = frozen_copy(backbone), frozen_copy(self.projector)
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(batch.views) != 2:
+            raise ValueError(f"MoCo v3 compares 2 views of an image, not {len(batch.views)}")
+        query_1, query_2 = (self.predictor(self.projector(x)) for x in self.read(self.backbone, batch, "student"))
+        with torch.no_grad():
+            key_1, key_2 = (self.teacher_projector(x) for x in self.read(self.teacher_backbone, batch, "teacher"))
+        loss_1, metrics_1 = self.contrast(query_1, key_2)
+        loss_2, metrics_2 = self.contrast(query_2, key_1)
+        return loss_1 + loss_2, {name: (metrics_1[name] + metrics_2[name]) / 2 for name in metrics_1}
+
+    def read(self, backbone: ViT, batch: Batch, name: str) -> list[Tensor]:
+        """The class token of each view: b d"""
+
+        def cls(images: Tensor, key: Tensor) -> Tensor:
+            return backbone(images, key).cls
+
+        return [
+            in_parts(cls, images, rng.fold(batch.key, name, view), parts=self.parts)
+            for view, images in enumerate(batch.views)
+        ]
+
+    def contrast(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How hard it is to tell each query's own key from those of the other images."""
+        with torch.autocast(
+            queries.device.type, enabled=False
+        ):  # bfloat16 has three digits, and /temperature magnifies
+            wide = torch.promote_types(queries.dtype, torch.float32)
+            queries, keys = F.normalize(queries.to(wide), dim=-1), F.normalize(keys.to(wide), dim=-1)
+            cosines = queries @ all_gather(keys).T
+        own = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
+        loss = 2 * self.temperature * F.cross_entropy(cosines / self.temperature, own)
+        with torch.no_grad():  # alignment and uniformity: https://arxiv.org/abs/2005.10242
+            accuracy = (cosines.argmax(-1) == own).to(wide).mean()
+            alignment = 2 - 2 * (queries * keys).sum(-1).mean()
+            uniformity = (4 * cosines - 4).exp().mean().log()
+        return loss, {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        momentum = schedule.cosine(progress, self.momentum, 1.0)
+        ema_update(self.teacher_backbone, self.backbone, momentum)
+        ema_update(self.teacher_projector, self.projector, momentum)
+
+
+def head(*widths: int, generator: torch.Generator) -> nn.Sequential:
+    """Linear layers of these widths without biases: batch norm and ReLU after each, batch norm alone at the end."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+        for width_in, width_out in pairwise(widths):
+            linear = nn.Linear(width_in, width_out, bias=False)
+            nn.init.uniform_(linear.weight, -(width_in**-0.5), width_in**-0.5, generator=generator)  # torch's own rule
+            layers += [linear, BatchNorm(width_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-2], BatchNorm(widths[-1], affine=False))
+
+
+def in_parts(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, key: Tensor, *, parts: int) -> Tensor:
+    """compute(images, key), in parts of which autograd keeps nothing but the input: it computes them again."""
+    if parts == 1:
+        return compute(images, key)
+    done = [
+        # What is drawn comes from the key, so there is no state of torch's generators to keep.
+        checkpoint(compute, some, its_key, use_reentrant=False, preserve_rng_state=False)
+        for some, its_key in zip(images.chunk(parts), key.chunk(parts), strict=True)
+    ]
+    return torch.cat(done)
