@@ -13,14 +13,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part with its layer: a file may import from lower layers, and from its own part.
 LAYERS = {
-    "errors": 0, "rng": 0, "schedule": 0, "masking": 1, "ema": 0, "distributed": 0, "durable": 0,
-    "positions": 1, "init": 1, "blocks": 2, "vit": 3, "resnet": 3,
+    "errors": 0, "rng": 0, "schedule": 0, "ema": 0, "distributed": 0, "durable": 1,
+    "masking": 1, "positions": 1, "init": 1, "batch_norm": 1,
+    "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,
-    "objectives": 4,
-    "optim": 4, "checkpoint": 4, "model_folder": 4, "run_folder": 5, "health": 5,
-    "evaluate": 6,
-    "config": 4, "resume": 5, "records": 6, "train": 7,
-    "weights": 5, "analysis": 6, "report": 7,
+    "objectives": 6,
+    "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "health": 7,
+    "evaluate": 8,
+    "config": 6, "resume": 7, "records": 8, "train": 9,
+    "weights": 7, "analysis": 8, "report": 10,
 }  # fmt: skip
 
 
@@ -30,8 +31,11 @@ def part(module: str) -> str:
 
 def imports(path: Path) -> list[str]:
     """Full names of what a file imports, `from sslvit import rng` as sslvit.rng."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    names, tree = [], ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []  # an annotation's import is never carried out
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -47,11 +51,9 @@ def test_imports_point_down(path):
     if mine in ("__init__", "__main__"):
         return
     for name in imports(path):
-        if name.startswith("sslvit."):
+        if name.startswith("sslvit.") and name != "sslvit.__version__":
             other = part(name)
-            assert other == mine or LAYERS[other] < LAYERS[mine] or {mine, other} == {"vit", "resnet"}, (
-                f"{mine} imports {name}"
-            )
+            assert other == mine or LAYERS[other] < LAYERS[mine], f"{mine} imports {name}"
 
 
 def test_no_objective_imports_another():

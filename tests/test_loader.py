@@ -8,13 +8,16 @@ import torch
 
 from sslvit import rng
 from sslvit.data.loader import Row, epoch_order, load, row
+from sslvit.data.labels import Labels
 from sslvit.data.source import ArraySource
 
 
 def numbered(size: int) -> ArraySource:
     """A source whose image i is filled with i, labelled i."""
     pixels = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 2, 2), np.uint8)
-    return ArraySource(pixels, name="numbered", fingerprint=f"numbered:{size}", labels=np.arange(size))
+    return ArraySource(
+        pixels, name="numbered", fingerprint=f"numbered:{size}", labels=Labels(np.arange(size), None, "")
+    )
 
 
 def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[Row]:

@@ -1,0 +1,221 @@
+"""The loop: no restart, process count, part or worker changes what it computes, and what is not finite changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
+
+from sslvit import checkpoint
+from sslvit.config import FREE, WARNED, TrainConfig
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.errors import Diverged
+from sslvit.objectives.objective import Objective
+from sslvit.train import due, pretrain
+
+HERE = Path(__file__).parent
+RUN = [sys.executable, str(HERE / "tiny_run.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    tiny_run(out)
+    return out
+
+
+def test_a_run_leaves_its_log_configuration_environment_checkpoints_and_model(reference):
+    assert [line["step"] for line in losses(reference)] == list(range(1, STEPS + 1))
+    assert json.loads((reference / "config.json").read_text())["batch_size"] == 8
+    assert json.loads((reference / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert [p.name for p in sorted((reference / "checkpoints").iterdir())] == ["step-00000015", "step-00000016"]
+    assert (reference / "model" / "model.safetensors").exists()
+
+
+def test_the_loss_falls(reference):
+    loss = [line["loss"] for line in losses(reference)]
+    assert sum(loss[-4:]) < sum(loss[:4]) - 0.5
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another(reference, tmp_path):
+    tiny_run(tmp_path / "again")
+    assert fingerprint(tmp_path / "again") == fingerprint(reference)
+    tiny_run(tmp_path / "other", seed=1)
+    assert losses(tmp_path / "other")[0] != losses(reference)[0]
+
+
+def test_resuming_a_finished_run_does_nothing(reference):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.name != "run.lock"}
+    tiny_run(reference, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.name != "run.lock"} == before
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"accumulation": 8}, {"workers": 2}])
+def test_parts_and_workers_change_no_loss(reference, tmp_path, changes):
+    tiny_run(tmp_path / "run", **changes)
+    for ours, theirs in zip(losses(tmp_path / "run"), losses(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0 if "workers" in changes else 1e-5)
+
+
+def test_two_processes_are_one(tmp_path):
+    """Losses within 1e-5 over 20 steps, and the same masks: every loss is of the same corrupted patches."""
+    command = [*TORCHRUN, "29511", str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
+    done = launch(command, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    tiny_run(tmp_path / "one", epochs=5)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 20
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["lr"] == theirs["lr"]
+        assert ours["accuracy_of_commonest_colour"] > 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*TORCHRUN, "29512"],
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_processes_that_would_train_alone_are_stopped_with_the_way_out(tmp_path, command):
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU these processes see each other")
+    done = launch([*command, str(HERE / "tiny_run.py"), str(tmp_path / "run")], HF_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert "2 processes were asked for, but this one sees 1" in done.stderr
+    assert "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_the_step_exits_75_and_the_same_command_goes_on(tmp_path):
+    long = {"epochs": 100.0, "save_every": 10_000}
+    words = [f"{name}={json.dumps(value)}" for name, value in long.items()]
+    process = subprocess.Popen([*RUN, str(tmp_path / "run"), *words, "resume=true"], stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 20) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75, stderr
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved.step == losses(tmp_path / "run")[-1]["step"] < 400
+    assert f"asked to stop at step {saved.step} of 400" in stderr
+    tiny_run(tmp_path / "run", **long, resume=True)
+    tiny_run(tmp_path / "whole", **long)
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
+def campaign(kills: int, seed: int, folder: Path) -> dict:
+    done = launch([sys.executable, str(HERE / "kill_campaign.py"), str(kills), str(seed), str(folder)])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_twenty_kills_at_random_moments_end_bit_identical(tmp_path):
+    result = campaign(20, 0, tmp_path)
+    assert result["failed"] == []
+    assert (result["identical"], result["kills"], result["left over"]) == (20, 20, 0)
+    assert result["inside a save"] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_hundred_kills_at_random_moments_end_bit_identical(tmp_path):
+    result = campaign(100, 1, tmp_path)
+    assert result["failed"] == []
+    assert (result["identical"], result["kills"], result["left over"]) == (100, 100, 0)
+    assert result["inside a save"] >= 25
+
+
+class Poisoned(Objective):
+    """A loss that is not a number in steps of our choice."""
+
+    def __init__(self, bad: set[int]):
+        super().__init__()
+        self.inner, self.bad, self.step, self.moved = objective(), bad, 0, 0
+        self.backbone, self.readout = self.inner.backbone, "mean"
+
+    def forward(self, batch, progress):
+        loss, metrics = self.inner(batch, progress)
+        self.step += 1
+        return (loss * float("nan") if self.step in self.bad else loss), metrics
+
+    def after_step(self, progress):
+        self.moved += 1
+
+
+def test_a_step_that_is_not_finite_moves_nothing(tmp_path):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "save_every": 1, "keep": 9}))
+    poisoned = Poisoned({2, 4})
+    pretrain(poisoned, source(), Light(32), config, start(threads=1))
+    saved = [checkpoint.latest(tmp_path / "run" / "checkpoints")]
+    folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    from safetensors.torch import load_file
+
+    saved = [load_file(folder / "tensors.safetensors") for folder in folders]
+    assert len(saved) == 4
+    for before, after, moved in ((0, 1, False), (1, 2, True), (2, 3, False)):
+        assert moved != all(torch.equal(saved[before][name], saved[after][name]) for name in saved[before])
+    assert poisoned.moved == 2
+
+
+def test_three_in_a_row_stop_the_run_with_the_step(tmp_path):
+    config = TrainConfig(out=tmp_path / "run", **DEFAULTS)
+    with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
+        pretrain(Poisoned({6, 7, 8}), source(), Light(32), config, start(threads=1))
+
+
+def test_going_on_with_another_configuration_is_refused_key_by_key(tmp_path):
+    tiny_run(tmp_path / "run", epochs=1.0)
+    with pytest.raises(ValueError, match=r"lr was 0\.001, is now 0\.002; seed was 0, is now 5"):
+        tiny_run(tmp_path / "run", epochs=1.0, resume=True, lr=2e-3, seed=5)
+    tiny_run(tmp_path / "run", epochs=1.0, resume=True, workers=1, log_every=7)
+
+
+def test_every_key_is_free_warned_or_refused():
+    assert not FREE & WARNED
+    assert set(TrainConfig.__dataclass_fields__) >= FREE | WARNED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"clip": -1.0}, "--clip is -1.0"),
+        ({"accumulation": 3}, "batch_size 8 does not split into 1 processes x 3"),
+        ({"log_with": ("nonsense",)}, "--log_with nonsense"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_are_due_when_their_pass_is_complete():
+    config = TrainConfig(batch_size=10, evaluate_every=0.5)
+    assert [step for step in range(1, 31) if due(step, config, 100)] == [5, 10, 15, 20, 25, 30]
+    assert [step for step in range(1, 31) if due(step, TrainConfig(batch_size=10, evaluate_every=0.75), 100)] == [
+        8,
+        15,
+        23,
+        30,
+    ]
+    assert not due(5, TrainConfig(), 100)
