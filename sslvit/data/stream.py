@@ -1,0 +1,174 @@
+"""Sets too large for one machine, read through once an epoch: Hugging Face datasets in streaming mode.
+
+    stream = Stream("hf:org/name", canvas=512, rank=rank, processes=processes, seed=0)
+    for samples, place in stream.batches(64, place=saved_place):
+
+What is promised, and what is not:
+
+- Every process reads its own part of each epoch (`split_dataset_by_node`): whole shards where the number of processes
+  divides theirs, else every n-th row. Parts can differ in length. A process that ends its part begins its next epoch
+  on its own, so nobody waits; an epoch is therefore not at the same step for all.
+- The order is shards in random order and then a shuffle buffer: a function of (seed, epoch, number of processes, shards
+  and buffer size). It is less random than a permutation: rows of a shard much more than a buffer apart do not mix.
+- Going on at a saved place is exact: the same batches as without the interruption. It is done by reading the part of
+  the epoch that was seen again, without decoding it, because the state that `datasets` keeps loses the rows in the
+  shuffle buffer. It costs about the time that reading took. With another number of processes the epoch's remaining rows
+  are others, and some are seen twice or not at all: such a restart is refused.
+- If the set changes at its source, so does all that follows; there is no fingerprint to tell by.
+- A sample's id is its place in the epoch, rank + processes * (rows read), so its views change with the number of
+  processes; in a map-style source they do not.
+- A bad image is replaced by the next good one of the stream. Labels are class numbers only if the column has them.
+
+Where the set fits on the disk, a source (source.py) gives all of this exactly and for any number of processes.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sslvit.data.columns import choose_image_column, choose_label_column
+from sslvit.data.hub import HUB_NAME, SPLITS, choose_split, encoded_bytes, matching, of_split
+from sslvit.data.image import MAX_PIXELS, BadImage, open_image
+from sslvit.data.samples import Bad, Samples
+from sslvit.errors import DataError, NoInput
+
+BUFFER = 1000  # rows
+AHEAD = 64  # rows being decoded
+IN_A_ROW = 1000  # bad images before the set is called unusable
+
+
+class Place(NamedTuple):
+    """Where a process is: all that its part of a checkpoint needs."""
+
+    epoch: int
+    rows: int  # taken of this epoch by this process
+    processes: int
+
+
+class Stream:
+    def __init__(
+        self,
+        spec: str,  # hf:name[:configuration], parquet:/dir/*.parquet or webdataset:/dir/*.tar
+        *,
+        split: str = "train",
+        canvas: int,
+        channels: int = 3,
+        rank: int = 0,
+        processes: int = 1,
+        seed: int = 0,
+        buffer: int = BUFFER,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        import datasets
+        from datasets.distributed import split_dataset_by_node
+
+        self.name, self.rank, self.processes, self.seed = f"{spec} ({split}, streamed)", rank, processes, seed
+        self.canvas, self.channels, self.max_pixels, self.buffer = (canvas, canvas), channels, max_pixels, buffer
+        rows, self.roots = _load(spec, split)
+        if rows.features is None:
+            raise DataError(f"{spec} does not say what its columns are, so it cannot be streamed")
+        self.image_column = choose_image_column(rows.features, image_column)
+        if self.image_column not in rows.features:
+            raise ValueError(f"image_column {self.image_column!r} is inside another column, which streams do not read")
+        label = choose_label_column(rows.features, label_column)
+        numbered = label is not None and getattr(rows.features[label], "dtype", "").startswith(("int", "uint"))
+        self.label_column = label if numbered else None
+        if isinstance(rows.features[self.image_column], datasets.Image):
+            rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
+        self._rows = split_dataset_by_node(rows, rank=rank, world_size=processes)
+
+    def batches(self, batch_size: int, place: Place | None = None) -> Iterator[tuple[Samples, Place]]:
+        """Without end: a batch, and the place to go on at after it."""
+        place = place or Place(0, 0, self.processes)
+        if place.processes != self.processes:
+            raise DataError(
+                f"{self.name}: the place was saved by {place.processes} processes, and {self.processes} read other rows: "
+                f"start {place.processes}, or begin another epoch at Place({place.epoch + 1}, 0, {self.processes})"
+            )
+        good, bad, refused, images = [], [], [], self._images(place)
+        while True:
+            id, image, label, place = next(images)
+            if isinstance(image, BadImage):
+                refused.append((id, str(image)))
+                if len(refused) > IN_A_ROW:
+                    raise DataError(f"{self.name}: {len(refused):,} rows in a row cannot be used, the last: {image}")
+                continue
+            good.append((id, image, label))
+            bad += [Bad(other, f"row {other}", reason, id) for other, reason in refused]
+            refused = []
+            if len(good) == batch_size:
+                yield self._samples(good, tuple(bad)), place
+                good, bad = [], []
+
+    def _samples(self, good: list[tuple[int, torch.Tensor, int | None]], bad: tuple[Bad, ...]) -> Samples:
+        pixels = torch.zeros(len(good), self.channels, *self.canvas, dtype=torch.uint8)
+        for slot, (_, image, _) in enumerate(good):
+            pixels[slot, :, : image.shape[1], : image.shape[2]] = image
+        return Samples(
+            pixels=pixels,
+            extents=torch.tensor([image.shape[1:] for _, image, _ in good]),
+            ids=torch.tensor([id for id, _, _ in good]),
+            labels=None if self.label_column is None else torch.tensor([label for _, _, label in good]),
+            bad=bad,
+        )
+
+    def _images(self, place: Place) -> Iterator[tuple[int, torch.Tensor | BadImage, int | None, Place]]:
+        """Rows in order, decoded by threads a little ahead: decoders leave Python's lock to others."""
+        with ThreadPoolExecutor() as threads:
+            ahead = deque()
+            for number, row, after in self._numbered(place):
+                ahead.append((number, threads.submit(self._decode, row), row, after))
+                if len(ahead) > AHEAD:
+                    number, image, row, after = ahead.popleft()
+                    label = None if self.label_column is None else row[self.label_column]
+                    yield self.rank + self.processes * number, image.result(), label, after
+
+    def _numbered(self, place: Place) -> Iterator[tuple[int, dict[str, Any], Place]]:
+        """Rows of this process, epoch after epoch, each with its number in the epoch and the place after it."""
+        epoch, skipped = place.epoch, place.rows
+        while True:
+            rows = self._rows.shuffle(seed=self.seed, buffer_size=self.buffer) if self.buffer else self._rows
+            rows.set_epoch(epoch)
+            number = -1
+            for number, row in enumerate(rows):
+                if number >= skipped:
+                    yield number, row, Place(epoch, number + 1, self.processes)
+            if number < 0:
+                raise NoInput(f"{self.name}: there are no rows for process {self.rank} of {self.processes}")
+            epoch, skipped = epoch + 1, 0
+
+    def _decode(self, row: dict[str, Any]) -> torch.Tensor | BadImage:
+        try:
+            data = encoded_bytes(row[self.image_column], self.roots, self.max_pixels)
+            return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas)
+        except BadImage as error:
+            return error
+
+
+def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
+    """The rows, and the folders that paths in them may lie in."""
+    import datasets
+
+    kind, _, rest = spec.partition(":")
+    if kind == "hf":
+        name, _, configuration = rest.partition(":")
+        if Path(name).exists() or not HUB_NAME.fullmatch(name):
+            raise ValueError(f"{spec} is not a name of the Hugging Face hub: hf:name or hf:organisation/name")
+        try:
+            return choose_split(datasets.load_dataset(name, configuration or None, streaming=True), split, spec), []
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise NoInput(f"{spec} cannot be streamed: {str(error).splitlines()[0]}") from error
+    if kind not in ("parquet", "webdataset"):
+        raise ValueError(f"{spec} cannot be streamed: hf:, parquet: and webdataset: can")
+    files = of_split(matching(rest, ".tar" if kind == "webdataset" else ".parquet"), split)
+    if not files:
+        raise NoInput(f"{spec} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    rows = datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True)
+    return rows, [os.fsencode(os.path.realpath(folder)) for folder in sorted({file.parent for file in files})]
