@@ -1,5 +1,6 @@
 """Processes: starting them honestly, and the few collectives that objectives use. The identity on one process."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Literal
@@ -80,6 +81,8 @@ def start(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
     )
     check_together(accelerator.num_processes)
+    if accelerator.num_processes > 1:
+        atexit.register(dist.destroy_process_group)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
@@ -104,7 +107,7 @@ def _asked_of_the_launcher() -> int:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return 1
-    if not any(word.endswith(("accelerate", "accelerate-launch", "launch.py")) or word == "launch" for word in words):
+    if not any("accelerate" in os.path.basename(word) for word in words[:3]):
         return 1
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, _, value = word.replace("-", "_").partition("=")

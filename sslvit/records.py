@@ -43,6 +43,11 @@ class Log:
         if self.trackers:
             self.accelerator.log(values, step=step)
 
+    def close(self) -> None:
+        # Not accelerator.end_training(): that takes down the processes' group, which evaluation still needs.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
 
 class BadImages:
     """`bad_images.jsonl`: each image that could not be used, once, with the reason. Too many of them stop the run."""

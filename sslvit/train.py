@@ -66,13 +66,16 @@ def pretrain(
         objective.to(accelerator.device)
         optimizer = optim.adamw(optim.parameter_groups(objective, config.weight_decay), config.betas)
         now = restore(objective, optimizer, config, accelerator)
+        first = now.step
+        model = config.out / "model"
         if now.step < steps:
             log = Log(config, accelerator, now.step, {"images": len(source), "source": source.name, "steps": steps})
             train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
-            if accelerator.is_main_process:
-                about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
-                save_backbone(objective.backbone, config.out / "model", about | {"data": source.name})
-            accelerator.end_training()
+            log.close()
+        # A run that was killed after its last checkpoint has finished, and lacks only its model.
+        if accelerator.is_main_process and (now.step > first or not model.exists()):
+            about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
+            save_backbone(objective.backbone, model, about | {"data": source.name})
         accelerator.wait_for_everyone()
         return evaluations(config.out / "metrics.jsonl")
 

@@ -40,7 +40,7 @@ def reference(tmp_path_factory) -> Path:
 def test_a_run_leaves_its_log_configuration_environment_checkpoints_and_model(reference):
     assert [line["step"] for line in losses(reference)] == list(range(1, STEPS + 1))
     assert json.loads((reference / "config.json").read_text())["batch_size"] == 8
-    assert json.loads((reference / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert json.loads((reference / "environment.json").read_text())["packages"]["torch"] in torch.__version__
     assert [p.name for p in sorted((reference / "checkpoints").iterdir())] == ["step-00000015", "step-00000016"]
     assert (reference / "model" / "model.safetensors").exists()
 
