@@ -1,12 +1,7 @@
-"""Checkpoints of a run: complete or invisible, hashed, never pickled, pruned only after the new one was verified.
+"""Checkpoints of a run: complete or invisible, pruned only after the new one was verified.
 
-    root/step-00000300/tensors.safetensors    weights, optimizer state, teachers, queues
-    root/step-00000300/state.json             everything else
-    root/step-00000300/MANIFEST.json          written last: schema, step, versions; size and hash of the two files
-
-Neither torch.save nor safetensors notices a changed byte in a tensor: only the hashes of the manifest do. The manifest
-carries its own hash, so no byte of a checkpoint is unguarded. `.1`, `.2`, ... after the step are later saves of
-the same step: a rename cannot replace a folder, and deleting the old one first would leave a moment with neither.
+`root/step-00000300` is one; `.1`, `.2`, ... after the step are later saves of the same step: a rename cannot replace a
+folder, and deleting the old one first would leave a moment with neither.
 
 The caller holds the lock of the run folder: with two writers nothing here is promised.
 """
@@ -14,33 +9,21 @@ The caller holds the lock of the run folder: with two writers nothing here is pr
 import json
 import logging
 import os
-import platform
 import re
 import shutil
-import stat
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
-from xxhash import xxh3_128
 
-from sslvit import __version__, durable
-from sslvit.errors import BAD_CONFIGURATION, CannotWrite, DataError, Stop
+from sslvit import durable, manifest
+from sslvit.errors import CannotWrite, DataError
+from sslvit.manifest import MANIFEST, STATE, TENSORS, CheckpointError, Damaged
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 NAME = re.compile(r"step-([0-9]{8,})(?:\.([0-9]+))?")
-LONGEST_MANIFEST = 1 << 20
-
-
-class CheckpointError(Stop):
-    """A checkpoint cannot be written or read."""
 
 
 class SaveFailed(CheckpointError, CannotWrite):
@@ -49,16 +32,6 @@ class SaveFailed(CheckpointError, CannotWrite):
 
 class NoneVerifies(CheckpointError, DataError):
     """There are checkpoints, and all are damaged. To start afresh instead would be a silent loss of the run."""
-
-
-class NewerSchema(CheckpointError):
-    """The newest checkpoint was written by a later version of the package."""
-
-    code = BAD_CONFIGURATION
-
-
-class Damaged(CheckpointError):
-    """One checkpoint does not verify; the message is `step-00000300/file: reason`."""
 
 
 class Checkpoint(NamedTuple):
@@ -97,8 +70,7 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any
             TENSORS: durable.write(temporary / TENSORS, durable.tensor_pieces(tensors)),
             STATE: durable.write(temporary / STATE, [state_text]),
         }
-        manifest = {"schema": SCHEMA, "step": step, "versions": _versions(), "files": files}
-        durable.write(temporary / MANIFEST, [_seal(manifest)])
+        durable.write(temporary / MANIFEST, [manifest.seal(manifest.make(step, files))])
         durable.sync_folder(temporary)
         for name, written in files.items():
             if durable.fingerprint(temporary / name) != written:
@@ -125,7 +97,8 @@ def latest(root: Path) -> Checkpoint | None:
         rejected = []
         for folder in found:
             try:
-                return _read(folder)._replace(rejected=rejected)
+                step = _age(folder)[0]
+                return Checkpoint(step, *manifest.read(folder, step), folder, rejected)
             except Damaged as error:
                 rejected.append(str(error))
         seen = found
@@ -188,92 +161,6 @@ def _prune(root: Path, newest: Path, keep: int) -> None:
             durable.discard(path)
         else:
             kept.add(step)
-
-
-def _seal(manifest: dict[str, Any]) -> bytes:
-    """The one way to write this manifest. What is read must be exactly this, so that every byte of it counts."""
-    own = xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({"manifest": manifest, "xxh3_128": own}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _read(folder: Path) -> Checkpoint:
-    """Every byte is verified before any is used, and exactly the verified bytes are used: each file is read once."""
-    try:
-        for name in set(os.listdir(folder)) - {MANIFEST, TENSORS, STATE}:
-            raise Damaged(f"{folder.name}/{name}: no manifest names such a file")
-    except OSError as error:
-        raise Damaged(f"{folder.name}/: {error.strerror}") from error
-    try:
-        sealed = json.loads(text := _contents(folder, MANIFEST))
-        manifest = sealed["manifest"]
-        if text != _seal(manifest):
-            raise ValueError("does not match its own hash")
-        schema, step = manifest["schema"], manifest["step"]
-        if type(schema) is int and schema > SCHEMA:
-            raise NewerSchema(
-                f"{folder} has schema {schema}, written by sslvit {manifest.get('versions', {}).get('sslvit')}; "
-                f"sslvit {__version__} reads schema {SCHEMA} at most: upgrade sslvit"
-            )
-        if not _is_in_form(manifest):
-            raise ValueError(f"is not a manifest of schema {SCHEMA}")
-        if step != _age(folder)[0]:
-            raise ValueError(f"is of step {step}")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{folder.name}/{MANIFEST}: {error}") from error
-    contents = {name: _contents(folder, name, manifest["files"][name]) for name in (TENSORS, STATE)}
-    try:
-        tensors = load_safetensors(contents[TENSORS])
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        raise Damaged(f"{folder.name}/{TENSORS}: {error}") from error
-    try:
-        state = json.loads(contents[STATE])
-        if not isinstance(state, dict):
-            raise ValueError(f"holds a {type(state).__name__}, not an object")
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{folder.name}/{STATE}: {error}") from error
-    return Checkpoint(step, tensors, state, manifest["versions"], folder, rejected=[])
-
-
-def _is_in_form(manifest: dict[str, Any]) -> bool:
-    files = manifest["files"]
-    return (
-        set(manifest) == {"schema", "step", "versions", "files"}
-        and type(manifest["schema"]) is type(manifest["step"]) is int
-        and manifest["schema"] == SCHEMA
-        and isinstance(manifest["versions"], dict)
-        and set(files) == {TENSORS, STATE}
-        and all(set(written) == {"size", "xxh3_128"} for written in files.values())
-    )
-
-
-def _contents(folder: Path, name: str, expected: dict[str, int | str] | None = None) -> bytes:
-    """All bytes of a file, if they are the expected ones. A manifest, of which nothing is known yet, must be short."""
-    path = folder / name
-    try:
-        status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
-            raise Damaged(f"{folder.name}/{name}: is not a regular file")
-        if expected is None and status.st_size > LONGEST_MANIFEST:
-            raise Damaged(f"{folder.name}/{name}: has {status.st_size} bytes, more than any manifest")
-        if expected is not None and status.st_size != expected["size"]:
-            raise Damaged(f"{folder.name}/{name}: has {status.st_size} bytes instead of {expected['size']}")
-        contents = path.read_bytes()
-    except Damaged:
-        raise
-    except OSError as error:
-        raise Damaged(f"{folder.name}/{name}: {error.strerror}") from error
-    if expected is not None and xxh3_128(contents).hexdigest() != expected["xxh3_128"]:
-        raise Damaged(f"{folder.name}/{name}: the bytes are not those that were written (hash differs)")
-    return contents
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "sslvit": __version__,
-        "torch": torch.__version__,
-        "safetensors": safetensors.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _free_megabytes(root: Path) -> str:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
@@ -71,6 +72,24 @@ def fingerprint(path: Path) -> dict[str, int | str]:
     return {"size": size, "xxh3_128": digest.hexdigest()}
 
 
+def read(path: Path, written: dict[str, int | str] | None = None, longest: int | None = None) -> bytes:
+    """All bytes of a regular file, read once: if they are what `write` says was written, or if they are not too many.
+
+    Raises ValueError with the reason, or OSError.
+    """
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for ever
+        raise ValueError("is not a regular file")
+    if longest is not None and status.st_size > longest:
+        raise ValueError(f"has {status.st_size} bytes, more than {longest}")
+    if written is not None and status.st_size != written["size"]:
+        raise ValueError(f"has {status.st_size} bytes instead of {written['size']}")
+    contents = path.read_bytes()
+    if written is not None and xxh3_128(contents).hexdigest() != written["xxh3_128"]:
+        raise ValueError("the bytes are not those that were written (hash differs)")
+    return contents
+
+
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time, so that saving needs no second copy of the model.
 
@@ -121,12 +140,17 @@ def temporary(parent: Path, name: str) -> Path:
     return folder
 
 
+def hide(path: Path) -> Path:
+    """Takes a file or folder out of sight; what is left to do is to delete what this returns."""
+    trash = path.with_name(f".del-{path.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(path, trash)
+    return trash
+
+
 def discard(path: Path) -> None:
     """Takes a file or folder out of sight and then deletes it. A failure is logged: it must not stop a run."""
-    trash = path.with_name(f".del-{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        os.rename(path, trash)
-        delete(trash)
+        delete(hide(path))
     except OSError as error:
         log.warning("%s could not be deleted: %s", path, error)
 

@@ -1,0 +1,176 @@
+"""The folder of a trained backbone: model.safetensors and config.json, for us, for timm and for transformers.
+
+`timm.create_model("local-dir:PATH", pretrained=True)` reads it, and transformers' AutoModel through timm. What timm has
+no word for (positions inside the blocks or by coordinate, group norm as in Google's code) it must not open, because it
+would compute something else with the same weights: then `architecture` says so, and timm refuses it by that name.
+The section `sslvit` is ours: the arguments that rebuild the backbone, and the size and hash of the weights.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from sslvit import __version__, durable
+from sslvit.errors import CannotWrite, DataError
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+BACKBONES = {"ViT": ViT, "BiT": BiT}
+LONGEST_CONFIG = 1 << 20
+# Any of timm's plain ViTs would do, since model_args say everything; these make a listing readable.
+ARCHITECTURES = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}
+
+
+def save_backbone(backbone: ViT | BiT, folder: str | Path, extra: dict[str, Any]) -> None:
+    """Writes the folder, whole or not at all; an older one of ours is replaced.
+
+    extra: what else to say about it, at least its `readout`: timm's pooling is set to that.
+    """
+    folder = Path(folder)
+    if extra.get("readout") not in backbone.readouts:
+        raise ValueError(f"readout {extra.get('readout')!r} is none of this backbone's {backbone.readouts}")
+    try:
+        durable.make_folder(folder.parent)
+        if folder.exists() and (not folder.is_dir() or (os.listdir(folder) and not _is_ours(folder))):
+            raise CannotWrite(f"{folder} exists and is no model of sslvit: choose another place")
+        temporary = durable.temporary(folder.parent, folder.name)
+        try:
+            written = durable.write(temporary / WEIGHTS, durable.tensor_pieces(backbone.state_dict()))
+            config = _timm_config(backbone, extra["readout"]) | {
+                "sslvit": {
+                    "version": __version__,
+                    "backbone": type(backbone).__name__,
+                    "config": backbone.config,
+                    "files": {WEIGHTS: written},
+                }
+                | extra
+            }
+            durable.write(temporary / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
+            durable.sync_folder(temporary)
+            older = durable.hide(folder) if folder.exists() else None
+            os.rename(temporary, folder)
+            durable.sync_folder(folder.parent)
+            if older is not None:
+                durable.delete(older)
+        finally:
+            if temporary.exists():
+                durable.discard(temporary)
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"{folder}: the model was not written: {error.strerror or error}") from error
+
+
+def load_backbone(folder: str | Path) -> ViT | BiT:
+    """The backbone, in evaluation mode. Raises DataError, a ValueError, if anything is not as it was saved."""
+    folder = Path(folder)
+    try:
+        ours = json.loads(durable.read(folder / CONFIG, longest=LONGEST_CONFIG))["sslvit"]
+        kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
+        contents = durable.read(folder / WEIGHTS, written=written)
+        tensors = load_safetensors(contents)
+        del contents
+        backbone = kind(**config)
+    except OSError as error:
+        raise DataError(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
+    load_strictly(backbone, tensors, str(folder))
+    return backbone.eval()
+
+
+def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """All weights are there, nothing else, in the right shapes; else nothing is assigned and all faults are listed."""
+    expected = backbone.state_dict()
+    faults = [f"missing {name}" for name in expected.keys() - tensors.keys()]
+    faults += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
+    for name in expected.keys() & tensors.keys():
+        mine, theirs = expected[name], tensors[name]
+        if mine.shape != theirs.shape:
+            faults.append(f"{name} of shape {tuple(theirs.shape)} instead of {tuple(mine.shape)}")
+        elif mine.is_floating_point() != theirs.is_floating_point():
+            faults.append(f"{name} of {theirs.dtype} instead of {mine.dtype}")
+    if faults:
+        more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise DataError(f"{source}: the weights do not fit the backbone: {'; '.join(sorted(faults)[:20])}{more}")
+    backbone.load_state_dict(tensors, strict=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return "sslvit" in json.loads(durable.read(folder / CONFIG, longest=LONGEST_CONFIG))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _timm_config(backbone: ViT | BiT, readout: str) -> dict[str, Any]:
+    """What timm needs to build the same function, or an architecture that it will refuse by name."""
+    if reason := _unknown_to_timm(backbone, readout):
+        return {"architecture": f"sslvit only ({reason})", "num_classes": 0}
+    config = backbone.config
+    return {
+        "architecture": ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),
+        "num_classes": 0,
+        "num_features": backbone.width,
+        "model_args": {
+            "img_size": list(backbone.image_size),
+            "patch_size": list(backbone.patch_size),
+            "in_chans": backbone.channels,
+            "embed_dim": backbone.width,
+            "depth": backbone.depth,
+            "num_heads": backbone.heads,
+            "mlp_ratio": _mlp_ratio(backbone.width, config["mlp_width"]),
+            "qkv_bias": config["qkv_bias"],
+            "init_values": config["layer_scale"],
+            "class_token": config["class_token"],
+            "reg_tokens": config["registers"],
+            "no_embed_class": not config["class_position"],
+            "pos_embed": "none" if config["position"] == "none" else "learn",
+            "act_layer": "gelu" if config["gelu"] == "exact" else "gelu_tanh",
+            # In here, not beside it: only then can a model without a class token be built. fc_norm: timm would
+            # otherwise move the norm behind the mean and look for other names.
+            "global_pool": "token" if readout == "cls" else "avg",
+            "fc_norm": False,
+        },
+        "pretrained_cfg": {
+            "input_size": [backbone.channels, *backbone.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(config["mean"]),
+            "std": list(config["std"]),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _unknown_to_timm(backbone: ViT | BiT, readout: str) -> str | None:
+    if isinstance(backbone, BiT):
+        return "timm's ResNets have other constants in their norms"
+    config = backbone.config
+    if config["hybrid"] is not None:
+        return "timm's hybrids have other constants in their norms"
+    if config["position"] in ("learned_2d", "relative") or config["position_at"] != "stem":
+        return f"timm has no position {config['position']} at {config['position_at']}"
+    return None if readout != "both" else "timm has no readout of class token and mean"
+
+
+def _mlp_ratio(width: int, mlp_width: int) -> float:
+    """timm takes int(width * ratio), which must not be cut to one less: 1152 * (4304 / 1152) could be 4303.99..."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else (mlp_width + 0.5) / width
