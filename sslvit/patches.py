@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sslvit.resnet import HybridStem
+
 
 def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """The pixels of each patch in MAE's order: `b c (h p) (w q) -> b (h w) (p q c)`."""
@@ -24,8 +26,6 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.backbone = nn.Identity()
         if hybrid is not None:
-            from sslvit.resnet import HybridStem  # here, because resnet.py has a backbone of its own and imports vit.py
-
             self.backbone = HybridStem(hybrid, channels, seed)
             channels, stride = self.backbone.width, self.backbone.stride
             if patch_size[0] % stride or patch_size[1] % stride:

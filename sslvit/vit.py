@@ -27,6 +27,7 @@ Given = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # a b
 # Width, depth, heads, width of the MLP: the ViT paper's, its code's and big_vision's; S-moco_v3 is MoCo v3's.
 VARIANTS = {
     "mu": (32, 1, 2, 128),
+    "XS": (128, 6, 4, 512),  # ours: 1.2 million parameters, for images of 28 to 64 pixels and small machines
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
     "S-moco_v3": (384, 12, 12, 1536),
@@ -48,8 +49,6 @@ HYBRIDS = {
     "R26+B/32": ("R26", "B", 32),
     "R+Ti/16": ("R", "Ti", 32),
 }
-
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOICES = {
     "position": Position,
@@ -66,6 +65,9 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 class ViT(nn.Module):
+    """Attributes: width, depth, heads, channels; image_size, patch_size and grid, each (height, width); readouts, those
+    it has; prefix, how many tokens come before the patches."""
+
     def __init__(
         self,
         *,
@@ -137,9 +139,8 @@ class ViT(nn.Module):
             self.norm = nn.LayerNorm(width, EPSILON)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
-        for name, table in position_tables(
-            position, position_at, self.grid, width, depth, self.prefix_positions
-        ).items():
+        tables = position_tables(position, position_at, self.grid, width, depth, self.prefix_positions)
+        for name, table in tables.items():
             if position in FIXED:
                 self.register_buffer(name, table)  # saved, so that timm finds it and fine-tuning may train it
             else:
@@ -155,9 +156,10 @@ class ViT(nn.Module):
             raise ValueError(
                 f"no variant {name!r}: it is one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"
             )
-        width, depth, heads, mlp_width = VARIANTS[size]
-        sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width, "patch_size": int(patch_size)}
-        return cls(**({"image_size": image_size, "hybrid": hybrid} | sizes | changes))
+        sizes = dict(zip(("width", "depth", "heads", "mlp_width"), VARIANTS[size], strict=True))
+        if "width" in changes:
+            del sizes["mlp_width"]  # another width has its own
+        return cls(**({"image_size": image_size, "patch_size": int(patch_size), "hybrid": hybrid} | sizes | changes))
 
     def resized(self, image_size: int | Sequence[int]) -> "ViT":
         """A copy whose position table is resized for good, so that fine-tuning trains the new one, as in the ViT paper.
@@ -220,7 +222,10 @@ class ViT(nn.Module):
     def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
         """The probabilities in the last so many blocks, or in these (from 0): `b k n n` each, a row for each query. The
         class token comes first, then registers, then patches."""
-        return [block.probabilities(before, *given[:2]) for block, before, given, _ in self._steps(images, layers)]
+        return [
+            block.probabilities(before, position, relative)
+            for block, before, (position, relative, _, _), _ in self._steps(images, layers)
+        ]
 
     def _steps(self, images: Tensor, layers: int | Sequence[int]) -> Iterator[tuple[Block, Tensor, Given, Tensor]]:
         """These blocks, with what goes in and what comes out."""

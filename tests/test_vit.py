@@ -145,9 +145,9 @@ def test_parameter_counts_are_the_papers(name):
 
 
 WIDTH_DEPTH_HEADS_MLP = {
-    "mu": (32, 1, 2, 128), "Ti": (192, 12, 3, 768), "S": (384, 12, 6, 1536), "S-moco_v3": (384, 12, 12, 1536),
-    "M": (512, 12, 8, 2048), "B": (768, 12, 12, 3072), "L": (1024, 24, 16, 4096), "H": (1280, 32, 16, 5120),
-    "So400m": (1152, 27, 16, 4304), "g": (1408, 40, 16, 6144), "G": (1664, 48, 16, 8192),
+    "mu": (32, 1, 2, 128), "XS": (128, 6, 4, 512), "Ti": (192, 12, 3, 768), "S": (384, 12, 6, 1536),
+    "S-moco_v3": (384, 12, 12, 1536), "M": (512, 12, 8, 2048), "B": (768, 12, 12, 3072), "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120), "So400m": (1152, 27, 16, 4304), "g": (1408, 40, 16, 6144), "G": (1664, 48, 16, 8192),
 }  # fmt: skip
 
 
@@ -159,6 +159,13 @@ def test_every_variant_has_the_published_sizes_and_the_count_that_follows(name):
     block = 4 * d * d + 4 * d + 2 * d * m + d + m + 4 * d
     assert parameters(vit) == (3 * 14 * 14 + 1) * d + d + 257 * d + depth * block + 2 * d
     assert (vit.width, vit.depth, vit.heads, vit.grid) == (d, depth, heads, (16, 16))
+
+
+def test_a_variant_can_be_changed_and_another_width_has_an_mlp_of_four_times_it():
+    vit = ViT.variant("Ti/4", image_size=28, channels=1, width=128, depth=6, heads=4)
+    assert vit.blocks[0].mlp.fc1.out_features == 512
+    assert ViT.variant("Ti/4", image_size=28, mlp_width=100, depth=1).blocks[0].mlp.fc1.out_features == 100
+    assert ViT.variant("S/16", image_size=(32, 64), patch_size=(8, 16), depth=1).grid == (4, 4)
 
 
 TIMM_NAMES = {
