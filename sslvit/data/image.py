@@ -15,12 +15,14 @@ before anything is decoded. The rules that turn a file into RGB or grey:
 - LAB by the sRGB profile; other colour profiles are ignored, as torchvision and every published recipe do
 - grey from colour is ITU-R 601 luma, as in Pillow
 
-A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. Bit
-rot inside a JPEG is not detectable at all; the promise there is only that nothing crashes.
+A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. So is
+a PNG whose checksums are wrong, which Pillow does not look at. Bit rot inside the other formats is not detectable; the
+promise there is only that nothing crashes.
 """
 
 import os
 import stat
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -54,7 +56,8 @@ TURNS = {  # the EXIF orientation says how the camera was held; each of these un
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value
+TILE_SIZE = 322, 323
 
 
 class BadImage(ValueError):
@@ -142,12 +145,14 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
     opener = _format(data)
     if opener is None:
         raise BadImage(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
+    if opener is PngImagePlugin.PngImageFile:
+        _check_png(data)
     try:
         image = opener(BytesIO(data))
     except Exception as error:  # as above
         raise BadImage(_reason(error)) from error
-    if image.width * image.height > max_pixels:
-        raise BadImage(f"{image.width * image.height:,} px > limit {max_pixels:,}")
+    if (decoded := _decoded_pixels(image)) > max_pixels:
+        raise BadImage(f"{decoded:,} px > limit {max_pixels:,}")
     if image.width < 1 or image.height < 1:
         raise BadImage(f"size {image.width} x {image.height}")
     return image
@@ -165,6 +170,28 @@ def _format(data: bytes) -> type[ImageFile] | None:
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return TiffImagePlugin.TiffImageFile
     return BmpImagePlugin.BmpImageFile if data.startswith(b"BM") else None
+
+
+def _decoded_pixels(image: ImageFile) -> int:
+    """A TIFF's tiles are decoded whole, and may be larger than the image."""
+    tags = getattr(image, "tag_v2", {})
+    tile_width, tile_height = (max(1, tags.get(tag, 1)) for tag in TILE_SIZE)
+    return -(-image.width // tile_width) * tile_width * -(-image.height // tile_height) * tile_height
+
+
+def _check_png(data: bytes) -> None:
+    """The checksums of the chunks that a picture needs: those whose name begins with a capital."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = place + 8 + length
+        if end + 4 > len(data):
+            raise BadImage("cannot be decoded: the PNG file is truncated")
+        if kind[:1].isupper() and zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            raise BadImage(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
+        place = end + 4
 
 
 def _reason(error: Exception) -> str:

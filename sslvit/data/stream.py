@@ -89,7 +89,7 @@ class Stream:
         place = place or Place(0, 0, self.processes)
         if place.processes != self.processes:
             raise DataError(
-                f"{self.name}: the place was saved by {place.processes} processes, and {self.processes} read other rows: "
+                f"{self.name}: the place was saved by {place.processes} processes, {self.processes} read other rows: "
                 f"start {place.processes}, or begin another epoch at Place({place.epoch + 1}, 0, {self.processes})"
             )
         good, bad, refused, images = [], [], [], self._images(place)
