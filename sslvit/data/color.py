@@ -29,7 +29,7 @@ class Jitter(NamedTuple):
 
 
 def draw_jitter(key: Tensor, strengths: tuple[float, float, float, float], probability: float) -> Jitter:
-    """Brightness, contrast, saturation in 1 +- strength (not below 0), hue in +- strength of a turn, in random order."""
+    """Brightness, contrast, saturation in 1 +- strength, not below 0; hue in +- strength of a turn; in random order."""
     u = rng.uniform(key, 9)
     strength = torch.tensor(strengths, device=key.device)
     middle = torch.tensor([1.0, 1.0, 1.0, 0.0], device=key.device)

@@ -65,6 +65,7 @@ def centred(extents: Tensor, shorter: int | None, size: tuple[int, int]) -> tupl
     # Half offsets go to the even pixel, as Python's round has it in torchvision's center_crop.
     offset = ((whole - target) / 2).round().long()
     nothing = torch.zeros_like(extents)
-    vertical, horizontal = (Axis(*x) for x in zip(*(
-        t.unbind(-1) for t in (nothing, extents, whole, offset, nothing.bool())), strict=True))
+    vertical, horizontal = (
+        Axis(*x) for x in zip(*(t.unbind(-1) for t in (nothing, extents, whole, offset, nothing.bool())), strict=True)
+    )
     return vertical, horizontal

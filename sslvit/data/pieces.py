@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,14 @@ def pieces(pixels: Tensor, size: tuple[int, int]) -> Iterator[slice]:
         torch.empty(7 << 20)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+def batch(*shape: int, device: torch.device) -> Tensor:
+    """Room for the views of a batch. On a CPU from numpy, which asks the system for large pages: to be given 600 KB of
+    small ones takes a quarter of the time that it takes to fill them with a view of 224 px."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
 
 
 def true(flags: list[bool]) -> list[int]:

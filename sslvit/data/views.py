@@ -19,14 +19,14 @@ from sslvit import rng
 from sslvit.data import color
 from sslvit.data.color import Jitter, draw_jitter
 from sslvit.data.crop import Crop, centred, draw_crop, resized
-from sslvit.data.pieces import Size, both, checked, on, pieces, true
+from sslvit.data.pieces import Size, batch, both, checked, on, pieces, true
 from sslvit.data.resample import Axis, Blur, Interpolation, Resize
 
 
 def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """uint8 b c H W -> b c h w in [0, 1]"""
     resize = Resize(pixels, *axes, size, interpolation)
-    out = torch.empty(*pixels.shape[:2], *size, device=pixels.device)
+    out = batch(*pixels.shape[:2], *size, device=pixels.device)
     for run in pieces(pixels, size):
         out[run] = resize(run).transpose(2, 3)
     return out
@@ -68,7 +68,9 @@ class Plain:
         if self.resize is not None and self.resize < max(size):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
         axes = centred(extents, self.resize, size)
-        if all(bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)):
+        if all(
+            bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
+        ):
             return (pixels[:, :, : size[0], : size[1]] / 255,)
         return (fit(pixels, axes, size, self.interpolation),)
 
@@ -122,7 +124,7 @@ class Distorted:
         factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
         orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
         grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
-        out = torch.empty(*pixels.shape[:2], *size, device=device)
+        out = batch(*pixels.shape[:2], *size, device=device)
         for run in pieces(pixels, size):
             images = resize(run)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
@@ -131,12 +133,13 @@ class Distorted:
                     on(images, rows, change, factors[operation][run])
             on(images, true(grey[run]), color.grey_)
             rows = true(blur[run])
-            upright = images.transpose(2, 3)
-            if len(rows) < len(images):
-                out[run] = upright
-            if rows:
-                blurred = images if len(rows) == len(images) else images[rows]
-                out[run][rows] = gaussian(blurred, [run.start + row for row in rows])
+            samples = [run.start + row for row in rows]
+            if len(rows) == len(images):
+                out[run] = gaussian(images, samples)
+            else:
+                out[run] = images.transpose(2, 3)
+                if rows:
+                    out[samples] = gaussian(images[rows], samples)
             on(out[run], true(solarise[run]), color.solarise_)
         return out
 
@@ -150,9 +153,7 @@ class Distorted:
         return several((self,), pixels, key, extents)
 
 
-def several(
-    views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: Tensor | None
-) -> tuple[Tensor, ...]:
+def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor, ...]:
     """Each view of its own draws: the view's number is part of the key."""
     key, extents = checked(pixels, key, extents)
     return tuple(
@@ -195,9 +196,7 @@ class DINO:
     @property
     def views(self) -> tuple[Distorted, ...]:
         def view(size: Size, scale: tuple[float, float], blur: float, solarise: float = 0.0) -> Distorted:
-            return Distorted(
-                size, scale, interpolation="bicubic", blur=blur, sigma=self.sigma, solarise=solarise
-            )
+            return Distorted(size, scale, interpolation="bicubic", blur=blur, sigma=self.sigma, solarise=solarise)
 
         large = view(self.size, self.scale, 1.0), view(self.size, self.scale, 0.1, 0.2)
         return large + (view(self.small_size, self.small_scale, 0.5),) * self.small

@@ -1,0 +1,276 @@
+"""Views: whose draws, which bits, and what each view is made of."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from sslvit import rng
+from sslvit.data import pieces
+from sslvit.data.crop import draw_crop
+from sslvit.data.supervised import Supervised
+from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain
+
+VIEWS = {
+    "light": lambda size: Light(size),
+    "moco_v3": lambda size: MoCoV3(size),
+    "dino": lambda size: DINO(size, size // 2, small=2),
+    "deit": lambda size: Supervised.deit(size),
+    "plain_vit": lambda size: Supervised.plain_vit(size),
+    "plain": lambda size: Plain(size),
+    "centre": lambda size: Plain(size, resize=size + 5),
+}
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def keys(count: int, epoch: int = 0) -> torch.Tensor:
+    return rng.key(0, "views", epoch, torch.arange(count))
+
+
+def rows(draw) -> torch.Tensor:
+    """Everything that was drawn, a row per sample."""
+    if isinstance(draw, torch.Tensor):
+        return draw.reshape(len(draw), -1).double()
+    return torch.cat([rows(part) for part in draw if part is not None], dim=-1)
+
+
+# Which draws
+
+
+@pytest.mark.parametrize(
+    ("canvas", "scale"),
+    [((64, 48), (0.08, 1.0)), ((64, 48), (0.05, 0.25)), ((30, 150), (0.2, 1.0))],
+)
+def test_boxes_are_distributed_as_torchvisions(canvas, scale):
+    """20,000 draws each. In the last case ten tries often fail."""
+    stats = pytest.importorskip("scipy.stats")
+    count = 20_000
+    extents = torch.tensor(canvas).expand(count, 2)
+    ours = draw_crop(keys(count), extents, scale, (3 / 4, 4 / 3), 0.5)
+    torch.manual_seed(0)
+    crop, image = v2.RandomResizedCrop(8, scale, antialias=True), torch.empty(1, *canvas)
+    theirs = [crop.make_params([image]) for _ in range(count)]
+    for name in ("top", "left", "height", "width"):
+        assert stats.ks_2samp(getattr(ours, name), [draw[name] for draw in theirs]).pvalue > 0.01
+    areas = [draw["height"] * draw["width"] for draw in theirs]
+    assert stats.ks_2samp(ours.height * ours.width, areas).pvalue > 0.01
+    assert stats.binomtest(int(ours.flip.sum()), count, 0.5).pvalue > 0.01
+
+
+def test_when_no_try_fits_the_largest_central_box_is_taken_as_torchvision_takes_it():
+    for canvas in ((16, 400), (401, 16), (7, 7)):
+        scale = (5.0, 6.0) if canvas == (7, 7) else (0.5, 1.0)
+        ours = draw_crop(keys(5), torch.tensor(canvas).expand(5, 2), scale, (3 / 4, 4 / 3), 0.5)
+        theirs = v2.RandomResizedCrop(8, scale, antialias=True).make_params([torch.empty(1, *canvas)])
+        for name in ("top", "left", "height", "width"):
+            assert getattr(ours, name).tolist() == [theirs[name]] * 5
+
+
+def test_probabilities_and_sigmas_are_moco_v3s():
+    stats = pytest.importorskip("scipy.stats")
+    count = 20_000
+    extents = torch.tensor([32, 32]).expand(count, 2)
+    for number, blur, solarise in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
+        draw = MoCoV3(32).views[number].draw(rng.fold(keys(count), "view", number), extents)
+        assert stats.kstest(draw.sigma, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
+        for flags, expected in (
+            (draw.blur, blur),
+            (draw.solarise, solarise),
+            (draw.grey, 0.2),
+            (draw.jitter.chosen, 0.8),
+        ):
+            assert stats.binomtest(int(flags.sum()), count, expected).pvalue > 0.01
+
+
+def test_no_two_of_ten_thousand_draws_are_equal():
+    """Five epochs of 1,000 samples of two views: no draw is like another, in any real number of it."""
+    extents = torch.tensor([224, 224]).expand(1000, 2)
+    draws = [
+        view.draw(rng.fold(keys(1000, epoch), "view", number), extents)
+        for epoch in range(5)
+        for number, view in enumerate((Distorted(224), Distorted(224)))
+    ]
+    assert len(torch.cat([rows(draw) for draw in draws]).unique(dim=0)) == 10_000
+    factors = torch.cat([draw.jitter.factors for draw in draws])
+    assert len(factors.unique(dim=0)) == 10_000
+    boxes = torch.cat([torch.stack(draw.crop[:4], dim=-1) for draw in draws])
+    assert len(boxes.unique(dim=0)) > 9_990  # whole numbers: some meet by chance
+
+
+# Which bits
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [27, 32, 49])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_the_same_to_the_last_bit_in_any_batch(name, size, channels):
+    """Alone, in other company, in reversed order, on two threads, in other pieces; odd sizes leave vectors unfilled."""
+    view, count = VIEWS[name](size), 11
+    pixels, key = pictures(count, channels, size + 9, size + 4), keys(count)
+    extents = torch.tensor([size + 9, size + 4]) - torch.arange(count).unsqueeze(-1) % 5
+    together = view(pixels, key, extents)
+    alone = [view(pixels[i : i + 1], key[i : i + 1], extents[i : i + 1]) for i in range(count)]
+    backwards = view(pixels.flip(0), key.flip(0), extents.flip(0))
+    for number, images in enumerate(together):
+        assert torch.equal(images, torch.cat([views[number] for views in alone]))
+        assert torch.equal(images, backwards[number].flip(0))
+
+
+@pytest.mark.parametrize(("size", "count"), [(32, 60), (96, 12), (224, 3)])
+@pytest.mark.parametrize("name", ["light", "moco_v3", "deit"])
+def test_neither_threads_nor_pieces_change_a_bit(name, size, count, monkeypatch):
+    view, pixels, key = VIEWS[name](size), pictures(count, 3, size, size), keys(count)
+    expected = view(pixels, key)
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        got = view(pixels, key)
+        torch.set_num_threads(threads)
+        assert all(map(torch.equal, got, expected))
+    for piece, large in ((1 << 16, 1 << 16), (1 << 18, 1), (1 << 25, 1 << 25)):
+        monkeypatch.setattr(pieces, "PIECE", piece)
+        monkeypatch.setattr(pieces, "LARGE", large)
+        assert all(map(torch.equal, view(pixels, key), expected))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_pixels_outside_the_extents_are_never_seen(name):
+    pixels, extents = pictures(4, 3, 60, 70), torch.tensor([[40, 30], [20, 70], [60, 25], [33, 33]])
+    dirty = pixels.clone()
+    for image, (height, width) in zip(dirty, extents.tolist(), strict=True):
+        image[:, height:] = 255
+        image[:, :, width:] = 255
+    assert all(map(torch.equal, VIEWS[name](32)(pixels, keys(4), extents), VIEWS[name](32)(dirty, keys(4), extents)))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_floats_in_0_1_of_their_size(name):
+    for size in (28, 64):
+        for images in VIEWS[name](size)(pictures(8, 3, 50, 40), keys(8)):
+            assert images.dtype == torch.float32
+            assert images.shape[:2] == (8, 3)
+            assert images.shape[2] in (size, size // 2)
+            assert 0 <= images.min() <= images.max() <= 1
+
+
+def test_epochs_and_views_differ_and_a_key_repeats():
+    pixels = pictures(8, 3, 32, 32)
+    first, second = MoCoV3(32)(pixels, keys(8))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, MoCoV3(32)(pixels, keys(8))[0])
+    assert not torch.equal(first, MoCoV3(32)(pixels, keys(8, epoch=1))[0])
+
+
+# What a view is made of
+
+
+@pytest.mark.parametrize(("size", "number"), [(32, 0), (32, 1), (96, 0), (64, 1)])
+def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
+    """Float images, the drawn parameters, one sample at a time."""
+    view = MoCoV3(size).views[number]
+    view = dataclasses.replace(view, solarise=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
+    pixels, extents = pictures(24, 3, 80, 100), torch.tensor([80, 100]).expand(24, 2)
+    draw = view.draw(rng.fold(keys(24), "view", number), extents)
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    ours, solarised = view.apply(pixels, draw), 0
+    for row, pixel in enumerate(pixels):
+        box = [int(x[row]) for x in draw.crop[:4]]
+        image = F.resized_crop(pixel.double() / 255, *box, [size, size], F.InterpolationMode.BILINEAR, antialias=True)
+        if draw.jitter.chosen[row]:
+            for place in draw.jitter.order[row].tolist():
+                image = changes[place](image, float(draw.jitter.factors[row, place]))
+        if draw.grey[row]:
+            image = F.rgb_to_grayscale(image, 3)
+        if draw.blur[row]:
+            sigma = float(draw.sigma[row])
+            image = F.gaussian_blur(image, [2 * math.ceil(4 * sigma) + 1] * 2, [sigma] * 2)
+        if draw.solarise[row]:
+            image = torch.where(image >= 128 / 255, 1 - image, image)
+            solarised += 1
+        if draw.crop.flip[row]:
+            image = image.flip(-1)
+        error = (ours[row] - image).abs()
+        # A pixel within rounding of the threshold may fall on either side of it.
+        assert (error > 1e-5).double().mean() < (1e-3 if draw.solarise[row] else 1e-9)
+    assert solarised > 0 or number == 0
+
+
+def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
+    """Which truncates after each of its seven operations: below 3/255 in the mean, on smooth pictures."""
+    view = MoCoV3(64).views[0]
+    noise = torch.rand(16, 3, 12, 15, generator=torch.Generator().manual_seed(0))
+    pixels = (F.resize(noise, [80, 100], antialias=True) * 255).to(torch.uint8)
+    draw = view.draw(keys(16), torch.tensor([80, 100]).expand(16, 2))
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    ours, errors = view.apply(pixels, draw), []
+    for row, image in enumerate(pixels):
+        image = F.resized_crop(image, *[int(x[row]) for x in draw.crop[:4]], [64, 64], antialias=True)
+        if draw.jitter.chosen[row]:
+            for place in draw.jitter.order[row].tolist():
+                image = changes[place](image, float(draw.jitter.factors[row, place]))
+        image = F.rgb_to_grayscale(image, 3) if draw.grey[row] else image
+        sigma = float(draw.sigma[row])
+        image = F.gaussian_blur(image, [2 * math.ceil(4 * sigma) + 1] * 2, [sigma] * 2)
+        image = image.flip(-1) if draw.crop.flip[row] else image
+        errors.append((255 * ours[row] - image).abs())
+    assert torch.stack(errors).mean() < 3
+
+
+def test_dino_gives_two_large_views_and_the_small_ones():
+    view = DINO(64, 32, small=3, scale=(0.25, 1.0), small_scale=(0.05, 0.25))
+    views = view(pictures(2, 3, 80, 80), keys(2))
+    assert [images.shape[-1] for images in views] == [64, 64, 32, 32, 32]
+    assert [v.blur for v in view.views] == [1.0, 0.1, 0.5, 0.5, 0.5]
+    assert [v.solarise for v in view.views] == [0.0, 0.2, 0.0, 0.0, 0.0]
+    assert len({tuple(images.flatten().tolist()) for images in views[2:]}) == 3
+
+
+def test_plain_views_of_the_right_size_are_the_pixels():
+    pixels = pictures(3, 3, 32, 32)
+    assert torch.equal(Plain(32)(pixels, keys(3))[0], pixels / 255)
+    assert torch.equal(Plain(32, resize=32)(pixels, keys(3))[0], pixels / 255)
+    canvas = pictures(3, 3, 40, 40)
+    assert torch.equal(Plain(32)(canvas, keys(3), torch.full((3, 2), 32))[0], canvas[:, :, :32, :32] / 255)
+
+
+def test_a_light_view_of_two_channels_or_five_is_the_same_crop_of_each():
+    pixels = pictures(4, 3, 40, 40)
+    (three,) = Light(32)(pixels, keys(4))
+    (five,) = Light(32)(torch.cat([pixels, pixels[:, :2]], 1), keys(4))
+    assert torch.equal(five, torch.cat([three, three[:, :2]], 1))
+
+
+def test_colours_that_five_channels_do_not_have_are_refused_by_name():
+    pixels = pictures(2, 5, 40, 40)
+    with pytest.raises(ValueError, match="saturation and hue and grey mean nothing on 5 channels"):
+        MoCoV3(32)(pixels, keys(2))
+    view = Distorted(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarise=0.2)
+    assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
+
+
+def test_what_is_not_a_batch_is_refused_with_its_shape():
+    pixels, key = pictures(2, 3, 8, 8), keys(2)
+    with pytest.raises(ValueError, match="float32"):
+        Light(8)(pixels / 255, key)
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
+        Light(8)(pixels[0], key)
+    with pytest.raises(ValueError, match="2 images need as many keys"):
+        MoCoV3(8)(pixels, keys(3))
+    with pytest.raises(ValueError, match="leave the canvas"):
+        Plain(8)(pixels, key, torch.tensor([[8, 9], [8, 8]]))
+    with pytest.raises(ValueError, match="leaves no centre"):
+        Plain(8, resize=7)(pixels, key)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_an_image_of_one_pixel_is_one_colour(name):
+    for images in VIEWS[name](16)(torch.full((2, 3, 1, 1), 77, dtype=torch.uint8), keys(2)):
+        if name in ("light", "plain", "centre"):
+            assert torch.equal(images, torch.full_like(images, 77 / 255))
+        assert images.isfinite().all()
