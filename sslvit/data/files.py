@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -165,16 +167,20 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
     root_bytes = os.fsencode(os.path.realpath(root or file.parent))
     content = file.read_bytes()
     lines = [line for line in content.split(b"\0" if b"\0" in content else b"\n") if line.strip()]
-    files, texts = [], []
+    files, texts, real = [], [], cache(os.path.realpath)  # of folders, which are few
     for line in lines:
         name, tab, text = line.rstrip(b"\r").partition(b"\t")
         path = os.path.join(root_bytes, name)
-        if not lies_inside(os.path.realpath(path), [root_bytes]):
-            raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
+        folder, last = os.path.split(path)
+        path = os.path.join(real(folder), last)
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                path, status = os.path.realpath(path), os.stat(path)
         except OSError as error:
             raise NoInput(f"{file} names {printable(name)}: {error.strerror}") from error
+        if last == b".." or not lies_inside(path, [root_bytes]):
+            raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
         files.append((name, status.st_size, status.st_mtime_ns))
         texts += [text.decode("utf-8", "backslashreplace")] * bool(tab)
     if not files:

@@ -1,7 +1,7 @@
 """What a source is: images by number. And the two that have nothing to decode: arrays, and the built-in shapes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import gcd
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Samples(NamedTuple):
     extents: Tensor  # int64 b 2: the height and width of the image on the canvas
     ids: Tensor  # int64 b: as asked for, also where a substitute stands in, because ids key all randomness
     labels: Tensor | None  # int64 b: of the image that is shown
-    bad: tuple[Bad, ...] = ()
+    bad: Sequence[Bad] = ()  # a tuple, which torch's DataLoader makes a list
 
 
 class Source(ABC):
