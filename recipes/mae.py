@@ -1,0 +1,83 @@
+"""MAE, the masked autoencoder (https://arxiv.org/abs/2111.06377).
+
+    accelerate launch recipes/mae.py --preset small                          the built-in images, on one machine
+    accelerate launch recipes/mae.py --data folder:/imagenet/train           the paper's
+
+The paper: ImageNet at 224 px, 800 epochs (1600 for its best) at batch 4096. AdamW with betas .9 and .95, 1.5e-4 for
+each 256 images of a batch, 40 epochs of warm-up, then a cosine to 0; weight decay .05, which spares biases and norms;
+no clipping. Crops of 20 to 100 % of the area, resized bicubically, and flips. ViT-B/16, L/16 and H/14. Not yet run.
+--preset small is for thousands of images of 28 to 64 px: a smaller decoder and 1e-3 at batch 256. Not yet measured.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import open_source
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.errors import at_the_door
+from sslvit.evaluate.monitor import Monitor, table
+from sslvit.objectives.mae import MAE
+from sslvit.optim import Spares
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+
+@dataclass(frozen=True)
+class Preset:
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig, Preset):
+    """Pretrain a Vision Transformer as a masked autoencoder, and show what it learned."""
+
+    out: Path = Path("runs/mae")
+    data: str = tyro.MISSING
+    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
+    image_size: int = 224
+    model: str = "B/16"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    drop: float = 0.75
+    """The share of patches that the encoder does not see."""
+    normalise_targets: bool = True
+    decoder: tuple[int, int, int] = (512, 8, 16)
+    """Its width, depth and heads."""
+    base_lr: float = 1.5e-4
+    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
+    lr: float = 0.0
+    epochs: float = 800
+    batch_size: int = 4096
+    warmup_epochs: float = 40
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    spares: Spares = "vectors"
+
+
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "decoder": (128, 2, 4), "base_lr": 1e-3}
+SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
+
+
+def main() -> None:
+    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
+    config = tyro.cli(Config, default=PRESETS[chosen.preset])
+    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    size = config.image_size
+    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}
+    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, **start_of)
+    decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
+    objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
+    evaluations = pretrain(objective, train, Light(size), config, accelerator, Monitor(train, test, size, accelerator))
+    accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)

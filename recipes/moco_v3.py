@@ -1,0 +1,85 @@
+"""MoCo v3 (https://arxiv.org/abs/2104.02057).
+
+    accelerate launch recipes/moco_v3.py --preset small                      the built-in images, on one machine
+    accelerate launch recipes/moco_v3.py --data folder:/imagenet/train       the paper's
+
+The paper: ImageNet at 224 px, 300 epochs at batch 4096. AdamW with betas .9 and .999, 1.5e-4 for each 256 images of a
+batch, 40 epochs of warm-up, then a cosine to 0; weight decay .1, of all parameters; no clipping. Views: crops of 8 to
+100 %, colour, grey, blur, solarisation of the second. ViT-S with 12 heads (S-moco_v3/16), B/16, L/16. Not yet run.
+--preset small is for thousands of images of 28 to 64 px: smaller heads and 5e-4 at batch 256. Not yet measured.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import open_source
+from sslvit.data.views import MoCoV3 as Views
+from sslvit.distributed import start
+from sslvit.errors import at_the_door
+from sslvit.evaluate.monitor import Monitor, table
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.optim import Spares
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+
+@dataclass(frozen=True)
+class Preset:
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig, Preset):
+    """Pretrain a Vision Transformer by MoCo v3, and show what it learned."""
+
+    out: Path = Path("runs/moco_v3")
+    data: str = tyro.MISSING
+    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
+    image_size: int = 224
+    model: str = "S-moco_v3/16"
+    """Width by name, and patch size: XS, mu, Ti, S-moco_v3 (12 heads), S, M, B, L, H, ..."""
+    position: Literal["sincos_moco_v3", "learned_1d", "none"] = "sincos_moco_v3"
+    freeze_patch_projection: bool = True
+    hidden: int = 4096
+    smallest_crop: float = 0.08
+    parts: int = 1
+    """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
+    base_lr: float = 1.5e-4
+    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
+    lr: float = 0.0
+    epochs: float = 300
+    batch_size: int = 4096
+    warmup_epochs: float = 40
+    weight_decay: float = 0.1
+    spares: Spares = "nothing"
+
+
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "hidden": 512, "smallest_crop": 0.2, "base_lr": 5e-4}
+SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
+
+
+def main() -> None:
+    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
+    config = tyro.cli(Config, default=PRESETS[chosen.preset])
+    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    size = config.image_size
+    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
+    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, **start_of)
+    names = ("hidden", "freeze_patch_projection", "parts", "seed")
+    objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
+    # The paper's blur is in pixels of its 224.
+    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224))
+    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)

@@ -1,0 +1,223 @@
+"""What every objective promises to the loop, which knows no objective. A new one is one line in OBJECTIVES."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from sslvit import rng
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.vit import ViT
+
+STEPS = 20
+TOGETHER = 2  # processes
+WHOLE = 32  # images of a batch over all of them. With 8, MoCo v3's batch norm makes 1e-2 of float32's 1e-7 in 20 steps
+
+
+def vit(seed: int, **changes) -> ViT:
+    sizes = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
+    return ViT(**(sizes | {"seed": seed, "drop_path": 0.2} | changes))
+
+
+class Case(NamedTuple):
+    make: Callable[[int], Objective]  # from a seed
+    views: tuple[int, ...] = (16,)  # sizes of the views that it wants
+
+
+DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 4}
+HEADS = {"hidden": 32, "dimension": 16}
+OBJECTIVES = {
+    "mpp-mean": Case(lambda seed: MPP(vit(seed), target="mean", seed=seed)),
+    "mpp-downsized": Case(lambda seed: MPP(vit(seed), target="downsized", seed=seed)),
+    "mpp-pixels": Case(lambda seed: MPP(vit(seed), target="pixels", seed=seed)),
+    "mae": Case(lambda seed: MAE(vit(seed, position="sincos_mae"), **DECODER, seed=seed)),
+    "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
+    "moco_v3-in-parts": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, parts=2), views=(16, 16)),
+}
+# What forward may change of what is saved: running statistics of batch norm, as in the official codes.
+MOVES_IN_FORWARD = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture(params=OBJECTIVES)
+def case(request) -> Case:
+    return OBJECTIVES[request.param]
+
+
+def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
+    """Images of three kinds, brighter to one side, that the labels tell apart; each view is a brightness of its own."""
+    ids = torch.arange(b)
+    views = []
+    for view, size in enumerate(case.views):
+        noise = rng.uniform(rng.key(0, "noise", step, view, ids), 3, size, size)
+        slope = torch.linspace(0, 1, size).expand(size, size)
+        slopes = torch.stack([slope, slope.T, 1 - slope])[ids % 3]
+        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(dtype))
+    return Batch(tuple(views), rng.key(0, "forward", step, ids), ids % 3)
+
+
+def saved(objective: Objective) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in objective.state_dict().items()}
+
+
+def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[float]:
+    """Trains; returns the loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step, batch in enumerate(batches):
+        loss, _ = objective(batch, step / len(batches))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step((step + 1) / len(batches))
+        losses.append(loss.item())
+    return losses
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(case):
+    objective = case.make(0)
+    objective(batch_of(case), 0.5)[0].backward()
+    for name, p in objective.named_parameters():
+        assert (p.grad is not None and bool(p.grad.any())) == p.requires_grad, name
+
+
+def test_the_loss_falls_on_a_repeated_batch(case):
+    objective = case.make(0)
+    losses = steps(objective, [batch_of(case)] * 40)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_forward_changes_nothing_that_is_saved_except_running_statistics(case):
+    objective = case.make(0)
+    before = saved(objective)
+    for step in range(2):
+        objective(batch_of(case, step), 0.5)
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, before[name]) or name.endswith(MOVES_IN_FORWARD), name
+
+
+def test_after_step_moves_nothing_that_is_trained(case):
+    objective = case.make(0)
+    steps(objective, [batch_of(case)])
+    objective(batch_of(case), 0.5)
+    before = {name: p.clone() for name, p in objective.named_parameters() if p.requires_grad}
+    objective.after_step(0.5)
+    assert all(torch.equal(p, before[name]) for name, p in objective.named_parameters() if name in before)
+
+
+def test_the_same_key_gives_the_same_loss_bit_for_bit_and_another_key_another(case):
+    objective, batch = case.make(0), batch_of(case)
+    losses = []
+    for seed, key in ((1, batch.key), (2, batch.key), (2, rng.fold(batch.key, "other"))):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        losses.append(objective(batch._replace(key=key), 0.5)[0])
+        assert torch.equal(torch.get_rng_state(), state)  # torch's generator is not even looked at
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_saved_and_loaded_it_has_the_same_loss_and_trains_on_the_same(case, tmp_path):
+    objective, other = case.make(0), case.make(1)
+    steps(objective, [batch_of(case, step) for step in range(3)])
+    save_file(objective.state_dict(), tmp_path / "objective.safetensors")
+    other.load_state_dict(load_file(tmp_path / "objective.safetensors"), strict=True)
+    ahead = [batch_of(case, step) for step in range(3, 6)]
+    assert steps(objective, ahead) == steps(other, ahead)
+
+
+def test_a_seed_decides_all_that_is_drawn_at_the_start(case):
+    first, second, other = (case.make(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_the_loss_is_finite_at_any_progress_and_metrics_are_detached_scalars(case, progress):
+    loss, metrics = case.make(0)(batch_of(case), progress)
+    assert loss.isfinite()
+    assert loss.shape == ()
+    assert loss.requires_grad
+    for name, value in metrics.items():
+        assert value.shape == (), name
+        assert value.isfinite(), name
+        assert not value.requires_grad, name
+
+
+def test_the_readout_is_declared_and_the_backbone_has_it(case):
+    objective = case.make(0)
+    assert objective.readout in ("cls", "mean")
+    assert objective.readout in objective.backbone.readouts
+    assert objective.backbone in set(objective.children())
+
+
+def test_whether_the_samples_of_a_batch_are_coupled_is_declared_truthfully(case):
+    """Where they are not, the loss is the mean of the losses of parts, so that accumulation changes nothing."""
+    objective, batch = case.make(0).double(), batch_of(case, dtype=torch.float64)
+    whole, _ = objective(batch, 0.5)
+    halves = [
+        objective(Batch(tuple(view[part] for view in batch.views), batch.key[part], batch.labels[part]), 0.5)[0]
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    same = torch.isclose(torch.stack(halves).mean(), whole, rtol=1e-6, atol=0)
+    assert bool(same) != objective.couples_samples
+
+
+def test_bfloat16_is_near(case):
+    objective, batch = case.make(0), batch_of(case)
+    exact, _ = objective(batch, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective(batch, 0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+def train_together(rank: int, folder: Path) -> None:
+    """Each process has its rows of each batch; the losses that rank 0 writes are means over processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=TOGETHER)
+    losses = {}
+    for name, case in OBJECTIVES.items():
+        objective = case.make(0)
+        model = DistributedDataParallel(objective)
+        optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
+        losses[name] = []
+        for step in range(STEPS):
+            batch = batch_of(case, step, WHOLE)
+            mine = slice(rank * WHOLE // TOGETHER, (rank + 1) * WHOLE // TOGETHER)
+            part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
+            loss, _ = model(part, step / STEPS)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.after_step((step + 1) / STEPS)
+            total = loss.detach().clone()
+            dist.all_reduce(total)
+            losses[name].append(total.item() / TOGETHER)
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def losses_of_two_processes(tmp_path_factory) -> dict[str, list[float]]:
+    folder = tmp_path_factory.mktemp("together")
+    torch.multiprocessing.spawn(train_together, (folder,), nprocs=TOGETHER)
+    return json.loads((folder / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_have_the_losses_of_one(name, losses_of_two_processes):
+    case = OBJECTIVES[name]
+    expected = steps(case.make(0), [batch_of(case, step, WHOLE) for step in range(STEPS)], lr=1e-3)
+    for step, (loss, one) in enumerate(zip(losses_of_two_processes[name], expected, strict=True)):
+        assert loss == pytest.approx(one, rel=1e-5), step
