@@ -7,6 +7,7 @@ import struct
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -533,15 +534,30 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
         open_source(str(tmp_path), split="dev", image_size=8)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_folders_and_files_are_named(tmp_path):
+@pytest.fixture
+def unprivileged(tmp_path_factory) -> Iterator[None]:
+    """Root may read everything, so it becomes nobody for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in (tmp_path_factory.getbasetemp(), tmp_path_factory.getbasetemp().parent):
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+def test_unreadable_folders_and_files_are_named(tmp_path, request):
+    tmp_path.chmod(0o755)
     write(tmp_path / "set/1.png", flat(1)).chmod(0)
     write(tmp_path / "set/2.png", flat(2))
-    assert "Permission denied" in open_source(str(tmp_path / "set"), image_size=8).read(np.array([0])).bad[0].reason
-    (tmp_path / "set").chmod(0)
-    with pytest.raises(NoInput, match="Permission denied"):
-        open_source(str(tmp_path / "set"), image_size=8)
-    (tmp_path / "set").chmod(0o755)
+    write(tmp_path / "closed/3.png", flat(3))
+    (tmp_path / "closed").chmod(0)
+    request.getfixturevalue("unprivileged")
+    bad = open_source(str(tmp_path / "set"), image_size=8, cache=False).read(np.array([0])).bad
+    assert bad[0].reason == "Permission denied"
+    with pytest.raises(NoInput, match=r"found 1 folders \(Permission denied\)"):
+        open_source(str(tmp_path / "closed"), image_size=8)
 
 
 def test_one_image_and_one_pixel_are_a_set(tmp_path):

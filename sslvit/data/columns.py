@@ -87,7 +87,8 @@ def flat(column: Any) -> Any:
 def is_list(column: Any) -> bool:
     import pyarrow as pa
 
-    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(kind(column.type) for kind in kinds)
 
 
 def rows_of_lists(column: Any) -> np.ndarray | None:

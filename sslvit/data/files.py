@@ -76,7 +76,7 @@ class FileStore:
 def open_folders(roots: list[Path], *, follow_links: bool = False, classes: tuple[str, ...] | None = None) -> FileStore:
     """All images below the roots, labelled by the first level of sub-folders if there are at least two."""
     for root in roots:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise NoInput(f"{root} is not a folder: {nearest(root)}")
     scan = _Scan(roots, follow_links)
     if not scan.files:
@@ -193,9 +193,9 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
 
 def nearest(path: Path) -> str:
     """What exists on the way to a path that does not, for an error message."""
-    if path.exists():
-        return "it is a folder" if path.is_dir() else "it is a file"
-    above = next(parent for parent in path.absolute().parents if parent.is_dir())
+    if os.path.exists(path):
+        return "it is a folder" if os.path.isdir(path) else "it is a file"
+    above = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
     try:
         held = sorted(entry.name for entry in above.iterdir())
     except OSError as error:

@@ -21,7 +21,7 @@ from sslvit.data.image import BadImage, read_file
 from sslvit.errors import DataError, NoInput
 
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class TableStore:
@@ -104,18 +104,29 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     raise BadImage("the row points outside the data's own folder, which is not read")
 
 
+def load_hub(name: str, *, streaming: bool) -> Any:
+    """A dataset of the hub by its name alone: `datasets` would take a folder here for one, and a URL for a file."""
+    import datasets
+
+    name, colon, configuration = name.partition(":")
+    if os.path.exists(name):
+        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
+    if not HUB_NAME.fullmatch(name) or (colon and not HUB_NAME.fullmatch(configuration)):
+        raise ValueError(f"hf:{name}{colon}{configuration} is not a name of the hub: organisation/name:configuration")
+    try:
+        return datasets.load_dataset(name, configuration or None, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise NoInput(f"hf:{name} cannot be loaded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
 def open_hub(name: str, split: str, **columns: Any) -> TableStore:
     import datasets
 
-    name, _, configuration = name.partition(":")
-    if Path(name).exists():
-        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
-    if not HUB_NAME.fullmatch(name):
-        raise ValueError(f"hf:{name} is not a name of the Hugging Face hub: name or organisation/name")
-    try:
-        table = datasets.load_dataset(name, configuration or None)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise NoInput(f"hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    table = load_hub(name, streaming=False)
     # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
     roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
     return TableStore(choose_split(table, split, f"hf:{name}"), roots, **columns)
@@ -128,8 +139,9 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
         raise NoInput(f"disk:{folder} is not a folder: {nearest(folder)}")
     try:
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise NoInput(f"disk:{folder} is not a folder of Dataset.save_to_disk: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, KeyError, IndexError) as error:  # IndexError: a dataset without rows
+        what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
+        raise NoInput(f"{what}: {first_line(error)}") from error
     return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)
 
 
@@ -144,7 +156,7 @@ def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore:
     try:
         table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"parquet:{pattern} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
     return TableStore(table, sorted({file.parent for file in files}), **columns)
 
 

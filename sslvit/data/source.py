@@ -19,6 +19,7 @@ Views are not cut while decoding, because it would gain little: of the time that
 is the decoder's, which has to decode all of it for either way.
 """
 
+import os
 from pathlib import Path
 
 from sslvit.data.arrays import open_idx, open_npz
@@ -63,9 +64,9 @@ def open_source(
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
     kind, colon, rest = spec.partition(":")
-    if not colon or kind not in KINDS or Path(spec).exists():
+    if not colon or kind not in KINDS or os.path.exists(spec):
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
-        if colon and not Path(spec).exists():
+        if colon and not os.path.exists(spec):
             raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
     side = max(image_size) if isinstance(image_size, tuple) else image_size
     if kind == "shapes":
@@ -90,12 +91,12 @@ def open_source(
 def _store(kind: str, rest: str, split: str, columns: dict, follow_links: bool) -> tuple[Store, str]:
     classes = columns["classes"]
     if kind == "folder":
-        roots = [Path(rest)] if Path(rest).exists() else [Path(part) for part in rest.split(",")]
+        roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]
         roots = [_split_folder(root, split) for root in roots]
         store = open_folders(roots, follow_links=follow_links, classes=classes)
         return store, f"folder:{','.join(map(str, roots))}"
     if kind == "list":
-        file, _, root = (rest, "", "") if Path(rest).exists() else rest.partition(",")
+        file, _, root = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
         if split == "test":
             raise NoInput(f"list:{file} has no test split: name another list for it")
         store = open_list(Path(file), Path(root) if root else None, classes)
@@ -125,10 +126,10 @@ def _shapes(options: str, split: str, side: int) -> Source:
 
 def _split_folder(root: Path, split: str) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
         raise NoInput(f"data {root} is not a folder of images: {nearest(root)}")
     for name in SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             return root / name
     if split == "test":
         raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")

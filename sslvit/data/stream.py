@@ -26,13 +26,12 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from sslvit.data.columns import choose_image_column, choose_label_column
-from sslvit.data.hub import HUB_NAME, SPLITS, choose_split, encoded_bytes, matching, of_split
+from sslvit.data.hub import SPLITS, choose_split, encoded_bytes, load_hub, matching, of_split
 from sslvit.data.image import MAX_PIXELS, BadImage, open_image
 from sslvit.data.samples import Bad, Samples
 from sslvit.errors import DataError, NoInput
@@ -158,13 +157,7 @@ def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
 
     kind, _, rest = spec.partition(":")
     if kind == "hf":
-        name, _, configuration = rest.partition(":")
-        if Path(name).exists() or not HUB_NAME.fullmatch(name):
-            raise ValueError(f"{spec} is not a name of the Hugging Face hub: hf:name or hf:organisation/name")
-        try:
-            return choose_split(datasets.load_dataset(name, configuration or None, streaming=True), split, spec), []
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise NoInput(f"{spec} cannot be streamed: {str(error).splitlines()[0]}") from error
+        return choose_split(load_hub(rest, streaming=True), split, spec), []
     if kind not in ("parquet", "webdataset"):
         raise ValueError(f"{spec} cannot be streamed: hf:, parquet: and webdataset: can")
     files = of_split(matching(rest, ".tar" if kind == "webdataset" else ".parquet"), split)

@@ -9,6 +9,7 @@ the image and the label of one. Only headers and image bytes are read, so no nam
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from sslvit.data.labels import no_labels, number
 from sslvit.errors import DataError, NoInput
 
 BLOCK = 512
-REGULAR, LONG_NAME, PAX = (b"0", b"\0"), b"L", b"x"
+REGULAR, FOLDER, LONG_NAME, PAX = (b"0", b"\0"), b"5", b"L", b"x"
 LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
 LONGEST_LABEL = 1 << 10
 
@@ -34,44 +35,39 @@ class Member(NamedTuple):
 
 def members(file: Path, skipped: Counter) -> list[Member]:
     """The regular files of a tar (ustar, GNU and pax names), from its headers alone. A damaged header ends it."""
-    found = []
-    with open(file, "rb") as stream:
-        end = os.fstat(stream.fileno()).st_size
-        position, long_name, long_size = 0, b"", None
-        while position + BLOCK <= end:
-            stream.seek(position)
-            header = stream.read(BLOCK)
-            if header == bytes(BLOCK):
-                break
-            try:
-                declared, kind = _number(header[124:136]), header[156:157]
-                if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
-                    raise ValueError("wrong checksum")
-            except ValueError:
-                skipped[f"damaged after byte {position:,} of {file.name}"] += 1
-                break
-            size = declared if long_size is None else long_size
-            data = position + BLOCK
-            position = data + -(-size // BLOCK) * BLOCK
-            if kind in (LONG_NAME, PAX):
-                text = stream.read(min(declared, LONGEST_NAME))
-                if kind == LONG_NAME:
-                    long_name = text.rstrip(b"\0")
-                else:
-                    records = _pax(text)
-                    long_name = records.get(b"path", long_name)
-                    long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
-                continue
-            prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-            name = long_name or b"/".join(filter(None, (prefix, header[:100].split(b"\0")[0])))
-            long_name, long_size = b"", None
-            if kind not in REGULAR:
-                skipped["folders, links or devices"] += kind != b"5"
-            elif data + size > end:
-                skipped[f"cut off in {file.name}"] += 1
-            else:
-                found.append(Member(name, data, size))
-    return found
+    with open(file, "rb", buffering=0) as stream:
+        return list(_members(stream.fileno(), file.name, skipped))
+
+
+def _members(file: int, shard: str, skipped: Counter) -> Iterator[Member]:
+    position, long_name, long_size, empty, end = 0, b"", None, bytes(BLOCK), os.fstat(file).st_size
+    while len(header := os.pread(file, BLOCK, position)) == BLOCK and header != empty:
+        try:
+            if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
+                raise ValueError("wrong checksum")
+            declared, kind = _number(header[124:136]), header[156:157]
+        except ValueError:
+            skipped[f"damaged after byte {position:,} of {shard}"] += 1
+            return
+        size, data = declared if long_size is None else long_size, position + BLOCK
+        position = data + -(-size // BLOCK) * BLOCK
+        if kind == LONG_NAME:
+            long_name = os.pread(file, min(declared, LONGEST_NAME), data).rstrip(b"\0")
+            continue
+        if kind == PAX:
+            records = _pax(os.pread(file, min(declared, LONGEST_NAME), data))
+            long_name = records.get(b"path", long_name)
+            long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+            continue
+        prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+        name = long_name or prefix + b"/" * bool(prefix) + header[:100].partition(b"\0")[0]
+        long_name, long_size = b"", None
+        if kind not in REGULAR:
+            skipped["links or devices"] += kind != FOLDER
+        elif data + size > end:
+            skipped[f"cut off in {shard}"] += 1
+        else:
+            yield Member(name, data, size)
 
 
 def _number(field: bytes) -> int:
