@@ -21,7 +21,7 @@ from sslvit.data.image import BYTES_A_PIXEL, BadImage
 from sslvit.data.labels import no_labels, number
 from sslvit.errors import DataError, NoInput
 
-BLOCK = 512
+BLOCK, AHEAD = 512, 1 << 14
 REGULAR, FOLDER, LONG_NAME, PAX = (b"0", b"\0"), b"5", b"L", b"x"
 LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
 LONGEST_LABEL = 1 << 10
@@ -41,7 +41,13 @@ def members(file: Path, skipped: Counter) -> list[Member]:
 
 def _members(file: int, shard: str, skipped: Counter) -> Iterator[Member]:
     position, long_name, long_size, empty, end = 0, b"", None, bytes(BLOCK), os.fstat(file).st_size
-    while len(header := os.pread(file, BLOCK, position)) == BLOCK and header != empty:
+    ahead, first = b"", 0  # headers of small members lie close together
+    while True:
+        if not 0 <= position - first <= len(ahead) - BLOCK:
+            ahead, first = os.pread(file, AHEAD, position), position
+        header = ahead[position - first : position - first + BLOCK]
+        if len(header) < BLOCK or header == empty:
+            return
         try:
             if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32:
                 raise ValueError("wrong checksum")
