@@ -1,0 +1,126 @@
+"""Whether what is learned is still worth something: numbers for the log, and a verdict in words when a run collapses.
+
+Objectives return the numbers as metrics of every step; the watch reads them there and knows no objective:
+
+    feature_std       of the backbone's readout: how far images differ; 1: spread evenly in all directions, 0: equal
+    effective_rank    of the same: in how many directions they differ
+    embedding_std     as feature_std, where an objective compares images: behind its head
+    teacher_entropy   of a softmax over outputs that mean no class (DINO): how sure the teacher is of an image
+    teacher_outputs   of the same: how many outputs it uses for a batch
+
+Effective rank is the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l: r equal ones give r. It
+is one small product a step, where RankMe (https://arxiv.org/abs/2210.02885) takes a singular value decomposition. It is
+logged and not judged: on small images it is 2 or 3 at the start of a healthy run, and in a collapsed one too.
+
+A rule compares with the run's own first step, because images that hardly differ have features that hardly differ: at
+random weights feature_std is 0.8 for the built-in shapes and 0.2 for small digits. tests/test_health.py measures how
+soon collapses are caught, and that healthy runs raise no alarm.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PATIENCE = 20  # steps in a row below the limit
+
+
+@torch.no_grad()
+def deviation(features: Tensor) -> Tensor:
+    """The standard deviation over the batch of l2-normalised features, times sqrt(d): b d -> ()"""
+    unit = F.normalize(features.float(), dim=-1)
+    return unit.std(0, correction=0).mean() * unit.shape[-1] ** 0.5
+
+
+@torch.no_grad()
+def effective_rank(features: Tensor) -> Tensor:
+    """b d -> ()"""
+    unit = F.normalize(features.float(), dim=-1)
+    centred = unit - unit.mean(0)
+    b, d = centred.shape
+    gram = centred @ centred.mT if b < d else centred.mT @ centred  # their eigenvalues are the same
+    return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
+
+
+def spread(features: Tensor) -> dict[str, Tensor]:
+    """What every objective reports of its backbone's readout: b d"""
+    return {"feature_std": deviation(features), "effective_rank": effective_rank(features)}
+
+
+class Verdict(NamedTuple):
+    sentence: str
+    cause: str
+    next_step: str
+
+    def __str__(self) -> str:
+        return f"{self.sentence}. {self.cause}. {self.next_step}"
+
+
+class Rule(NamedTuple):
+    """A metric is too low below share * min(its first value, cap)."""
+
+    metric: str
+    share: float
+    cap: float
+    collapsed: str
+    cause: str
+    next_step: str
+
+
+RULES = (
+    Rule(
+        "embedding_std",
+        0.3,
+        1.0,
+        "the embeddings of different images have become nearly one",
+        "Student and teacher agree best when they say the same of every image, and nothing kept them from it: steps "
+        "too large, a teacher that follows too fast, or a teacher's temperature not well below the student's",
+        "Start again with a third of --lr and a longer --warmup_epochs; if that does not help, with a momentum nearer "
+        "1 or a lower temperature of the teacher",
+    ),
+    Rule(
+        "teacher_outputs",
+        0.75,
+        4.0,
+        "the teacher gives nearly all images the same few outputs",
+        "Centring keeps an output from winning everywhere, and it did not keep up with the teacher",
+        "Start again with a lower centre momentum, a momentum nearer 1, or a larger batch, from which the centre comes",
+    ),
+    Rule(
+        "feature_std",
+        0.1,
+        0.2,
+        "the backbone's features hardly depend on the image any more",
+        "The weights have left the range in which they pass anything on: steps too large, or decay too strong (torch "
+        "multiplies weight decay by the learning rate: what big_vision calls 1e-4 at a rate of 1e-3 is 0.1 here)",
+        "Start again with a third of --lr, a longer --warmup_epochs or --clip 1, and look at --weight_decay",
+    ),
+)
+
+
+@dataclass
+class Watch:
+    """Reads the metrics of every step. Plain numbers, so that a checkpoint can hold it: Watch(**asdict(watch))."""
+
+    first: dict[str, float] = field(default_factory=dict)  # each metric's value at the first step
+    below: dict[str, int] = field(default_factory=dict)  # how many steps in a row it has been too low
+
+    def update(self, metrics: dict[str, float]) -> Verdict | None:
+        """The verdict at the step at which a rule has applied PATIENCE times in a row; once, until it recovers."""
+        verdict = None
+        for rule in RULES:
+            if rule.metric not in metrics:
+                continue
+            value = metrics[rule.metric]
+            first = self.first.setdefault(rule.metric, value)
+            limit = rule.share * min(first, rule.cap)
+            self.below[rule.metric] = self.below.get(rule.metric, 0) + 1 if value < limit else 0
+            if self.below[rule.metric] == PATIENCE and verdict is None:
+                sentence = (
+                    f"The run has collapsed: {rule.collapsed} ({rule.metric} {value:.2g}, below {limit:.2g} for "
+                    f"{PATIENCE} steps, {first:.2g} at the start)"
+                )
+                verdict = Verdict(sentence, rule.cause, rule.next_step)
+        return verdict

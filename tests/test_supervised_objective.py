@@ -1,0 +1,235 @@
+"""Supervised classification: closed forms, a float64 transcription, torch's own loss, and what mixing keeps."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sslvit import rng
+from sslvit.errors import DataError
+from sslvit.objectives.objective import Batch
+from sslvit.objectives.supervised import Supervised, balanced, beta, mix_pairs, shares
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+
+CLASSES = 5
+
+
+def small_vit(**changes) -> ViT:
+    return ViT(**({"image_size": 16, "patch_size": 4, "width": 24, "depth": 2, "heads": 3} | changes))
+
+
+def small_bit() -> BiT:
+    return BiT(image_size=16, blocks=(1, 1), width_factor=0.5, root="3x3")
+
+
+def hybrid() -> ViT:
+    return small_vit(image_size=64, patch_size=16, hybrid="R")
+
+
+def batch_of(b: int = 6, size: int = 16, dtype: torch.dtype = torch.float32) -> Batch:
+    ids = torch.arange(b)
+    return Batch((rng.uniform(rng.key(0, ids), 3, size, size).to(dtype),), rng.key(0, "forward", ids), ids % CLASSES)
+
+
+@torch.no_grad()
+def with_a_head(objective: Supervised) -> Supervised:
+    """The head starts at zero, which would hide everything behind it."""
+    for name, p in objective.head.named_parameters():
+        p += 0.3 * rng.normal(rng.key(name), *p.shape)
+    return objective
+
+
+@pytest.mark.parametrize(("backbone", "size"), [(small_vit, 16), (small_bit, 16), (hybrid, 64)])
+@pytest.mark.parametrize("options", [{}, {"representation": 12, "smoothing": 0.1}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_the_first_loss_is_ln_classes(backbone, size, options):
+    objective = Supervised(backbone(), classes=CLASSES, **options)
+    loss, _ = objective(batch_of(size=size), 0.0)
+    assert loss.item() == pytest.approx(math.log(CLASSES), rel=1e-6)
+    with_a_head(objective)(batch_of(size=size), 0.0)[0].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize("readout", ["cls", "mean", "both"])
+@pytest.mark.parametrize("representation", [None, 12])
+def test_loss_and_gradients_equal_a_transcription_in_float64(readout, representation):
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.25])
+    options = {"classes": CLASSES, "smoothing": 0.1, "class_weights": weights}
+    objective = Supervised(small_vit(), readout=readout, representation=representation, **options)
+    with_a_head(objective).double()
+    batch = batch_of(dtype=torch.float64)
+    loss, metrics = objective(batch, 0.5)
+    terms, hits = [], 0
+    for image, label in zip(batch.views[0], batch.labels.tolist(), strict=True):
+        cls, patches = objective.backbone(image[None])
+        parts = {"cls": [cls[0]], "mean": [patches[0].sum(0) / len(patches[0])]}
+        features = torch.cat(parts.get(readout, parts["cls"] + parts["mean"]))
+        if representation:
+            features = torch.tanh(objective.pre_logits.weight @ features + objective.pre_logits.bias)
+        logits = objective.head.weight @ features + objective.head.bias
+        for k in range(CLASSES):
+            truth = 0.1 / CLASSES + (0.9 if k == label else 0.0)
+            terms.append(weights[k] * truth * (logits.exp().sum().log() - logits[k]))
+        hits += int(logits.argmax() == label)
+    expected = torch.stack(terms).sum() / len(batch.labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert metrics["accuracy"].item() == pytest.approx(hits / len(batch.labels))
+    # A class token that nobody reads moves the mean patch too, through attention.
+    trained = dict(objective.named_parameters())
+    ours, theirs = (torch.autograd.grad(value, list(trained.values())) for value in (loss, expected))
+    for name, a, b in zip(trained, ours, theirs, strict=True):
+        assert b.abs().max() > 0, name
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max()), msg=name)
+
+
+def test_the_loss_is_torchs_cross_entropy_of_soft_labels():
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.25])
+    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, smoothing=0.2, class_weights=weights))
+    batch, seen = batch_of(), []
+    objective.head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    loss, _ = objective(batch, 0.0)
+    soft = F.one_hot(batch.labels, CLASSES) * 0.8 + 0.04
+    torch.testing.assert_close(loss, F.cross_entropy(seen[0], soft, weight=weights), rtol=1e-6, atol=0)
+
+
+def test_balanced_weights_count_each_class_alike_and_average_one_over_the_images():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    weights = balanced(labels, 3)
+    assert weights[labels].mean().item() == pytest.approx(1.0)
+    assert (weights * torch.bincount(labels)).tolist() == pytest.approx([100 / 3] * 3)
+    with pytest.raises(DataError, match=r"\[60, 30, 10, 0\]"):
+        balanced(labels, 4)
+    with pytest.raises(DataError, match="counts"):
+        balanced(labels, 2)
+
+
+@pytest.mark.parametrize(("labels", "message"), [(None, "none"), ([0, 7], "0 to 7"), ([-1, 2], "-1 to 2")])
+def test_labels_that_are_missing_or_out_of_range_are_bad_data(labels, message):
+    objective, batch = Supervised(small_vit(), classes=CLASSES), batch_of(b=2)
+    with pytest.raises(DataError, match=message):
+        objective(batch._replace(labels=None if labels is None else torch.tensor(labels)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 1}, "1 class"),
+        ({"classes": 3, "smoothing": 1.0}, "smoothing 1.0"),
+        ({"classes": 3, "mixup": 1.5}, "mixup 1.5"),
+        ({"classes": 3, "class_weights": torch.ones(4)}, r"\(4,\)"),
+        ({"classes": 3, "readout": "all"}, "all"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_values(options, message):
+    with pytest.raises(ValueError, match=message):
+        Supervised(small_vit(), **options)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])
+def test_shares_have_the_beta_distribution(alpha):
+    stats = pytest.importorskip("scipy.stats")
+    draws = beta(rng.key(0, torch.arange(4000)), alpha)
+    assert stats.kstest(draws.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
+
+
+def test_mixup_gives_a_pair_both_shares_of_images_and_labels_alike():
+    images, labels = batch_of(b=8).views[0].double(), F.one_hot(torch.arange(8), 8).double()
+    mixed, soft = mix_pairs(images, labels, rng.key(1, torch.arange(8)), mixup=0.8, cutmix=0.0)
+    for first in range(0, 8, 2):
+        own = soft[first, first]
+        assert 0 < own < 1
+        torch.testing.assert_close(soft[first] + soft[first + 1], labels[first] + labels[first + 1])
+        expected = own * images[first] + (1 - own) * images[first + 1]
+        torch.testing.assert_close(mixed[first], expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mixed[first] + mixed[first + 1], images[first] + images[first + 1])
+    assert len(soft.diagonal()[::2].unique()) == 4  # each pair has a share of its own
+
+
+def test_cutmix_swaps_a_box_and_labels_count_its_pixels():
+    b, height, width = 400, 16, 24
+    first = torch.zeros(b, 3, height, width)
+    first[1::2] = 1.0
+    truth = F.one_hot(torch.arange(b) % 2, 2).float()
+    mixed, soft = mix_pairs(first, truth, rng.key(2, torch.arange(b)), mixup=0.0, cutmix=1.0)
+    assert set(mixed.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), soft[:, 1])
+    foreign = mixed[::2, 0] == 1
+    for box in foreign:
+        rows, columns = box.any(1), box.any(0)
+        assert torch.equal(box, rows[:, None] & columns[None])  # a box
+        for line in (rows, columns):  # without holes
+            assert int(line.int().diff().abs().sum()) <= 2
+    assert torch.equal(mixed[1::2, 0] == 0, foreign)
+
+
+def test_a_box_of_cutmix_has_the_area_of_its_share_where_no_edge_cuts_it():
+    key = rng.key(3, torch.arange(2000))
+    outside = shares(key, (64, 64), mixup=0.0, cutmix=1.0)
+    area = 1 - beta(rng.fold(key, "box share"), 1.0)
+    box = outside == 0
+    touches = box[:, 0].any(1) | box[:, -1].any(1) | box[:, :, 0].any(1) | box[:, :, -1].any(1)
+    assert 100 < (~touches).sum() < 1900
+    error = (box.float().mean((1, 2)) - area)[~touches].abs()
+    assert error.max() < 2 * 1 / 64 + 1 / 64**2  # a side is right to a pixel
+    assert (box.float().mean((1, 2)) - area)[touches].max() < 2 / 64
+
+
+def test_with_both_each_pair_takes_either_equally_often():
+    stats = pytest.importorskip("scipy.stats")
+    own = shares(rng.key(4, torch.arange(2000)), (8, 8), mixup=0.8, cutmix=1.0)
+    even = int((own.amax((1, 2)) == own.amin((1, 2))).sum())  # few boxes cover nothing or everything
+    assert abs(even - 1000) < 150
+    cut = rng.uniform(rng.fold(rng.key(4, torch.arange(2000)), "switch")) < 0.5
+    assert stats.binomtest(int(cut.sum()), 2000, 0.5).pvalue > 0.01
+
+
+def test_mixing_does_not_depend_on_how_many_processes_share_a_batch():
+    batch = batch_of(b=8)
+    truth = F.one_hot(batch.labels, CLASSES).float()
+    images, soft = mix_pairs(batch.views[0], truth, batch.key, 0.8, 1.0)
+    for part in (slice(0, 4), slice(4, 8)):
+        some, its_truth = mix_pairs(batch.views[0][part], truth[part], batch.key[part], 0.8, 1.0)
+        assert torch.equal(some, images[part])
+        assert torch.equal(its_truth, soft[part])
+    with pytest.raises(ValueError, match="3 images"):
+        mix_pairs(batch.views[0][:3], truth[:3], batch.key[:3], 0.8, 1.0)
+
+
+def test_evaluation_mixes_nothing():
+    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, mixup=0.8))
+    plain = with_a_head(Supervised(small_vit(), classes=CLASSES))
+    batch = batch_of()
+    expected, _ = plain(batch, 0.0)
+    assert not torch.equal(objective(batch, 0.0)[0], expected)
+    assert torch.equal(objective.eval()(batch, 0.0)[0], expected)
+
+
+def test_dropout_is_drawn_from_the_key():
+    objective = with_a_head(Supervised(small_vit(dropout=0.3), classes=CLASSES))
+    batch = batch_of()
+    first, _ = objective(batch, 0.0)
+    assert torch.equal(objective(batch, 0.0)[0], first)
+    assert not torch.equal(objective(batch._replace(key=batch.key + 1), 0.0)[0], first)
+
+
+def test_the_readout_is_the_class_token_where_there_is_one():
+    assert Supervised(small_vit(), classes=2).readout == "cls"
+    assert Supervised(small_vit(class_token=False), classes=2).readout == "mean"
+    assert Supervised(small_bit(), classes=2).readout == "mean"
+
+
+@pytest.mark.parametrize("backbone", [small_vit, small_bit])
+def test_it_learns_to_tell_dark_from_bright(backbone):
+    objective = Supervised(backbone(), classes=2, mixup=0.2)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    ids = torch.arange(32)
+    images = 0.3 * rng.uniform(rng.key(0, ids), 3, 16, 16) + 0.4 * (ids % 2)[:, None, None, None]
+    for step in range(30):
+        loss, _ = objective(Batch((images,), rng.key(0, "forward", step, ids), ids % 2), step / 30)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loss, metrics = objective.eval()(Batch((images,), rng.key(0, ids), ids % 2), 1.0)
+    assert metrics["accuracy"] == 1.0
+    assert loss < 0.2
