@@ -32,8 +32,9 @@ def crops(count: int, canvas: tuple[int, int], seed: int = 0) -> Crop:
 
 
 def cut(pixels: torch.Tensor, crop: Crop, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """All in one run, upright."""
-    return Resize(pixels, *resized(crop, size), size, interpolation)(slice(0, len(pixels))).transpose(2, 3)
+    """All in one piece, upright, in [0, 1]."""
+    resize = Resize(pixels, resized(crop, size), size, interpolation, len(pixels))
+    return (resize(slice(0, len(pixels))) / 255).clamp(0, 1).transpose(2, 3)
 
 
 def theirs(image: torch.Tensor, crop: Crop, row: int, size: tuple[int, int], interpolation: str) -> torch.Tensor:
@@ -69,22 +70,25 @@ def test_a_crop_is_torchvisions_on_uint8_up_to_its_rounding(canvas, size, interp
 def test_one_image_in_a_large_canvas_gives_the_same_bits_as_in_a_batch():
     pixels, crop = pictures(6, 3, 130, 90), crops(6, (130, 90))
     together = cut(pixels, crop, (64, 48), "bicubic")
-    resize = Resize(pixels, *resized(crop, (64, 48)), (64, 48), "bicubic")
+    resize = Resize(pixels, resized(crop, (64, 48)), (64, 48), "bicubic", 1)
     for row in range(6):
-        assert torch.equal(resize(slice(row, row + 1)).transpose(2, 3)[0], together[row])
+        image = (resize(slice(row, row + 1)) / 255).clamp(0, 1).transpose(2, 3)
+        assert torch.equal(image[0], together[row])
 
 
 @pytest.mark.parametrize("interpolation", MODES)
 def test_the_identity_keeps_every_value(interpolation):
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     axes = centred(torch.tensor([[16, 16]]), None, (16, 16))
-    assert torch.equal(Resize(pixels, *axes, (16, 16), interpolation)(slice(0, 1)).transpose(2, 3), pixels / 255)
+    resized_ = Resize(pixels, axes, (16, 16), interpolation, 1)(slice(0, 1)).transpose(2, 3)
+    assert torch.equal(resized_, pixels.float())
 
 
 def test_the_centre_of_a_resized_image_is_torchvisions():
     extents = torch.tensor([[100, 150], [151, 100], [64, 64], [77, 201]])
     pixels = pictures(4, 3, 160, 210)
-    ours = Resize(pixels, *centred(extents, 72, (64, 61)), (64, 61), "bicubic")(slice(0, 4)).transpose(2, 3)
+    resize = Resize(pixels, centred(extents, 72, (64, 61)), (64, 61), "bicubic", 4)
+    ours = (resize(slice(0, 4)) / 255).clamp(0, 1).transpose(2, 3)
     for row, (height, width) in enumerate(extents.tolist()):
         image = pixels[row, :, :height, :width].float() / 255
         whole = F.resize(image, [72], interpolation=MODES["bicubic"], antialias=True)

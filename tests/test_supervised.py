@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.data.supervised import MEAN, STD, Supervised, draw_erasing, erase_
+from sslvit.data.supervised import MEAN, STD, Erasing, Supervised, draw_erasing, erase_, normal
 
 
 def test_erased_boxes_are_distributed_as_torchvisions():
@@ -24,19 +24,26 @@ def test_erased_boxes_are_distributed_as_torchvisions():
 
 
 def test_an_erased_box_is_torchvisions_erase_with_the_same_noise():
-    image = torch.rand(3, 20, 30)
-    key = rng.key(5)
-    noise = rng.normal(key, 3, 6, 9)
-    standard = (noise * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
-    expected = F.erase(image, 4, 8, 6, 9, standard)
-    erase_(image, (4, 8, 6, 9), key)
-    assert torch.equal(image, expected)
+    images, key = torch.rand(3, 3, 20, 30), rng.key(5, torch.arange(3))
+    boxes = torch.tensor([[4, 8, 6, 9], [0, 0, 5, 5], [19, 2, 1, 28]])
+    erasing = Erasing(*boxes.unbind(-1), torch.tensor([True, False, True]), key)
+    expected = images.clone()
+    for row in (0, 2):
+        top, left, height, width = boxes[row].tolist()
+        noise = normal(key[row : row + 1], 3 * height * width).view(3, height, width)
+        value = (noise * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).clamp(0, 1)
+        expected[row] = F.erase(expected[row], top, left, height, width, value)
+    erase_(images, erasing)
+    assert torch.equal(images, expected)
 
 
-def test_how_much_of_deits_noise_is_no_colour():
-    """What is cut off to stay in [0, 1]: under 5 % of the erased values."""
-    noise = rng.normal(rng.key(0), 100_000, 3) * torch.tensor(STD) + torch.tensor(MEAN)
-    assert 0.02 < ((noise < 0) | (noise > 1)).float().mean() < 0.05
+def test_the_noise_is_normal_and_how_much_of_it_is_no_colour():
+    """What is cut off to stay in [0, 1]."""
+    stats = pytest.importorskip("scipy.stats")
+    noise = normal(rng.key(0, torch.arange(3)), 100_000)
+    assert stats.kstest(noise[0], stats.norm.cdf).pvalue > 0.01
+    pixels = noise.T * torch.tensor(STD) + torch.tensor(MEAN)
+    assert 0.03 < ((pixels < 0) | (pixels > 1)).float().mean() < 0.05
 
 
 def test_the_two_recipes_crop_from_their_smallest_area():

@@ -1,6 +1,6 @@
 """How a batch is worked through: checked at the door, in pieces that fit the cache, each operation on its own rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,18 +33,20 @@ def checked(pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor
     return key.cpu(), extents
 
 
-def pieces(pixels: Tensor, size: tuple[int, int]) -> Iterator[slice]:
-    """Runs of samples that fit the cache, on a CPU; elsewhere the whole batch."""
+def piece_length(pixels: Tensor, size: tuple[int, int]) -> int:
+    """How many samples fit the cache together, on a CPU; elsewhere the whole batch."""
     count, channels, height, width = pixels.shape
-    step = count
-    if pixels.device.type == "cpu":
-        values = channels * max(height * width, size[0] * size[1])
-        step = 1 if values > LARGE else PIECE // values
-        # glibc gives large freed blocks back to the system, and fetching each again costs more than the arithmetic on
-        # it, until a program has freed one larger: then it keeps blocks up to that size. Untouched, this costs nothing.
-        torch.empty(7 << 20)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+    if pixels.device.type != "cpu":
+        return count
+    # glibc gives large freed blocks back to the system, and fetching each again costs more than the arithmetic on it,
+    # until a program has freed one larger: then it keeps blocks up to that size. Untouched, this one costs nothing.
+    torch.empty(7 << 20)
+    values = channels * max(height * width, size[0] * size[1])
+    return 1 if values > LARGE else max(1, PIECE // values)
+
+
+def pieces(count: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def batch(*shape: int, device: torch.device) -> Tensor:

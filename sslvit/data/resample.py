@@ -34,28 +34,30 @@ class Axis(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """Output row o is the sum over t of weight[b, o, t] times input row index[b, o, t]."""
+    """Output row o is the sum over t of weight[b, o, t] times input row index[b, o, t]. Ready for images of several
+    channels, with a channel axis after b: then rows are counted through all channels and samples of a piece."""
 
     index: Tensor  # b o t, int32
     weight: Tensor  # b o t, float32
 
 
+def through(taps: Taps, channels: int, rows: Tensor | int, place: Tensor) -> Taps:
+    """b o t -> b c o t: taps for samples of `rows` rows (each, or all) at their place in a piece."""
+    plane = torch.arange(channels, device=place.device) + (place * channels).unsqueeze(-1)
+    offset = (plane * rows).int().unsqueeze(-1).unsqueeze(-1)
+    index = taps.index.unsqueeze(1) + offset
+    return Taps(index, taps.weight.unsqueeze(1).expand_as(index).contiguous())
+
+
 def combine_rows(images: Tensor, taps: Taps) -> Tensor:
-    """float b c H W, taps b h t -> b c h W"""
-    b, c, height, _ = images.shape
-    planes = torch.arange(0, b * c * height, height, dtype=torch.int32, device=images.device).view(b, c, 1, 1)
-    index = taps.index.unsqueeze(1) + planes
-    rows = F.embedding_bag(
-        index.flatten(0, 2),
-        images.flatten(0, 2),
-        per_sample_weights=taps.weight.unsqueeze(1).expand_as(index).flatten(0, 2),
-        mode="sum",
-    )
-    return rows.unflatten(0, index.shape[:3])
+    """float b c H W, taps b c h t -> b c h W"""
+    index, weight = (x.flatten(0, 2) for x in taps)
+    rows = F.embedding_bag(index, images.flatten(0, 2), per_sample_weights=weight, mode="sum")
+    return rows.unflatten(0, taps.index.shape[:3])
 
 
 def separable(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """float b c H W, taps b h t and b w t -> b c w h, transposed: the next separable map transposes it back."""
+    """float b c H W, taps b c h t and b c w t -> b c w h, transposed: the next separable map transposes it back."""
     return combine_rows(combine_rows(images, rows).transpose(2, 3).contiguous(), columns)
 
 
@@ -63,11 +65,11 @@ def kernel(x: Tensor, interpolation: Interpolation) -> Tensor:
     x = x.abs()
     if interpolation == "bilinear":
         return (1 - x).clamp_(min=0)
-    # Keys' cubic with a = -1/2, as Pillow and torchvision take it when antialiasing (they take -3/4 when not).
-    inner = (1.5 * x - 2.5).mul_(x).mul_(x).add_(1)
-    x.clamp_(max=2)
+    # Keys' cubic with a = -1/2, as Pillow and torchvision take it when antialiasing (they take -3/4 when not): the
+    # outer branch -x^3/2 + 5x^2/2 - 4x + 2, and below 1 also what the inner one has more, (x - 1)^2 (2x - 1).
+    near, x = x.clamp(max=1), x.clamp_(max=2)
     outer = (-0.5 * x + 2.5).mul_(x).sub_(4).mul_(x).add_(2)
-    return torch.where(x < 1, inner, outer)
+    return (near - 1).square_().mul_(near.mul_(2).sub_(1)).add_(outer)
 
 
 def normalised(weight: Tensor) -> Tensor:
@@ -98,29 +100,33 @@ def resize_taps(axis: Axis, size: int, interpolation: Interpolation, device: tor
 
 
 class Resize:
-    """Crop, resize and flip: prepared for a batch, carried out for any run of its samples."""
+    """Crop, resize and flip: prepared for a batch, carried out for pieces of `step` samples. Of samples that are a
+    piece each, only the crop is read."""
 
-    def __init__(
-        self, pixels: Tensor, vertical: Axis, horizontal: Axis, size: tuple[int, int], interpolation: Interpolation
-    ) -> None:
-        self.pixels = pixels
-        self.rows = resize_taps(vertical, size[0], interpolation, pixels.device)
-        self.columns = resize_taps(horizontal, size[1], interpolation, pixels.device)
-        top, left = vertical.start, horizontal.start
-        # embedding_bag compiles a kernel for each width, so widths are cut to multiples of 16.
-        right = (left + (horizontal.length + 15) // 16 * 16).clamp(max=pixels.shape[-1])
-        self.boxes = torch.stack([top, top + vertical.length, left, right], dim=-1).tolist()
+    def __init__(self, pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], kind: Interpolation, step: int):
+        self.pixels, device = pixels, pixels.device
+        place = torch.arange(len(pixels), device=device) % step
+        self.boxes, taps = [], []
+        for axis, length, out in zip(axes, pixels.shape[2:], size, strict=True):
+            first, last = torch.zeros_like(axis.start), torch.full_like(axis.start, length)
+            if step == 1:
+                # embedding_bag compiles a kernel for each width, so boxes are multiples of 16.
+                first = axis.start
+                last = (axis.start + (axis.length + 15) // 16 * 16).clamp(max=length)
+            self.boxes.append([slice(*box) for box in zip(first.tolist(), last.tolist(), strict=True)])
+            within = resize_taps(axis._replace(start=axis.start - first), out, kind, device)
+            taps.append(through(within, pixels.shape[1], (last - first).to(device).unsqueeze(-1), place))
+        self.rows, self.columns = taps
+        self.alone = step == 1
 
     def __call__(self, run: slice) -> Tensor:
-        """uint8 samples of the run -> b c w h in [0, 1], transposed."""
-        rows, columns = (Taps(*(x[run] for x in taps)) for taps in (self.rows, self.columns))
+        """uint8 samples of a piece -> b c w h in 0..255, transposed. Cubic weights overshoot: not yet clamped."""
         images = self.pixels[run]
-        if len(images) == 1:  # a large image, of which nothing but the crop need be read
-            top, bottom, left, right = self.boxes[run.start]
-            images = images[:, :, top:bottom, left:right]
-            rows, columns = Taps(rows.index - top, rows.weight), Taps(columns.index - left, columns.weight)
-        # Cubic weights overshoot at edges; uint8 pipelines clamp there too.
-        return separable(images.float(), rows, columns).div_(255).clamp_(0, 1)
+        if self.alone:
+            rows, columns = self.boxes
+            images = images[:, :, rows[run.start], columns[run.start]]
+        rows, columns = (Taps(*(x[run] for x in taps)) for taps in (self.rows, self.columns))
+        return separable(images.float(), rows, columns)
 
 
 class Blur:
@@ -138,7 +144,7 @@ class Blur:
         self.most = max(self.reach, default=0)
         # exp(-d^2 / 2 sigma^2) from that of d - 1. math.exp and products give a value the same bits wherever it
         # stands in the batch; a vectorised exp need not.
-        ratio = torch.tensor([math.exp(-0.5 / s**2) for s in sigma.tolist()], dtype=torch.float64)
+        ratio = torch.tensor([math.exp(-0.5 / s**2) if s else 0.0 for s in sigma.tolist()], dtype=torch.float64)
         weight, step = torch.ones_like(ratio), ratio
         half = [weight]
         for distance in range(1, self.most + 1):
@@ -151,10 +157,10 @@ class Blur:
         """b c w h -> b c h w: takes a transposed batch of these samples."""
         most = max(self.reach[sample] for sample in samples)
         window = slice(self.most - most, self.most + most + 1)
-        weight = self.weight[samples, window].unsqueeze(1)
+        weight, place = self.weight[samples, window].unsqueeze(1), torch.arange(len(samples), device=images.device)
         rows, columns = (
-            Taps(mirror[:, window].expand(len(samples), -1, -1), weight.expand(-1, length, -1))
-            for mirror, length in zip(self.mirrors, self.size, strict=True)
+            through(Taps(mirror[:, window].unsqueeze(0), weight.expand(-1, n, -1)), images.shape[1], n, place)
+            for mirror, n in zip(self.mirrors, self.size, strict=True)
         )
         return separable(images, columns, rows)
 

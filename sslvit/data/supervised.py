@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
 from sslvit.data.crop import TRIES, Crop, draw_crop, resized
-from sslvit.data.pieces import Size, batch, both, checked, pieces, true
+from sslvit.data.pieces import Size, batch, both, checked, piece_length, pieces, true
 from sslvit.data.randaugment import Augmentation, RandAugment
 from sslvit.data.resample import Interpolation, Resize
 
@@ -48,17 +49,28 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
     return Erasing(*(x.long() for x in (top, left, h, w)), chosen, rng.fold(key, "noise"))
 
 
-def erase_(image: Tensor, box: tuple[int, int, int, int], key: Tensor) -> None:
-    """c h w: fills the box with normal noise of ImageNet's mean and deviation, cut to [0, 1].
+def erase_(images: Tensor, erasing: Erasing) -> None:
+    """b c h w: fills the chosen boxes with normal noise of ImageNet's mean and deviation, cut to [0, 1].
 
-    DeiT's erased pixels are standard normal after standardisation; 5 % of them are no colours, which we cut off.
+    DeiT's erased pixels are standard normal after standardisation; 4 % of them are no colours, which we cut off.
     """
-    top, left, height, width = box
-    channels = len(image)
-    mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,) * channels, (sum(STD) / 3,) * channels)
-    noise = rng.normal(key, channels, height, width)
-    noise.mul_(torch.tensor(std).view(-1, 1, 1)).add_(torch.tensor(mean).view(-1, 1, 1)).clamp_(0, 1)
-    image[:, top : top + height, left : left + width] = noise.to(image.device)
+    rows, channels = true(erasing.chosen.tolist()), images.shape[1]
+    if not rows:
+        return
+    boxes = [[int(x[row]) for x in erasing[:4]] for row in rows]
+    most = max(height * width for _, _, height, width in boxes)
+    noise = normal(erasing.noise[rows].to(images.device), channels * most)
+    mean, std = (MEAN, STD) if channels == 3 else ([sum(x) / len(x)] * channels for x in (MEAN, STD))
+    for row, (top, left, height, width), values in zip(rows, boxes, noise, strict=True):
+        box = images[row, :, top : top + height, left : left + width]
+        box.copy_(rearrange(values[: channels * height * width], "(c h w) -> c h w", h=height, w=width))
+        box.mul_(images.new_tensor(std).view(-1, 1, 1)).add_(images.new_tensor(mean).view(-1, 1, 1)).clamp_(0, 1)
+
+
+def normal(key: Tensor, count: int) -> Tensor:
+    """rng.normal for the many values of an erased box, by the inverse of the distribution function: several times as
+    fast, and of 24 bits, so no value is beyond 5.3 (but for -inf once in 2^24)."""
+    return rng.uniform(key, count).mul_(2).sub_(1).erfinv_().mul_(2**0.5)
 
 
 @dataclass(frozen=True)
@@ -91,17 +103,14 @@ class Supervised:
 
     def apply(self, pixels: Tensor, lesson: Lesson) -> Tensor:
         size = both(self.size)
-        resize = Resize(pixels, *resized(lesson.crop, size), size, self.interpolation)
-        boxes = torch.stack(lesson.erasing[:4], dim=-1).tolist()
-        chosen = lesson.erasing.chosen.tolist()
+        step = piece_length(pixels, size)
+        resize = Resize(pixels, resized(lesson.crop, size), size, self.interpolation, step)
         out = batch(*pixels.shape[:2], *size, device=pixels.device)
-        for run in pieces(pixels, size):
-            out[run] = resize(run).transpose(2, 3)
+        for run in pieces(len(pixels), step):
+            torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
             if self.augment:
                 self.augment.apply_(out[run], Augmentation(*(x[run] for x in lesson.augmentation)))
-            for sample in true(chosen[run]):
-                sample += run.start
-                erase_(out[sample], boxes[sample], lesson.erasing.noise[sample])
+            erase_(out[run], Erasing(*(x[run] for x in lesson.erasing)))
         return out
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -19,16 +19,17 @@ from sslvit import rng
 from sslvit.data import color
 from sslvit.data.color import Jitter, draw_jitter
 from sslvit.data.crop import Crop, centred, draw_crop, resized
-from sslvit.data.pieces import Size, batch, both, checked, on, pieces, true
+from sslvit.data.pieces import Size, batch, both, checked, on, piece_length, pieces, true
 from sslvit.data.resample import Axis, Blur, Interpolation, Resize
 
 
 def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """uint8 b c H W -> b c h w in [0, 1]"""
-    resize = Resize(pixels, *axes, size, interpolation)
+    step = piece_length(pixels, size)
+    resize = Resize(pixels, axes, size, interpolation, step)
     out = batch(*pixels.shape[:2], *size, device=pixels.device)
-    for run in pieces(pixels, size):
-        out[run] = resize(run).transpose(2, 3)
+    for run in pieces(len(pixels), step):
+        torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
     return out
 
 
@@ -118,15 +119,16 @@ class Distorted:
         """uint8 b c H W -> b c h w in [0, 1]"""
         self.check_channels(pixels.shape[1])
         size, device = both(self.size), pixels.device
+        step = piece_length(pixels, size)
         jitter, blur = distortion.jitter, distortion.blur.tolist()
-        resize = Resize(pixels, *resized(distortion.crop, size), size, self.interpolation)
+        resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
         gaussian = Blur(distortion.sigma, size, device)
         factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
         orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
         grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
         out = batch(*pixels.shape[:2], *size, device=device)
-        for run in pieces(pixels, size):
-            images = resize(run)  # transposed, which colours do not see
+        for run in pieces(len(pixels), step):
+            images = resize(run).div_(255).clamp_(0, 1)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
                 for operation, change in enumerate(color.OPERATIONS):
                     rows = true([order[position] == operation for order in orders[run]])
