@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslvit import rng
+from sslvit import health, rng
 from sslvit.blocks import EPSILON, Block
 from sslvit.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.positions import sincos
-from sslvit.vit import Encoded, ViT, patchify
+from sslvit.vit import Encoded, ViT, patchify, read
 
 
 class MAE(Objective):
@@ -77,7 +77,7 @@ class MAE(Objective):
         predicted = self.decode(encoded, order)
         target = self.target(images, order[:, self.visible :])
         loss = F.mse_loss(predicted.to(target.dtype), target)
-        return loss, {"loss_of_zeros": target.detach().square().mean()}
+        return loss, {"loss_of_zeros": target.square().mean()} | health.spread(read(encoded, self.readout))
 
     def decode(self, encoded: Encoded, order: Tensor) -> Tensor:
         """The dropped patches. Attention does not care for order: they come last, with their own positions, rather than

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sslvit import rng, schedule
+from sslvit import health, rng, schedule
 from sslvit.batch_norm import BatchNorm
 from sslvit.distributed import all_gather, rank
 from sslvit.ema import ema_update, frozen_copy
@@ -67,12 +67,15 @@ class MoCoV3(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch.views) != 2:
             raise ValueError(f"MoCo v3 compares 2 views of an image, not {len(batch.views)}")
-        query_1, query_2 = (self.predictor(self.projector(x)) for x in self.read(self.backbone, batch, "student"))
+        features = self.read(self.backbone, batch, "student")
+        query_1, query_2 = (self.predictor(self.projector(x)) for x in features)
         with torch.no_grad():
             key_1, key_2 = (self.teacher_projector(x) for x in self.read(self.teacher_backbone, batch, "teacher"))
         loss_1, metrics_1 = self.contrast(query_1, key_2)
         loss_2, metrics_2 = self.contrast(query_2, key_1)
-        return loss_1 + loss_2, {name: (metrics_1[name] + metrics_2[name]) / 2 for name in metrics_1}
+        metrics = {name: (metrics_1[name] + metrics_2[name]) / 2 for name in metrics_1}
+        metrics |= {"embedding_std": health.deviation(query_1)} | health.spread(features[0])
+        return loss_1 + loss_2, metrics
 
     def read(self, backbone: ViT, batch: Batch, name: str) -> list[Tensor]:
         """The class token of each view: b d"""
