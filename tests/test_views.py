@@ -150,6 +150,16 @@ def test_pixels_outside_the_extents_are_never_seen(name):
 
 
 @pytest.mark.parametrize("name", VIEWS)
+def test_a_larger_canvas_changes_no_bit(name):
+    """Not even one so large that each of its samples is a piece of its own."""
+    pixels = pictures(4, 3, 50, 61)
+    extents = torch.tensor([[50, 61], [40, 30], [33, 61], [50, 17]])
+    canvas = torch.zeros(4, 3, 170, 200, dtype=torch.uint8)
+    canvas[:, :, :50, :61] = pixels
+    assert all(map(torch.equal, VIEWS[name](32)(pixels, keys(4), extents), VIEWS[name](32)(canvas, keys(4), extents)))
+
+
+@pytest.mark.parametrize("name", VIEWS)
 def test_views_are_floats_in_0_1_of_their_size(name):
     for size in (28, 64):
         for images in VIEWS[name](size)(pictures(8, 3, 50, 40), keys(8)):

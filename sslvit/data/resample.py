@@ -83,20 +83,20 @@ def resize_taps(axis: Axis, size: int, interpolation: Interpolation, device: tor
     and normalised, as in Pillow and in torchvision's antialiased resize."""
     start, length, resized, offset, flip = (rearrange(x, "b -> b 1") for x in axis)
     # On the CPU in float64 until the pixel is known: float32 would be off by 1e-4 of a pixel in a large image, and
-    # some devices have nothing better.
+    # some devices have nothing better. Counted from the start of the crop, so that where it lies changes no bit.
     scale = length.double() / resized
     stretch = scale.clamp(min=1)
     radius = 1 if interpolation == "bilinear" else 2
     count = 2 * math.ceil(radius * stretch.max()) + 1
     position = torch.arange(size)
-    center = start + scale * (torch.where(flip, size - 1 - position, position) + offset + 0.5)
+    center = scale * (torch.where(flip, size - 1 - position, position) + offset + 0.5)
     first = (center - radius * stretch + 0.5).floor()
     distance = (first + 0.5 - center).float().to(device).unsqueeze(-1)
-    first, low, high = (x.int().to(device).unsqueeze(-1) for x in (first, start, start + length - 1))
+    first, start, last = (x.int().to(device).unsqueeze(-1) for x in (first, start, length - 1))
     tap = torch.arange(count, dtype=torch.int32, device=device)
     weight = kernel((distance + tap) / stretch.float().to(device).unsqueeze(-1), interpolation)
-    index = (first + tap).clamp_(low, high)
-    return Taps(index, normalised(weight * (index == first + tap)))
+    index = (first + tap).clamp_(min=0).minimum(last)
+    return Taps(index + start, normalised(weight * (index == first + tap)))
 
 
 class Resize:
