@@ -138,8 +138,7 @@ class Blur:
     and DINO call, runs three box blurs of the same variance instead and repeats the border pixel.
     """
 
-    def __init__(self, sigma: Tensor, size: tuple[int, int], device: torch.device) -> None:
-        self.size = size
+    def __init__(self, sigma: Tensor, size: tuple[int, int], channels: int, device: torch.device) -> None:
         self.reach = torch.ceil(BLUR_REACH * sigma).int().tolist()
         self.most = max(self.reach, default=0)
         # exp(-d^2 / 2 sigma^2) from that of d - 1. math.exp and products give a value the same bits wherever it
@@ -151,23 +150,26 @@ class Blur:
             weight, step = weight * step, step * ratio.square()
             half.append(weight * (distance <= torch.ceil(BLUR_REACH * sigma)))
         self.weight = normalised(torch.stack(half[:0:-1] + half, dim=-1)).float().to(device)
-        self.mirrors = [mirrored(length, self.most).to(device) for length in size]
+        self.mirrors = [mirrored(length, self.most, channels).to(device) for length in size]
 
     def __call__(self, images: Tensor, samples: list[int]) -> Tensor:
         """b c w h -> b c h w: takes a transposed batch of these samples."""
         most = max(self.reach[sample] for sample in samples)
         window = slice(self.most - most, self.most + most + 1)
-        weight, place = self.weight[samples, window].unsqueeze(1), torch.arange(len(samples), device=images.device)
-        rows, columns = (
-            through(Taps(mirror[:, window].unsqueeze(0), weight.expand(-1, n, -1)), images.shape[1], n, place)
-            for mirror, n in zip(self.mirrors, self.size, strict=True)
-        )
+        weight = self.weight[samples, window].unsqueeze(1).unsqueeze(1)
+        place = torch.arange(len(samples), dtype=torch.int32, device=images.device).view(-1, 1, 1, 1)
+        taps = []
+        for mirror in self.mirrors:
+            index = mirror[..., window] + place * mirror.shape[:2].numel()
+            taps.append(Taps(index, weight.expand_as(index)))
+        rows, columns = taps
         return separable(images, columns, rows)
 
 
-def mirrored(length: int, reach: int) -> Tensor:
-    """The pixels within reach of each pixel, by reflection -> o t"""
-    index = torch.arange(length, dtype=torch.int32).unsqueeze(-1) + torch.arange(-reach, reach + 1, dtype=torch.int32)
+def mirrored(length: int, reach: int, channels: int) -> Tensor:
+    """The rows within reach of each row of each channel, by reflection, counted through all channels -> c o t"""
+    index = torch.arange(length).unsqueeze(-1) + torch.arange(-reach, reach + 1)
     period = max(2 * (length - 1), 1)
     index = index.remainder(period)
-    return torch.minimum(index, period - index).clamp(max=length - 1)
+    index = torch.minimum(index, period - index).clamp(max=length - 1)
+    return (index + torch.arange(0, channels * length, length).unsqueeze(-1).unsqueeze(-1)).int()

@@ -122,7 +122,7 @@ class Distorted:
         step = piece_length(pixels, size)
         jitter, blur = distortion.jitter, distortion.blur.tolist()
         resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
-        gaussian = Blur(distortion.sigma, size, device)
+        gaussian = Blur(distortion.sigma, size, pixels.shape[1], device)
         factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
         orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
         grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
