@@ -32,15 +32,19 @@ class Config(TrainConfig):
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
     image_size: int = 32
-    model: str = "XS/4"
+    model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
     """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
     """The share of patches that is corrupted."""
-    epochs: float = 10
+    epochs: float = 8
+    batch_size: int = 64
     lr: float = 1e-3
+    weight_decay: float = 0.05
     clip: float = 1.0
+    min_scale: float = 0.5
+    """The smallest share of an image that a random crop takes."""
 
 
 def main() -> None:
@@ -52,7 +56,9 @@ def main() -> None:
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     test = open_source(config.data, split="test", image_size=config.image_size)
     monitor = Monitor(source, test, config.image_size, accelerator)
-    evaluations = pretrain(objective, source, Light(config.image_size), config, accelerator, monitor)
+    evaluations = pretrain(
+        objective, source, Light(config.image_size, scale=(config.min_scale, 1.0)), config, accelerator, monitor
+    )
     accelerator.print(table(evaluations, readout=objective.readout))
     accelerator.print(f"The model is in {config.out / 'model'}")
 

@@ -26,6 +26,8 @@ class TrainConfig:
     """Passes over which the learning rate rises from 0; then it falls by half a cosine."""
     weight_decay: float = 0.0
     """AdamW's, multiplied by the learning rate; what is spared is the objective's custom."""
+    spares: Literal["tokens_and_vectors", "vectors", "nothing"] = "tokens_and_vectors"
+    """What weight decay spares: biases and norms, and with the default positions and tokens as well."""
     final_weight_decay: float | None = None
     """Where the weight decay ends, by half a cosine; by default it stays."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -51,7 +51,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         # Every process used every row in its own loss, so a row's gradient is the sum over processes.
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may need the original elsewhere
         dist.all_reduce(gradient)
         return gradient[rank() * ctx.size : (rank() + 1) * ctx.size]
 

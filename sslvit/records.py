@@ -43,6 +43,11 @@ class Log:
         if self.trackers:
             self.accelerator.log(values, step=step)
 
+    def sync(self) -> None:
+        """The log on the disk, before a checkpoint that follows from it."""
+        if self.accelerator.is_main_process:
+            self.metrics.sync()
+
     def close(self) -> None:
         # Not accelerator.end_training(): that takes down the processes' group, which evaluation still needs.
         for tracker in self.accelerator.trackers:

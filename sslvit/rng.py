@@ -102,7 +102,7 @@ def bits(state: Tensor, *shape: int) -> Tensor:
     out = torch.empty(state.numel() * prod(shape), dtype=torch.int64, device=state.device)
     for where, values in _chunks(state, prod(shape)):
         out[where] = values
-    return out.view(*state.shape, *shape)
+    return out.view((*state.shape, *shape))
 
 
 def uniform(state: Tensor, *shape: int) -> Tensor:
@@ -110,7 +110,7 @@ def uniform(state: Tensor, *shape: int) -> Tensor:
     out = torch.empty(state.numel() * prod(shape), device=state.device)
     for where, values in _chunks(state, prod(shape)):
         out[where] = values.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
-    return out.mul_(2.0**-24).view(*state.shape, *shape)
+    return out.mul_(2.0**-24).view((*state.shape, *shape))
 
 
 def integers(state: Tensor, high: int, *shape: int) -> Tensor:

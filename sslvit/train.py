@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslvit import distributed, optim, schedule
+from sslvit.blocks import Block
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Loaded, Row, load
 from sslvit.data.source import Source
@@ -47,8 +48,8 @@ def pretrain(
         check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
-            f"--accumulation {config.accumulation}: the loss of {type(objective).__name__} compares the images of "
-            f"a batch with each other, so computing it in parts would change it. Use more processes, or a smaller batch"
+            f"--accumulation {config.accumulation}: the loss of {type(objective).__name__} compares the images of a batch "
+            "with each other, so in parts it is another loss. Use more processes, a smaller batch, or --parts if offered"
         )
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = Row(
@@ -64,7 +65,9 @@ def pretrain(
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
         accelerator.wait_for_everyone()
         objective.to(accelerator.device)
-        optimizer = optim.adamw(optim.parameter_groups(objective, config.weight_decay), config.betas)
+        optimizer = optim.adamw(
+            optim.parameter_groups(objective, config.weight_decay, spares=config.spares), config.betas
+        )
         now = restore(objective, optimizer, config, accelerator)
         first = now.step
         model = config.out / "model"
@@ -95,8 +98,9 @@ def train(
     """The steps from now.step on."""
     size = len(row.source)
     if config.compile:
-        for block in objective.backbone.blocks:
-            block.compile()
+        for module in objective.modules():
+            if isinstance(module, Block):
+                module.compile()
     model, prepared = accelerator.prepare(objective, optimizer)
     pin = accelerator.device.type == "cuda"
     parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
@@ -141,6 +145,7 @@ def train(
         if line:
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
+            log.sync()
             failed = 0 if keep(objective, optimizer, now, config, accelerator) else failed + 1
             if failed == PATIENCE:
                 raise CannotWrite(

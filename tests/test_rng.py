@@ -46,6 +46,7 @@ def test_shapes_are_the_key_then_the_draw():
     assert rng.uniform(keys, 4, 5).shape == (2, 3, 4, 5)
     assert rng.uniform(keys).shape == (2, 3)
     assert rng.uniform(rng.key(1), 2).shape == (2,)
+    assert rng.uniform(rng.key(1)).shape == rng.bits(rng.key(1)).shape == ()
     assert rng.uniform(keys[:0], 4).shape == (0, 3, 4)
 
 

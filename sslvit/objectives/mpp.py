@@ -21,7 +21,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from sslvit import rng
-from sslvit.masking import random_order
+from sslvit.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.vit import ViT, patchify
 
@@ -98,11 +98,6 @@ class MPP(Objective):
         with torch.no_grad():
             grey = reduce(patches, "b m v -> v", "mean")
             return loss, {"loss_of_mean_patch": F.mse_loss(grey.expand_as(patches), patches)}
-
-
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens at these places of each image: b n d, b m -> b m d"""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def colour_classes(patches: Tensor, patch_size: tuple[int, int], side: int) -> Tensor:

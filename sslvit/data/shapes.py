@@ -1,0 +1,308 @@
+"""The built-in labelled images: textured objects on textured backgrounds, made by arithmetic, nothing downloaded.
+
+An image is a pure function of (seed, id): twelve shapes (the label) and ten textures (a second label, for transfer),
+with position, scale, rotation, stretch, colours, shading, light and the background's own texture as nuisance. The
+scene has no pixels until it is rendered, so every size shows the same one. Disjoint ids are disjoint draws.
+
+Nearly everything a pixel goes through is + - * / sqrt, floor, round, abs, min and max: IEEE 754 rounds each of them
+in one way, so batching and threads change no pixel. Sines would break that: their vector and scalar codes differ.
+"""
+
+from collections.abc import Callable
+from math import cos, pi, sin
+
+import torch
+from torch import Tensor
+
+from sslvit import rng
+
+# Rotations come from a table of 4096 unit vectors: no sine is evaluated on a tensor.
+DIRECTIONS = torch.tensor([(cos(turn * pi / 2048), sin(turn * pi / 2048)) for turn in range(4096)])
+PIXELS = 1 << 20  # rendered at a time, so that the planes of a piece stay near the cache
+
+
+# --- Shapes: distance to the outline, negative inside, in the object's own coordinates (it spans about [-1, 1]). ---
+
+
+def _length(x: Tensor, y: Tensor) -> Tensor:
+    return (x * x).add_(y * y).sqrt_()
+
+
+def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
+    return torch.maximum(x.abs().sub_(half_width), y.abs().sub_(half_height))
+
+
+def _disc(x: Tensor, y: Tensor) -> Tensor:
+    return _length(x, y) - 0.85
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return (_length(x, y) - 0.68).abs() - 0.24
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(_length(x, y) - 0.95, 0.78 - _length(x - 0.45, y))
+
+
+def _half_disc(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(_length(x, y + 0.45) - 1.0, -0.45 - y)
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x.abs() * (3**0.5 / 2) + y * 0.5, -y) - 0.52
+
+
+def _square(x: Tensor, y: Tensor) -> Tensor:
+    return _box(x, y, 0.74, 0.74)
+
+
+def _bar(x: Tensor, y: Tensor) -> Tensor:
+    return _box(x, y, 0.98, 0.34)
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95))
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    """Five points: the plane is folded onto the sector of half a point, where the outline is one line."""
+    x = x.abs()
+    for side in (1, -1):  # the mirrors between a point and its neighbours
+        normal_x, normal_y = side * cos(pi / 5), -sin(pi / 5)
+        reach = (x * normal_x + y * normal_y).clamp_(min=0).mul_(2)
+        x, y = x - reach * normal_x, y - reach * normal_y
+    x = x.abs()
+    # The line from the tip (0, 1) to the notch at radius 0.45, 36 degrees away.
+    edge_x, edge_y = 0.45 * sin(pi / 5), 0.45 * cos(pi / 5) - 1
+    norm = (edge_x**2 + edge_y**2) ** 0.5
+    return x * (-edge_y / norm) + (y - 1) * (edge_x / norm)
+
+
+def _heart(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.abs(), y + 0.1
+    tilted = torch.maximum((x + y).abs(), (x - y).abs()) * 0.5**0.5 - 0.6
+    lobe = 0.6 * 0.5**0.5
+    return torch.minimum(tilted, _length(x - lobe, y - lobe) - 0.6)
+
+
+def _corner(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(_box(x + 0.52, y, 0.28, 0.85), _box(x, y + 0.57, 0.8, 0.28))
+
+
+def _arrow(x: Tensor, y: Tensor) -> Tensor:
+    head = torch.maximum(x.abs() * 0.8 + y * 0.6 - 0.6, -0.05 - y)
+    return torch.minimum(head, _box(x, y + 0.5, 0.22, 0.5))
+
+
+# --- Textures: a value in [0, 1] from coordinates in cycles; `sharp` (pixels a cycle) makes an edge one pixel soft. ---
+
+
+def _near(x: Tensor) -> Tensor:
+    """Distance to the nearest integer, in [0, 1/2]: the triangle wave that stands in for a cosine."""
+    return x.sub(x.round()).abs_()
+
+
+def _edge(signed: Tensor, sharp: Tensor) -> Tensor:
+    return signed.mul_(sharp).add_(0.5).clamp_(0, 1)
+
+
+def _stripes(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(_near(u).sub_(0.25), sharp)
+
+
+def _zigzag(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(_near(u + _near(v * 0.6).mul_(1.7)).sub_(0.25), sharp)
+
+
+def _checks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(_near(u * 0.7).sub_(0.25).mul_(_near(v * 0.7).sub_(0.25)).mul_(5), sharp)
+
+
+def _lattice(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(0.15 - torch.minimum(_near(u), _near(v)), sharp)
+
+
+def _plaid(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(_near(u).sub_(0.25), sharp).add_(_edge(_near(v).sub_(0.25), sharp)).mul_(0.5)
+
+
+def _dots(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(0.32 - _length(_near(u), _near(v)), sharp)
+
+
+def _rings(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _edge(_near(_length(u, v)).sub_(0.25), sharp)
+
+
+def _bricks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    row = v.floor()
+    along = _near((u + row) * 0.5).mul_(2)  # every other row is shifted by half a brick
+    return _edge(0.14 - torch.minimum(along, _near(v)), sharp)
+
+
+def _cell(u: Tensor, v: Tensor) -> Tensor:
+    """A number in [0, 1] for each integer cell, the same in every image: an image shows its own part of the plane."""
+    mixed = u.to(torch.int32) * 374761393 + v.to(torch.int32) * 668265263  # wraps modulo 2**32
+    mixed = (mixed ^ ((mixed >> 13) & 0x7FFFF)) * 1274126177
+    return ((mixed >> 16) & 0xFF).to(torch.float32) * (1 / 255)
+
+
+def _mosaic(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    return _cell((u * 1.4).floor_(), (v * 1.4).floor_())
+
+
+def _clouds(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
+    u, v = u * 0.8, v * 0.8
+    low_u, low_v = u.floor(), v.floor()
+    part_u, part_v = u - low_u, v - low_v
+    part_u, part_v = part_u * part_u * (3 - part_u * 2), part_v * part_v * (3 - part_v * 2)
+    low, high = (
+        _cell(low_u, row).mul_(1 - part_u).add_(_cell(low_u + 1, row).mul_(part_u)) for row in (low_v, low_v + 1)
+    )
+    return low.mul_(1 - part_v).add_(high.mul_(part_v))
+
+
+OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "crescent": _crescent,
+    "half disc": _half_disc,
+    "triangle": _triangle,
+    "square": _square,
+    "bar": _bar,
+    "cross": _cross,
+    "star": _star,
+    "heart": _heart,
+    "corner": _corner,
+    "arrow": _arrow,
+}
+PATTERNS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "stripes": _stripes,
+    "zigzag": _zigzag,
+    "checks": _checks,
+    "lattice": _lattice,
+    "plaid": _plaid,
+    "dots": _dots,
+    "rings": _rings,
+    "bricks": _bricks,
+    "mosaic": _mosaic,
+    "clouds": _clouds,
+}
+SHAPES = tuple(OUTLINES)
+TEXTURES = tuple(PATTERNS)
+
+
+def shape_label(ids: Tensor, seed: int = 0) -> Tensor:
+    """Which of SHAPES is the object: b -> b."""
+    return rng.integers(rng.key(seed, "shapes", "shape", ids), len(SHAPES))
+
+
+def texture_label(ids: Tensor, seed: int = 0) -> Tensor:
+    """Which of TEXTURES the object wears: b -> b."""
+    return rng.integers(rng.key(seed, "shapes", "texture", ids), len(TEXTURES))
+
+
+def make(ids: Tensor, size: int, seed: int = 0) -> Tensor:
+    """The images of these ids, as uint8: b -> b 3 size size."""
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
+    if size < 8:
+        raise ValueError(f"size {size} is below 8 pixels, where the shapes cannot be told apart")
+    images = torch.empty(len(ids), 3, size, size, dtype=torch.uint8, device=ids.device)
+    piece = max(1, PIXELS // size**2)
+    for start in range(0, len(ids), piece):
+        _render(ids[start : start + piece], size, seed, images[start : start + piece])
+    return images
+
+
+def _between(key: Tensor, name: str, low: float, high: float, *shape: int) -> Tensor:
+    return rng.uniform(rng.fold(key, name), *shape).mul_(high - low).add_(low)
+
+
+def _turned(key: Tensor, name: str, turns: float = 1.0) -> tuple[Tensor, Tensor]:
+    """A random direction out of so many turns around upright: b -> b, b (cosine, sine)."""
+    count = round(turns * len(DIRECTIONS))
+    index = (rng.integers(rng.fold(key, name), count) - count // 2) % len(DIRECTIONS)
+    return DIRECTIONS.to(key.device)[index].unbind(1)
+
+
+def _plane(line: Tensor, centre: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    """A linear function over the image, (x - centre) . (along_x, along_y) + offset: b -> b size size."""
+    column = (line - centre[:, 0, None]) * along_x[:, None]
+    row = (line - centre[:, 1, None]) * along_y[:, None]
+    if isinstance(offset, Tensor):
+        row = row + offset[:, None]
+    return row[:, :, None] + column[:, None, :]
+
+
+def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, centre: Tensor, low: float, high: float) -> Tensor:
+    """How much of its second colour a texture shows at each pixel: b size size in [0, 1]."""
+    cosine, sine = _turned(key, name + " rotation")
+    cycles = _between(key, name + " frequency", low, high)  # per unit, that is per half image
+    phase = _between(key, name + " phase", -0.5, 0.5, 2)
+    values = line.new_empty(len(labels), len(line), len(line))
+    for index, (texture, pattern) in enumerate(PATTERNS.items()):
+        rows = (labels == index).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        # The mosaic and the clouds must start elsewhere in each image; the rings stay around the object.
+        start = phase[rows] * (1 if texture == "rings" else 1000)
+        along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], centre[rows]
+        u = _plane(line, middle, along_x, along_y, start[:, 0])
+        v = _plane(line, middle, -along_y, along_x, start[:, 1])
+        values[rows] = pattern(u, v, (len(line) / 2 / cycles[rows])[:, None, None])
+    return values
+
+
+def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
+    key = rng.key(seed, "shapes", "scene", ids)
+    line = (torch.arange(size, device=ids.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
+
+    # Where the object is, and its outline as a distance in units of the image.
+    scale = _between(key, "scale", 0.5, 0.8)
+    stretch = _between(key, "stretch", 0.85, 1.2)
+    centre = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
+    cosine, sine = _turned(key, "rotation", turns=0.25)
+    labels = shape_label(ids, seed)
+    distance = line.new_empty(len(ids), size, size)
+    for index, outline in enumerate(OUTLINES.values()):
+        rows = (labels == index).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], centre[rows]
+        x = _plane(line, middle, along_x * stretch[rows], along_y * stretch[rows])
+        y = _plane(line, middle, -along_y / stretch[rows], along_x / stretch[rows])
+        distance[rows] = outline(x, y).mul_(scale[rows, None, None])
+
+    # Colours: a light object on dark ground, both tinted. With colours drawn freely they are all that a small model
+    # learns in minutes, and no shape can be told from its features.
+    ground_tone, object_tone = (
+        _between(key, "ground tone", 0.0, 0.2, 1, 1),
+        _between(key, "object tone", 0.65, 1.0, 1, 1),
+    )
+    tones = torch.cat([ground_tone, object_tone], dim=2)
+    colours = (tones + _between(key, "tint", -0.1, 0.1, 3, 2)).clamp_(0, 1)
+    others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
+    contrast = _between(key, "contrast", 0.05, 0.25, 1, 2)
+    differences = (others - colours) * contrast
+
+    ground = rng.integers(rng.fold(key, "background texture"), len(TEXTURES))
+    ground = _texture(key, "background", ground, line, torch.zeros_like(centre), 1.6, 3.2)
+    worn = _texture(key, "object", texture_label(ids, seed), line, centre, 2.4, 4.0)
+
+    # Light: a slope over the whole scene; the object is domed, and darkens the ground where it stands on it.
+    slope = _between(key, "light", -0.35, 0.35, 2)
+    light = _plane(line, torch.zeros_like(centre), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
+    dome, shadow = _between(key, "dome", 0, 0.5)[:, None, None], _between(key, "shadow", 0, 0.6)[:, None, None]
+    inside = (distance * (-size / 2)).add_(0.5).clamp_(0, 1)
+    bright = (distance * -4).clamp_(0, 1).mul_(dome).add_(0.75).mul_(inside).mul_(light)
+    dim = distance.mul_(-5).add_(1).clamp_(0, 1).mul_(-shadow).add_(1).mul_(inside.neg_().add_(1)).mul_(light)
+    # Four weights for four colours, so that a channel costs four multiplications.
+    weights = (dim, ground.mul_(dim), bright, worn.mul_(bright))
+    total, part = torch.empty_like(light), torch.empty_like(light)
+    for channel in range(3):
+        paints = torch.stack([colours, differences], dim=-1)[:, channel].flatten(1) * 255
+        torch.mul(weights[0], paints[:, 0, None, None], out=total)
+        for layer in range(1, 4):
+            total += torch.mul(weights[layer], paints[:, layer, None, None], out=part)
+        out[:, channel] = total.add_(0.5).clamp_(0, 255)

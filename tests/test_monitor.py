@@ -1,0 +1,65 @@
+"""What a run reports of itself: the monitor's numbers are the protocols' own, and its table says what they are."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import source
+
+from sslvit.data.labels import Labels
+from sslvit.data.source import ArraySource
+from sslvit.data.views import Plain
+from sslvit.distributed import start
+from sslvit.evaluate.features import extract
+from sslvit.evaluate.fewshot import fewshot
+from sslvit.evaluate.knn import knn
+from sslvit.evaluate.monitor import Monitor, table
+from sslvit.vit import ViT
+
+
+def small() -> ViT:
+    return ViT(image_size=32, patch_size=8, width=16, depth=1, heads=1)
+
+
+def test_monitored_numbers_equal_the_protocols_on_the_same_weights_to_the_last_digit():
+    accelerator, backbone = start(threads=1), small()
+    train, test = source(40), source(25)
+    monitored = Monitor(train, test, 32, accelerator, k=5, shots=3)(backbone)
+    a, b = (extract(backbone, s, Plain(32), accelerator) for s in (train, test))
+    for readout in ("cls", "mean", "both"):
+        x, y = a.by_readout[readout], b.by_readout[readout]
+        assert monitored[f"eval/{readout}/5-nn"] == knn(x, a.labels, y, b.labels, k=5)
+        assert monitored[f"eval/{readout}/3-shot"] == fewshot(x, a.labels, y, b.labels, shots=3).mean
+    assert len(monitored) == 6
+
+
+def test_the_limits_leave_out_the_same_images_every_time():
+    accelerator, backbone = start(threads=1), small()
+    limited = Monitor(source(40), source(25), 32, accelerator, limit_train=30, limit_test=20)
+    assert limited(backbone) == limited(backbone)
+
+
+def test_a_source_without_labels_is_refused_by_name():
+    blind = ArraySource(np.zeros((3, 3, 32, 32), np.uint8), name="blind", fingerprint="x")
+    with pytest.raises(ValueError, match="blind has no labels"):
+        Monitor(blind, source(), 32, start(threads=1))
+
+
+def test_the_table_sets_random_start_against_pretrained_and_marks_the_readout():
+    first = {"step": 0, "eval/cls/10-shot": 0.1, "eval/mean/10-shot": 0.12}
+    last = {"step": 1200, "eval/cls/10-shot": 0.3, "eval/mean/10-shot": 0.456}
+    text = table([first, {"step": 5}, last], "mean").splitlines()
+    assert "after 1,200 steps" in text[0]
+    assert text[1].split() == ["10-shot", "of", "cls", "10.0", "30.0"]
+    assert text[2].split() == ["10-shot", "of", "mean", "*", "12.0", "45.6"]
+
+
+def test_extraction_leaves_the_mode_and_the_weights_alone():
+    accelerator, backbone = start(threads=1), small().train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    labels = Labels(np.arange(7), None, "")
+    seven = ArraySource(np.zeros((7, 3, 32, 32), np.uint8), name="seven", fingerprint="7", labels=labels)
+    features = extract(backbone, seven, Plain(32), accelerator, batch_size=3)
+    assert backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert torch.equal(features.ids, torch.arange(7))
+    assert torch.equal(features.labels, torch.arange(7))
