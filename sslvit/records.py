@@ -16,8 +16,6 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from sslvit.config import TrainConfig, configuration
-from sslvit.data.samples import Bad
-from sslvit.errors import DataError
 from sslvit.run_folder import MetricsLog
 
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
@@ -52,28 +50,6 @@ class Log:
         # Not accelerator.end_training(): that takes down the processes' group, which evaluation still needs.
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-class BadImages:
-    """`bad_images.jsonl`: each image that could not be used, once, with the reason. Too many of them stop the run."""
-
-    def __init__(self, path: Path, images: int, share: float):
-        self.path, self.allowed, self.images = path, share * images, images
-        self.seen = {json.loads(line)["id"] for line in path.read_text().splitlines()} if path.exists() else set()
-
-    def see(self, bad: tuple[Bad, ...]) -> None:
-        for image in bad:
-            if image.id not in self.seen:
-                self.seen.add(image.id)
-                # One write a line: processes that append to one file do not mix their lines.
-                with self.path.open("ab", buffering=0) as file:
-                    file.write((json.dumps(image._asdict()) + "\n").encode())
-        if len(self.seen) > self.allowed:
-            last = bad[-1]
-            raise DataError(
-                f"{len(self.seen)} of {self.images} images cannot be used, more than --max_bad allows; the last is "
-                f"{last.path!r}: {last.reason}. All are in {self.path}: mend or remove them, or raise --max_bad"
-            )
 
 
 def evaluations(metrics: Path) -> list[dict[str, Any]]:

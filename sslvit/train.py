@@ -20,12 +20,13 @@ from tqdm import tqdm
 from sslvit import distributed, optim, schedule
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
+from sslvit.data.bad import BadImages
 from sslvit.data.loader import Loaded, Row, load
 from sslvit.data.source import Source
-from sslvit.errors import CannotWrite, Diverged, Preempted
+from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.records import BadImages, Log, check_trackers, evaluations
+from sslvit.records import Log, check_trackers, evaluations
 from sslvit.resume import Progress, keep, restore
 from sslvit.run_folder import prepare_folder
 
@@ -48,8 +49,8 @@ def pretrain(
         check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
-            f"--accumulation {config.accumulation}: the loss of {type(objective).__name__} compares the images of a batch "
-            "with each other, so in parts it is another loss. Use more processes, a smaller batch, or --parts if offered"
+            f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
+            "each other: in parts its loss is another. Use more processes, a smaller batch, or --parts if it is offered"
         )
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = Row(
@@ -106,16 +107,19 @@ def train(
     parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
     if evaluate and now.step == 0:
         log.write(0, evaluate(objective.backbone))
-    unusable = BadImages(config.out / "bad_images.jsonl", size, config.max_bad)
+    unusable = BadImages(config.out / "bad_images.jsonl", size=size, max_bad=config.max_bad)
     asked, bad, failed, clock = stop_signals(), 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
         set_rates(optimizer, progress, config)
         values = gradients(model, parts, views, progress, config, accelerator, unusable)
-        # One collective a step: every process sees the same means, and whether any was asked to stop.
-        values = distributed.all_means(values | {"stop": float(bool(asked))})
+        # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
+        too_many = unusable.too_many((step + 1) * config.batch_size)
+        values = distributed.all_means(values | {"stop": float(bool(asked)), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
+        if values.pop("too many") > 0:
+            raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
         if math.isfinite(values["loss"]) and (math.isfinite(values["gradient_norm"]) or accelerator.scaler):
             prepared.step()  # under fp16 the scaler itself skips a step whose gradients overflowed
             objective.after_step((step + 1) / steps)
@@ -130,7 +134,7 @@ def train(
             )
         now.step, last = step + 1, step + 1 == steps
         now.add(values)
-        unreadable = f", {len(unusable.seen)} unreadable images" if unusable.seen else ""
+        unreadable = f", {len(unusable)} unreadable images" if len(unusable) else ""
         bar.set_postfix_str(f"loss {values['loss']:.4f}{unreadable}", refresh=False)
         bar.update(config.batch_size)
         line: dict[str, Any] = {}
@@ -172,7 +176,7 @@ def gradients(
     for part in range(config.accumulation):
         samples, view_key, slot_key = to_device(next(parts), accelerator.device)
         if samples.bad:
-            unusable.see(samples.bad)
+            unusable.add(samples.bad)
         batch = Batch(views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(model):

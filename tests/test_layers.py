@@ -14,11 +14,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part with its layer: a file may import from lower layers, and from its own part.
 LAYERS = {
     "errors": 0, "rng": 0, "schedule": 0, "ema": 0, "distributed": 0, "durable": 1, "manifest": 2,
-    "masking": 1, "positions": 1, "init": 1, "batch_norm": 1,
+    "masking": 1, "positions": 1, "init": 1, "batch_norm": 1, "health": 1,
     "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,
     "objectives": 6,
-    "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "health": 7,
+    "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
     "evaluate": 8,
     "config": 6, "resume": 7, "records": 8, "train": 9,
     "weights": 7, "analysis": 8, "report": 10,
