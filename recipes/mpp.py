@@ -38,7 +38,7 @@ class Config(TrainConfig):
     """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
     """The share of patches that is corrupted."""
-    epochs: float = 8
+    epochs: float = 5
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05

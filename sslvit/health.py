@@ -2,11 +2,12 @@
 
 Objectives return the numbers as metrics of every step; the watch reads them there and knows no objective:
 
-    feature_std       of the backbone's readout: how far images differ; 1: spread evenly in all directions, 0: equal
-    effective_rank    of the same: in how many directions they differ
-    embedding_std     as feature_std, where an objective compares images: behind its head
-    teacher_entropy   of a softmax over outputs that mean no class (DINO): how sure the teacher is of an image
-    teacher_outputs   of the same: how many outputs it uses for a batch
+    feature_std          of the backbone's readout: how far images differ; 1: evenly in all directions, 0: not at all
+    effective_rank       of the same: in how many directions they differ
+    embedding_std        as feature_std, behind the head of an objective that compares images as directions
+    teacher_outputs      of a teacher's softmax (DINO): how many outputs it uses for a batch
+    teacher_information  of the same: what an output says about the image, in nats; the entropy of the mean answer less
+                         the mean entropy of answers. 0 if all are alike, be they uniform or sure
 
 Effective rank is the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l: r equal ones give r. It
 is one small product a step, where RankMe (https://arxiv.org/abs/2210.02885) takes a singular value decomposition. It is
@@ -17,6 +18,7 @@ random weights feature_std is 0.8 for the built-in shapes and 0.2 for small digi
 soon collapses are caught, and that healthy runs raise no alarm.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,11 +61,10 @@ class Verdict(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A metric is too low below share * min(its first value, cap)."""
+    """A metric is too low below limit(its value at the first step)."""
 
     metric: str
-    share: float
-    cap: float
+    limit: Callable[[float], float]
     collapsed: str
     cause: str
     next_step: str
@@ -72,26 +73,30 @@ class Rule(NamedTuple):
 RULES = (
     Rule(
         "embedding_std",
-        0.3,
-        1.0,
+        lambda first: 0.3 * min(first, 1.0),
         "the embeddings of different images have become nearly one",
-        "Student and teacher agree best when they say the same of every image, and nothing kept them from it: steps "
-        "too large, a teacher that follows too fast, or a teacher's temperature not well below the student's",
-        "Start again with a third of --lr and a longer --warmup_epochs; if that does not help, with a momentum nearer "
-        "1 or a lower temperature of the teacher",
+        "Two networks agree best when they say the same of every image, and nothing kept them from it: neither other "
+        "images to be told apart nor a stopped gradient, or steps too large for them",
+        "Check what keeps this objective from the trivial answer; then start again with a third of --lr",
     ),
     Rule(
         "teacher_outputs",
-        0.75,
-        4.0,
+        lambda first: min(3.0, 0.75 * first),
         "the teacher gives nearly all images the same few outputs",
         "Centring keeps an output from winning everywhere, and it did not keep up with the teacher",
         "Start again with a lower centre momentum, a momentum nearer 1, or a larger batch, from which the centre comes",
     ),
     Rule(
+        "teacher_information",
+        lambda first: 0.005,
+        "the teacher's outputs say nothing about the image",
+        "A student that cannot guess the teacher's view of another crop answers with the mean, and the teacher follows "
+        "it there; a low temperature of the teacher is what works against this",
+        "Start again with a temperature of 0.04 all the time, larger small crops, and a third of --lr",
+    ),
+    Rule(
         "feature_std",
-        0.1,
-        0.2,
+        lambda first: 0.1 * min(first, 0.2),
         "the backbone's features hardly depend on the image any more",
         "The weights have left the range in which they pass anything on: steps too large, or decay too strong (torch "
         "multiplies weight decay by the learning rate: what big_vision calls 1e-4 at a rate of 1e-3 is 0.1 here)",
@@ -115,7 +120,7 @@ class Watch:
                 continue
             value = metrics[rule.metric]
             first = self.first.setdefault(rule.metric, value)
-            limit = rule.share * min(first, rule.cap)
+            limit = rule.limit(first)
             self.below[rule.metric] = self.below.get(rule.metric, 0) + 1 if value < limit else 0
             if self.below[rule.metric] == PATIENCE and verdict is None:
                 sentence = (

@@ -126,23 +126,23 @@ def test_no_member_leads_anywhere(tmp_path, name):
             file.write(header.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512))
         file.write(bytes(1024))
     before = sorted(tmp_path.rglob("*"))
-    start = time.perf_counter()
+    start = time.process_time()
     source = open_source(f"webdataset:{tmp_path}/set", image_size=6, cache=False)
     assert values(source) == [1, 9][: 1 + images]
     assert source.store.where(len(source) - 1).isprintable()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_million_members_are_listed_in_seconds(tmp_path):
+def test_a_hundred_thousand_members_are_listed_in_seconds(tmp_path):
     header = attack("x.txt", size=0).tobuf(tarfile.USTAR_FORMAT)
     with open(tmp_path / "set.tar", "wb") as file:
         for _ in range(20):
             file.write(header * 5000)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(NoInput, match=r"no images in 1 tar files: found 100,000 \*\.txt"):
         open_source(f"webdataset:{tmp_path}", image_size=6)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_damaged_and_compressed_shards_are_named(tmp_path):

@@ -5,19 +5,20 @@
 
 What is promised, and what is not:
 
-- Every process reads its own part of each epoch (`split_dataset_by_node`): whole shards where the number of processes
-  divides theirs, else every n-th row. Parts can differ in length. A process that ends its part begins its next epoch
-  on its own, so nobody waits; an epoch is therefore not at the same step for all.
-- The order is shards in random order and then a shuffle buffer: a function of (seed, epoch, number of processes, shards
-  and buffer size). It is less random than a permutation: rows of a shard much more than a buffer apart do not mix.
-- Going on at a saved place is exact: the same batches as without the interruption. It is done by reading the part of
-  the epoch that was seen again, without decoding it, because the state that `datasets` keeps loses the rows in the
-  shuffle buffer. It costs about the time that reading took. With another number of processes the epoch's remaining rows
-  are others, and some are seen twice or not at all: such a restart is refused.
-- If the set changes at its source, so does all that follows; there is no fingerprint to tell by.
+- Every process reads its own part of each epoch, divided as `datasets.distributed.split_dataset_by_node` does: whole
+  shards where the number of processes divides theirs, else every n-th row. Parts can differ in length. A process that
+  ends its part begins its next epoch on its own, so nobody waits; an epoch is therefore not at one step for all.
+- The order is ours, a function of (seed, epoch, number of processes, shards): eight shards at a time, in random order,
+  a row from each in turn, then every thousand rows shuffled. That is less random than a permutation. (The shuffle
+  buffer of `datasets` differs between its versions, starts threads that stay, and sleeps for five seconds an epoch.)
+- Going on at a saved place is exact: the same batches as without the interruption. The part of the epoch that was seen
+  is read again, though not decoded, so it costs as long as that reading takes. With another number of processes the
+  rest of the epoch would be other rows, some seen twice and some not at all: such a restart is refused.
+- If the set changes where it lies, so does all that follows; there is no fingerprint to tell by.
 - A sample's id is its place in the epoch, rank + processes * (rows read), so its views change with the number of
-  processes; in a map-style source they do not.
-- A bad image is replaced by the next good one of the stream. Labels are class numbers only if the column has them.
+  processes. In a source they do not.
+- A bad image is replaced by the next good one of the stream. Labels are given if they are class numbers.
+- Images must be in the rows: one that names a file or URL, as in sets of plain files on the hub, is a bad image.
 
 Where the set fits on the disk, a source (source.py) gives all of this exactly and for any number of processes.
 """
@@ -26,17 +27,20 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
 
+from sslvit import rng
 from sslvit.data.columns import choose_image_column, choose_label_column
 from sslvit.data.hub import SPLITS, choose_split, encoded_bytes, load_hub, matching, of_split
 from sslvit.data.image import MAX_PIXELS, BadImage, open_image
 from sslvit.data.samples import Bad, Samples
 from sslvit.errors import DataError, NoInput
 
-BUFFER = 1000  # rows
+MIXED = 8  # shards read in turn
+SHUFFLED = 1000  # rows
 AHEAD = 64  # rows being decoded
 IN_A_ROW = 1000  # bad images before the set is called unusable
 
@@ -60,16 +64,14 @@ class Stream:
         rank: int = 0,
         processes: int = 1,
         seed: int = 0,
-        buffer: int = BUFFER,
         image_column: str | None = None,
         label_column: str | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
         import datasets
-        from datasets.distributed import split_dataset_by_node
 
         self.name, self.rank, self.processes, self.seed = f"{spec} ({split}, streamed)", rank, processes, seed
-        self.canvas, self.channels, self.max_pixels, self.buffer = (canvas, canvas), channels, max_pixels, buffer
+        self.canvas, self.channels, self.max_pixels = (canvas, canvas), channels, max_pixels
         rows, self.roots = _load(spec, split)
         if rows.features is None:
             raise DataError(f"{spec} does not say what its columns are, so it cannot be streamed")
@@ -81,7 +83,7 @@ class Stream:
         self.label_column = label if numbered else None
         if isinstance(rows.features[self.image_column], datasets.Image):
             rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
-        self._rows = split_dataset_by_node(rows, rank=rank, world_size=processes)
+        self._rows = rows
 
     def batches(self, batch_size: int, place: Place | None = None) -> Iterator[tuple[Samples, Place]]:
         """Without end: a batch, and the place to go on at after it."""
@@ -131,17 +133,41 @@ class Stream:
 
     def _numbered(self, place: Place) -> Iterator[tuple[int, dict[str, Any], Place]]:
         """Rows of this process, epoch after epoch, each with its number in the epoch and the place after it."""
-        epoch, skipped = place.epoch, place.rows
+        epoch, seen = place.epoch, place.rows
         while True:
-            rows = self._rows.shuffle(seed=self.seed, buffer_size=self.buffer) if self.buffer else self._rows
-            rows.set_epoch(epoch)
             number = -1
-            for number, row in enumerate(rows):
-                if number >= skipped:
+            for number, row in enumerate(self._shuffled(epoch)):
+                if number >= seen:
                     yield number, row, Place(epoch, number + 1, self.processes)
             if number < 0:
                 raise NoInput(f"{self.name}: there are no rows for process {self.rank} of {self.processes}")
-            epoch, skipped = epoch + 1, 0
+            epoch, seen = epoch + 1, 0
+
+    def _shuffled(self, epoch: int) -> Iterator[dict[str, Any]]:
+        rows = self._part(rng.permutation(rng.key(self.seed, "shards", epoch), self._rows.num_shards).tolist())
+        for block in count():
+            held = list(islice(rows, SHUFFLED))
+            if not held:
+                return
+            for index in rng.permutation(rng.key(self.seed, "rows", epoch, self.rank, block), len(held)).tolist():
+                yield held[index]
+
+    def _part(self, shards: list[int]) -> Iterator[dict[str, Any]]:
+        if len(shards) % self.processes == 0:
+            return self._in_turn(shards[self.rank :: self.processes])
+        return islice(self._in_turn(shards), self.rank, None, self.processes)
+
+    def _in_turn(self, shards: list[int]) -> Iterator[dict[str, Any]]:
+        opened = (iter(self._rows.shard(self._rows.num_shards, index)) for index in shards)
+        turns = deque(islice(opened, MIXED))
+        while turns:
+            shard = turns.popleft()
+            row = next(shard, None)
+            if row is None:
+                turns.extend(islice(opened, 1))
+            else:
+                turns.append(shard)
+                yield row
 
     def _decode(self, row: dict[str, Any]) -> torch.Tensor | BadImage:
         try:

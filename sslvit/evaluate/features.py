@@ -1,22 +1,42 @@
-"""The one extractor: every image once, in order, not augmented, through a backbone in eval mode."""
+"""The one extractor: every image once, in order, not augmented, through a backbone in eval mode, in float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from sslvit import distributed, rng
-from sslvit.data.source import Source
+from sslvit.data.source import Samples, Source
 from sslvit.data.views import Plain
-from sslvit.readout import read
+from sslvit.readout import Encoded, read
+
+PIECE = 1 << 14  # rows that travel between processes at a time
 
 
 class Features(NamedTuple):
-    by_readout: dict[str, Tensor]  # n d each, float32, on the CPU
+    by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
     ids: Tensor  # n
+    replaced: Tensor  # n, bool: the image could not be read, and another of the source stood in for it
+
+
+class _Batches(Dataset):
+    """Item i is the i-th batch of these images."""
+
+    def __init__(self, source: Source, ids: np.ndarray, batch_size: int):
+        self.source, self.ids, self.batch_size = source, ids, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.batch_size)
+
+    def __getitem__(self, item: int) -> Samples:
+        return self.source.read(self.ids[item * self.batch_size : (item + 1) * self.batch_size])
 
 
 @torch.no_grad()
@@ -29,42 +49,97 @@ def extract(
     ids: np.ndarray | None = None,
     readouts: tuple[str, ...] | None = None,
     batch_size: int = 256,
+    workers: int = 0,
 ) -> Features:
     """The features of these images (all of the source by default), in their order, on every process.
+
+    One forward pass serves all readouts: cls, mean and both; cls:4 and mean:4, of the last four blocks, joined; both:4,
+    cls of the last four and mean of the last, as DINOv2's probe; patches, all of them. The default is what the backbone
+    declares. Always in float32, whatever training runs in, so that monitored and later numbers are the same.
 
     Each process takes one contiguous part; parts are padded for the collective and the padding is cut off again, so no
     image is counted twice, whatever the number of processes.
     """
-    ids = np.arange(len(source)) if ids is None else ids
-    readouts = readouts or backbone.readouts
+    ids = np.arange(len(source)) if ids is None else np.asarray(ids)
+    readouts = tuple(readouts or backbone.readouts)
+    blocks = max(_blocks(readout) for readout in readouts)
+    if len(ids) == 0:
+        raise ValueError(f"no images of {source.name} to extract features from")
     part = -(-len(ids) // distributed.processes())
     mine = ids[distributed.rank() * part : (distributed.rank() + 1) * part]
-    was_training = backbone.training
-    backbone.eval()
+    if len(mine) == 0:  # more processes than images: another's image tells the shapes, and is cut off again
+        mine = ids[:1]
     rows: dict[str, list[Tensor]] = {name: [] for name in readouts}
-    labels = []
-    for start in range(0, len(mine), batch_size):
-        samples = source.read(mine[start : start + batch_size])
-        pixels = samples.pixels.to(accelerator.device, non_blocking=True)
-        # An evaluation view draws nothing; views want a key all the same.
-        (images,) = view(pixels, rng.key(0, samples.ids.to(pixels.device)), samples.extents)
-        with accelerator.autocast():
-            encoded = backbone(images)
-        for name in readouts:
-            rows[name].append(read(encoded, name).float())
-        if samples.labels is not None:
-            labels.append(samples.labels)
-    backbone.train(was_training)
-
-    def everyone(parts: list[Tensor], width: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        whole = torch.zeros(part, *width, dtype=dtype, device=accelerator.device)
-        if parts:
-            whole[: len(mine)] = torch.cat(parts).to(accelerator.device)
-        return distributed.all_gather(whole)[: len(ids)].cpu()
-
-    width = {name: backbone.width * (2 if name == "both" else 1) for name in readouts}
+    labels, replaced = [], []
+    batches = DataLoader(_Batches(source, mine, batch_size), batch_size=None, num_workers=workers)
+    with _eval_mode(backbone), torch.autocast(accelerator.device.type, enabled=False):
+        for samples in batches:
+            pixels = samples.pixels.to(accelerator.device, non_blocking=True)
+            # An evaluation view draws nothing; views want a key all the same.
+            (images,) = view(pixels, rng.key(0, samples.ids.to(pixels.device)), samples.extents)
+            last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
+            for name in readouts:
+                rows[name].append(_read(last, name).float().cpu())
+            if samples.labels is not None:
+                labels.append(samples.labels)
+            replaced.append(torch.isin(samples.ids, torch.tensor([bad.id for bad in samples.bad], dtype=torch.int64)))
+    gathered = {name: _everyone(rows[name], part, len(ids), accelerator.device) for name in readouts}
+    for name, values in gathered.items():
+        if not values.isfinite().all():
+            raise ValueError(
+                f"{int((~values.isfinite()).sum())} of the features {name} of {source.name} are not finite"
+            )
     return Features(
-        {name: everyone(rows[name], (width[name],), torch.float32) for name in readouts},
-        None if source.labels is None else everyone(labels, (), torch.int64),
-        torch.from_numpy(np.asarray(ids)),
+        gathered,
+        None if source.labels is None else _everyone(labels, part, len(ids), accelerator.device),
+        torch.from_numpy(ids.copy()),
+        _everyone(replaced, part, len(ids), accelerator.device),
     )
+
+
+@contextmanager
+def _eval_mode(backbone: nn.Module) -> Iterator[None]:
+    """Every module goes back to the mode of its own, also after an error: a frozen part of a model that trains stays
+    in evaluation mode."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _blocks(readout: str) -> int:
+    """How many of the last blocks it reads."""
+    name, _, count = readout.partition(":")
+    if name not in ("cls", "mean", "both", "patches") or (count and not count.isdecimal()) or count == "0":
+        raise ValueError(f"readout {readout!r} is none of cls, mean, both, patches, or of blocks as in cls:4")
+    if name == "patches" and count:
+        raise ValueError(f"readout {readout!r}: patches are read from the last block")
+    return int(count or 1)
+
+
+def _read(last: list[Encoded], readout: str) -> Tensor:
+    """From the outputs of the last blocks to b d, or to b p d for the readout patches."""
+    name, blocks = readout.partition(":")[0], last[-_blocks(readout) :]
+    if name == "patches":
+        return last[-1].patches
+    if name == "both":
+        return torch.cat([*(read(block, "cls") for block in blocks), read(last[-1], "mean")], -1)
+    return torch.cat([read(block, name) for block in blocks], -1)
+
+
+def _everyone(rows: list[Tensor], part: int, total: int, device: torch.device) -> Tensor:
+    """The rows of all processes in order, on the CPU; each holds up to `part` of the `total`."""
+    mine = torch.cat(rows)
+    if distributed.processes() == 1:
+        return mine
+    whole = mine.new_empty(distributed.processes(), part, *mine.shape[1:])
+    for start in range(0, part, PIECE):
+        size = min(PIECE, part - start)
+        piece = torch.zeros(size, *mine.shape[1:], dtype=mine.dtype, device=device)
+        here = mine[start : start + size]
+        piece[: len(here)] = here.to(device)
+        whole[:, start : start + size] = rearrange(distributed.all_gather(piece), "(r n) ... -> r n ...", n=size).cpu()
+    return rearrange(whole, "r n ... -> (r n) ...")[:total]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslvit import rng
+from sslvit.evaluate.metrics import check, top
+from sslvit.evaluate.split import choose_shots
 
 BIAS = 100.0
 
@@ -24,26 +25,28 @@ class FewShot(NamedTuple):
 
 def ridge(features: Tensor, targets: Tensor, l2: float = 2.0**10) -> Tensor:
     """(X'X + l2 I)^-1 X'Y, n d and n k -> d k; by the smaller of the two systems that give it."""
+    if l2 <= 0:
+        raise ValueError(f"l2 {l2} must be above 0")
     n, d = features.shape
     if n < d:
-        gram = features @ features.T + l2 * torch.eye(n, dtype=features.dtype)
-        return features.T @ torch.linalg.solve(gram, targets)
-    gram = features.T @ features + l2 * torch.eye(d, dtype=features.dtype)
-    return torch.linalg.solve(gram, features.T @ targets)
+        gram = features @ features.T
+        return features.T @ _solve(gram, l2, targets)
+    return _solve(features.T @ features, l2, features.T @ targets)
 
 
-def choose_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Rows of `shots` random images of each class; all of a class that has fewer."""
-    order = rng.permutation(rng.key(seed, "shots"), len(labels))
-    return torch.cat([order[labels[order] == label][:shots] for label in labels.unique()])
+def _solve(gram: Tensor, l2: float, targets: Tensor) -> Tensor:
+    gram.diagonal().add_(l2)  # and so it is positive definite
+    return torch.cholesky_solve(targets, torch.linalg.cholesky(gram))
 
 
-def accuracy_of_ridge(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, l2: float = 2.0**10) -> float:
+def ridge_scores(train: Tensor, labels: Tensor, test: Tensor, l2: float = 2.0**10) -> Tensor:
+    """The scores of all test rows: train n d, labels n, test m d -> m classes, float64."""
+    check(train, labels)
+    check(test)
     train, test = train.double(), test.double()
     mean, deviation = train.mean(0), train.std(0, correction=0) + 1e-5
     train, test = (F.pad((x - mean) / deviation, (0, 1), value=BIAS) for x in (train, test))
-    targets = 2.0 * F.one_hot(labels).double() - 1
-    return ((test @ ridge(train, targets, l2)).argmax(-1) == test_labels).double().mean().item()
+    return test @ ridge(train, 2.0 * F.one_hot(labels).double() - 1, l2)
 
 
 def fewshot(
@@ -57,6 +60,8 @@ def fewshot(
     l2: float = 2.0**10,
 ) -> FewShot:
     """Accuracy in [0, 1] with so many labelled images a class, over several seeded draws of them."""
+    if draws < 1:
+        raise ValueError(f"draws {draws} must be at least 1")
     rows = [choose_shots(labels, shots, seed) for seed in range(draws)]
-    values = [accuracy_of_ridge(train[r], labels[r], test, test_labels, l2) for r in rows]
-    return FewShot(sum(values) / draws, float(torch.tensor(values).std(correction=0)), values)
+    values = [top(ridge_scores(train[r], labels[r], test, l2), test_labels) for r in rows]
+    return FewShot(sum(values) / draws, float(torch.tensor(values, dtype=torch.float64).std(correction=0)), values)

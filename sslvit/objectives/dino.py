@@ -51,14 +51,13 @@ class Head(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(outputs, bottleneck).uniform_(-bound, bound, generator=generator))
         self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=not norm_last_layer)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings, and the logits that are read from them: b d -> b e, b k"""
+    def forward(self, features: Tensor) -> Tensor:
         embeddings = self.mlp(features)
         # bfloat16 has three digits: a cosine would be off by 0.002, and by 0.05 once divided by a temperature of 0.04.
         with torch.autocast(features.device.type, enabled=False):
             embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
             embeddings = F.normalize(embeddings, dim=-1)
-            return embeddings, F.linear(embeddings, self.weight_g * F.normalize(self.weight_v, dim=-1))
+            return F.linear(embeddings, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
 class Seen(NamedTuple):
@@ -125,20 +124,20 @@ class DINO(Objective):
         if len(large) < LARGE or large[0].shape != large[1].shape:
             raise ValueError(f"DINO's first 2 views are of one size, not {[tuple(view.shape) for view in batch.views]}")
         with torch.no_grad():
-            _, logits = self.head(self.backbone(torch.cat(large)).cls)
+            logits = self.head(self.backbone(torch.cat(large)).cls)
             self.see(progress, logits)
             targets = ((logits - self.centre) / self.temperature(progress)).softmax(-1)
             targets = rearrange(targets, "(v b) k -> v b k", v=LARGE)
         features = self.encode(batch)
-        embeddings, logits = self.student_head(features)
-        logits = rearrange(logits / self.student_temperature, "(v b) k -> v b k", v=len(batch.views))
+        logits = rearrange(
+            self.student_head(features) / self.student_temperature, "(v b) k -> v b k", v=len(batch.views)
+        )
         loss = cross_entropy_of_pairs(targets, logits)
         with torch.no_grad():
-            sure, first = entropy(targets).mean(), slice(len(large[0]))
-            metrics = {"teacher_entropy": sure, "divergence": loss - sure}
-            metrics["teacher_outputs"] = entropy(reduce(targets, "v b k -> k", "mean")).exp()
-            metrics["embedding_std"] = health.deviation(embeddings[first])
-            return loss, metrics | health.spread(features[first])
+            sure = entropy(targets).mean()
+            used = entropy(reduce(targets, "v b k -> k", "mean"))
+            metrics = {"teacher_entropy": sure, "teacher_outputs": used.exp(), "teacher_information": used - sure}
+            return loss, metrics | {"divergence": loss - sure} | health.spread(features[: len(large[0])])
 
     def encode(self, batch: Batch) -> Tensor:
         """The student's class tokens of all views, each size in one pass: (v b) d"""

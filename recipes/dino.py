@@ -1,0 +1,98 @@
+"""DINO, self-distillation with no labels (https://arxiv.org/abs/2104.14294).
+
+    accelerate launch recipes/dino.py --preset small                         the built-in images, on one machine
+    accelerate launch recipes/dino.py --data folder:/imagenet/train          the paper's
+
+The paper: ImageNet at 224 px with 8 small crops of 96 px, ViT-S/16, 100 to 800 epochs at batch 1024. AdamW, 5e-4 for
+each 256 images of a batch, 10 epochs of warm-up, then a cosine to 1e-6; weight decay .04 to .4 by a cosine, which
+spares biases and norms; each parameter's gradient clipped to norm 3; the last layer held for an epoch. The teacher's
+temperature rises from .04 to .07 in 30 epochs. ViT-B/16 has --norm_last_layer, rows of length 1. Not yet run.
+--preset small is for thousands of images of 28 to 64 px. Not yet measured.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import open_source
+from sslvit.data.views import DINO as Views
+from sslvit.distributed import start
+from sslvit.errors import at_the_door
+from sslvit.evaluate.monitor import Monitor, table
+from sslvit.objectives.dino import DINO
+from sslvit.optim import Spares
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+
+@dataclass(frozen=True)
+class Preset:
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig, Preset):
+    """Pretrain a Vision Transformer by DINO, and show what it learned."""
+
+    out: Path = Path("runs/dino")
+    data: str = tyro.MISSING
+    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
+    image_size: int = 224
+    model: str = "S/16"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    crops: tuple[int, int] = (8, 96)
+    """How many small crops, and their size."""
+    areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
+    """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
+    head: tuple[int, int, int] = (2048, 256, 65536)
+    """Widths of its hidden layers, its bottleneck and its output."""
+    norm_last_layer: bool = False
+    teacher_temperature: tuple[float, float] = (0.04, 0.07)
+    temperature_epochs: float = 30
+    momentum: float = 0.996
+    held_epochs: float = 1
+    drop_path: float = 0.1
+    base_lr: float = 5e-4
+    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
+    lr: float = 0.0
+    final_lr: float = 1e-6
+    epochs: float = 300
+    batch_size: int = 1024
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    final_weight_decay: float | None = 0.4
+    clip_each: float = 3.0
+    spares: Spares = "vectors"
+
+
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "crops": (4, 16), "areas": (0.15, 0.4, 1.0)}
+SMALL |= {"head": (512, 64, 1024), "teacher_temperature": (0.04, 0.04), "momentum": 0.99, "drop_path": 0.0}
+SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
+
+
+def main() -> None:
+    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
+    config = tyro.cli(Config, default=PRESETS[chosen.preset])
+    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    size, (small, middle, large) = config.image_size, config.areas
+    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, seed=config.seed)
+    names = ("norm_last_layer", "teacher_temperature", "momentum", "drop_path", "seed")
+    options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
+    options |= {name: getattr(config, name) for name in names}
+    options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
+    objective = DINO(backbone, **options, freeze_last_layer=min(config.held_epochs / config.epochs, 1.0))
+    sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
+    views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
+    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)

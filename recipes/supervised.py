@@ -1,0 +1,102 @@
+"""Supervised classification, the other side of every comparison.
+
+    accelerate launch recipes/supervised.py --preset small                    the built-in images, on one machine
+    accelerate launch recipes/supervised.py --data folder:/imagenet/train     plain ViT-S/16, or --model R50x1, BiT
+    accelerate launch recipes/supervised.py --preset vit --data ...        the ViT paper's B/16; its hybrid is R50+B/16
+
+plain (https://arxiv.org/abs/2205.01580): ImageNet, 90 epochs at batch 1024, Adam at 1e-3, 10k steps of warm-up, then
+a cosine; decay .1 of kernels alone (its code's 1e-4 is not multiplied by the rate); clipped to 1. Mean patch, fixed
+positions, a linear head; inception crops, flips, RandAugment(2, 10), mixup of .2. Not yet run.
+vit (https://arxiv.org/abs/2010.11929, table 3): 300 epochs at batch 4096, 3e-3 with 10k steps of warm-up, decay .3,
+dropout .1, clipped to 1; tanh in the head; crops and flips. Its label smoothing is not stated: 0 here. Not yet run.
+--preset small is for thousands of images of 28 to 64 px. Not yet measured.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import open_source
+from sslvit.data.supervised import Supervised as Views
+from sslvit.distributed import start
+from sslvit.errors import at_the_door
+from sslvit.evaluate.monitor import Monitor, table
+from sslvit.objectives.supervised import Supervised, balanced
+from sslvit.resnet import BiT
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+
+@dataclass(frozen=True)
+class Preset:
+    preset: Literal["plain", "vit", "small"] = "plain"
+    """What the other options are by default."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig, Preset):
+    """Train a Vision Transformer or a BiT ResNet on labels, and show what it learned."""
+
+    out: Path = Path("runs/supervised")
+    data: str = tyro.MISSING
+    """Labelled images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
+    image_size: int = 224
+    model: str = "S/16"
+    """A ViT by width and patch size, a hybrid (R50+B/16), or a BiT ResNet (R50x1; R20x0.5 for small images)."""
+    class_token: bool = False
+    position: Literal["sincos_big_vision", "learned_1d"] = "sincos_big_vision"
+    tanh: bool = False
+    """A hidden layer with tanh in the head, as wide as the backbone."""
+    dropout: float = 0.0
+    smoothing: float = 0.0
+    mixup: float = 0.2
+    cutmix: float = 0.0
+    balance: bool = False
+    """Weigh classes so that each counts alike, however many images it has."""
+    magnitude: float = 10.0
+    """RandAugment's; 0 leaves crops and flips."""
+    smallest_crop: float = 0.05
+    epochs: float = 90
+    batch_size: int = 1024
+    lr: float = 1e-3
+    warmup_epochs: float = 8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+VIT = {"model": "B/16", "class_token": True, "position": "learned_1d", "tanh": True, "dropout": 0.1, "mixup": 0.0}
+VIT |= {"magnitude": 0.0, "epochs": 300, "batch_size": 4096, "lr": 3e-3, "warmup_epochs": 32, "weight_decay": 0.3}
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "magnitude": 0.0, "smallest_crop": 0.3}
+SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+PRESETS = {"plain": Config(), "vit": Config(preset="vit", **VIT), "small": Config(preset="small", **SMALL)}
+
+
+def main() -> None:
+    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
+    config = tyro.cli(Config, default=PRESETS[chosen.preset])
+    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    size, seed = config.image_size, config.seed
+    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    start_of = {"image_size": size, "channels": train.channels, "seed": seed, "mean": (0.5,) * train.channels}
+    start_of |= {"std": start_of["mean"]}
+    if "/" in config.model:
+        start_of |= {name: getattr(config, name) for name in ("class_token", "position", "dropout")}
+        start_of |= {"gelu": "tanh", "init": "jax"}
+    backbone = (ViT if "/" in config.model else BiT).variant(config.model, **start_of)
+    labels = torch.from_numpy(train.required_labels())
+    classes = len(train.classes or ()) or int(labels.max()) + 1
+    head = {"representation": backbone.width if config.tanh else None, "smoothing": config.smoothing, "seed": seed}
+    head |= {"class_weights": balanced(labels, classes) if config.balance else None}
+    objective = Supervised(backbone, classes=classes, mixup=config.mixup, cutmix=config.cutmix, **head)
+    views = Views.plain_vit(size, config.magnitude) if config.magnitude else Views(size)
+    views = replace(views, scale=(config.smallest_crop, 1.0))
+    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)

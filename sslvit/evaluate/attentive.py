@@ -1,0 +1,91 @@
+"""An attentive probe: a learned query reads all patches, and one linear layer classifies what it gathered.
+
+For objectives that never train the class token (MAE, MPP), where cls means little and the plain mean buries what a few
+patches know. As in AIM (https://arxiv.org/abs/2401.08541): batch norm without scale and shift (eps 1e-6) on the tokens,
+keys and values linear without bias, one query a head, a linear layer; no other output projection.
+AIM averages its last blocks' tokens before the final norm; here the tokens are those that `extract` gives as patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sslvit import rng, schedule
+from sslvit.evaluate.metrics import top
+from sslvit.evaluate.split import hold_out
+
+
+@dataclass(frozen=True)
+class Settings:
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)  # AdamW's
+    decay: float = 0.05
+    batch_size: int = 1024
+    epochs: int = 30
+    heads: int = 4
+
+
+class AttentiveHead(nn.Module):
+    """b p d -> b classes"""
+
+    def __init__(self, width: int, classes: int, *, heads: int, seed: int = 0):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            torch.manual_seed(seed)
+            self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+            self.query = nn.Parameter(0.02 * torch.randn(heads, 1, width // heads))
+            self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+            self.classify = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(rearrange(tokens, "b p d -> b d p")), "b d p -> b p d")
+        key, value = (rearrange(part(tokens), "b p (k d) -> b k p d", k=self.heads) for part in (self.key, self.value))
+        gathered = F.scaled_dot_product_attention(self.query.expand(len(tokens), -1, -1, -1), key, value)
+        return self.classify(rearrange(gathered, "b k 1 d -> b (k d)"))
+
+    @torch.no_grad()
+    def probabilities(self, tokens: Tensor, batch_size: int = 1024) -> Tensor:
+        assert not self.training
+        return torch.cat([self(part).softmax(-1) for part in tokens.split(batch_size)])
+
+
+def attentive_probe(
+    tokens: Tensor, labels: Tensor, settings: Settings, *, seed: int = 0
+) -> tuple[AttentiveHead, dict[float, float]]:
+    """The head that is best on a held-out tenth of these labels, in eval mode, and the accuracy of every rate there:
+    n p d, n."""
+    if tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} and labels {tuple(labels.shape)} are not n p d and n")
+    rows, held = hold_out(labels, seed=seed)
+    heads, accuracy = {}, {}
+    for rate in settings.rates:
+        heads[rate] = _train(tokens, labels, rows, rate, settings, seed)
+        accuracy[rate] = top(heads[rate].probabilities(tokens[held]), labels[held])
+    best = max(accuracy, key=accuracy.get)
+    return heads[best], accuracy
+
+
+def _train(tokens: Tensor, labels: Tensor, rows: Tensor, rate: float, settings: Settings, seed: int) -> AttentiveHead:
+    head = AttentiveHead(tokens.shape[2], int(labels.max()) + 1, heads=settings.heads, seed=seed).to(tokens.device)
+    matrices = [p for p in head.parameters() if p.ndim == 2]
+    others = [p for p in head.parameters() if p.ndim != 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.decay}, {"params": others, "weight_decay": 0.0}], lr=rate
+    )
+    batches = -(-len(rows) // settings.batch_size)
+    for step in range(settings.epochs * batches):
+        epoch, batch = divmod(step, batches)
+        if batch == 0:
+            order = rows[rng.permutation(rng.key(seed, "attentive", epoch), len(rows)).to(rows.device)]
+        here = order[batch * settings.batch_size : (batch + 1) * settings.batch_size]
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.warmup_cosine(step / (settings.epochs * batches), rate, warmup=0.1)
+        F.cross_entropy(head(tokens[here]), labels[here]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return head.eval()

@@ -1,0 +1,124 @@
+"""Linear classifiers on frozen features: many learning rates and weight decays trained at once, one chosen.
+
+All heads see the same batches: the features are read once, and the logits of all are one matrix product, b d times
+d (k c). No head meets another's numbers, so each comes out as if it were trained alone. The choice is made on a
+held-out part of the training labels; nothing here is ever given a test set.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from torch import Tensor, nn
+
+from sslvit import rng, schedule
+from sslvit.evaluate.metrics import check
+from sslvit.evaluate.protocols import Protocol
+from sslvit.evaluate.split import hold_out
+
+MOMENTUM, TRUST = 0.9, 0.001
+
+
+class Heads(NamedTuple):
+    """A norm in front of the heads is folded into them."""
+
+    rates: Tensor  # k, as in the protocol
+    decays: Tensor  # k
+    weights: Tensor  # k d c
+    biases: Tensor  # k c
+
+
+class Head(NamedTuple):
+    weights: Tensor  # d c
+    bias: Tensor  # c
+    settings: dict[str, float]  # what was chosen
+    held_out: list[tuple[dict[str, float], float]]  # all that were tried, with the accuracies that it was chosen by
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        check(features)
+        return (features @ self.weights + self.bias).softmax(-1)
+
+
+def probe(
+    features: Tensor, labels: Tensor, protocol: Protocol, *, augmented: Tensor | None = None, seed: int = 0
+) -> Head:
+    """The head that is best on a held-out tenth of these labels: n d, n. It has not seen that tenth.
+
+    augmented: v n d, the features of v augmented versions of the images, which take turns by epoch.
+    """
+    check(features, labels)
+    rows, held = hold_out(labels, seed=seed)
+    versions = features[None, rows] if augmented is None else augmented[:, rows]
+    heads = train_heads(versions, labels[rows], protocol, classes=int(labels.max()) + 1, seed=seed)
+    logits = einsum(features[held], heads.weights, "n d, k d c -> k n c") + rearrange(heads.biases, "k c -> k 1 c")
+    # A head that left the numbers is worth nothing, and never chosen.
+    finite = logits.isfinite().all(-1).all(-1)
+    accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite
+    if not finite.any():
+        raise ValueError(f"every head left the numbers: the rates {protocol.rates} are too high for these features")
+    best = int(accuracy.argmax())  # of equals the first
+    settings = [
+        {"rate": rate, "decay": decay} for rate, decay in zip(heads.rates.tolist(), heads.decays.tolist(), strict=True)
+    ]
+    tried = list(zip(settings, accuracy.tolist(), strict=True))
+    return Head(heads.weights[best], heads.biases[best], settings[best], tried)
+
+
+def train_heads(versions: Tensor, labels: Tensor, protocol: Protocol, *, classes: int, seed: int = 0) -> Heads:
+    """A head for each rate and decay: v n d, n. Epoch e reads version e modulo v."""
+    n, d = versions.shape[1:]
+    grid = [(rate, decay) for rate in protocol.rates for decay in protocol.decays]
+    rates, decays = torch.tensor(grid, dtype=torch.float64, device=versions.device).unbind(1)
+    start = rng.normal(rng.key(seed, "linear", "start"), d, classes).mul_(0.01).to(versions.device)
+    heads = _Heads(start, rates, decays, protocol.optimizer)
+    norm = nn.BatchNorm1d(d, affine=False, eps=1e-6).to(versions.device) if protocol.norm else nn.Identity()
+    batch_size = min(protocol.batch_size, n)
+    scale, batches = batch_size / 256, -(-n // batch_size)
+    for epoch in range(protocol.epochs):
+        order = rng.permutation(rng.key(seed, "linear", "order", epoch), n).to(versions.device)
+        version = versions[epoch % len(versions)]
+        for batch, rows in enumerate(order.split(batch_size)):
+            progress = (epoch + (batch / batches if protocol.moves == "step" else 0)) / protocol.epochs
+            factor = scale * schedule.warmup_cosine(progress, 1.0, warmup=protocol.warmup / protocol.epochs)
+            heads.step(norm(version[rows]), F.one_hot(labels[rows], classes).to(start), factor)
+    weights, biases = rearrange(heads.weights, "d k c -> k d c"), heads.biases
+    if protocol.norm:
+        deviation = (norm.running_var + norm.eps).sqrt()
+        weights = weights / rearrange(deviation, "d -> d 1")
+        biases = biases - einsum(norm.running_mean, weights, "d, k d c -> k c")
+    return Heads(rates, decays, weights, biases)
+
+
+class _Heads:
+    """k softmax classifiers with the gradient of their cross-entropy written out, which is two matrix products."""
+
+    def __init__(self, start: Tensor, rates: Tensor, decays: Tensor, optimizer: str):
+        self.weights = repeat(start, "d c -> d k c", k=len(rates)).contiguous()
+        self.biases = torch.zeros_like(self.weights[0])
+        self.speeds = torch.zeros_like(self.weights), torch.zeros_like(self.biases)
+        self.rates, self.decays = (rearrange(x.to(start), "k -> k 1") for x in (rates, decays))
+        self.decaying, self.lars = bool(decays.any()), optimizer == "lars"
+
+    def step(self, x: Tensor, targets: Tensor, factor: float) -> None:
+        """x: b d, targets: b c; the rates are multiplied by the factor."""
+        flat = rearrange(self.weights, "d k c -> d (k c)")
+        logits = torch.addmm(self.biases.view(-1), x, flat)
+        probabilities = logits.view(len(x), *self.biases.shape).softmax(-1)
+        # The gradient X'(P - Y) / b; X'Y is the same for all heads.
+        to_weights = (x.T @ probabilities.flatten(1)).view_as(self.weights)
+        to_weights.sub_(rearrange(x.T @ targets, "d c -> d 1 c")).div_(len(x))
+        to_biases = (probabilities.sum(0) - targets.sum(0)).div_(len(x))
+        if self.decaying:
+            to_weights += self.decays * self.weights
+            if not self.lars:  # which spares vectors
+                to_biases += self.decays * self.biases
+        if self.lars:
+            size, change = (t.square().sum((0, 2)).sqrt() for t in (self.weights, to_weights))
+            trust = torch.where((size > 0) & (change > 0), TRUST * size / change, 1.0)
+            to_weights *= rearrange(trust, "k -> k 1")
+        for values, speed, gradient in zip(
+            (self.weights, self.biases), self.speeds, (to_weights, to_biases), strict=True
+        ):
+            speed.mul_(MOMENTUM).add_(gradient)
+            values.sub_(speed * (self.rates * factor))

@@ -1,0 +1,73 @@
+"""What predictions are worth: top-1 and top-5, mean per class, calibration, confusion. Tensors in, numbers out."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Metrics(NamedTuple):
+    """All in [0, 1]."""
+
+    top1: float
+    top5: float
+    mean_per_class: float
+    calibration_error: float
+
+
+def check(features: Tensor, labels: Tensor | None = None) -> None:
+    """What would be a bad number is an error at the door."""
+    if features.ndim != 2 or len(features) == 0:
+        raise ValueError(f"features of shape {tuple(features.shape)} are not n d with n above 0")
+    if not features.isfinite().all():
+        raise ValueError(f"{int((~features.isfinite()).sum())} of the features are not finite")
+    if labels is None:
+        return
+    if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
+        raise ValueError(f"labels {labels.dtype} of shape {tuple(labels.shape)} for {len(features)} images")
+    if labels.min() < 0:
+        raise ValueError(f"label {int(labels.min())} is negative")
+
+
+def top(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """How often the label is among the k highest scores: n classes, n -> accuracy. Of equal scores the lower class
+    wins, so that a constant prediction is worth no more than one class."""
+    check(scores, labels)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :k] if k > 1 else scores.argmax(-1)[:, None]
+    return (best == labels[:, None]).any(-1).double().mean().item()
+
+
+def mean_per_class(scores: Tensor, labels: Tensor) -> float:
+    """The mean of the accuracies of the classes, over those that occur."""
+    right = (scores.argmax(-1) == labels).double()
+    sums = torch.zeros(int(labels.max()) + 1, dtype=torch.float64).scatter_add_(0, labels, right)
+    counts = labels.bincount()
+    return (sums[counts > 0] / counts[counts > 0]).mean().item()
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """The expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599): |accuracy - confidence| in
+    bins of equal width, weighted by their images."""
+    if probabilities.min() < 0 or (probabilities.sum(-1) - 1).abs().max() > 1e-3:
+        raise ValueError("calibration is that of probabilities: not negative, and of sum 1")
+    confidence, predicted = probabilities.double().max(-1)
+    right = (predicted == labels).double()
+    bin = (confidence * bins).ceil().long().clamp(1, bins) - 1  # as in the paper, a bin holds its upper end
+    gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, bin, right - confidence)
+    return gaps.abs().sum().item() / len(labels)
+
+
+def confusion(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many images of class i (row) were taken for class j (column): classes classes."""
+    classes = max(scores.shape[1], int(labels.max()) + 1)
+    return (labels * classes + scores.argmax(-1)).bincount(minlength=classes**2).view(classes, classes)
+
+
+def metrics(probabilities: Tensor, labels: Tensor) -> Metrics:
+    check(probabilities, labels)
+    return Metrics(
+        top(probabilities, labels),
+        top(probabilities, labels, 5),
+        mean_per_class(probabilities, labels),
+        calibration_error(probabilities, labels),
+    )

@@ -1,0 +1,49 @@
+"""Which labelled images a protocol may use: shots, fractions, a held-out part. Stratified, seeded and nested.
+
+Every image has a place in a random order of its own class, which the seed decides; a part takes the first places. So
+one shot is among the five, and 1 % within 10 %: what a curve over them shows is the number of labels, not the luck.
+"""
+
+import torch
+from torch import Tensor
+
+from sslvit import rng
+
+
+def places(labels: Tensor, seed: int, name: str) -> Tensor:
+    """Each image's place in a random order of its class, from 0: n -> n"""
+    order = rng.permutation(rng.key(seed, name), len(labels)).to(labels.device)
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    first = counts.cumsum(0) - counts
+    result = torch.empty_like(labels)
+    result[by_class] = torch.arange(len(labels), device=labels.device) - first[labels[by_class]]
+    return result
+
+
+def choose_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Rows of `shots` random images of each class; all of a class that has fewer."""
+    if shots < 1:
+        raise ValueError(f"shots {shots} must be at least 1")
+    return (places(labels, seed, "shots") < shots).nonzero().squeeze(1)
+
+
+def choose_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Rows of this fraction of each class, rounded, and at least one image of each."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction {fraction} is not in (0, 1]")
+    size = (labels.bincount() * fraction).round().clamp(min=1)
+    return (places(labels, seed, "shots") < size[labels]).nonzero().squeeze(1)
+
+
+def hold_out(labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to choose by. Of each class the fraction is held out, rounded, but at least one image
+    and never the last one: a class of a single image is only trained on."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction {fraction} is not in (0, 1)")
+    counts = labels.bincount()
+    size = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
+    held = places(labels, seed, "held out") < size[labels]
+    if not held.any():
+        raise ValueError(f"nothing can be held out of {len(labels)} images: no class has two")
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)

@@ -1,0 +1,104 @@
+"""Features kept in a folder, under a name that is a hash of all that they depend on.
+
+Of the weights and the configuration of the backbone, of the data's fingerprint and the ids, of the view, the readouts,
+the kind of device and the version of the package. So nothing is ever out of date: what has changed has another name.
+A damaged file is noticed by its hash, and made again.
+
+    <hash>/features.safetensors    by readout, with labels and ids
+           about.json              its size and hash, and in words what it holds
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load as load_safetensors
+from torch import nn
+from xxhash import xxh3_128
+
+from sslvit import __version__, distributed, durable
+from sslvit.data.source import Source
+from sslvit.data.views import Plain
+from sslvit.evaluate.features import Features, extract
+
+log = logging.getLogger(__name__)
+FILE, ABOUT, LONGEST_ABOUT = "features.safetensors", "about.json", 1 << 20
+
+
+def stored(
+    folder: Path,
+    backbone: nn.Module,
+    source: Source,
+    view: Plain,
+    accelerator: Accelerator,
+    *,
+    ids: np.ndarray | None = None,
+    readouts: tuple[str, ...] | None = None,
+    **options: Any,
+) -> Features:
+    """What `extract` gives, read from the folder if it is there, and else written there."""
+    ids = np.arange(len(source)) if ids is None else np.asarray(ids)
+    readouts = tuple(readouts or backbone.readouts)
+    about = {
+        "version": __version__,
+        "weights": weights_hash(backbone),
+        "backbone": [type(backbone).__name__, backbone.config],
+        "data": [source.name, source.fingerprint],
+        "ids": xxh3_128(ids.astype(np.int64).tobytes()).hexdigest(),
+        "view": repr(view),
+        "readouts": readouts,
+        "device": accelerator.device.type,
+    }
+    place = folder / xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    found = _read(place, readouts)
+    # All processes read, or all extract: extraction is a collective.
+    if distributed.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
+        return found
+    features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, **options)
+    if distributed.rank() == 0:
+        _write(place, features, about)
+    return features
+
+
+def weights_hash(backbone: nn.Module) -> str:
+    digest = xxh3_128()
+    for piece in durable.tensor_pieces(backbone.state_dict()):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read(place: Path, readouts: tuple[str, ...]) -> Features | None:
+    try:
+        written = json.loads(durable.read(place / ABOUT, longest=LONGEST_ABOUT))["file"]
+        tensors = load_safetensors(durable.read(place / FILE, written=written))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("%s is damaged and is made again: %s", place, error)
+        return None
+    by_readout = {readout: tensors[f"readout {readout}"] for readout in readouts}
+    return Features(by_readout, tensors.get("labels"), tensors["ids"], tensors["replaced"])
+
+
+def _write(place: Path, features: Features, about: dict[str, Any]) -> None:
+    tensors = {f"readout {readout}": values for readout, values in features.by_readout.items()}
+    tensors |= {"ids": features.ids, "replaced": features.replaced}
+    if features.labels is not None:
+        tensors["labels"] = features.labels
+    durable.make_folder(place.parent)
+    temporary = durable.temporary(place.parent, place.name)
+    try:
+        about = about | {"file": durable.write(temporary / FILE, durable.tensor_pieces(tensors))}
+        durable.write(temporary / ABOUT, [json.dumps(about, indent=1).encode()])
+        if place.exists():
+            durable.delete(durable.hide(place))
+        os.rename(temporary, place)
+        durable.sync_folder(place.parent)
+    finally:
+        if temporary.exists():
+            durable.discard(temporary)

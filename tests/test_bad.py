@@ -1,0 +1,98 @@
+import json
+import multiprocessing
+
+import pytest
+
+from sslvit.data.bad import BadImages
+from sslvit.data.samples import Bad
+from sslvit.errors import DataError
+
+
+def bad(*ids: int) -> tuple[Bad, ...]:
+    return tuple(Bad(id, f"/set/{id}\n.png", "empty file", id + 1) for id in ids)
+
+
+def test_each_bad_image_is_one_line_however_often_it_is_met(tmp_path):
+    images = BadImages(tmp_path / "bad_images.jsonl", size=1000)
+    assert len(images) == 0
+    for _ in range(3):
+        images.add(bad(5, 7, 5))
+        images.add(())
+    images.add(bad(7, 9))
+    lines = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"id": id, "path": f"/set/{id}\n.png", "reason": "empty file", "substitute": id + 1} for id in (5, 7, 9)
+    ]
+    assert len(images) == 3
+
+
+def test_a_run_without_bad_images_writes_no_file(tmp_path):
+    images = BadImages(tmp_path / "bad_images.jsonl", size=1000)
+    images.add(())
+    images.check(1000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_goes_on_with_its_log(tmp_path):
+    file = tmp_path / "bad_images.jsonl"
+    BadImages(file, size=1000).add(bad(1, 2))
+    with file.open("a") as stream:
+        stream.write('{"id": 3, "pa')  # what a kill leaves
+    again = BadImages(file, size=1000)
+    assert len(again) == 2
+    again.add(bad(2, 4))
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [1, 2, 4]
+
+
+def _add(file, first: int) -> None:
+    images = BadImages(file, size=100_000)
+    for number in range(0, 200, 2):
+        images.add(bad(first + number, 5000 + number))
+
+
+def test_processes_share_one_log_and_count_each_other(tmp_path):
+    file = tmp_path / "bad_images.jsonl"
+    watcher = BadImages(file, size=100_000)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_add, args=(file, 1000 * rank)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == len(watcher) == 400
+
+
+def filled(tmp_path, count: int, size: int, **options) -> BadImages:
+    images = BadImages(tmp_path / "bad.jsonl", size=size, **options)
+    images.add(bad(*range(count)))
+    return images
+
+
+def test_one_per_cent_is_borne_and_more_stops_with_advice(tmp_path):
+    images = filled(tmp_path, 100, 10_000)
+    images.check(10_000)
+    images.add(bad(200))
+    with pytest.raises(DataError, match=r"101 of 10,000 images read cannot be used.*bad\.jsonl.*empty file.*--max_bad"):
+        images.check(10_000)
+    with pytest.raises(DataError, match="101 of 10,000"):
+        images.check(25_000)  # later epochs read the same images
+
+
+def test_a_few_bad_images_of_a_small_set_are_borne(tmp_path):
+    filled(tmp_path, 8, 72).check(72)
+    with pytest.raises(DataError):
+        filled(tmp_path / "..", 17, 72).check(72)
+
+
+def test_a_rotten_set_stops_early_and_a_good_one_never_by_chance(tmp_path):
+    half = filled(tmp_path, 60, 1_000_000)
+    assert half.too_many(120)
+    assert not half.too_many(6000)
+
+
+def test_max_bad_zero_stops_at_the_first(tmp_path):
+    with pytest.raises(DataError, match="1 of 4 images"):
+        filled(tmp_path, 1, 1000, max_bad=0).check(4)
+    with pytest.raises(ValueError, match="max_bad 2"):
+        BadImages(tmp_path / "x", size=3, max_bad=2)

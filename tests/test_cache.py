@@ -1,0 +1,193 @@
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_zoo import png, scene
+
+from sslvit.data.cache import cache_root, cached
+from sslvit.data.samples import ArraySource
+from sslvit.data.source import EncodedSource, open_source
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def images(folder: Path, count: int = 30, side: int = 8) -> str:
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:03}.png").write_bytes(png(np.full((side, side, 3), number % 256, np.uint8), 8, 2))
+    return str(folder)
+
+
+def values(source) -> list[int]:
+    return source.read(np.arange(len(source))).pixels[:, 0, 0, 0].tolist()
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def test_small_images_of_one_size_are_decoded_once(root, tmp_path, capsys, monkeypatch):
+    spec = images(tmp_path / "set")
+    first = open_source(spec, image_size=8)
+    assert isinstance(first, ArraySource)
+    said = capsys.readouterr().err
+    assert said == f"folder:{spec}: decoding 30 images of 3 x 8 x 8 once, 0.0 MB in {folders(root)[0]}\n"
+    monkeypatch.setattr("sslvit.data.encoded.open_image", None)  # nothing is decoded from here on
+    second = open_source(spec, image_size=8)
+    assert capsys.readouterr().err == ""
+    assert values(second) == values(first) == list(range(30))
+    assert second.fingerprint == first.fingerprint
+    assert len(pickle.dumps(second)) < 1000
+    assert values(pickle.loads(pickle.dumps(second))) == list(range(30))
+
+
+def test_the_cache_holds_the_pixels_that_decoding_gives(root, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(png(np.roll(scene(20, 30), number, 0), 8, 2))
+    for channels in (1, 3):
+        stored = open_source(str(folder), image_size=16, channels=channels)
+        decoded = open_source(str(folder), image_size=16, channels=channels, cache=False)
+        assert isinstance(decoded, EncodedSource)
+        for left, right in zip(stored.read(np.arange(5))[:3], decoded.read(np.arange(5))[:3], strict=True):
+            assert torch.equal(left, right)
+    assert len(folders(root)) == 2
+
+
+def test_large_images_and_images_of_several_sizes_are_not_cached(root, tmp_path):
+    assert isinstance(open_source(images(tmp_path / "large", 3, 97), image_size=97), EncodedSource)
+    spec = images(tmp_path / "set")
+    (tmp_path / "set/030.png").write_bytes(png(scene(8, 9), 8, 2))
+    assert isinstance(open_source(spec, image_size=8), EncodedSource)
+    assert not root.exists()
+
+
+def test_an_odd_one_beyond_the_sample_is_remembered(root, tmp_path, capsys):
+    spec = images(tmp_path / "set", 200)
+    (tmp_path / "set/002.png").write_bytes(png(scene(8, 6), 8, 2))
+    assert isinstance(open_source(spec, image_size=8), EncodedSource)
+    assert json.loads((folders(root)[0] / "about.json").read_text()) == {"differs": 2}
+    assert (folders(root)[0] / "pixels.bin").stat().st_size == 0
+    capsys.readouterr()
+    assert isinstance(open_source(spec, image_size=8), EncodedSource)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_changed_file_is_decoded_anew(root, tmp_path):
+    spec = images(tmp_path / "set")
+    open_source(spec, image_size=8)
+    changed = png(np.full((8, 8, 3), 99, np.uint8), 8, 2)
+    assert len(changed) == (tmp_path / "set/003.png").stat().st_size  # only its time tells
+    (tmp_path / "set/003.png").write_bytes(changed)
+    os.utime(tmp_path / "set/003.png", (1, 1))
+    assert values(open_source(spec, image_size=8))[3] == 99
+    assert len(folders(root)) == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no pixels", "torn json", "other json"])
+def test_a_damaged_cache_is_noticed_and_written_anew(root, tmp_path, capsys, damage):
+    spec = images(tmp_path / "set")
+    open_source(spec, image_size=8)
+    pixels, about = folders(root)[0] / "pixels.bin", folders(root)[0] / "about.json"
+    data = bytearray(pixels.read_bytes())
+    if damage == "flip":
+        data[77] ^= 1
+        pixels.write_bytes(data)
+    elif damage in ("cut", "empty"):
+        pixels.write_bytes(data[: len(data) // 2 * (damage == "cut")])
+    elif damage == "no pixels":
+        pixels.unlink()
+    else:
+        about.write_text(about.read_text()[:-5] if damage == "torn json" else "{}")
+    capsys.readouterr()
+    assert values(open_source(spec, image_size=8)) == list(range(30))
+    assert "once" in capsys.readouterr().err
+    assert pixels.read_bytes() == bytes(np.repeat(np.arange(30, dtype=np.uint8), 192))
+
+
+def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path):
+    spec = images(tmp_path / "set")
+    source = open_source(spec, image_size=8, cache=False)
+
+    def dies_at(id: int):
+        def image(self, asked: int):
+            if asked == id:
+                os._exit(9)
+            return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+        return image
+
+    process = os.fork()
+    if not process:
+        EncodedSource.image = dies_at(20)
+        cached(source)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert [folder.suffix for folder in folders(root)] == [".new"]
+    assert values(open_source(spec, image_size=8)) == list(range(30))
+    assert [folder.suffix for folder in folders(root)] == [""]
+
+
+def _open_in_process(spec: str, queue) -> None:
+    lines = []
+    source = cached(open_source(spec, image_size=8, cache=False), say=lines.append)
+    queue.put((len(lines), values(source)))
+
+
+def test_of_several_processes_one_decodes(root, tmp_path):
+    spec = images(tmp_path / "set", 300)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_open_in_process, args=(spec, queue)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(lines for lines, _ in found) == [0, 0, 0, 1]
+    assert all(read == [number % 256 for number in range(300)] for _, read in found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_that_decode_change_nothing(root, tmp_path, workers):
+    spec = images(tmp_path / "set", 2100)
+    (tmp_path / "set/1500.png").write_text("no image")
+    source = open_source(spec, image_size=8, cache=False)
+    stored = cached(source, workers=workers, say=lambda line: None)
+    decoded = source.read(np.arange(2100))
+    assert torch.equal(stored.read(np.arange(2100)).pixels, decoded.pixels)
+    assert stored.read(np.arange(2100)).bad == decoded.bad
+
+
+def test_without_room_or_a_place_to_write_images_are_decoded_as_they_are_read(root, tmp_path, capsys, monkeypatch):
+    spec = images(tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr("sslvit.data.cache.SPARE", 1e12)
+        assert isinstance(open_source(spec, image_size=8), EncodedSource)
+    assert "not cached, images are decoded whenever they are read: " in capsys.readouterr().err
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "set/000.png/cache"))
+    source = open_source(spec, image_size=8)
+    assert isinstance(source, EncodedSource)
+    assert values(source) == list(range(30))
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_the_place_is_the_users(monkeypatch):
+    monkeypatch.setenv("SSLVIT_CACHE", "/a")
+    assert cache_root() == Path("/a")
+    monkeypatch.delenv("SSLVIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert cache_root() == Path("/b/sslvit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/c")
+    assert cache_root() == Path("/c/.cache/sslvit")

@@ -1,0 +1,120 @@
+import os
+import time
+
+import numpy as np
+import pytest
+from image_zoo import png, save, scene
+from PIL import Image
+
+from sslvit.data.files import FileStore
+from sslvit.data.labels import no_labels
+from sslvit.data.preflight import contact_sheet, preflight
+from sslvit.data.source import EncodedSource, open_source
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+
+
+def look(spec, **options):
+    source = open_source(str(spec), image_size=32, cache=False)
+    return preflight(source, **{"image_size": 32, "batch_size": 4} | options)
+
+
+def photographs(folder, count: int = 12) -> None:
+    for number in range(count):
+        (folder / f"class{number % 3}").mkdir(parents=True, exist_ok=True)
+        file = folder / f"class{number % 3}/{number:02}.png"
+        file.write_bytes(png(np.roll(scene(40, 50 + number), number, 0), 8, 2))
+
+
+def test_a_report_counts_what_is_there(tmp_path):
+    photographs(tmp_path / "set")
+    (tmp_path / "set/class3").mkdir()
+    (tmp_path / "set/class3/one.jpg").write_bytes(save(scene(60, 60), "JPEG"))
+    (tmp_path / "set/class0/bad.png").write_text("no image")
+    report = look(tmp_path / "set")
+    files = (tmp_path / "set").rglob("*.*")
+    assert (report.images, report.sampled, report.unreadable) == (14, 14, 1)
+    assert report.class_sizes == {"class0": 5, "class1": 4, "class2": 4, "class3": 1}
+    assert report.kinds == {"PNG RGB": 12, "JPEG RGB": 1}
+    assert report.sizes == {(40, 50 + number): 1 for number in range(12)} | {(60, 60): 1}
+    assert report.stored_bytes == sum(file.stat().st_size for file in files)
+    assert report.decoded_bytes == 14 * 3 * 96 * 96
+    assert any("1 classes have one image" in sentence for sentence in report.advice)
+    text = report.text()
+    assert "unreadable  1 of 14 sampled; " in text
+    assert "40 to 60 high, 50 to 61 wide" in text
+    assert "4, from 1 images (class3) to 5 (class0)" in text
+
+
+def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(700):
+        (folder / f"{number}.png").write_bytes(
+            png(draw.integers(0, 256, (6, 8 + number % 40, 3), dtype=np.uint8), 8, 2)
+        )
+    os.link(folder / "123.png", folder / "copy.png")
+    assert look(folder).duplicates == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda f: (f / "1.png").write_bytes(png(scene(), 8, 2)), "1 images are fewer than a batch of 4"),
+        (lambda f: (f / "1.png").write_bytes(png(scene(8, 8), 8, 2)), "are smaller than 32 pixels"),
+        (lambda f: (f / "1.png").write_bytes(png(scene(1, 90), 8, 2)), "one pixel high or wide"),
+        (lambda f: (f / "1.png").write_bytes(png(scene()[..., :1], 8, 0)), "grey: --channels 1"),
+        (lambda f: (f / "1.png").write_text("no"), "not one sampled image can be read"),
+        (lambda f: [(f / n).write_bytes(png(scene(), 8, 2)) for n in ("1.png", "2.png")], "duplicates"),
+    ],
+)
+def test_what_will_disappoint_is_said_beforehand(tmp_path, make, said):
+    (tmp_path / "set").mkdir()
+    make(tmp_path / "set")
+    report = look(tmp_path / "set")
+    assert any(said in sentence for sentence in report.advice)
+    assert said in report.text()
+
+
+def test_a_good_set_needs_no_advice(tmp_path):
+    photographs(tmp_path / "set")
+    assert look(tmp_path / "set").advice == ()
+    arrays = preflight(open_source("shapes:n=100", image_size=32), image_size=32, batch_size=10)
+    assert (arrays.images, arrays.sizes, arrays.advice) == (100, {(32, 32): 100}, ())
+    assert "drawn" in arrays.text()
+
+
+def test_a_cached_set_still_knows_its_bad_images(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(png(np.roll(scene(32, 32), number, 0), 8, 2))
+    (folder / "7.png").write_bytes(b"")
+    report = preflight(open_source(str(folder), image_size=32), image_size=32, batch_size=4)
+    assert (report.unreadable, report.kinds) == (1, {"decoded": 19})
+    assert "empty file" in report.reasons[0]
+
+
+def test_a_million_files_take_seconds(tmp_path):
+    (tmp_path / "one.png").write_bytes(png(scene(32, 32), 8, 2))
+    file = (b"one.png", (tmp_path / "one.png").stat().st_size, 0)
+    store = FileStore([os.fsencode(tmp_path)], [0], [file] * 1_000_000, no_labels("made up"))
+    source = EncodedSource(store, name="a million", canvas=(32, 32))
+    start = time.process_time()
+    report = preflight(source, image_size=32, batch_size=4)
+    assert time.process_time() - start < 15
+    assert report.images == 1_000_000
+
+
+def test_the_picture_shows_the_images_in_rows_of_eight(tmp_path):
+    source = open_source("shapes:n=20", image_size=16)
+    contact_sheet(source, np.arange(20), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (3 * 18, 8 * 18, 3)
+    tenth = source.read(np.array([10])).pixels[0].permute(1, 2, 0).numpy()
+    assert (pixels[19:35, 2 * 18 + 1 : 2 * 18 + 17] == tenth).all()
