@@ -56,6 +56,7 @@ TURNS = {  # the EXIF orientation says how the camera was held; each of these un
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value
 TILE_SIZE = 322, 323
 
@@ -71,19 +72,18 @@ def open_image(
     if channels not in (1, 3):
         raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
     image = _open(data, max_pixels)
-    # Pillow turns TIFF files by itself while loading, and reports their size as turned.
-    turn = None if isinstance(image, TiffImagePlugin.TiffImageFile) else TURNS.get(_orientation(image))
-    height, width = (image.height, image.width) if turn is None or turn in _KEEP_SHAPE else (image.width, image.height)
-    target = None if fit is None else fitted(height, width, fit)
+    orientation = _orientation(image)
+    size = _shown_size(image, orientation)
+    target = size if fit is None else fitted(*size, fit)
     try:
-        if target is not None and target != (height, width):
+        if target != size:
             # A JPEG's cosine transform can be evaluated at 1/2, 1/4 or 1/8 of the size: cheaper than all of it.
-            image.draft(None, target if turn is not None and turn not in _KEEP_SHAPE else target[::-1])
+            image.draft(None, target if orientation in SIDEWAYS else target[::-1])
         image.load()
         image = _flatten(image, "L" if channels == 1 else "RGB")
-        if turn is not None:
-            image = image.transpose(turn)
-        if target is not None and (factor := min(image.height // target[0], image.width // target[1]) // 2) > 1:
+        if orientation in TURNS:
+            image = image.transpose(TURNS[orientation])
+        if (factor := min(image.height // target[0], image.width // target[1]) // 2) > 1:
             image = image.reduce(factor)  # cheap, to twice the size at least: what follows is still antialiased
     except BadImage:
         raise
@@ -91,14 +91,11 @@ def open_image(
         raise BadImage(_reason(error)) from error
     pixels = torch.from_numpy(np.array(image))
     pixels = rearrange(pixels, "H W -> 1 H W" if channels == 1 else "H W c -> c H W")
-    if target is None or pixels.shape[1:] == target:
+    if pixels.shape[1:] == target:
         return pixels
     # On uint8 this is Pillow's resize but for a rounding, at three times its speed.
     resized = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)
     return rearrange(resized, "1 c H W -> c H W")
-
-
-_KEEP_SHAPE = {TURNS[2], TURNS[3], TURNS[4]}
 
 
 def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
@@ -110,9 +107,7 @@ def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
 def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str, int, int]:
     """(format, Pillow mode, height, width as shown) from the header, nothing decoded."""
     image = _open(data, max_pixels)
-    turned = _orientation(image) in (5, 6, 7, 8) and not isinstance(image, TiffImagePlugin.TiffImageFile)
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    return image.format, image.mode, height, width
+    return image.format, image.mode, *_shown_size(image, _orientation(image))
 
 
 def read_file(path: str | bytes, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -138,8 +133,8 @@ def _kind(mode: int) -> str:
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile:
-    """The file with its header read, by the class its first bytes name. Image.open would try by extension-free
-    sniffing too, but only warns of bombs up to 179 million pixels."""
+    """The file with its header read, by the class that its first bytes name. Pillow's own Image.open only warns of
+    bombs, up to 179 million pixels."""
     if not data:
         raise BadImage("empty file")
     opener = _format(data)
@@ -149,12 +144,11 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
         _check_png(data)
     try:
         image = opener(BytesIO(data))
+        decoded = _decoded_pixels(image)
     except Exception as error:  # as above
         raise BadImage(_reason(error)) from error
-    if (decoded := _decoded_pixels(image)) > max_pixels:
+    if decoded > max_pixels:
         raise BadImage(f"{decoded:,} px > limit {max_pixels:,}")
-    if image.width < 1 or image.height < 1:
-        raise BadImage(f"size {image.width} x {image.height}")
     return image
 
 
@@ -187,9 +181,8 @@ def _check_png(data: bytes) -> None:
         end = place + 8 + length
         if end + 4 > len(data):
             raise BadImage("cannot be decoded: the PNG file is truncated")
-        if kind[:1].isupper() and zlib.crc32(memoryview(data)[place + 4 : end]) != int.from_bytes(
-            data[end : end + 4], "big"
-        ):
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        if kind[:1].isupper() and zlib.crc32(memoryview(data)[place + 4 : end]) != checksum:
             raise BadImage(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
         place = end + 4
 
@@ -198,7 +191,13 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded: {error or type(error).__name__}"
 
 
+def _shown_size(image: ImageFile, orientation: int) -> tuple[int, int]:
+    return (image.width, image.height) if orientation in SIDEWAYS else (image.height, image.width)
+
+
 def _orientation(image: ImageFile) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns these by itself while loading, and says their size as turned
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF does not make the picture bad; viewers show such files unturned
@@ -214,9 +213,7 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "F":
         image = _from_floats(image)
     elif image.mode == "I":
-        raise BadImage(
-            "32-bit or signed integers have no agreed white: store 8 or 16 unsigned bits, or floats in [0, 1]"
-        )
+        raise BadImage("32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1]")
     elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":
@@ -227,10 +224,6 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
         ground = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
         ground.paste(image, mask=image.getchannel("A"))
         image = ground
-    if (
-        image.mode == "P"
-    ):  # straight to L would take the luma of a palette that may itself be grey: the same, but say RGB
-        image = image.convert("RGB")
     return image.convert(mode)
 
 
