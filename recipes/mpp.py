@@ -4,7 +4,8 @@
     accelerate launch recipes/mpp.py --data folder:/my/images --image_size 224 --model S/16
 
 The paper: JFT-300M, 1M steps at batch 4096, Adam at 2e-4 with 10k steps of warm-up, then a cosine, ViT-B/16 at 224 px.
-Here the defaults are for 20,000 images of 32 px on two CPU cores. RESULTS
+Here the defaults are for 20,000 images of 32 px. On two CPU cores (2026-11-21) they took 4 minutes: it learned to tell
+colours, and its features told shapes no better than the random start's; on Fashion-MNIST they do. See the README.
 """
 
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ def main() -> None:
         objective, source, Light(config.image_size, scale=(config.min_scale, 1.0)), config, accelerator, monitor
     )
     accelerator.print(table(evaluations, readout=objective.readout))
+    last = evaluations[-1] if evaluations else {}
+    if "accuracy" in last:
+        right, commonest = 100 * last["accuracy"], 100 * last["accuracy_of_commonest_colour"]
+        accelerator.print(f"Colours of corrupted patches: {right:.0f} % right; always the commonest: {commonest:.0f} %")
     accelerator.print(f"The model is in {config.out / 'model'}")
 
 

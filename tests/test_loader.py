@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sslvit import rng
-from sslvit.data.loader import Row, epoch_order, load, row
 from sslvit.data.labels import Labels
+from sslvit.data.loader import Row, epoch_order, load, row
 from sslvit.data.source import ArraySource
 
 

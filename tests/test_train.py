@@ -1,4 +1,4 @@
-"""The loop: no restart, process count, part or worker changes what it computes, and what is not finite changes nothing."""
+"""The loop: no restart, process count, part or worker changes what it computes; what is not finite changes nothing."""
 
 import json
 import os

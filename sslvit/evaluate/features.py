@@ -82,7 +82,8 @@ def extract(
                 rows[name].append(_read(last, name).float().cpu())
             if samples.labels is not None:
                 labels.append(samples.labels)
-            replaced.append(torch.isin(samples.ids, torch.tensor([bad.id for bad in samples.bad], dtype=torch.int64)))
+            bad = torch.tensor([line.id for line in samples.bad], dtype=torch.int64)
+            replaced.append(torch.isin(samples.ids, bad).to(torch.uint8))  # gloo gathers no bools
     gathered = {name: _everyone(rows[name], part, len(ids), accelerator.device) for name in readouts}
     for name, values in gathered.items():
         if not values.isfinite().all():
@@ -93,7 +94,7 @@ def extract(
         gathered,
         None if source.labels is None else _everyone(labels, part, len(ids), accelerator.device),
         torch.from_numpy(ids.copy()),
-        _everyone(replaced, part, len(ids), accelerator.device),
+        _everyone(replaced, part, len(ids), accelerator.device).bool(),
     )
 
 

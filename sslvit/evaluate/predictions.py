@@ -69,8 +69,9 @@ def paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predic
         for order in [one.ids.argsort()]
     ]
     if not torch.equal(both[0].ids, both[1].ids) or not torch.equal(both[0].labels, both[1].labels):
+        common = len(set(first.ids.tolist()) & set(second.ids.tolist()))
         raise ValueError(
-            f"predictions of {first.about} and {second.about} are not of the same images: "
-            f"{len(first.ids)} and {len(second.ids)} ids, {len(set(first.ids.tolist()) & set(second.ids.tolist()))} common"
+            f"predictions of {first.about} and {second.about} are not of the same images, or differ in labels: "
+            f"{len(first.ids)} and {len(second.ids)} ids, {common} in common"
         )
     return both[0], both[1]

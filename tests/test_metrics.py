@@ -1,0 +1,173 @@
+"""Metrics, splits of labels, saved predictions, near-duplicates: toy sets with answers known by hand."""
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+
+from sslvit.data import shapes
+from sslvit.data.source import ArraySource
+from sslvit.evaluate.leaks import leaks, thumbnails
+from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
+from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
+from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
+
+
+def scored(images: int = 500, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, classes, (images,), generator=generator)
+    scores = torch.randn(images, classes, generator=generator)
+    scores[torch.arange(images), labels] += 1.5
+    return scores.softmax(-1), labels
+
+
+def test_metrics_are_scikit_learns():
+    probabilities, labels = scored()
+    found = metrics(probabilities, labels)
+    y, p = labels.numpy(), probabilities.numpy()
+    assert found.top1 == pytest.approx((p.argmax(1) == y).mean())
+    assert found.top5 == pytest.approx(top_k_accuracy_score(y, p, k=5))
+    assert found.mean_per_class == pytest.approx(balanced_accuracy_score(y, p.argmax(1)))
+    assert np.array_equal(confusion(probabilities, labels).numpy(), confusion_matrix(y, p.argmax(1)))
+
+
+def test_mean_per_class_counts_a_rare_class_as_much_as_a_common_one():
+    scores = torch.tensor([[1.0, 0.0]] * 10)
+    labels = torch.tensor([0] * 9 + [1])
+    assert top(scores, labels) == 0.9
+    assert mean_per_class(scores, labels) == 0.5
+
+
+def test_a_constant_score_is_right_about_as_many_classes_as_it_may_name():
+    labels = torch.arange(10)
+    assert top(torch.zeros(10, 10), labels) == 0.1
+    assert top(torch.zeros(10, 10), labels, 5) == 0.5
+
+
+def test_a_class_that_was_never_learned_is_wrong_and_no_crash():
+    scores, labels = torch.eye(2), torch.tensor([0, 4])
+    assert top(scores, labels) == 0.5
+    assert confusion(scores, labels).shape == (5, 5)
+    assert confusion(scores, labels)[4, 1] == 1
+
+
+def test_calibration_error_by_hand():
+    # Ten at confidence 0.8 of which six are right, ten at 0.6 of which all are: (|0.6 - 0.8| + |1 - 0.6|) / 2.
+    probabilities = torch.tensor([[0.8, 0.2]] * 10 + [[0.6, 0.4]] * 10, dtype=torch.float64)
+    labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 10)
+    assert calibration_error(probabilities, labels) == pytest.approx(0.3)
+    sure = torch.eye(3, dtype=torch.float64)
+    assert calibration_error(sure, torch.arange(3)) == 0.0
+    assert calibration_error(sure, (torch.arange(3) + 1) % 3) == 1.0
+    with pytest.raises(ValueError, match="probabilities"):
+        calibration_error(torch.tensor([[2.0, -1.0]]), torch.tensor([0]))
+
+
+def test_places_are_a_permutation_within_each_class():
+    labels = torch.tensor([2, 0, 0, 2, 1, 0, 2, 2])
+    found = places(labels, 0, "shots")
+    for label in range(3):
+        assert sorted(found[labels == label].tolist()) == list(range(int((labels == label).sum())))
+    assert not torch.equal(places(torch.zeros(50).long(), 0, "a"), places(torch.zeros(50).long(), 1, "a"))
+
+
+def test_shots_are_balanced_seeded_and_nested():
+    labels = torch.arange(200) % 10
+    five = choose_shots(labels, 5, seed=0)
+    assert torch.equal(labels[five].bincount(), torch.full((10,), 5))
+    assert torch.equal(five, choose_shots(labels, 5, seed=0))
+    assert not torch.equal(five, choose_shots(labels, 5, seed=1))
+    assert set(choose_shots(labels, 1, seed=0).tolist()) < set(five.tolist())
+    scarce = torch.tensor([0, 0, 0, 1])
+    assert torch.equal(scarce[choose_shots(scarce, 2, seed=0)].bincount(), torch.tensor([2, 1]))
+
+
+def test_fractions_are_stratified_nested_and_never_empty():
+    labels = torch.cat([torch.zeros(1000), torch.ones(500), torch.full((3,), 2)]).long()
+    one, ten, all_ = (choose_fraction(labels, fraction, seed=0) for fraction in (0.01, 0.1, 1.0))
+    assert labels[one].bincount().tolist() == [10, 5, 1]
+    assert labels[ten].bincount().tolist() == [100, 50, 1]
+    assert set(one.tolist()) < set(ten.tolist())
+    assert torch.equal(all_, torch.arange(1503))
+    for fraction in (0.0, 1.5, -0.1):
+        with pytest.raises(ValueError, match="fraction"):
+            choose_fraction(labels, fraction, seed=0)
+
+
+def test_held_out_images_are_apart_stratified_and_leave_no_class_behind():
+    labels = torch.cat([torch.zeros(100), torch.ones(40), torch.full((2,), 2), torch.full((1,), 3)]).long()
+    rows, held = hold_out(labels, 0.1)
+    assert sorted([*rows.tolist(), *held.tolist()]) == list(range(143))
+    assert labels[held].bincount(minlength=4).tolist() == [10, 4, 1, 0]
+    with pytest.raises(ValueError, match="no class has two"):
+        hold_out(torch.arange(5))
+
+
+def test_predictions_come_back_and_pair_by_id(tmp_path):
+    probabilities, labels = scored(20)
+    ids = torch.arange(100, 120)
+    file = tmp_path / "runs" / "predictions.parquet"
+    for _ in range(2):  # an older file is replaced
+        save_predictions(file, Predictions(ids, labels, probabilities, {"model": "a", "k": 20}))
+    back = load_predictions(file)
+    assert torch.equal(back.ids, ids)
+    assert torch.equal(back.labels, labels)
+    assert torch.equal(back.probabilities, probabilities)
+    assert back.about == {"model": "a", "k": 20}
+    table = pq.read_table(file).to_pylist()  # as any other tool reads it
+    assert table[3]["id"] == 103
+    assert table[3]["prediction"] == int(probabilities[3].argmax())
+    assert [path.name for path in file.parent.iterdir()] == ["predictions.parquet"]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    shuffled = Predictions(ids[order], labels[order], probabilities[order], {})
+    first, second = paired(back, shuffled)
+    assert torch.equal(first.probabilities, second.probabilities)
+    with pytest.raises(ValueError, match="20 and 19 ids, 19 in common"):
+        paired(back, Predictions(ids[1:], labels[1:], probabilities[1:], {}))
+    with pytest.raises(ValueError, match="not all different"):
+        save_predictions(file, Predictions(torch.zeros(20).long(), labels, probabilities, {}))
+
+
+def photos(first: int, count: int, size: int = 48) -> np.ndarray:
+    return shapes.make(torch.arange(first, first + count), size).numpy()
+
+
+def named(pixels: np.ndarray) -> ArraySource:
+    return ArraySource(np.ascontiguousarray(pixels), name="photos", fingerprint="")
+
+
+def compressed(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=60)
+    return np.asarray(Image.open(file)).transpose(2, 0, 1)
+
+
+def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
+    seen = photos(0, 600)
+    copies = [
+        seen[17],
+        seen[99][:, :, ::-1],  # mirrored
+        compressed(seen[250]),
+        (seen[431].astype(np.float64) * 0.6 + 40).astype(np.uint8),  # of other contrast and brightness
+    ]
+    test = np.concatenate([photos(10_000, 200), np.stack(copies), np.full((1, 3, 48, 48), 9, np.uint8)])
+    found = leaks(thumbnails(named(seen)), thumbnails(named(test)))
+    assert found.ids.tolist() == [200, 201, 202, 203]
+    assert found.twins.tolist() == [17, 99, 250, 431]
+    assert found.similarity.min() > 0.99
+    assert str(found) == "4 of 205 test images (1.95 %) have a near-duplicate in pretraining"
+
+
+def test_a_resized_copy_is_a_near_duplicate():
+    found = leaks(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
+    assert torch.equal(found.ids, found.twins)
+    assert len(found.ids) > 45  # rendered anew at another size, fine textures differ
+
+
+def test_images_without_contrast_match_nothing():
+    grey = named(np.full((5, 3, 32, 32), 128, np.uint8))
+    assert len(leaks(thumbnails(grey), thumbnails(grey)).ids) == 0
