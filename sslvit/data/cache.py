@@ -4,7 +4,8 @@
         <hash of what was decoded and how>/pixels.bin     n c H W
                                            about.json     shape, hash of pixels.bin, the bad images
 
-A cache folder is written under another name and renamed when complete. Any of them may be deleted at any time.
+A cache folder is written under another name and renamed when complete, and its hash is checked whenever it is opened,
+which takes a second a gigabyte. Any of them may be deleted at any time: nothing else does it.
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from sslvit.data.encoded import EncodedSource
 from sslvit.data.image import BadImage
@@ -142,7 +144,8 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
 def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     digest, bad = hashlib.blake2b(), []
     with open(file, "wb") as stream:
-        for chunk in DataLoader(_Chunks(source), batch_size=None, num_workers=workers):
+        chunks = DataLoader(_Chunks(source), batch_size=None, num_workers=workers)
+        for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 stream.truncate(0)
                 return {"differs": chunk}  # remembered, so that the next run does not try again

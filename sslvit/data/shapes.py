@@ -6,6 +6,10 @@ scene has no pixels until it is rendered, so every size shows the same one. Disj
 
 Nearly everything a pixel goes through is + - * / sqrt, floor, round, abs, min and max: IEEE 754 rounds each of them
 in one way, so batching and threads change no pixel. Sines would break that: their vector and scalar codes differ.
+
+At 32 px, with 10,000 images to learn from and 2,000 to be asked about, 20 nearest neighbours (temperature 0.07) name
+67.4 % of the shapes from raw pixels and 17.4 % from the class token of a random ViT (XS/8, seed 0); of the textures
+9.9 % from either, which is chance (8.3 % and 10 % are the chances). Not yet measured: what supervised training reaches.
 """
 
 from collections.abc import Callable

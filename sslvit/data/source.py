@@ -15,8 +15,10 @@ folder is its sub-folder train, if it has one, and the test split test or val; p
 how their names begin. Small images of one size are decoded once into a cache (cache.py); all others whenever they are
 read, in the loader's workers, onto a canvas that is large enough for views to be cut from it later, on any device.
 
-Views are not cut while decoding, because it would gain little: of the time that a 500 x 375 JPEG takes to be read, 80 %
-is the decoder's, which has to decode all of it for either way.
+Views are not cut while decoding. Measured on one core for JPEGs of 500 x 375 at 100 kB: onto a canvas and then two
+crops of 224 px for the whole batch at once 3.5 ms an image, decoding and two crops of each by itself 4.3 ms; and on a
+GPU the crops cost nearly nothing. A canvas that keeps such photographs as they are (512 at 224 px) is also the cheapest
+to fill: scaling to 448 costs 1 ms more.
 """
 
 import os
@@ -38,6 +40,7 @@ __all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "Shape
 KINDS = ("shapes", "idx", "npz", "folder", "list", "hf", "disk", "parquet", "webdataset")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
+MANY = 20_000  # images from which on several processes decode into the cache
 SMALL = 96  # pixels of a side up to which images of one size are decoded into the cache
 
 
@@ -82,7 +85,7 @@ def open_source(
         canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
         source = EncodedSource(store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels)
         if cache and as_given and max(canvas_size) <= SMALL:
-            source = cached(source)
+            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
     return source
