@@ -49,6 +49,8 @@ class TrainConfig:
     """Threads of each process on a CPU; 0 shares out the cores."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    stop_on_collapse: bool = False
+    """Stop when the features have collapsed; by default the run warns and goes on."""
     evaluate_every: float = 0
     """Passes between evaluations; 0 evaluates before and after only."""
     save_every: int = 200
@@ -81,7 +83,20 @@ class TrainConfig:
 
 
 # Everything decides what is computed unless it is listed here.
-FREE = frozenset(["out", "max_bad", "workers", "log_every", "save_every", "keep", "resume", "overwrite", "log_with"])
+FREE = frozenset(
+    [
+        "out",
+        "max_bad",
+        "workers",
+        "log_every",
+        "save_every",
+        "keep",
+        "resume",
+        "overwrite",
+        "log_with",
+        "stop_on_collapse",
+    ]
+)
 WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
 
 

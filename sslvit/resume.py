@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sslvit import checkpoint
 from sslvit.config import TrainConfig, check_unchanged, configuration
+from sslvit.health import Watch
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Progress:
     seconds: float = 0.0
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
 
     def add(self, values: dict[str, float]) -> None:
         self.count += 1
@@ -70,7 +72,8 @@ def restore(
     restore_tensors(found.tensors, objective, optimizer)
     if accelerator.scaler is not None and found.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(found.state["scaler"])
-    return Progress(**found.state["progress"])
+    progress = found.state["progress"]
+    return Progress(**progress | {"watch": Watch(**progress["watch"])})
 
 
 def keep(

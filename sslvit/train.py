@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sslvit import distributed, optim, schedule
+from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
 from sslvit.data.bad import BadImages
@@ -113,7 +114,7 @@ def train(
     for step in range(now.step, steps):
         progress = step / steps
         set_rates(optimizer, progress, config)
-        values = gradients(model, parts, views, progress, config, accelerator, unusable)
+        values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
         # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
         values = distributed.all_means(values | {"stop": float(bool(asked)), "too many": float(bool(too_many))})
@@ -126,12 +127,21 @@ def train(
             bad = 0
         else:
             bad += 1
+            facts = values | {"precision": accelerator.mixed_precision, "seed": config.seed}
+            save_bad_step(config.out, objective, entered, step=step, progress=progress, **facts)
+        del entered  # its views need not wait for the next step's
         prepared.zero_grad()
         if bad == PATIENCE:
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
-                f"changed no weight; the checkpoints in {config.out} are good. Try a smaller --lr or --clip 1"
+                f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
+                "steps is in its bad_steps. Try a smaller --lr or --clip 1"
             )
+        verdict = now.watch.update(values)
+        if verdict and config.stop_on_collapse:
+            raise Diverged(f"step {step}: {verdict}")
+        if verdict:
+            accelerator.print(f"warning: step {step}: {verdict}")
         now.step, last = step + 1, step + 1 == steps
         now.add(values)
         unreadable = f", {len(unusable)} unreadable images" if len(unusable) else ""
@@ -170,14 +180,16 @@ def gradients(
     config: TrainConfig,
     accelerator: Accelerator,
     unusable: BadImages,
-) -> dict[str, Tensor]:
-    """The gradients of one step, over all its parts; returns the means of its metrics."""
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, Batch]]]:
+    """The gradients of one step, over all its parts; returns the means of its metrics, and what entered it."""
     sums: dict[str, Tensor] = {}
+    entered = []
     for part in range(config.accumulation):
         samples, view_key, slot_key = to_device(next(parts), accelerator.device)
         if samples.bad:
             unusable.add(samples.bad)
         batch = Batch(views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
+        entered.append((samples.ids, batch))
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(model):
             loss, metrics = model(batch, progress)
@@ -189,7 +201,7 @@ def gradients(
     if config.clip_each:
         norms = torch._foreach_norm([p.grad for p in parameters])
         torch._foreach_mul_([p.grad for p in parameters], [(config.clip_each / (n + 1e-6)).clamp(max=1) for n in norms])
-    return sums | {"gradient_norm": norm}
+    return sums | {"gradient_norm": norm}, entered
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:

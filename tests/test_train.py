@@ -14,6 +14,7 @@ from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, ti
 
 from sslvit import checkpoint
 from sslvit.config import FREE, WARNED, TrainConfig
+from sslvit.data.loader import Row, load
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import Diverged
@@ -173,6 +174,50 @@ def test_a_step_that_is_not_finite_moves_nothing(tmp_path):
     for before, after, moved in ((0, 1, False), (1, 2, True), (2, 3, False)):
         assert moved != all(torch.equal(saved[before][name], saved[after][name]) for name in saved[before])
     assert poisoned.moved == 2
+
+
+def test_what_entered_a_step_that_is_not_finite_is_kept_with_its_numbers(tmp_path):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "accumulation": 2}))
+    pretrain(Poisoned({3}), source(), Light(32), config, start(threads=1))  # the first part of the second step
+    (folder,) = (tmp_path / "run" / "bad_steps").iterdir()
+    facts = json.loads((folder / "process-0.json").read_text())
+    assert (folder.name, facts["step"], facts["loss"], facts["not_finite"]["pixels"]) == ("step-00000001", 1, "NaN", [])
+    assert facts["not_finite"]["gradients"]
+    from safetensors.torch import load_file
+
+    entered = load_file(folder / "process-0.safetensors")
+    row = Row(source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0)
+    second = [part.samples.ids.tolist() for part in load(row, first_step=1, steps=2, workers=0, timeout=0, pin=False)]
+    assert [entered["0.ids"].tolist(), entered["1.ids"].tolist()] == second
+    assert entered["1.views.000"].shape == (4, 3, 32, 32)
+
+
+class Collapsing(Poisoned):
+    """Its features have no spread from the third step on."""
+
+    def forward(self, batch, progress):
+        loss, metrics = super().forward(batch, progress)
+        return loss, metrics | {"feature_std": torch.tensor(0.8 if self.step < 3 else 0.001)}
+
+
+def test_fourteen_low_steps_are_no_collapse_yet_and_a_checkpoint_holds_the_count(tmp_path, capsys):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 4.0}))
+    pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+    assert "collapsed" not in capsys.readouterr().out  # 14 of the 16 steps
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints").state["progress"]["watch"]
+    assert saved["below"]["feature_std"] == 14
+    assert saved["first"]["feature_std"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_collapsed_run_warns_once_or_stops_if_asked(tmp_path, capsys, stop):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 8.0, "stop_on_collapse": stop}))
+    if stop:
+        with pytest.raises(Diverged, match=r"step 21: The run has collapsed.*feature_std 0\.001"):
+            pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+    else:
+        pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+        assert capsys.readouterr().out.count("warning: step 21: The run has collapsed") == 1
 
 
 def test_three_in_a_row_stop_the_run_with_the_step(tmp_path):

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from sslvit import rng
+from sslvit import health, rng
 from sslvit.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.readout import read
 from sslvit.vit import ViT, patchify
 
 Target = Literal["mean", "downsized", "pixels"]
@@ -69,7 +70,8 @@ class MPP(Objective):
         encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))
         predicted = self.head(take(encoded.patches, chosen))
         patches = take(patchify(images, self.backbone.patch_size), chosen)
-        return self.pixel_loss(predicted, patches) if self.target == "pixels" else self.colour_loss(predicted, patches)
+        loss, metrics = (self.pixel_loss if self.target == "pixels" else self.colour_loss)(predicted, patches)
+        return loss, metrics | health.spread(read(encoded, self.readout))
 
     def corrupt(self, tokens: Tensor, chosen: Tensor, key: Tensor) -> Tensor:
         """b n d, b m -> b n d"""
