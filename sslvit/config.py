@@ -24,6 +24,9 @@ class TrainConfig:
     """Where the learning rate ends."""
     warmup_epochs: float = 1
     """Passes over which the learning rate rises from 0; then it falls by half a cosine."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    layer_decay: float = 1.0
+    """The factor of the learning rate from each block of the backbone to the one before it, for fine-tuning."""
     weight_decay: float = 0.0
     """AdamW's, multiplied by the learning rate; what is spared is the objective's custom."""
     spares: Literal["tokens_and_vectors", "vectors", "nothing"] = "tokens_and_vectors"
@@ -31,7 +34,7 @@ class TrainConfig:
     final_weight_decay: float | None = None
     """Where the weight decay ends, by half a cosine; by default it stays."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's."""
+    """AdamW's; the first is SGD's momentum."""
     clip: float = 0.0
     """The global gradient norm above which gradients are scaled down to it; 0 never does."""
     clip_each: float = 0.0
@@ -65,6 +68,8 @@ class TrainConfig:
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
 
     def check(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay is {self.layer_decay}; it must be in (0, 1]")
         for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")

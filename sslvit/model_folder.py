@@ -4,6 +4,7 @@
 no word for (positions inside the blocks or by coordinate, group norm as in Google's code) it must not open, because it
 would compute something else with the same weights: then `architecture` says so, and timm refuses it by that name.
 The section `sslvit` is ours: the arguments that rebuild the backbone, and the size and hash of the weights.
+A model that was trained on labels keeps its head: then timm opens a classifier, and we a classifier or its backbone.
 """
 
 import json
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from sslvit import __version__, durable
 from sslvit.errors import CannotWrite, DataError
+from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
@@ -33,12 +35,15 @@ ARCHITECTURES = {
 }
 
 
-def save_backbone(backbone: ViT | BiT, folder: str | Path, extra: dict[str, Any]) -> None:
+def save_backbone(
+    backbone: ViT | BiT, folder: str | Path, extra: dict[str, Any], *, head: dict[str, Tensor] | None = None
+) -> None:
     """Writes the folder, whole or not at all; an older one of ours is replaced.
 
-    extra: what else to say about it, at least its `readout`: timm's pooling is set to that.
+    extra: what else to say about it, at least its `readout`: timm's pooling is set to that. head: a classifier's
+    fc_norm, pre_logits and head.
     """
-    folder = Path(folder)
+    folder, head = Path(folder), head or {}
     if extra.get("readout") not in backbone.readouts:
         raise ValueError(f"readout {extra.get('readout')!r} is none of this backbone's {backbone.readouts}")
     try:
@@ -47,13 +52,14 @@ def save_backbone(backbone: ViT | BiT, folder: str | Path, extra: dict[str, Any]
             raise CannotWrite(f"{folder} exists and is no model of sslvit: choose another place")
         temporary = durable.temporary(folder.parent, folder.name)
         try:
-            written = durable.write(temporary / WEIGHTS, durable.tensor_pieces(backbone.state_dict()))
-            config = _timm_config(backbone, extra["readout"]) | {
+            written = durable.write(temporary / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
+            config = _timm_config(backbone, extra["readout"], head) | {
                 "sslvit": {
                     "version": __version__,
                     "backbone": type(backbone).__name__,
                     "config": backbone.config,
                     "files": {WEIGHTS: written},
+                    "head": sorted(head),
                 }
                 | extra
             }
@@ -75,20 +81,44 @@ def save_backbone(backbone: ViT | BiT, folder: str | Path, extra: dict[str, Any]
 
 def load_backbone(folder: str | Path) -> ViT | BiT:
     """The backbone, in evaluation mode. Raises DataError, a ValueError, if anything is not as it was saved."""
+    return _load(folder)[0]
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """The backbone with the head that was trained on it, in evaluation mode."""
+    backbone, ours, head = _load(folder)
+    if "head.bias" not in head:
+        raise DataError(f"{folder} is a backbone without a head: only training on labels leaves one")
+    hidden = len(head["pre_logits.bias"]) if "pre_logits.bias" in head else None
+    parts = {"classes": len(head["head.bias"]), "representation": hidden, "fresh_norm": "fc_norm.bias" in head}
+    classifier = Classifier(backbone, readout=ours["readout"], **parts)
+    load_strictly(classifier, {f"backbone.{name}": t for name, t in backbone.state_dict().items()} | head, str(folder))
+    return classifier.eval()
+
+
+def described(folder: str | Path) -> dict[str, Any]:
+    """What is written about the model: its objective, its readout, what it was trained on."""
+    return _load(folder)[1]
+
+
+def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tensor]]:
+    """The backbone, what is said of it, and the weights of its head. A run's folder stands for its model's."""
     folder = Path(folder)
+    folder = folder / "model" if (folder / "model" / CONFIG).exists() else folder
     try:
         ours = json.loads(durable.read(folder / CONFIG, longest=LONGEST_CONFIG))["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
         contents = durable.read(folder / WEIGHTS, written=written)
         tensors = load_safetensors(contents)
         del contents
+        head = {name: tensors.pop(name) for name in ours.get("head", ())}
         backbone = kind(**config)
     except OSError as error:
         raise DataError(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))
-    return backbone.eval()
+    return backbone.eval(), ours, head
 
 
 def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -115,14 +145,15 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _timm_config(backbone: ViT | BiT, readout: str) -> dict[str, Any]:
+def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> dict[str, Any]:
     """What timm needs to build the same function, or an architecture that it will refuse by name."""
-    if reason := _unknown_to_timm(backbone, readout):
+    classes = len(head["head.bias"]) if head else 0
+    if reason := _unknown_to_timm(backbone, readout, head):
         return {"architecture": f"sslvit only ({reason})", "num_classes": 0}
     config = backbone.config
     return {
         "architecture": ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),
-        "num_classes": 0,
+        "num_classes": classes,
         "num_features": backbone.width,
         "model_args": {
             "img_size": list(backbone.image_size),
@@ -142,7 +173,7 @@ def _timm_config(backbone: ViT | BiT, readout: str) -> dict[str, Any]:
             # In here, not beside it: only then can a model without a class token be built. fc_norm: timm would
             # otherwise move the norm behind the mean and look for other names.
             "global_pool": "token" if readout == "cls" else "avg",
-            "fc_norm": False,
+            "fc_norm": "fc_norm.bias" in head,
         },
         "pretrained_cfg": {
             "input_size": [backbone.channels, *backbone.image_size],
@@ -152,14 +183,14 @@ def _timm_config(backbone: ViT | BiT, readout: str) -> dict[str, Any]:
             "crop_mode": "center",
             "mean": list(config["mean"]),
             "std": list(config["std"]),
-            "num_classes": 0,
+            "num_classes": classes,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
     }
 
 
-def _unknown_to_timm(backbone: ViT | BiT, readout: str) -> str | None:
+def _unknown_to_timm(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> str | None:
     if isinstance(backbone, BiT):
         return "timm's ResNets have other constants in their norms"
     config = backbone.config
@@ -167,6 +198,10 @@ def _unknown_to_timm(backbone: ViT | BiT, readout: str) -> str | None:
         return "timm's hybrids have other constants in their norms"
     if config["position"] in ("learned_2d", "relative") or config["position_at"] != "stem":
         return f"timm has no position {config['position']} at {config['position_at']}"
+    if config["final_norm"] == ("fc_norm.bias" in head):
+        return "timm has one norm, before its pooling or after it"
+    if "pre_logits.bias" in head:
+        return "timm has no hidden layer in its head"
     return None if readout != "both" else "timm has no readout of class token and mean"
 
 

@@ -1,4 +1,4 @@
-"""Which parameters decay, and by how much; the optimizer itself is torch's."""
+"""Which parameters decay, and by how much, and how fast each layer learns; the optimizers themselves are torch's."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 Spares = Literal["tokens_and_vectors", "vectors", "nothing"]
+BEFORE_BLOCKS = tuple(f"backbone.{name}" for name in ("cls_token", "reg_token", "pos_embed", "patch_embed"))
 TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")  # names, or how names begin
 
 
@@ -23,21 +24,46 @@ def decays(name: str, parameter: nn.Parameter, spares: Spares) -> bool:
     return not {"nothing": False, "vectors": vector, "tokens_and_vectors": vector or token}[spares]
 
 
+def layer_of(name: str, depth: int) -> int:
+    """0 for what comes before the blocks, then the blocks from 1, and depth + 1 for all that follows them.
+
+    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm learns like the head. (timm lets that norm
+    learn like the last block.)
+    """
+    if name.startswith("backbone.blocks."):
+        return int(name.split(".")[2]) + 1
+    return 0 if name.startswith(BEFORE_BLOCKS) else depth + 1
+
+
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, spares: Spares = "tokens_and_vectors"
+    module: nn.Module, weight_decay: float, *, spares: Spares = "tokens_and_vectors", layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: with weight decay, and without."""
+    """Two groups of the trainable parameters: with weight decay, and without. With layer decay two of each layer, the
+    last layer first, each with the scale of its learning rate: layer_decay to the power of the layers behind it."""
     if spares not in get_args(Spares):
         raise ValueError(f"spares {spares!r} is none of {get_args(Spares)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trainable if decays(name, p, spares)]
-    spared = [p for name, p in trainable if not decays(name, p, spares)]
-    return [
-        {"params": decayed, "weight_decay": weight_decay, "decays": True},
-        {"params": spared, "weight_decay": 0.0, "decays": False},
-    ]
+    depth = len({name.split(".")[2] for name, _ in trainable if name.startswith("backbone.blocks.")})
+    if layer_decay != 1 and not depth:
+        raise ValueError(f"layer_decay {layer_decay} needs a ViT's blocks to train, and there are none")
+    layers = {name: layer_of(name, depth) if layer_decay != 1 else depth + 1 for name, _ in trainable}
+    groups = []
+    for layer in sorted(set(layers.values()), reverse=True):
+        scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]
+        decayed = [p for name, p in here if decays(name, p, spares)]
+        spared = [p for name, p in here if not decays(name, p, spares)]
+        groups += [
+            {"params": decayed, "weight_decay": weight_decay, "decays": True, "scale": scale},
+            {"params": spared, "weight_decay": 0.0, "decays": False, "scale": scale},
+        ]
+    return groups
 
 
 def adamw(groups: Iterable[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW whose learning rate and decay the loop sets each step. torch multiplies the decay by the learning rate."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def sgd(groups: Iterable[dict], momentum: float) -> torch.optim.SGD:
+    """SGD with momentum; its weight decay is part of the gradient."""
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)

@@ -30,10 +30,18 @@ class Classifier(nn.Module):
     """A backbone and a head: `b c H W -> b classes`. The head starts at zero, so the first loss is ln(classes).
 
     representation: the size of a hidden layer with tanh, which the ViT paper has in pretraining, not in fine-tuning.
+    fresh_norm: a norm of what was read, for a backbone without a final norm: so MAE fine-tunes the mean patch.
     """
 
     def __init__(
-        self, backbone: nn.Module, *, readout: Readout, classes: int, representation: int | None = None, seed: int = 0
+        self,
+        backbone: nn.Module,
+        *,
+        readout: Readout,
+        classes: int,
+        representation: int | None = None,
+        fresh_norm: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if readout not in backbone.readouts:
@@ -41,6 +49,7 @@ class Classifier(nn.Module):
         width = backbone.width * (2 if readout == "both" else 1)
         self.backbone, self.readout = backbone, readout
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            self.fc_norm = nn.LayerNorm(width, 1e-6) if fresh_norm else None
             self.pre_logits = None if representation is None else nn.Linear(width, representation)
             self.head = nn.Linear(representation or width, classes)
         nn.init.zeros_(self.head.weight)
@@ -52,4 +61,13 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, key: Tensor | None = None) -> Tensor:
         # Only a ViT takes a key, and only to train with drop path or dropout.
         features = read(self.backbone(images) if key is None else self.backbone(images, key), self.readout)
-        return self.head(features if self.pre_logits is None else self.pre_logits(features).tanh())
+        return logits(self, features)
+
+
+def logits(classifier: nn.Module, features: Tensor) -> Tensor:
+    """What was read of the backbone, `b d -> b classes`, through a classifier's fc_norm, pre_logits and head."""
+    if classifier.fc_norm is not None:
+        features = classifier.fc_norm(features)
+    if classifier.pre_logits is not None:
+        features = classifier.pre_logits(features).tanh()
+    return classifier.head(features)

@@ -21,8 +21,10 @@ from sslvit import distributed, optim, schedule
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
+from sslvit.data import loader
 from sslvit.data.bad import BadImages
 from sslvit.data.loader import Loaded, Row, load
+from sslvit.data.preflight import contact_sheet, preflight
 from sslvit.data.source import Source
 from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
 from sslvit.model_folder import save_backbone
@@ -67,12 +69,16 @@ def pretrain(
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
         accelerator.wait_for_everyone()
         objective.to(accelerator.device)
-        optimizer = optim.adamw(
-            optim.parameter_groups(objective, config.weight_decay, spares=config.spares), config.betas
+        groups = optim.parameter_groups(
+            objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
         )
+        sgd = config.optimizer == "sgd"
+        optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
         now = restore(objective, optimizer, config, accelerator)
         first = now.step
         model = config.out / "model"
+        if now.step == 0 and accelerator.is_main_process:
+            look(source, min(objective.backbone.image_size), config, accelerator)
         if now.step < steps:
             log = Log(config, accelerator, now.step, {"images": len(source), "source": source.name, "steps": steps})
             train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
@@ -80,9 +86,19 @@ def pretrain(
         # A run that was killed after its last checkpoint has finished, and lacks only its model.
         if accelerator.is_main_process and (now.step > first or not model.exists()):
             about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
-            save_backbone(objective.backbone, model, about | {"data": source.name})
+            about |= {"data": source.name, "classes": list(source.classes or ()) if objective.kept() else None}
+            save_backbone(objective.backbone, model, about, head=objective.kept())
         accelerator.wait_for_everyone()
         return evaluations(config.out / "metrics.jsonl")
+
+
+def look(source: Source, image_size: int, config: TrainConfig, accelerator: Accelerator) -> None:
+    """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
+    text = preflight(source, image_size=image_size, batch_size=config.batch_size).text()
+    accelerator.print(text)
+    (config.out / "data.txt").write_text(text + "\n")
+    ids, _ = loader.row(config.seed, len(source), 0, config.batch_size)
+    contact_sheet(source, ids.numpy(), config.out / "first_batch.png")
 
 
 def train(
@@ -208,7 +224,7 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainCo
     warmup = min(config.warmup_epochs / config.epochs, 1.0)
     end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     for group in optimizer.param_groups:
-        group["lr"] = schedule.warmup_cosine(progress, config.lr, warmup=warmup, end=config.final_lr)
+        group["lr"] = group["scale"] * schedule.warmup_cosine(progress, config.lr, warmup=warmup, end=config.final_lr)
         if group["decays"]:
             group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
 
@@ -251,7 +267,7 @@ def progress_bar(shown: bool, start: int, total: int) -> tqdm:
     return tqdm(
         total=total,
         initial=start,
-        desc="pretraining",
+        desc="training",
         unit=" images",
         unit_scale=True,
         mininterval=seconds,

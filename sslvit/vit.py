@@ -94,12 +94,14 @@ class ViT(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         hybrid: str | None = None,
+        final_norm: bool = True,
     ) -> None:
         """Sizes are one integer or (height, width); mlp_width is 4 width if not given.
 
         class_position: the class token and the registers have positions too, as in the ViT paper; in big_vision not.
         drop_path: the rate of the last block, to which it grows linearly from 0 at the first.
         mean, std: what images in [0, 1] are standardised with; ImageNet's for three channels, else .5, if not given.
+        final_norm: a norm after the last block. Fine-tuned classifiers of the mean patch norm the mean instead.
         hybrid: a ResNet (R50, R50-4stage, R26, R) whose features are embedded, not pixels; patch_size stays in pixels.
         """
         mlp_width = mlp_width or 4 * width
@@ -136,7 +138,7 @@ class ViT(nn.Module):
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
             self.patch_embed = PatchEmbed(self.patch_size, channels, width, hybrid, seed)
             self.blocks = nn.ModuleList(Block(**sizes, **options) for _ in range(depth))
-            self.norm = nn.LayerNorm(width, EPSILON)
+            self.norm = nn.LayerNorm(width, EPSILON) if final_norm else nn.Identity()
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
         tables = position_tables(position, position_at, self.grid, width, depth, self.prefix_positions)
@@ -173,7 +175,7 @@ class ViT(nn.Module):
         elif "pos_embed" in state:
             state["pos_embed"] = torch.cat(self._positions(other.grid), 1)
         other.load_state_dict(state)
-        return other.to(self.norm.weight).train(self.training)
+        return other.to(self.patch_embed.proj.weight).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the input of each block for the backward pass, which then computes the block again."""

@@ -25,5 +25,9 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
 
+    def kept(self) -> dict[str, Tensor]:
+        """What the exported model keeps besides the backbone, by timm's names: a classifier's head."""
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""

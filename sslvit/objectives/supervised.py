@@ -19,10 +19,11 @@ from sslvit import health, rng
 from sslvit.data.mixing import targets
 from sslvit.errors import DataError
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.readout import Classifier, Readout, read
+from sslvit.readout import Classifier, Readout, logits, read
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
+HEAD = ("fc_norm.", "pre_logits.", "head.")
 TRIES = 64  # a draw of Beta(a, a), a <= 1, fails half the time at most
 
 
@@ -34,6 +35,7 @@ class Supervised(Objective):
         classes: int,
         readout: Readout | None = None,
         representation: int | None = None,
+        fresh_norm: bool = False,
         smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -54,8 +56,10 @@ class Supervised(Objective):
         if class_weights is not None and class_weights.shape != (classes,):
             raise ValueError(f"class_weights of shape {tuple(class_weights.shape)} for {classes} classes")
         readout = readout or ("cls" if "cls" in backbone.readouts else "mean")
-        head = Classifier(backbone, readout=readout, classes=classes, representation=representation, seed=seed)
-        self.backbone, self.readout, self.pre_logits, self.head = backbone, readout, head.pre_logits, head.head
+        parts = {"classes": classes, "representation": representation, "fresh_norm": fresh_norm, "seed": seed}
+        classifier = Classifier(backbone, readout=readout, **parts)
+        self.backbone, self.readout = backbone, readout
+        self.fc_norm, self.pre_logits, self.head = classifier.fc_norm, classifier.pre_logits, classifier.head
         self.classes, self.smoothing, self.mixup, self.cutmix = classes, smoothing, mixup, cutmix
         self.register_buffer("class_weights", torch.ones(classes) if class_weights is None else class_weights)
 
@@ -65,12 +69,15 @@ class Supervised(Objective):
         if self.training and (self.mixup or self.cutmix):
             images, truth = mix_pairs(images, truth, rng.fold(batch.key, "mix"), self.mixup, self.cutmix)
         features = read(self.backbone(images, rng.fold(batch.key, "backbone")), self.readout)
-        logits = self.head(features if self.pre_logits is None else self.pre_logits(features).tanh())
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = -(self.class_weights * truth * logits.log_softmax(-1)).sum(-1).mean()
+        scores = logits(self, features)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        loss = -(self.class_weights * truth * scores.log_softmax(-1)).sum(-1).mean()
         with torch.no_grad():  # of mixed images, the larger part's label counts
-            accuracy = (logits.argmax(-1) == truth.argmax(-1)).to(logits.dtype).mean()
+            accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()
         return loss, {"accuracy": accuracy} | health.spread(features)
+
+    def kept(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.state_dict().items() if name.startswith(HEAD)}
 
     def checked(self, labels: Tensor | None) -> Tensor:
         if labels is None:
