@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit import checkpoint
@@ -44,6 +46,15 @@ def test_a_run_leaves_its_log_configuration_environment_checkpoints_and_model(re
     assert json.loads((reference / "environment.json").read_text())["packages"]["torch"] in torch.__version__
     assert [p.name for p in sorted((reference / "checkpoints").iterdir())] == ["step-00000015", "step-00000016"]
     assert (reference / "model" / "model.safetensors").exists()
+
+
+def test_a_run_says_what_it_trains_on_and_shows_its_first_batch(reference):
+    assert "32 x 32" in (reference / "data.txt").read_text()
+    with Image.open(reference / "first_batch.png") as sheet:
+        pixels = np.asarray(sheet)
+    first = Row(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)[0].samples
+    assert pixels.shape == (34, 8 * 34, 3)
+    assert (pixels[1:33, 35:67] == first.pixels[1].permute(1, 2, 0).numpy()).all()
 
 
 def test_the_loss_falls(reference):

@@ -79,8 +79,9 @@ def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
     look = _Look(source)
     class_sizes = {}
     if source.labels is not None:
-        counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
-        class_sizes = {name: count for name, count in zip(source.classes, counts, strict=True) if count}
+        counts = np.bincount(source.labels).tolist()
+        names = (source.classes or [str(number) for number in range(len(counts))])[: len(counts)]
+        class_sizes = {name: count for name, count in zip(names, counts, strict=True) if count}
     decoded = len(source) * source.channels * source.canvas[0] * source.canvas[1]
     existing = next(folder for folder in (cache_root(), *cache_root().absolute().parents) if folder.exists())
     return Report(
