@@ -1,0 +1,147 @@
+"""From files to views, in images a second: ours against torchvision's ImageFolder, in one run, in turns.
+
+    python recipes/benchmark.py loader photos               JPEGs of 500 x 375 to MoCo v3's pair at 224 px
+    python recipes/benchmark.py loader arrays --data idx:/dir --image_size 28     the loader alone; with the light view
+
+photos: the other side is a DataLoader of ImageFolder with the official pipeline (PIL images, Pillow's blur), one worker
+a core. Ours decodes in workers, and cuts the views of a whole batch at once in the main process. Nobody standardises.
+Not yet measured on an idle machine.
+"""
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+import tyro
+from PIL import Image, ImageFilter
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from sslvit.data.loader import Row, load
+from sslvit.data.source import Source, open_source
+from sslvit.data.views import Light, MoCoV3
+
+BATCH = 64
+
+
+def photographs(folder: Path, count: int) -> None:
+    """Pictures with structure at every scale, which JPEG makes about as large as photographs: 500 x 375, 100 kB."""
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        layers = [
+            np.asarray(Image.fromarray(draw.integers(0, 256, (side * 3 // 4, side, 3), np.uint8)).resize((500, 375), 3))
+            for side in (4, 16, 64, 256)
+        ]
+        picture = sum(
+            weight * layer.astype(np.float32) for weight, layer in zip((0.4, 0.3, 0.2, 0.1), layers, strict=True)
+        )
+        target = folder / f"{number % 10}" / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.astype(np.uint8)).save(target, quality=95)
+
+
+def batches(source: Source, batch: int, steps: int, workers: int, first: int = 0) -> Iterator:
+    row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
+    return load(row, first_step=first, steps=first + steps, workers=workers, timeout=60.0 * bool(workers), pin=False)
+
+
+class Blur(torch.nn.Module):
+    def forward(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
+def official(blur: float, solarise: float) -> v2.Compose:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(224, (0.08, 1.0)),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([Blur()], blur),
+            v2.RandomSolarize(128, solarise),
+            v2.RandomHorizontalFlip(),
+            v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+        ]
+    )
+
+
+def photos(images: int, rounds: int, workers: int) -> None:
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    with tempfile.TemporaryDirectory() as folder:
+        photographs(Path(folder), images)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.jpg")) / images
+        print(f"{images} JPEGs of 500 x 375, {size / 1000:.0f} kB each; {workers} workers")
+        source, view = open_source(f"folder:{folder}", image_size=224), MoCoV3(224)
+        first, second = official(1.0, 0.0), official(0.1, 0.2)
+        plain = ImageFolder(folder, lambda image: (first(image), second(image)))
+
+        def ours() -> Iterator:
+            for samples, view_key, _ in batches(source, BATCH, images // BATCH, workers):
+                yield view(samples.pixels, view_key, samples.extents)
+
+        def theirs() -> Iterator:
+            loader = torch.utils.data.DataLoader(plain, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+            for pair, _ in loader:
+                yield pair
+
+        ratios = []
+        for turn in range(rounds):
+            speeds = []
+            for run in (ours, theirs):
+                start, done = time.perf_counter(), 0
+                for pair in run():
+                    done += len(pair[0])
+                speeds.append(done / (time.perf_counter() - start))
+            ratios.append(speeds[0] / speeds[1])
+            print(
+                f"round {turn}: sslvit {speeds[0]:.1f}, ImageFolder {speeds[1]:.1f} images/s, {ratios[-1]:.2f}x",
+                flush=True,
+            )
+    print(f"median {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}), both with starting their workers")
+
+
+def arrays(data: str, image_size: int, workers: int, epochs: int) -> None:
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    source, view = open_source(data, image_size=image_size), Light(image_size, scale=(0.5, 1.0))
+    steps = len(source) // 256
+    print(f"{len(source):,} images, batch 256, {workers} workers, {torch.get_num_threads()} threads")
+    for name, step in {
+        "loader": lambda loaded: None,
+        "and light view": lambda loaded: view(loaded.samples.pixels, loaded.view_key),
+    }.items():
+        for epoch in range(epochs):
+            start = time.perf_counter()
+            for loaded in batches(source, 256, steps, workers, epoch * steps):
+                step(loaded)
+            speed = steps * 256 / (time.perf_counter() - start)
+            memory = psutil.Process().memory_info().rss / 1e6
+            print(f"{name:16} epoch {epoch}: {speed:>9,.0f} images/s, {memory:,.0f} MB", flush=True)
+
+
+def main(
+    what: tyro.conf.Positional[Literal["photos", "arrays"]] = "photos",
+    /,
+    *,
+    images: int = 512,
+    rounds: int = 5,
+    workers: int = 2,
+    data: str = "shapes:n=60000",
+    image_size: int = 28,
+    epochs: int = 5,
+) -> None:
+    """Images a second, from files or arrays to views."""
+    if what == "photos":
+        photos(images, rounds, workers)
+    else:
+        arrays(data, image_size, 0, epochs)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
