@@ -21,7 +21,7 @@ LAYERS = {
     "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
     "evaluate": 8,
     "config": 6, "resume": 7, "records": 8, "train": 9,
-    "weights": 7, "analysis": 8, "report": 10,
+    "weights": 7, "analysis": 8, "finetune": 10, "report": 11,
 }  # fmt: skip
 
 

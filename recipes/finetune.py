@@ -1,0 +1,73 @@
+"""All weights of a pretrained model, trained on labels; then its accuracy on the test set.
+
+    accelerate launch recipes/finetune.py --model runs/mpp/model --data shapes --steps 500
+    accelerate launch recipes/finetune.py --protocol modern --model runs/mae/model --data folder:/imagenet
+
+The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
+same from a random start. The test set is looked at once, after everything is chosen and trained. The model that is
+left, with its head, is a classifier to sslvit.model_folder.load_classifier and to timm. Not yet run in full.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from sslvit.data.source import open_source
+from sslvit.distributed import start
+from sslvit.errors import DataError, at_the_door
+from sslvit.evaluate.metrics import metrics
+from sslvit.evaluate.predictions import save_predictions
+from sslvit.finetune import PROTOCOLS, FinetuneConfig, finetune, predict
+from sslvit.model_folder import described, load_backbone
+
+
+@dataclass(frozen=True)
+class Config(FinetuneConfig):
+    """Fine-tune a pretrained model."""
+
+    model: Path = Path("runs/mpp/model")
+    """The model folder of a run, or the run's."""
+    data: str = "shapes"
+    """Labelled images with a train and a test split."""
+    image_size: int = 0
+    """0 takes the model's own; larger than it, positions are interpolated."""
+    scratch: bool = False
+    """Start the same architecture at random instead."""
+
+
+@dataclass(frozen=True)
+class Named:
+    protocol: str = "vit"
+
+
+def main() -> None:
+    named, _ = tyro.cli(Named, return_unknown_args=True, add_help=False)
+    config = tyro.cli(Config, default=Config(**asdict(PROTOCOLS.get(named.protocol, PROTOCOLS["vit"]))))
+    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    backbone, declared = load_backbone(config.model), described(config.model)["readout"]
+    size, readout = config.image_size or backbone.image_size, config.readout
+    readout = declared if readout == "declared" else readout
+    if config.scratch:
+        backbone = type(backbone)(**(backbone.config | {"seed": config.seed}))
+    train = open_source(config.data, image_size=size, channels=backbone.channels)
+    test = open_source(config.data, split="test", image_size=size, channels=backbone.channels, classes=train.classes)
+    classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
+    if highest > train.labels.max():
+        raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")
+    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    rate = max(tried, key=tried.get) if tried else config.lr
+    about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
+    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate})
+    if accelerator.is_main_process:
+        save_predictions(config.out / "predictions.parquet", found)
+    numbers = metrics(found.probabilities, found.labels)
+    five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
+    accelerator.print(
+        f"test, {len(found.labels):,} images, lr {rate:g}, readout {readout}: top-1 {100 * numbers.top1:.2f} %, {five}"
+        f"mean of the classes {100 * numbers.mean_per_class:.2f} %\nThe model is in {config.out / 'model'}"
+    )
+
+
+if __name__ == "__main__":
+    at_the_door(main)

@@ -1,0 +1,40 @@
+"""A part of a source as a source of its own: what is trained on when some images are held out, or labels are few."""
+
+import numpy as np
+from xxhash import xxh3_128
+
+from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
+from sslvit.errors import DataError
+
+
+class Subset(Source):
+    """The images of these rows, renumbered from 0. An image that cannot be read is replaced from within the part, so
+    that nothing held out ever stands in."""
+
+    def __init__(self, inner: Source, rows: np.ndarray):
+        self.inner, self.rows = inner, check_ids(rows, len(inner))
+        if len(self.rows) == 0:
+            raise DataError(f"a part of {inner.name} without images")
+        self.name = f"{inner.name}, {len(rows):,} of {len(inner):,} images"
+        self.channels, self.canvas, self.unlabelled = inner.channels, inner.canvas, inner.unlabelled
+        self.labels, self.classes = None if inner.labels is None else inner.labels[self.rows], inner.classes
+        self.fingerprint = f"{inner.fingerprint}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        samples = self.inner.read(self.rows[ids])
+        shown, bad = self.rows[ids], []
+        reasons = {line.id: line for line in samples.bad}
+        for position in [i for i, row in enumerate(shown.tolist()) if row in reasons]:
+            id, line = int(ids[position]), reasons[int(shown[position])]
+            other = next((s for s in substitutes(id, len(self)) if not self.inner.read(self.rows[[s]]).bad), None)
+            if other is None:
+                raise DataError(f"{self.name}: none of them can be used, the first because: {line.reason}")
+            bad.append(Bad(id, line.path, line.reason, other))
+            shown[position] = self.rows[other]
+        if bad:
+            samples = self.inner.read(shown)
+        return samples._replace(ids=samples.ids.new_tensor(ids), bad=tuple(bad))

@@ -1,0 +1,206 @@
+"""Fine-tuning: all weights of a pretrained model trained on labels, by the one loop, and read on a test set once.
+
+Protocols by name, with the numbers of the papers:
+
+vit (https://arxiv.org/abs/2010.11929, table 4): momentum SGD without weight decay, batch 512, clipped to 1, a cosine
+after 500 steps of warm-up (a tenth of a short run: ours). The rate is chosen as in its appendix B.1.1: trained once
+with each on all but a held-out part of the training labels, and then with the best one on all of them. 10k steps are
+CIFAR's; ImageNet had 20k and rates up to .06, Pets and Flowers 500.
+modern (https://arxiv.org/abs/2111.06377, its released B): AdamW, layer decay, drop path, mixup, cutmix, RandAugment,
+erasing, smoothing. The mean patch has a fresh norm in the place of the pretrained one. Its head starts at N(0, 2e-5),
+ours at 0; mixup and cutmix draw once a pair, not once a batch.
+
+Nothing here that trains or chooses is given a test set.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import Source
+from sslvit.data.subset import Subset
+from sslvit.data.supervised import Supervised as Views
+from sslvit.data.views import Plain
+from sslvit.errors import Diverged
+from sslvit.evaluate.features import extract
+from sslvit.evaluate.metrics import top
+from sslvit.evaluate.predictions import Predictions
+from sslvit.evaluate.split import choose_fraction, hold_out
+from sslvit.model_folder import load_strictly
+from sslvit.objectives.supervised import Supervised
+from sslvit.positions import FIXED
+from sslvit.readout import logits
+from sslvit.resnet import BiT
+from sslvit.run_folder import prepare_folder
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainConfig):
+    out: Path = Path("runs/finetune")
+    protocol: Literal["vit", "modern"] = "vit"
+    """What the other options are by default."""
+    readout: Literal["declared", "cls", "mean"] = "declared"
+    """What the head reads; by default what the model's objective declares."""
+    fraction: float = 1.0
+    """The share of each class's training images that is used."""
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    """Learning rates to choose from on held-out labels; if there are none, --lr it is."""
+    steps: int = 10_000
+    """How long, instead of epochs; 0 counts epochs."""
+    smallest_crop: float = 0.05
+    """The smallest crop, as a share of the image."""
+    randaugment: bool = False
+    erase: float = 0.0
+    drop_path: float = 0.0
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    batch_size: int = 512
+    optimizer: Literal["adamw", "sgd"] = "sgd"
+    clip: float = 1.0
+
+    def views(self, size: Size) -> Views:
+        views = Views.deit(size) if self.randaugment else Views(size)
+        return replace(views, scale=(self.smallest_crop, 1.0), erase=self.erase)
+
+
+_AUGMENTED = {"smallest_crop": 0.08, "randaugment": True, "erase": 0.25, "drop_path": 0.1}
+_AUGMENTED |= {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
+_ADAMW = {"optimizer": "adamw", "lr": 2e-3, "final_lr": 1e-6, "weight_decay": 0.05, "layer_decay": 0.65, "clip": 0.0}
+_LENGTH = {"rates": (), "steps": 0, "epochs": 100, "warmup_epochs": 5, "batch_size": 1024}
+PROTOCOLS = {"vit": FinetuneConfig(), "modern": FinetuneConfig(protocol="modern", **_AUGMENTED, **_ADAMW, **_LENGTH)}
+
+
+def finetune(
+    backbone: ViT | BiT,
+    train: Source,
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    *,
+    readout: Literal["cls", "mean"],
+    image_size: Size,
+) -> tuple[Supervised, dict[float, float]]:
+    """The trained classifier, and the held-out accuracy of each rate that was tried; the best was taken.
+
+    The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
+    choice goes on too, bit for bit.
+    """
+    labels = torch.from_numpy(train.required_labels())
+    classes = len(train.classes or ()) or int(labels.max()) + 1
+    part = choose_fraction(labels, config.fraction, config.seed)
+    if accelerator.is_main_process:  # before hours of choosing; then all that is in the folder is of this run
+        with prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite):
+            pass
+    accelerator.wait_for_everyone()
+
+    def run(rows: Tensor, out: Path, lr: float) -> Supervised:
+        chosen = replace(lengthened(config, len(rows)), out=out, lr=lr, resume=True, overwrite=False)
+        objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
+        pretrain(objective, Subset(train, rows.numpy()), config.views(image_size), chosen, accelerator)
+        accelerator.free_memory()
+        return objective
+
+    rate, tried = config.lr, {}
+    if config.rates:
+        kept, held = (part[rows] for rows in hold_out(labels[part], share_held_out(len(part)), config.seed))
+
+        def held_out_accuracy(lr: float) -> float:
+            objective = run(kept, config.out / "choice" / f"lr-{lr:g}", lr)
+            found = predict(objective, train, image_size, accelerator, ids=held.numpy())
+            accuracy = top(found.probabilities, found.labels)
+            accelerator.print(f"lr {lr:g}: {100 * accuracy:.2f} % of {len(held):,} held-out training images")
+            return accuracy
+
+        rate, tried = choose_rate(config.rates, held_out_accuracy)
+    return run(part, config.out, rate), tried
+
+
+def classifier(
+    backbone: ViT | BiT, classes: int, config: FinetuneConfig, *, readout: Literal["cls", "mean"], image_size: Size
+) -> Supervised:
+    changes = {"drop_path": config.drop_path} if config.drop_path else {}
+    if config.protocol == "modern" and readout == "mean":
+        changes["final_norm"] = False
+    start = prepare(backbone, image_size, **changes)
+    head = {"classes": classes, "readout": readout, "fresh_norm": not start.config.get("final_norm", True)}
+    mixing = {name: getattr(config, name) for name in ("smoothing", "mixup", "cutmix")}
+    return Supervised(start, **head, **mixing, seed=config.seed)
+
+
+def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
+    """A copy to fine-tune at this size, its positions resized and trained, also those that were fixed in pretraining.
+
+    changes: arguments of ViT, such as drop_path; without final_norm, the norm that was pretrained is left behind.
+    """
+    if isinstance(backbone, BiT):
+        if changes:
+            raise ValueError(f"a BiT ResNet has no {', '.join(changes)}: fine-tune it with --protocol vit")
+        copy = BiT(**backbone.config)
+        copy.load_state_dict(backbone.state_dict())
+        return copy
+    config = backbone.config | {"drop_path": 0.0, "dropout": 0.0} | changes
+    if config["position"] in FIXED:
+        config["position"] = "learned_1d"  # the same table by the same name, but a parameter
+    copy = ViT(**config)
+    state = {n: t for n, t in backbone.state_dict().items() if config["final_norm"] or not n.startswith("norm.")}
+    load_strictly(copy, state, "the pretrained model")
+    return copy.resized(image_size).train()
+
+
+def lengthened(config: FinetuneConfig, images: int) -> FinetuneConfig:
+    """With as many epochs as its steps are for so many images."""
+    if not config.steps:
+        return config
+    epochs = config.steps * config.batch_size / images
+    while math.ceil(epochs * images / config.batch_size) > config.steps:  # the loop rounds up
+        epochs = math.nextafter(epochs, 0)
+    return replace(config, epochs=epochs, warmup_epochs=epochs * min(500 / config.steps, 0.1))
+
+
+def share_held_out(images: int) -> float:
+    """The part of the training set that a rate is chosen by: the ViT paper's 10 % of Pets and Flowers, 2 % of CIFAR,
+    1 % of ImageNet."""
+    return 0.1 if images < 10_000 else 0.02 if images < 1_000_000 else 0.01
+
+
+def choose_rate(rates: tuple[float, ...], accuracy: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The rate with the best held-out accuracy, of equals the first, and all accuracies. One that diverges is none."""
+    found = {}
+    for rate in rates:
+        try:
+            found[rate] = accuracy(rate)
+        except Diverged:
+            found[rate] = -1.0
+    if max(found.values()) < 0:
+        raise Diverged(f"training left the numbers with each of the rates {rates}: try smaller ones")
+    return max(found, key=found.get), found
+
+
+@torch.no_grad()
+def predict(
+    objective: Supervised,
+    source: Source,
+    image_size: Size,
+    accelerator: Accelerator,
+    *,
+    ids: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
+) -> Predictions:
+    """Probabilities of the classes of these images, all by default, not augmented, in float32."""
+    objective.to(accelerator.device)
+    readout = objective.readout
+    found = extract(objective.backbone, source, Plain(image_size), accelerator, ids=ids, readouts=(readout,))
+    scores = [logits(objective, part.to(accelerator.device)).cpu() for part in found.by_readout[readout].split(4096)]
+    return Predictions(found.ids, found.labels, torch.cat(scores).float().softmax(-1), about or {})
