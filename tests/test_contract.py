@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from sslvit import rng
+from sslvit.masking import random_order
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
@@ -48,6 +49,19 @@ OBJECTIVES = {
     "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
 }
+EXAMPLE = (Path(__file__).parent.parent / "README.md").read_text().split("<!-- worked example -->\n```python\n")[1]
+EXAMPLE = EXAMPLE.split("```")[0]
+
+
+def worked_example(seed: int) -> Objective:
+    """The objective that the README adds, from its text."""
+    space = {}
+    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    torch.manual_seed(seed)
+    return space["SimMIM"](vit(seed))
+
+
+OBJECTIVES["the README's example"] = Case(worked_example)
 # What forward may change of what is saved: running statistics of batch norm, as in the official codes.
 MOVES_IN_FORWARD = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -85,6 +99,20 @@ def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[
         objective.after_step((step + 1) / len(batches))
         losses.append(loss.item())
     return losses
+
+
+def test_the_readmes_example_is_as_short_as_it_says_and_is_simmim():
+    """Against the paper's sentence: the mean absolute error of the hidden patches' pixels, predicted linearly."""
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 25
+    objective, batch = worked_example(0), batch_of(OBJECTIVES["the README's example"])
+    with torch.no_grad():
+        objective.head.weight.zero_()
+        objective.head.bias.fill_(0.25)
+        loss, _ = objective(batch, 0.0)
+    hidden = random_order(rng.fold(batch.key, "hidden"), 16)[:, :10]  # 60 % of 16 patches
+    tiles = batch.views[0].unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    chosen = torch.stack([tiles[i, hidden[i]] for i in range(len(tiles))])
+    torch.testing.assert_close(loss, (chosen - 0.25).abs().mean())
 
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(case):
