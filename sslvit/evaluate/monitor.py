@@ -14,6 +14,11 @@ from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 
 
+def draw_ids(source: Source, limit: int) -> np.ndarray:
+    """At most so many images of a source (0: all), by a seeded draw that is the same for every run and every probe."""
+    return np.asarray(rng.permutation(rng.key(0, "monitor"), len(source))[: limit or None].sort().values)
+
+
 class Monitor:
     """Callable by the loop. Images beyond the limits are left out by a seeded draw that is the same for every run."""
 
@@ -40,8 +45,7 @@ class Monitor:
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
         parts = []
         for source, limit in zip(self.sources, self.limits, strict=True):
-            ids = np.asarray(rng.permutation(rng.key(0, "monitor"), len(source))[:limit].sort().values)
-            parts.append(extract(backbone, source, self.view, self.accelerator, ids=ids))
+            parts.append(extract(backbone, source, self.view, self.accelerator, ids=draw_ids(source, limit)))
         train, test = parts
         numbers = {}
         for readout in backbone.readouts:
