@@ -16,12 +16,11 @@ from typing import Literal
 
 import tyro
 
-from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.dino import DINO
 from sslvit.optim import Spares
 from sslvit.train import pretrain
@@ -35,13 +34,11 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig, Preset):
+class Config(TrainConfig, DataConfig, Preset):
     """Pretrain a Vision Transformer by DINO, and show what it learned."""
 
     out: Path = Path("runs/dino")
     data: str = tyro.MISSING
-    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
-    image_size: int = 224
     model: str = "S/16"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     crops: tuple[int, int] = (8, 96)
@@ -81,8 +78,8 @@ def main() -> None:
     config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, (small, middle, large) = config.image_size, config.areas
-    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
-    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, seed=config.seed)
+    source = config.open()
+    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, seed=config.seed)
     names = ("norm_last_layer", "teacher_temperature", "momentum", "drop_path", "seed")
     options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}
@@ -90,7 +87,8 @@ def main() -> None:
     objective = DINO(backbone, **options, freeze_last_layer=min(config.held_epochs / config.epochs, 1.0))
     sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
     views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
-    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    monitor = monitor_of(config, source, accelerator)
+    evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
 
 

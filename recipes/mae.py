@@ -15,12 +15,11 @@ from typing import Literal
 
 import tyro
 
-from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.mae import MAE
 from sslvit.optim import Spares
 from sslvit.train import pretrain
@@ -34,13 +33,11 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig, Preset):
+class Config(TrainConfig, DataConfig, Preset):
     """Pretrain a Vision Transformer as a masked autoencoder, and show what it learned."""
 
     out: Path = Path("runs/mae")
     data: str = tyro.MISSING
-    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
-    image_size: int = 224
     model: str = "B/16"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     drop: float = 0.75
@@ -70,12 +67,13 @@ def main() -> None:
     config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size = config.image_size
-    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    source = config.open()
     start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}
-    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, **start_of)
+    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
     objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
-    evaluations = pretrain(objective, train, Light(size), config, accelerator, Monitor(train, test, size, accelerator))
+    monitor = monitor_of(config, source, accelerator)
+    evaluations = pretrain(objective, source, Light(size), config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
 
 

@@ -15,12 +15,11 @@ from typing import Literal
 
 import tyro
 
-from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.optim import Spares
 from sslvit.train import pretrain
@@ -34,13 +33,11 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig, Preset):
+class Config(TrainConfig, DataConfig, Preset):
     """Pretrain a Vision Transformer by MoCo v3, and show what it learned."""
 
     out: Path = Path("runs/moco_v3")
     data: str = tyro.MISSING
-    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
-    image_size: int = 224
     model: str = "S-moco_v3/16"
     """Width by name, and patch size: XS, mu, Ti, S-moco_v3 (12 heads), S, M, B, L, H, ..."""
     position: Literal["sincos_moco_v3", "learned_1d", "none"] = "sincos_moco_v3"
@@ -70,14 +67,15 @@ def main() -> None:
     config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size = config.image_size
-    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
+    source = config.open()
     start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
-    backbone = ViT.variant(config.model, image_size=size, channels=train.channels, **start_of)
+    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.
     views = Views(size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224))
-    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    monitor = monitor_of(config, source, accelerator)
+    evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
 
 

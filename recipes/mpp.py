@@ -14,24 +14,21 @@ from typing import Literal
 
 import tyro
 
-from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.mpp import MPP
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(TrainConfig, DataConfig):
     """Pretrain a Vision Transformer by masked patch prediction, and show what it learned."""
 
     out: Path = Path("runs/mpp")
-    data: str = "shapes"
-    """Images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
     image_size: int = 32
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
@@ -52,11 +49,10 @@ def main() -> None:
     config = tyro.cli(Config)
     config.check()
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
-    source = open_source(config.data, split="train", image_size=config.image_size)
+    source = config.open()
     backbone = ViT.variant(config.model, image_size=config.image_size, channels=source.channels, seed=config.seed)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
-    test = open_source(config.data, split="test", image_size=config.image_size)
-    monitor = Monitor(source, test, config.image_size, accelerator)
+    monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(
         objective, source, Light(config.image_size, scale=(config.min_scale, 1.0)), config, accelerator, monitor
     )

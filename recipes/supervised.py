@@ -19,12 +19,11 @@ from typing import Literal
 import torch
 import tyro
 
-from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.supervised import Supervised as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.supervised import Supervised, balanced
 from sslvit.resnet import BiT
 from sslvit.train import pretrain
@@ -38,13 +37,11 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig, Preset):
+class Config(TrainConfig, DataConfig, Preset):
     """Train a Vision Transformer or a BiT ResNet on labels, and show what it learned."""
 
     out: Path = Path("runs/supervised")
     data: str = tyro.MISSING
-    """Labelled images: shapes (built in), folder:/dir, idx:/dir, parquet:/files, hf:name, disk:/dir, npz:/file."""
-    image_size: int = 224
     model: str = "S/16"
     """A ViT by width and patch size, a hybrid (R50+B/16), or a BiT ResNet (R50x1; R20x0.5 for small images)."""
     class_token: bool = False
@@ -80,21 +77,22 @@ def main() -> None:
     config = tyro.cli(Config, default=PRESETS[chosen.preset])
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, seed = config.image_size, config.seed
-    train, test = (open_source(config.data, split=split, image_size=size) for split in ("train", "test"))
-    start_of = {"image_size": size, "channels": train.channels, "seed": seed, "mean": (0.5,) * train.channels}
+    source = config.open()
+    start_of = {"image_size": size, "channels": source.channels, "seed": seed, "mean": (0.5,) * source.channels}
     start_of |= {"std": start_of["mean"]}
     if "/" in config.model:
         start_of |= {name: getattr(config, name) for name in ("class_token", "position", "dropout")}
         start_of |= {"gelu": "tanh", "init": "jax"}
     backbone = (ViT if "/" in config.model else BiT).variant(config.model, **start_of)
-    labels = torch.from_numpy(train.required_labels())
-    classes = len(train.classes or ()) or int(labels.max()) + 1
+    labels = torch.from_numpy(source.required_labels())
+    classes = len(source.classes or ()) or int(labels.max()) + 1
     head = {"representation": backbone.width if config.tanh else None, "smoothing": config.smoothing, "seed": seed}
     head |= {"class_weights": balanced(labels, classes) if config.balance else None}
     objective = Supervised(backbone, classes=classes, mixup=config.mixup, cutmix=config.cutmix, **head)
     views = Views.plain_vit(size, config.magnitude) if config.magnitude else Views(size)
     views = replace(views, scale=(config.smallest_crop, 1.0))
-    evaluations = pretrain(objective, train, views, config, accelerator, Monitor(train, test, size, accelerator))
+    monitor = monitor_of(config, source, accelerator, hold_out=False)
+    evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
 
 

@@ -1,9 +1,33 @@
-"""What a user chooses about training, and which of it may change when a run goes on."""
+"""What a user chooses about images and training, and which of it may change when a run goes on."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from sslvit.data.source import Source, open_source
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, for every recipe that trains."""
+
+    data: str = "shapes"
+    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
+    webdataset:/files."""
+    eval_data: str = ""
+    """Labelled images to evaluate on while training, in the same words; by default those of --data."""
+    image_size: int = 224
+    channels: Literal[1, 3] | None = None
+    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    image_column: str | None = None
+    """Of a table: the column of images, where there are several."""
+    label_column: str | None = None
+    """Of a table: the column of labels, where it is not plain which."""
+
+    def open(self) -> Source:
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return open_source(self.data, image_size=self.image_size, channels=self.channels, **columns)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_run import source
 
+from sslvit.config import DataConfig
 from sslvit.data.labels import Labels
 from sslvit.data.source import ArraySource
 from sslvit.data.views import Plain
 from sslvit.distributed import start
+from sslvit.errors import DataError
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
-from sslvit.evaluate.monitor import Monitor, table
+from sslvit.evaluate.monitor import Monitor, monitor_of, table
 from sslvit.vit import ViT
 
 
@@ -63,3 +66,39 @@ def test_extraction_leaves_the_mode_and_the_weights_alone():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(features.ids, torch.arange(7))
     assert torch.equal(features.labels, torch.arange(7))
+
+
+def pictures(folder, count: int) -> str:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(np.full((8, 8, 3), 9 * number, np.uint8)).save(folder / f"{number}.png")
+    return str(folder)
+
+
+def test_images_without_labels_are_trained_on_and_another_set_can_be_asked_about(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    flat, accelerator = pictures(tmp_path / "flat", 6), start(threads=1)
+    config = DataConfig(data=flat, image_size=8)
+    assert monitor_of(config, config.open(), accelerator) is None
+    assert f"folder:{flat} has no labels" in capsys.readouterr().out
+    config = DataConfig(data=flat, image_size=8, eval_data="shapes:n=40")
+    asked = monitor_of(config, config.open(), accelerator)
+    assert [len(source) for source in asked.sources] == [40, 4000]
+    config = DataConfig(data="shapes", image_size=8, eval_data=flat)
+    with pytest.raises(DataError, match="has no labels to evaluate with"):
+        monitor_of(config, config.open(), accelerator)
+
+
+def test_without_a_test_split_a_tenth_is_held_out_unless_its_labels_were_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    for kind in ("a", "b"):
+        pictures(tmp_path / "set" / kind, 20)
+    accelerator, config = start(threads=1), DataConfig(data=str(tmp_path / "set"), image_size=8)
+    source = config.open()
+    kept, held = monitor_of(config, source, accelerator).sources
+    assert (len(kept), len(held)) == (36, 4)
+    assert not set(kept.rows) & set(held.rows)
+    assert sorted(held.labels) == [0, 0, 1, 1]
+    assert "Evaluated on 4 images held out of 40" in capsys.readouterr().out
+    assert monitor_of(config, source, accelerator, hold_out=False) is None
+    assert "has no test split" in capsys.readouterr().out

@@ -3,12 +3,17 @@
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from sslvit import rng
-from sslvit.data.source import Source
+from sslvit.config import DataConfig
+from sslvit.data.source import Source, open_source
+from sslvit.data.subset import Subset
 from sslvit.data.views import Plain
+from sslvit.errors import DataError, NoInput
+from sslvit.evaluate import split
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
@@ -57,10 +62,43 @@ class Monitor:
         return numbers
 
 
+def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, hold_out: bool = True) -> Monitor | None:
+    """The monitor of a run on these images, or None with a sentence that says why.
+
+    Where there is no test split a tenth of the labelled images is asked about. hold_out: whether that is fair, as it is
+    while labels are not trained on.
+    """
+    say = accelerator.print
+    if config.eval_data:
+        train = open_source(config.eval_data, image_size=config.image_size, channels=train.channels)
+    if train.labels is None:
+        if config.eval_data:
+            raise DataError(f"--eval_data {config.eval_data} has no labels to evaluate with: {train.unlabelled}")
+        say(f"Nothing is evaluated: {train.name} has no labels ({train.unlabelled}). --eval_data may name some that do")
+        return None
+    like = {"image_size": config.image_size, "channels": train.channels, "classes": train.classes}
+    if not config.eval_data:
+        like |= {"image_column": config.image_column, "label_column": config.label_column}
+    try:
+        test = open_source(config.eval_data or config.data, split="test", **like)
+    except NoInput as error:
+        if not hold_out:
+            say(f"Nothing is evaluated: {error}")
+            return None
+        try:
+            kept, held = split.hold_out(torch.tensor(train.labels))
+        except ValueError as why:
+            say(f"Nothing is evaluated: {error}; and {why}")
+            return None
+        say(f"Evaluated on {len(held):,} images held out of {len(train):,} labelled ones: {error}")
+        train, test = Subset(train, kept.numpy()), Subset(train, held.numpy())
+    return Monitor(train, test, config.image_size, accelerator)
+
+
 def table(evaluations: list[dict[str, Any]], readout: str) -> str:
     """Random start against pretrained, for each readout; the objective's own is marked."""
     if not evaluations:
-        return "No labels, so nothing was evaluated."
+        return "Nothing was evaluated."
     first, last = evaluations[0], evaluations[-1]
     lines = [f"accuracy, %                  random start   after {last['step']:,} steps"]
     for name in (name for name in last if name.startswith("eval/")):
