@@ -70,20 +70,17 @@ def main() -> None:
     order = rng.permutation(rng.key(0, "probe"), len(sources[0])).numpy()
     chosen = [(sources[0], order[: config.limit or None]), (sources[1], None)]
     pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
-    backbones, plain = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}, False
-    if config.protocol == "logistic":
-        readouts, plain = pretrained.readouts, True
-    elif config.protocol == "attentive":
-        readouts = ("patches",)
-    else:
-        readouts = tuple(dict.fromkeys((*PROTOCOLS[config.protocol].readouts, declared)))
+    backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
+    plain, view = config.protocol == "logistic", Plain(config.image_size)
+    readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
+    readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
+    readouts = readouts[config.protocol]
     few = [f"{config.shots}-shot", "20-nn"] if plain else []
     title = "linear" if plain else config.protocol
     accelerator.print(f"{'accuracy, %':<24}" + "".join(f"{column:>10}" for column in (title, *few)))
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
-        given = {"readouts": readouts}
-        train, test = (extract(backbone, s, Plain(config.image_size), accelerator, ids=i, **given) for s, i in chosen)
+        train, test = (extract(backbone, s, view, accelerator, ids=i, readouts=readouts) for s, i in chosen)
         for readout in readouts:
             four = train.by_readout[readout], train.labels, test.by_readout[readout], test.labels
             if plain:

@@ -1,0 +1,238 @@
+"""Fine-tuning: its steps are torch's, its scales timm's, it starts where pretraining ended, survives kills bit for bit,
+and chooses without a look at the test set."""
+
+import json
+import os
+import runpy
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from crashes import forked
+from timm.optim import param_groups_layer_decay
+from tiny_run import fingerprint, source
+
+from sslvit import rng
+from sslvit.data.loader import Row
+from sslvit.data.subset import Subset
+from sslvit.distributed import start
+from sslvit.errors import DataError, Diverged
+from sslvit.evaluate.predictions import load_predictions
+from sslvit.evaluate.split import hold_out
+from sslvit.finetune import PROTOCOLS, choose_rate, classifier, finetune, lengthened, predict, prepare
+from sslvit.model_folder import load_backbone, load_classifier, save_backbone
+from sslvit.optim import parameter_groups
+from sslvit.readout import logits, read
+from sslvit.schedule import warmup_cosine
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
+SHORT = {"steps": 4, "batch_size": 8, "log_every": 1, "save_every": 2, "threads": 1}
+MEAN = {"readout": "mean", "image_size": 32}
+
+
+def vit(**changes) -> ViT:
+    return ViT(**({"image_size": 32, "patch_size": 16, "width": 16, "depth": 2, "heads": 2} | changes))
+
+
+@pytest.mark.parametrize("layer_decay", [0.65, 0.9])
+def test_every_scale_is_timms_but_for_the_last_norm_which_learns_like_the_head_as_in_mae(layer_decay):
+    objective = classifier(vit(depth=3), 5, PROTOCOLS["vit"], readout="cls", image_size=32)
+    ours = {}
+    names = {id(p): name.removeprefix("backbone.") for name, p in objective.named_parameters()}
+    for group in parameter_groups(objective, 0.05, layer_decay=layer_decay):
+        ours |= {names[id(p)]: (group["scale"], group["weight_decay"]) for p in group["params"]}
+    model = timm.models.VisionTransformer(32, 16, embed_dim=16, depth=3, num_heads=2, num_classes=5)
+    names, theirs = {id(p): name for name, p in model.named_parameters()}, {}
+    for group in param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=layer_decay):
+        theirs |= {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for p in group["params"]}
+    assert ours.keys() == theirs.keys()
+    for name, (scale, decay) in theirs.items():
+        expected = 1.0 if name.startswith("norm.") else scale
+        assert ours[name] == (pytest.approx(expected, rel=1e-12), decay), name
+    assert ours["blocks.0.mlp.fc1.weight"][0] == pytest.approx(layer_decay**3)
+
+
+def test_without_layer_decay_there_are_two_groups_at_full_rate():
+    objective = classifier(vit(), 5, PROTOCOLS["vit"], readout="cls", image_size=32)
+    assert [group["scale"] for group in parameter_groups(objective, 0.1)] == [1.0, 1.0]
+
+
+def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(tmp_path):
+    config = lengthened(replace(PROTOCOLS["vit"], **SHORT, lr=0.05, out=tmp_path / "run"), 32)
+    images, views, accelerator = source(), config.views(32), start(threads=1)
+    ours = classifier(vit(), 4, config, **MEAN)
+    plain = classifier(vit(), 4, config, **MEAN)
+    pretrain(ours, images, views, config, accelerator)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    row = Row(images, batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
+    for step in range(4):
+        samples, view_key, _ = row[step]
+        (x,) = views(samples.pixels, view_key, samples.extents)
+        optimizer.param_groups[0]["lr"] = warmup_cosine(step / 4, 0.05, warmup=0.1)
+        F.cross_entropy(plain.head(read(plain.backbone(x), "mean")), samples.labels).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    before = classifier(vit(), 4, config, **MEAN).state_dict()
+    for (name, value), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(value, theirs, rtol=1e-5, atol=1e-6)
+        assert name == "backbone.cls_token" or not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(("protocol", "kills"), [("vit", (4, 11)), ("modern", (10,))])  # of 12 steps: two rates, all
+def test_a_run_killed_in_its_choice_or_after_it_ends_bit_identical(tmp_path, protocol, kills):
+    def work(out: Path, kill_after: int | None = None) -> None:
+        seen, pwrite = 0, os.pwrite
+
+        def count(*args):
+            nonlocal seen
+            seen += b'"step"' in args[1]  # a line of a log: a step
+            if seen == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return pwrite(*args)
+
+        os.pwrite = count
+        config = replace(PROTOCOLS[protocol], **SHORT, lr=1e-3, rates=(0.01, 0.02), out=out, resume=True)
+        finetune(vit(), source(40), config, start(threads=1), **MEAN)
+
+    assert forked(lambda: work(tmp_path / "whole")) == 0
+    for kill_after in kills:
+        out = tmp_path / str(kill_after)
+        assert forked(lambda: work(out, kill_after)) == signal.SIGKILL  # noqa: B023
+        assert forked(lambda: work(out)) == 0  # noqa: B023
+        for part in (".", "choice/lr-0.01", "choice/lr-0.02"):
+            assert fingerprint(out / part) == fingerprint(tmp_path / "whole" / part)
+
+
+def test_it_starts_where_pretraining_ended_at_any_size_and_trains_positions_that_were_fixed():
+    pretrained = vit(position="sincos_mae").eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    copy = prepare(pretrained, 64, drop_path=0.1)
+    assert copy.training
+    assert copy.pos_embed.shape[1] == 17
+    for ours, theirs in zip(copy.eval()(images), pretrained(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert isinstance(copy.pos_embed, torch.nn.Parameter)
+    assert copy.config["drop_path"] == 0.1
+
+
+@torch.no_grad()
+def test_the_modern_head_norms_the_mean_of_unnormed_patches_afresh():
+    pretrained = vit()
+    pretrained.norm.weight.fill_(3.0)
+    objective = classifier(pretrained, 4, PROTOCOLS["modern"], readout="mean", image_size=32)
+    assert not [name for name in objective.state_dict() if name.startswith("backbone.norm.")]
+    objective.head.weight.copy_(rng.normal(rng.key(0), 4, 16))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    patches = pretrained.eval().intermediate(images, 1, norm=False)[0].patches
+    expected = F.layer_norm(patches.mean(1), (16,), eps=1e-6) @ objective.head.weight.T
+    found = logits(objective, read(objective.backbone.eval()(images), "mean"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # The class token has the norm that was trained with it.
+    assert classifier(pretrained, 4, PROTOCOLS["modern"], readout="cls", image_size=32).fc_norm is None
+
+
+@pytest.mark.parametrize(("protocol", "readout"), [("vit", "cls"), ("vit", "mean"), ("modern", "mean")])
+@torch.no_grad()
+def test_the_exported_classifier_is_the_same_here_and_in_timm_and_its_backbone_is_still_there(
+    tmp_path, protocol, readout
+):
+    config = replace(PROTOCOLS[protocol], out=tmp_path)
+    objective = classifier(vit(), 4, config, readout=readout, image_size=32).eval()
+    for name, value in objective.kept().items():
+        value += 0.1 * rng.normal(rng.key(name), *value.shape)
+    save_backbone(objective.backbone, tmp_path / "model", {"readout": readout}, head=objective.kept())
+    ids = np.arange(6)
+    expected = predict(objective, source(), 32, start(threads=1), ids=ids).probabilities
+    images = source().read(ids).pixels.float() / 255
+    ours = load_classifier(tmp_path / "model")(images).softmax(-1)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    torch.testing.assert_close(
+        theirs(objective.backbone.standardise(images)).softmax(-1), expected, rtol=1e-4, atol=1e-6
+    )
+    for one, other in zip(load_backbone(tmp_path / "model")(images), objective.backbone(images), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_backbone_is_no_classifier(tmp_path):
+    save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
+    with pytest.raises(DataError, match="without a head"):
+        load_classifier(tmp_path / "model")
+
+
+def test_the_best_held_out_rate_is_taken_of_equals_the_first_and_never_one_that_diverges():
+    def accuracy(rate: float) -> float:
+        if rate > 1:
+            raise Diverged("nan")
+        return {0.1: 0.5, 0.2: 0.7, 0.3: 0.7}[rate]
+
+    assert choose_rate((0.1, 9.0, 0.2, 0.3), accuracy) == (0.2, {0.1: 0.5, 9.0: -1.0, 0.2: 0.7, 0.3: 0.7})
+    with pytest.raises(Diverged, match="each of the rates"):
+        choose_rate((2.0, 3.0), accuracy)
+
+
+@pytest.mark.parametrize("images", [7, 999, 60_000, 54_321])
+def test_so_many_steps_are_so_many_steps_of_any_set(images):
+    config = lengthened(replace(PROTOCOLS["vit"], steps=997), images)
+    assert -(-config.epochs * images // config.batch_size) == 997
+    assert config.warmup_epochs / config.epochs == pytest.approx(0.1)
+
+
+def recipe(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *words])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def write_npz(file: Path, test_seed: int) -> None:
+    draw, other = np.random.default_rng(0), np.random.default_rng(test_seed)
+    arrays = {"train_images": draw.integers(0, 256, (40, 32, 32, 3), np.uint8), "train_labels": np.arange(40) % 4}
+    arrays |= {"test_images": other.integers(0, 256, (12, 32, 32, 3), np.uint8)}
+    np.savez(file, **arrays, test_labels=other.permutation(np.arange(12) % 4))
+
+
+def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_all_training_images(
+    tmp_path, monkeypatch, capsys
+):
+    save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
+    words = ["--model", str(tmp_path / "pretrained"), "--rates", "0.01", "0.1", "--threads", "1"]
+    words += ["--steps", "2", "--batch_size", "8"]
+    for seed in (1, 2):
+        write_npz(tmp_path / f"{seed}.npz", seed)
+        data = [f"npz:{tmp_path / f'{seed}.npz'}", "--out", str(tmp_path / f"run-{seed}")]
+        recipe(monkeypatch, *words, "--data", *data)
+    assert "test, 12 images, lr 0." in capsys.readouterr().out
+    one, two = ((tmp_path / f"run-{seed}" / "model" / "model.safetensors").read_bytes() for seed in (1, 2))
+    assert one == two
+    found = [load_predictions(tmp_path / f"run-{seed}" / "predictions.parquet") for seed in (1, 2)]
+    assert found[0].about["lr"] == found[1].about["lr"]
+    assert not torch.equal(found[0].labels, found[1].labels)
+    parts = (".", "choice/lr-0.01", "choice/lr-0.1")
+    texts = [(tmp_path / "run-1" / part / "environment.json").read_text() for part in parts]
+    kept, held = hold_out(torch.arange(40) % 4, 0.1)
+    assert [json.loads(text)["images"] for text in texts] == [40, len(kept), len(kept)]
+    assert len(kept) + len(held) == 40
+
+
+def test_a_part_of_a_source_replaces_a_bad_image_from_within():
+    whole = source(10)
+    whole.bad = {4: ("4.png", "torn"), 5: ("5.png", "torn")}
+    part = Subset(whole, np.array([2, 4, 5, 8]))
+    samples = part.read(np.array([1, 0, 3, 2]))
+    assert samples.ids.tolist() == [1, 0, 3, 2]
+    assert [(line.id, line.path) for line in samples.bad] == [(1, "4.png"), (2, "5.png")]
+    allowed = {whole.pixels[row].tobytes() for row in (2, 8)}
+    assert all(pixels.numpy().tobytes() in allowed for pixels in samples.pixels)
+    assert np.array_equal(part.labels, whole.labels[[2, 4, 5, 8]])
+    with pytest.raises(DataError, match="none of them can be used"):
+        Subset(whole, np.array([4, 5])).read(np.array([0]))
+    assert part.fingerprint != Subset(whole, np.array([2, 4, 5, 9])).fingerprint

@@ -1,0 +1,96 @@
+"""The recipes that probe: what they print of a run's model is what the run logged of it, and chosen without a test."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import DEFAULTS
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import open_source
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.evaluate.monitor import Monitor
+from sslvit.model_folder import save_backbone
+from sslvit.objectives.mpp import MPP
+from sslvit.train import pretrain
+from sslvit.vit import ViT
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SMALL = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 4, "heads": 2}
+
+
+def write(file: Path, test_seed: int = 1) -> str:
+    """Fifty images a class, which differ in brightness, and a test set with labels of its own."""
+    draw, other = np.random.default_rng(0), np.random.default_rng(test_seed)
+    labels, test_labels = np.arange(100) % 2, other.permutation(np.arange(31) % 2)
+    arrays = {"train_images": draw.integers(0, 200, (100, 16, 16, 3)) + 40 * labels[:, None, None, None]}
+    arrays |= {"test_images": draw.integers(0, 200, (31, 16, 16, 3)) + 20}
+    arrays = {name: array.astype(np.uint8) for name, array in arrays.items()}
+    np.savez(file, **arrays, train_labels=labels, test_labels=test_labels)
+    return f"npz:{file}"
+
+
+def printed(recipe: str, capsys, monkeypatch, *words: str) -> list[str]:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [recipe, *words, "--threads", "1"])
+    runpy.run_path(str(RECIPES / recipe), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the_last_digit(
+    tmp_path, capsys, monkeypatch
+):
+    data, run, accelerator = write(tmp_path / "data.npz"), tmp_path / "run", start(threads=1)
+    train, test = (open_source(data, split=split, image_size=16) for split in ("train", "test"))
+    config = TrainConfig(out=run, **(DEFAULTS | {"epochs": 0.3}))
+    pretrain(MPP(ViT(**SMALL)), train, Light(16), config, accelerator, Monitor(train, test, 16, accelerator))
+    words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--json", str(tmp_path / "p")]
+    lines = printed("probe.py", capsys, monkeypatch, *words)
+    found = json.loads((tmp_path / "p").read_text())
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in logged if "eval/mean/20-nn" in line]
+    assert len(logged) == 2
+    for name, line in zip(("random start", "pretrained"), logged, strict=True):
+        for readout in ("cls", "mean", "both"):
+            for protocol in ("20-nn", "10-shot"):
+                assert found[f"{name}/{readout}"][protocol] == line[f"eval/{readout}/{protocol}"]
+    assert {key.split("/")[1] for key in found} == {"cls", "mean", "both", "cls:4", "mean:4", "both:4"}
+    assert {key for key in found["pretrained/cls"] if "shot" in key} >= {"1-shot", "5-shot", "10-shot"}
+    assert [line.split("  ")[0] for line in lines if "*" in line][:2] == ["random start, mean *", "pretrained, mean *"]
+    assert any("exp(similarity / 0.07)" in line for line in lines)
+    # The second time nothing is extracted, and nothing is another number.
+    assert printed("probe.py", capsys, monkeypatch, *words) == lines
+    assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("protocol", "readouts"),
+    [
+        ("logistic", ["cls", "mean", "both"]),
+        ("mae", ["cls", "mean"]),
+        ("moco_v3", ["cls", "mean"]),
+        ("dinov2", ["cls", "cls:4", "both", "both:4", "mean"]),
+        ("attentive", ["patches"]),
+    ],
+)
+def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_and_chooses_without_the_test_set(
+    tmp_path, capsys, monkeypatch, protocol, readouts
+):
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "mean"})
+    words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--protocol", protocol]
+    one, two = (
+        printed("linear_probe.py", capsys, monkeypatch, *words, "--data", write(tmp_path / f"{seed}.npz", seed))
+        for seed in (1, 2)
+    )
+    names = [f"{name}, {readout}" for name in ("random start", "pretrained") for readout in readouts]
+    assert [line[:24].strip() for line in one[1:]] == names
+    if protocol != "logistic":
+        assert one[0].split()[-1] == protocol
+        assert [line[34:] for line in one] == [line[34:] for line in two]
+        assert all("held out" in line for line in one[1:])
+    else:
+        assert one[0].split()[-3:] == ["linear", "10-shot", "20-nn"]
