@@ -70,7 +70,7 @@ def test_data_knows_no_model():
 
 
 def test_accelerate_and_the_command_line_stay_where_they_belong():
-    allowed = {"train", "resume", "records", "distributed", "evaluate"}
+    allowed = {"train", "resume", "records", "distributed", "evaluate", "finetune"}
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
         assert "tyro" not in names, path
