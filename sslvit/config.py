@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslvit.data.source import Source, open_source
+from sslvit.data.samples import Images
+from sslvit.data.source import open_source, room
+from sslvit.data.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,9 @@ class DataConfig:
 
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
-    webdataset:/files."""
+    webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
+    epoch_images: int = 0
+    """Of a stream: how many images count as one pass, because nobody knows how many there are."""
     eval_data: str = ""
     """Labelled images to evaluate on while training, in the same words; by default those of --data."""
     image_size: int = 224
@@ -25,8 +29,14 @@ class DataConfig:
     label_column: str | None = None
     """Of a table: the column of labels, where it is not plain which."""
 
-    def open(self) -> Source:
+    def open(self) -> Images:
         columns = {"image_column": self.image_column, "label_column": self.label_column}
+        kind, _, spec = self.data.partition(":")
+        if kind == "stream":
+            read = {"canvas": room(self.image_size), "channels": self.channels or 3}
+            return Stream(spec, epoch_images=self.epoch_images, **read, **columns)
+        if self.epoch_images:
+            raise ValueError(f"--epoch_images is for streams: a pass over {self.data} is all its images")
         return open_source(self.data, image_size=self.image_size, channels=self.channels, **columns)
 
 

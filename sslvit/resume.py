@@ -20,6 +20,7 @@ class Progress:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
 
     def add(self, values: dict[str, float]) -> None:
         self.count += 1

@@ -1,7 +1,8 @@
-"""The one loop: a source gives images, views and the objective make a loss of them, and the loss moves the weights.
+"""The one loop: images come in, views and the objective make a loss of them, and the loss moves the weights.
 
 Everything that changes during training is a function of the step: the learning rate, the order of the images, every
-random number. So a checkpoint is weights, moments and a step, and a restart goes on bit for bit.
+random number. So a checkpoint is weights, moments and a step, and a restart goes on bit for bit. Of a stream there is
+one thing more to keep: how far each process has read.
 """
 
 import math
@@ -21,11 +22,12 @@ from sslvit import distributed, optim, schedule
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
-from sslvit.data import loader
 from sslvit.data.bad import BadImages
-from sslvit.data.loader import Loaded, Row, load
-from sslvit.data.preflight import contact_sheet, preflight
-from sslvit.data.source import Source
+from sslvit.data.loader import Loaded, Parts, Row, load
+from sslvit.data.preflight import PICTURED, contact_sheet, preflight
+from sslvit.data.samples import Images
+from sslvit.data.stream import Stream
+from sslvit.data.stream_row import StreamRow
 from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
@@ -40,7 +42,7 @@ PATIENCE = 3  # non-finite steps in a row, or failed saves in a row, before a ru
 
 def pretrain(
     objective: Objective,
-    source: Source,
+    source: Images,
     views: Views,
     config: TrainConfig,
     accelerator: Accelerator,
@@ -56,14 +58,7 @@ def pretrain(
             "each other: in parts its loss is another. Use more processes, a smaller batch, or --parts if it is offered"
         )
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
-    row = Row(
-        source,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        seed=config.seed,
-    )
+    row = row_of(source, config, accelerator)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
@@ -75,10 +70,11 @@ def pretrain(
         sgd = config.optimizer == "sgd"
         optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
         now = restore(objective, optimizer, config, accelerator)
+        row.go_on_at(now.places)
         first = now.step
         model = config.out / "model"
         if now.step == 0 and accelerator.is_main_process:
-            look(source, min(objective.backbone.image_size), config, accelerator)
+            look(row, min(objective.backbone.image_size), config, accelerator)
         if now.step < steps:
             log = Log(config, accelerator, now.step, {"images": len(source), "source": source.name, "steps": steps})
             train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
@@ -92,19 +88,32 @@ def pretrain(
         return evaluations(config.out / "metrics.jsonl")
 
 
-def look(source: Source, image_size: int, config: TrainConfig, accelerator: Accelerator) -> None:
+def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Parts:
+    """This process's share of every batch."""
+    share = {name: getattr(config, name) for name in ("batch_size", "accumulation", "seed")}
+    share |= {"rank": accelerator.process_index, "processes": accelerator.num_processes}
+    if not isinstance(source, Stream):
+        return Row(source, **share)
+    if config.workers:
+        raise ValueError(f"--workers {config.workers}: a stream is decoded by threads of its own; leave --workers out")
+    return StreamRow(source, **share)
+
+
+def look(row: Parts, image_size: int, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
-    text = preflight(source, image_size=image_size, batch_size=config.batch_size).text()
+    if isinstance(row.source, Stream):
+        text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
+    else:
+        text = preflight(row.source, image_size=image_size, batch_size=config.batch_size).text()
     accelerator.print(text)
     (config.out / "data.txt").write_text(text + "\n")
-    ids, _ = loader.row(config.seed, len(source), 0, config.batch_size)
-    contact_sheet(source, ids.numpy(), config.out / "first_batch.png")
+    contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
 
 
 def train(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    row: Row,
+    row: Parts,
     views: Views,
     config: TrainConfig,
     accelerator: Accelerator,
@@ -124,7 +133,7 @@ def train(
     parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
     if evaluate and now.step == 0:
         log.write(0, evaluate(objective.backbone))
-    unusable = BadImages(config.out / "bad_images.jsonl", size=size, max_bad=config.max_bad)
+    unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
     asked, bad, failed, clock = stop_signals(), 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
@@ -176,6 +185,7 @@ def train(
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
             log.sync()
+            now.places = row.places(accelerator.device)
             failed = 0 if keep(objective, optimizer, now, config, accelerator) else failed + 1
             if failed == PATIENCE:
                 raise CannotWrite(

@@ -112,7 +112,7 @@ def test_a_million_files_take_seconds(tmp_path):
 
 def test_the_picture_shows_the_images_in_rows_of_eight(tmp_path):
     source = open_source("shapes:n=20", image_size=16)
-    contact_sheet(source, np.arange(20), tmp_path / "sheet.png")
+    contact_sheet(source.read(np.arange(20)), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
     assert pixels.shape == (3 * 18, 8 * 18, 3)

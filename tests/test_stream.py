@@ -6,7 +6,10 @@ import pytest
 import torch
 from image_zoo import png
 
-from sslvit.data.stream import Place, Stream
+from sslvit import rng
+from sslvit.data.loader import Loaded
+from sslvit.data.stream import SHARD, Stream
+from sslvit.data.stream_row import Place, StreamRow
 from sslvit.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -33,19 +36,23 @@ def write(file, values, cells=None) -> None:
     datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
 
 
-def take(stream: Stream, batches: int, batch_size: int = 4, place: Place | None = None):
-    rows = stream.batches(batch_size, place)
-    taken = [next(rows) for _ in range(batches)]
-    rows.close()
-    return taken
+def row(spec: str, part: int = 4, *, processes: int = 1, accumulation: int = 1, rank: int = 0, seed: int = 0):
+    source = Stream(spec, epoch_images=ROWS, canvas=8)
+    share = {"batch_size": part * processes * accumulation, "accumulation": accumulation, "processes": processes}
+    return StreamRow(source, **share, rank=rank, seed=seed)
+
+
+def take(row: StreamRow, items: int, first: int = 0) -> list[tuple[Loaded, Place]]:
+    return [(row[item], row.place) for item in range(first, first + items)]
 
 
 def labels(taken) -> list[int]:
-    return [label for samples, _ in taken for label in samples.labels.tolist()]
+    return [label for loaded, _ in taken for label in loaded.samples.labels.tolist()]
 
 
 def test_images_labels_and_ids_belong_together(parquet):
-    for samples, _ in take(Stream(parquet, canvas=8, seed=1), 12):
+    for (samples, *_), _ in take(row(parquet, seed=1), 12):
+        assert samples.ids.tolist() == [label // 10 * SHARD + label % 10 for label in samples.labels.tolist()]
         assert samples.pixels.shape == (4, 3, 8, 8)
         assert samples.pixels[:, 0, 0, 0].tolist() == samples.labels.tolist()
         assert (samples.extents == torch.tensor([6, 7])).all()
@@ -54,63 +61,111 @@ def test_images_labels_and_ids_belong_together(parquet):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 5])
 def test_the_processes_show_every_row_of_an_epoch_once(parquet, processes):
-    rows, ids = [], []
+    shown = {0: [], 1: []}
     for rank in range(processes):
-        taken = take(Stream(parquet, canvas=8, rank=rank, processes=processes), ROWS, 1)
-        first = [(samples, place) for samples, place in taken if place.epoch == 0]
-        rows += labels(first)
-        ids += [int(samples.ids) for samples, _ in first]
-    assert sorted(rows) == list(range(ROWS))
-    assert len(set(ids)) == ROWS
+        taken = take(row(parquet, 1, rank=rank, processes=processes), 2 * ROWS)
+        for epoch, rows in shown.items():
+            rows += labels([(loaded, place) for loaded, place in taken if place.epoch == epoch])
+    assert sorted(shown[0]) == sorted(shown[1]) == list(range(ROWS))
 
 
 def test_the_order_depends_on_seed_and_epoch(parquet):
-    two = labels(take(Stream(parquet, canvas=8, seed=1), 20))
+    two = labels(take(row(parquet, seed=1), 20))
     assert sorted(two[:ROWS]) == sorted(two[ROWS:]) == list(range(ROWS))
     assert two[:ROWS] != two[ROWS:]
-    assert two == labels(take(Stream(parquet, canvas=8, seed=1), 20))
-    assert two != labels(take(Stream(parquet, canvas=8, seed=2), 20))
+    assert two == labels(take(row(parquet, seed=1), 20))
+    assert two != labels(take(row(parquet, seed=2), 20))
+
+
+def test_view_keys_belong_to_epoch_and_sample_for_any_number_of_processes(parquet):
+    shown = {}
+    for processes in (1, 2, 3):
+        for rank in range(processes):
+            for (samples, key, _), place in take(row(parquet, 1, rank=rank, processes=processes, seed=7), 2 * ROWS):
+                if place.epoch < 2:
+                    shown.setdefault((place.epoch, int(samples.ids)), set()).add(int(key))
+                    assert torch.equal(key, rng.key(7, "views", torch.tensor([place.epoch]), samples.ids))
+    assert len(shown) == 2 * ROWS
+    assert all(len(keys) == 1 for keys in shown.values())
+
+
+def test_an_item_across_two_epochs_has_the_view_keys_of_both(parquet):
+    (samples, key, _), _ = take(row(parquet, 16), 3)[2]
+    epochs = torch.tensor([0] * 8 + [1] * 8)
+    assert torch.equal(key, rng.key(0, "views", epochs, samples.ids))
+
+
+def test_slot_keys_number_the_global_batch_as_those_of_a_source_do(parquet):
+    for step in range(2):
+        for rank in range(2):
+            parts = row(parquet, 4, rank=rank, processes=2, accumulation=3, seed=5)
+            slots = torch.cat([loaded.slot_key for loaded, _ in take(parts, 6)][3 * step : 3 * step + 3])
+            assert torch.equal(slots, rng.key(5, "forward", step, torch.arange(12 * rank, 12 * rank + 12)))
+
+
+def test_looking_at_the_first_batch_takes_nothing_from_it(parquet):
+    looked_at, other = row(parquet), row(parquet)
+    first = looked_at.first(64)
+    one, two = take(looked_at, 12), take(other, 12)
+    assert torch.equal(first.pixels, one[0][0].samples.pixels)
+    assert labels(one) == labels(two)
+    assert [place for _, place in one] == [place for _, place in two]
 
 
 @pytest.mark.parametrize(("rank", "processes"), [(0, 1), (1, 2), (2, 3)])
 def test_going_on_at_any_place_gives_the_same_batches(parquet, rank, processes):
-    def stream() -> Stream:
-        return Stream(parquet, canvas=8, rank=rank, processes=processes, seed=4)
-
-    whole = take(stream(), 2 * ROWS // processes // 3 + 2, 3)
-    for number, (_, place) in enumerate(whole[:-1]):
-        place = Place(*place)  # as JSON gives it back
-        rest = take(stream(), len(whole) - number - 1, 3, place)
-        for (left, left_place), (right, right_place) in zip(whole[number + 1 :], rest, strict=True):
-            assert torch.equal(left.pixels, right.pixels)
-            assert torch.equal(left.ids, right.ids)
+    whole = take(row(parquet, 3, rank=rank, processes=processes, seed=4), 2 * ROWS // processes // 3 + 2)
+    for item, (_, place) in enumerate(whole[:-1], 1):
+        again = row(parquet, 3, rank=rank, processes=processes, seed=4)
+        again.go_on_at([list(place) if other == rank else [9, 9] for other in range(processes)])
+        rest = take(again, len(whole) - item, item)
+        for (left, left_place), (right, right_place) in zip(whole[item:], rest, strict=True):
+            assert torch.equal(left.samples.pixels, right.samples.pixels)
+            assert torch.equal(left.samples.ids, right.samples.ids)
+            assert torch.equal(left.view_key, right.view_key)
+            assert torch.equal(left.slot_key, right.slot_key)
             assert left_place == right_place
 
 
 def test_another_number_of_processes_cannot_go_on(parquet):
-    with pytest.raises(DataError, match="saved by 2 processes, 3 read other rows: start 2, or begin another epoch"):
-        take(Stream(parquet, canvas=8, rank=0, processes=3), 1, 4, Place(0, 8, 2))
+    with pytest.raises(DataError, match=r"2 processes were reading it, 3 would read other rows.*: go on with 2"):
+        row(parquet, processes=3).go_on_at([[0, 8], [0, 8]])
 
 
 def test_bad_rows_are_replaced_by_the_next_good_one(tmp_path, parquet, monkeypatch):
-    monkeypatch.setattr("sslvit.data.stream.SHUFFLED", 1)
+    monkeypatch.setattr("sslvit.data.stream_row.SHUFFLED", 1)
     broken, elsewhere = {"bytes": b"no image", "path": None}, {"bytes": None, "path": "/etc/passwd"}
     cells = [cell(0), broken, None, cell(3), elsewhere, cell(5)]
     (tmp_path / "odd").mkdir()
     write(tmp_path / "odd/train.parquet", range(6), cells)
-    ((samples, place),) = take(Stream(f"parquet:{tmp_path}/odd", canvas=8), 1, 3)
+    (((samples, *_), place),) = take(row(f"parquet:{tmp_path}/odd", 3), 1)
     assert samples.labels.tolist() == [0, 3, 5]
     assert samples.ids.tolist() == [0, 3, 5]
     assert [(line.id, line.substitute) for line in samples.bad] == [(1, 3), (2, 3), (4, 5)]
+    assert samples.bad[0].path == "shard 0, row 1"
     assert "outside the data's own folder" in samples.bad[2].reason
-    assert place == (0, 6, 1)
+    assert place == (0, 6)
 
 
 def test_a_set_without_one_good_image_stops(tmp_path, parquet):
     (tmp_path / "odd").mkdir()
     write(tmp_path / "odd/train.parquet", range(3), [{"bytes": b"no", "path": None}] * 3)
     with pytest.raises(DataError, match="1,001 rows in a row cannot be used"):
-        take(Stream(f"parquet:{tmp_path}/odd", canvas=8), 1)
+        take(row(f"parquet:{tmp_path}/odd"), 1)
+
+
+def test_a_row_without_a_label_is_still_an_image(tmp_path, parquet):
+    (tmp_path / "odd").mkdir()
+    write(tmp_path / "odd/train.parquet", [7, None], [cell(7), cell(8)])
+    (((samples, *_), _),) = take(row(f"parquet:{tmp_path}/odd", 2), 1)
+    assert sorted(samples.labels.tolist()) == [-1, 7]
+
+
+def test_files_that_are_no_parquet_stop_in_one_sentence(tmp_path, parquet):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/train.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(DataError, match="odd cannot be read: "):
+        row(f"parquet:{tmp_path}/odd")
 
 
 def test_tars_are_streamed_too(tmp_path, parquet):
@@ -122,11 +177,11 @@ def test_tars_are_streamed_too(tmp_path, parquet):
                     entry = tarfile.TarInfo(name)
                     entry.size = len(data)
                     archive.addfile(entry, io.BytesIO(data))
-    ((samples, _),) = take(Stream(f"webdataset:{tmp_path}/*.tar", canvas=8, seed=3), 1, 10)
+    (((samples, *_), _),) = take(row(f"webdataset:{tmp_path}/*.tar", 10, seed=3), 1)
     assert sorted(samples.labels.tolist()) == list(range(10))
     assert samples.pixels[:, 0, 0, 0].tolist() == samples.labels.tolist()
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path):
     with pytest.raises(ValueError, match="folder:/x cannot be streamed: hf:, parquet: and webdataset: can"):
-        Stream("folder:/x", canvas=8)
+        Stream("folder:/x", canvas=8, epoch_images=1)

@@ -21,8 +21,9 @@ class BadImages:
     of a run share the file, under a lock, so each counts all; a resumed run goes on with it.
     """
 
-    def __init__(self, file: Path, *, size: int, max_bad: float = 0.01):
-        """size: of the source. max_bad: the share of bad images that is borne; 0 stops at the first."""
+    def __init__(self, file: Path, *, size: float, max_bad: float = 0.01):
+        """size: of the source, or infinite where nobody knows it. max_bad: the share of bad images that is borne; 0
+        stops at the first."""
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad {max_bad} is a share of the images, from 0 to 1")
         self.file, self.size, self.max_bad = file, size, max_bad

@@ -5,6 +5,7 @@ batch_size images from s * batch_size on, so every epoch shows each image once, 
 end, a set smaller than a batch works, and a position in the row is all that a restart needs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit import rng
-from sslvit.data.source import Samples, Source
+from sslvit.data.samples import Images, Samples, Source
 
 
 class Loaded(NamedTuple):
@@ -41,10 +42,10 @@ def row(seed: int, size: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
     return ids, epochs
 
 
-class Row(Dataset):
+class Parts(Dataset, ABC):
     """Item i is the i-th micro-batch of this process: accumulation of them make a step."""
 
-    def __init__(self, source: Source, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
+    def __init__(self, source: Images, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
         if batch_size % (processes * accumulation):
             raise ValueError(
                 f"batch_size {batch_size} does not split into {processes} processes x {accumulation} accumulated "
@@ -52,21 +53,69 @@ class Row(Dataset):
             )
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
         self.part = batch_size // (processes * accumulation)
-        self.first_slot = rank * self.part * accumulation
+        self.rank, self.processes = rank, processes
 
-    def __getitem__(self, item: int) -> Loaded:
+    @property
+    @abstractmethod
+    def different(self) -> float:
+        """How many images there are, as far as that is known."""
+
+    @abstractmethod
+    def __getitem__(self, item: int) -> Loaded: ...
+
+    @abstractmethod
+    def first(self, count: int) -> Samples:
+        """About so many images of the first batch, to be looked at before training."""
+
+    @abstractmethod
+    def places(self, device: torch.device) -> list[list[int]]:
+        """What a checkpoint needs besides the step. All processes ask together."""
+
+    @abstractmethod
+    def go_on_at(self, places: list[list[int]]) -> None:
+        """The next item is the one that followed when places were asked for."""
+
+    def slots(self, item: int) -> tuple[int, int]:
+        """The step of an item, and its first slot in the step's global batch."""
         step, part = divmod(item, self.accumulation)
-        slot = self.first_slot + part * self.part
-        position = step * self.batch_size + slot
-        ids, epochs = row(self.seed, len(self.source), position, position + self.part)
+        return step, (self.rank * self.accumulation + part) * self.part
+
+    def loaded(self, item: int, samples: Samples, epochs: Tensor) -> Loaded:
+        step, slot = self.slots(item)
         return Loaded(
-            samples=self.source.read(np.asarray(ids)),
-            view_key=rng.key(self.seed, "views", epochs, ids),
+            samples=samples,
+            view_key=rng.key(self.seed, "views", epochs, samples.ids),
             slot_key=rng.key(self.seed, "forward", step, torch.arange(slot, slot + self.part)),
         )
 
 
-def load(row: Row, *, first_step: int, steps: int, workers: int, timeout: float, pin: bool) -> Iterator[Loaded]:
+class Row(Parts):
+    """Of a source: any item at any time, so that the step is all that a checkpoint needs."""
+
+    source: Source
+
+    @property
+    def different(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: int) -> Loaded:
+        step, slot = self.slots(item)
+        position = step * self.batch_size + slot
+        ids, epochs = row(self.seed, len(self.source), position, position + self.part)
+        return self.loaded(item, self.source.read(np.asarray(ids)), epochs)
+
+    def first(self, count: int) -> Samples:
+        ids, _ = row(self.seed, len(self.source), 0, min(count, self.batch_size))
+        return self.source.read(np.asarray(ids))
+
+    def places(self, device: torch.device) -> list[list[int]]:
+        return []
+
+    def go_on_at(self, places: list[list[int]]) -> None:
+        pass
+
+
+def load(row: Parts, *, first_step: int, steps: int, workers: int, timeout: float, pin: bool) -> Iterator[Loaded]:
     """The micro-batches of the steps first_step..steps-1. What they hold does not depend on the number of workers."""
     items = range(first_step * row.accumulation, steps * row.accumulation)
     return iter(

@@ -19,7 +19,7 @@ from PIL import Image
 from sslvit.data.cache import cache_root
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.image import BadImage, measure, open_image
-from sslvit.data.samples import ArraySource, Source
+from sslvit.data.samples import ArraySource, Samples, Source
 
 SAMPLE = 512  # images
 SECONDS = 5.0  # for the sample, and as long again for comparing files
@@ -193,10 +193,9 @@ def _advice(
         yield "some images are duplicates: none of them should be in both the training and the test set"
 
 
-def contact_sheet(source: Source, ids: np.ndarray, file: Path) -> None:
+def contact_sheet(samples: Samples, file: Path) -> None:
     """A PNG of the first images of a batch, as the source gives them, eight a row."""
-    samples = source.read(ids[:PICTURED])
-    pixels = samples.pixels.numpy()
+    pixels = samples.pixels[:PICTURED].numpy()
     pixels = np.pad(pixels, ((0, -len(pixels) % 8), (0, 0), (1, 1), (1, 1)))
     grid = rearrange(pixels, "(rows columns) c H W -> (rows H) (columns W) c", columns=8)
     Image.fromarray(grid[..., 0] if grid.shape[-1] != 3 else grid).save(file, "PNG")

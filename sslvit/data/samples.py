@@ -35,28 +35,34 @@ class Samples(NamedTuple):
     bad: Sequence[Bad] = ()  # a tuple, which torch's DataLoader makes a list
 
 
-class Source(ABC):
-    """Images 0 .. len - 1. It travels to loader workers by pickle, so it holds files by name, not open."""
+class Images(ABC):
+    """What a recipe asks of images before it trains on them: those of a source, or of a stream (stream.py)."""
 
     name: str  # for the run's records
     channels: int
-    canvas: tuple[int, int]  # height, width of what read returns
+    canvas: tuple[int, int]  # height, width of the pixels of Samples
     labels: np.ndarray | None  # int64, one an image
     classes: tuple[str, ...] | None  # the labels' names
     unlabelled: str  # why there are no labels
-    fingerprint: str  # changes when the set does
 
     @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def read(self, ids: np.ndarray) -> Samples: ...
+    def __len__(self) -> int:
+        """Images of one pass."""
 
     def required_labels(self) -> np.ndarray:
         """The labels, for who cannot do without."""
         if self.labels is None:
             raise DataError(f"{self.name} has no usable labels: {self.unlabelled}")
         return self.labels
+
+
+class Source(Images):
+    """Images 0 .. len - 1. It travels to loader workers by pickle, so it holds files by name, not open."""
+
+    fingerprint: str  # changes when the set does
+
+    @abstractmethod
+    def read(self, ids: np.ndarray) -> Samples: ...
 
 
 def substitutes(id: int, size: int) -> Iterator[int]:

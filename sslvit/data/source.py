@@ -67,6 +67,8 @@ def open_source(
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
     kind, colon, rest = spec.partition(":")
+    if kind == "stream":
+        raise ValueError(f"{spec}: streams are for pretraining only; without stream: its images are read by number")
     if not colon or kind not in KINDS or os.path.exists(spec):
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
@@ -81,7 +83,7 @@ def open_source(
     else:
         columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
         store, name = _store(kind, rest, split, columns, follow_links)
-        box = canvas or -(-int(2.25 * side) // 32) * 32
+        box = canvas or room(side)
         canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
         source = EncodedSource(store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels)
         if cache and as_given and max(canvas_size) <= SMALL:
@@ -89,6 +91,11 @@ def open_source(
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
     return source
+
+
+def room(side: int) -> int:
+    """The side of a canvas that views of this size are cut from."""
+    return -(-int(2.25 * side) // 32) * 32
 
 
 def _store(kind: str, rest: str, split: str, columns: dict, follow_links: bool) -> tuple[Store, str]:
