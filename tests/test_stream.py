@@ -183,5 +183,5 @@ def test_tars_are_streamed_too(tmp_path, parquet):
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path):
-    with pytest.raises(ValueError, match="folder:/x cannot be streamed: hf:, parquet: and webdataset: can"):
+    with pytest.raises(ValueError, match="'folder:/x' cannot be streamed: hf:, parquet: and webdataset: can"):
         Stream("folder:/x", canvas=8, epoch_images=1)

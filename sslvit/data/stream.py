@@ -89,7 +89,7 @@ def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
     if kind == "hf":
         return choose_split(load_hub(rest, streaming=True), split, spec), []
     if kind not in ("parquet", "webdataset"):
-        raise ValueError(f"{spec} cannot be streamed: hf:, parquet: and webdataset: can")
+        raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
     files = of_split(matching(rest, ".tar" if kind == "webdataset" else ".parquet"), split)
     if not files:
         raise NoInput(f"{spec} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
