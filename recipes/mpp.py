@@ -4,8 +4,8 @@
     accelerate launch recipes/mpp.py --data folder:/my/images --image_size 224 --model S/16
 
 The paper: JFT-300M, 1M steps at batch 4096, Adam at 2e-4 with 10k steps of warm-up, then a cosine, ViT-B/16 at 224 px.
-Here the defaults are for 20,000 images of 32 px. On two CPU cores (2026-11-21) they took 4 minutes: it learned to tell
-colours, and its features told shapes no better than the random start's; on Fashion-MNIST they do. See the README.
+Here the defaults are for 20,000 images of 32 px. On two CPU cores (2026-11-21) they took 4 minutes, and 20 nearest
+neighbours in the mean readout's space told 46 % of the shapes, at the random start 15 %. See the README.
 """
 
 from dataclasses import dataclass
