@@ -1,8 +1,8 @@
 """The built-in labelled images: textured objects on textured backgrounds, made by arithmetic, nothing downloaded.
 
-An image is a pure function of (seed, id): twelve shapes (the label) on grounds of ten textures (a second label, for transfer),
-with position, scale, rotation, stretch, colours, shading, light and the background's own texture as nuisance. The
-scene has no pixels until it is rendered, so every size shows the same one. Disjoint ids are disjoint draws.
+An image is a pure function of (seed, id): twelve shapes (the label) on grounds of ten textures (a second label, for
+transfer), with position, scale, rotation, stretch, colours, shading, light and the object's own texture as nuisance.
+The scene has no pixels until it is rendered, so every size shows the same one. Disjoint ids are disjoint draws.
 
 Nearly everything a pixel goes through is + - * / sqrt, floor, round, abs, min and max: IEEE 754 rounds each of them
 in one way, so batching and threads change no pixel. Sines would break that: their vector and scalar codes differ.
