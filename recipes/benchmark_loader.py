@@ -4,7 +4,7 @@
     python recipes/benchmark.py loader arrays --data idx:/dir --image_size 28     the loader alone; with the light view
 
 photos: the other side is a DataLoader of ImageFolder with the official pipeline (PIL images, Pillow's blur), one worker
-a core. Ours decodes in workers, and cuts the views of a whole batch at once in the main process. Nobody standardises.
+a core. Ours reads a batch and makes its views in a worker, as training on a CPU does. Nobody standardises.
 Not yet measured on an idle machine.
 """
 
@@ -25,7 +25,7 @@ from PIL import Image, ImageFilter
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sslvit.data.loader import Row, load
+from sslvit.data.loader import Row, Views, load
 from sslvit.data.source import Source, open_source
 from sslvit.data.views import Light, MoCoV3
 
@@ -48,9 +48,11 @@ def photographs(folder: Path, count: int) -> None:
         Image.fromarray(picture.astype(np.uint8)).save(target, quality=95)
 
 
-def batches(source: Source, batch: int, steps: int, workers: int, first: int = 0) -> Iterator:
+def batches(
+    source: Source, batch: int, steps: int, workers: int, first: int = 0, views: Views | None = None
+) -> Iterator:
     row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
-    return load(row, first_step=first, steps=first + steps, workers=workers, timeout=60.0 * bool(workers), pin=False)
+    return load(row, first_step=first, steps=first + steps, workers=workers, timeout=60.0, pin=False, views=views)
 
 
 class Blur(torch.nn.Module):
@@ -83,8 +85,8 @@ def photos(images: int, rounds: int, workers: int) -> None:
         plain = ImageFolder(folder, lambda image: (first(image), second(image)))
 
         def ours() -> Iterator:
-            for samples, view_key, _ in batches(source, BATCH, images // BATCH, workers):
-                yield view(samples.pixels, view_key, samples.extents)
+            for loaded in batches(source, BATCH, images // BATCH, workers, views=view):
+                yield loaded.views
 
         def theirs() -> Iterator:
             loader = torch.utils.data.DataLoader(plain, BATCH, shuffle=True, num_workers=workers, drop_last=True)

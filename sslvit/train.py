@@ -23,7 +23,7 @@ from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
 from sslvit.data.bad import BadImages
-from sslvit.data.loader import Loaded, Parts, Row, load
+from sslvit.data.loader import Loaded, Parts, Row, Views, load
 from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
@@ -36,7 +36,6 @@ from sslvit.resume import Progress, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
-Views = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 PATIENCE = 3  # non-finite steps in a row, or failed saves in a row, before a run stops
 
 
@@ -129,8 +128,9 @@ def train(
             if isinstance(module, Block):
                 module.compile()
     model, prepared = accelerator.prepare(objective, optimizer)
-    pin = accelerator.device.type == "cuda"
-    parts = load(row, first_step=now.step, steps=steps, workers=config.workers, timeout=600.0, pin=pin)
+    gpu, workers = accelerator.device.type == "cuda", config.workers
+    ahead = None if gpu or not workers else views
+    parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=600.0, pin=gpu, views=ahead)
     if evaluate and now.step == 0:
         log.write(0, evaluate(objective.backbone))
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
@@ -211,10 +211,10 @@ def gradients(
     sums: dict[str, Tensor] = {}
     entered = []
     for part in range(config.accumulation):
-        samples, view_key, slot_key = to_device(next(parts), accelerator.device)
+        samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
         if samples.bad:
             unusable.add(samples.bad)
-        batch = Batch(views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
+        batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
         entered.append((samples.ids, batch))
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(model):
@@ -246,7 +246,7 @@ def to_device(loaded: Loaded, device: torch.device) -> Loaded:
     samples = loaded.samples._replace(
         **{name: move(getattr(loaded.samples, name)) for name in ("pixels", "extents", "labels")}
     )
-    return Loaded(samples, move(loaded.view_key), move(loaded.slot_key))
+    return loaded._replace(samples=samples, view_key=move(loaded.view_key), slot_key=move(loaded.slot_key))
 
 
 def due(step: int, config: TrainConfig, size: int) -> bool:

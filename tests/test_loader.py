@@ -10,6 +10,7 @@ from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import Row, epoch_order, load, row
 from sslvit.data.source import ArraySource
+from sslvit.data.views import MoCoV3
 
 
 def numbered(size: int) -> ArraySource:
@@ -71,8 +72,30 @@ def test_workers_change_nothing():
     assert len(expected) == 6
     for workers in (1, 2):
         got = list(load(rows(source)[0], first_step=1, steps=7, workers=workers, timeout=30, pin=False))
-        for a, b in zip(chain(*expected), chain(*got), strict=True):
+        for a, b in zip(chain(*(one[:3] for one in expected)), chain(*(one[:3] for one in got)), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, torch.Tensor))
+
+
+def test_views_made_by_workers_are_those_made_of_their_images():
+    source, view = numbered(20), MoCoV3(8)
+    given = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
+    for plain, made in zip(
+        load(rows(source)[0], workers=0, **given), load(rows(source)[0], workers=2, views=view, **given), strict=True
+    ):
+        expected = view(plain.samples.pixels, plain.view_key, plain.samples.extents)
+        assert made.samples.pixels.numel() == 0
+        assert torch.equal(made.samples.ids, plain.samples.ids)
+        for one, other in zip(expected, made.views, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_views_of_one_process_are_those_of_two():
+    source, view = numbered(20), MoCoV3(8)
+    one, two = (
+        torch.cat([view(part[2].samples.pixels, part[2].view_key)[1] for part in rows(source, processes)])
+        for processes in (1, 2)
+    )
+    assert torch.equal(one, two)
 
 
 def test_view_keys_belong_to_the_sample_and_slot_keys_to_the_place():
