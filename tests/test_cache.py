@@ -2,12 +2,13 @@ import json
 import multiprocessing
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from image_zoo import png, scene
+from image_zoo import png, save, scene
 
 from sslvit.data.cache import cache_root, cached
 from sslvit.data.samples import ArraySource
@@ -191,3 +192,35 @@ def test_the_place_is_the_users(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/c")
     assert cache_root() == Path("/c/.cache/sslvit")
+
+
+def set_times(file: Path) -> None:
+    os.utime(file, (1, 1))
+
+
+def test_a_folder_of_the_same_names_sizes_and_times_has_its_own_cache(root, tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.bmp").write_bytes(save(np.full((8, 8, 3), value, np.uint8), "BMP"))
+        set_times(tmp_path / name / "a.bmp")
+    one, two = (open_source(str(tmp_path / name), image_size=8) for name in ("one", "two"))
+    assert (values(one), values(two)) == ([1], [2])
+    assert one.fingerprint == two.fingerprint
+    # Another folder in the first one's place, as a container's mount would be.
+    (tmp_path / "one").rename(tmp_path / "old")
+    (tmp_path / "two").rename(tmp_path / "one")
+    assert values(open_source(str(tmp_path / "one"), image_size=8)) == [2]
+
+
+def test_a_tar_of_the_same_names_sizes_and_time_has_its_own_cache(root, tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / "a.bmp").write_bytes(save(np.full((8, 8, 3), value, np.uint8), "BMP"))
+        with tarfile.open(tmp_path / name / "set.tar", "w") as archive:
+            archive.add(tmp_path / "a.bmp", "a.bmp")
+        set_times(tmp_path / name / "set.tar")
+    one, two = (open_source(f"webdataset:{tmp_path}/{name}/set.tar", image_size=8) for name in ("one", "two"))
+    assert (values(one), values(two)) == ([1], [2])
+    assert one.fingerprint == two.fingerprint
+    (tmp_path / "two/set.tar").rename(tmp_path / "one/set.tar")
+    assert values(open_source(f"webdataset:{tmp_path}/one/set.tar", image_size=8)) == [2]

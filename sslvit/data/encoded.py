@@ -19,8 +19,8 @@ class Store(Protocol):
     classes: tuple[str, ...] | None
     unlabelled: str
     sizes: np.ndarray  # int64: bytes of each
-    fingerprint: str
-    version: str  # changes as well when a file was only touched
+    fingerprint: str  # of the set, wherever it lies
+    version: str  # of these very files: another when one was only touched, or lies elsewhere
 
     def __len__(self) -> int: ...
 

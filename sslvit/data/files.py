@@ -40,20 +40,27 @@ def printable(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def stamp(status: os.stat_result) -> int:
+    """What differs between two files whose names, sizes and times agree, as copies' may: no copying tool can set the
+    inode or the time of the inode's change."""
+    return hash((status.st_ino, status.st_ctime_ns, status.st_mtime_ns))  # of integers it is the same in every process
+
+
 class FileStore:
     """Image files by number. Their sizes are kept: a file that changed since is a bad image, not another sample."""
 
     def __init__(self, roots: list[bytes], starts: list[int], files: list[tuple[bytes, int, int]], labels: Labels):
-        """files: (name from its root, size, time of change in ns), root after root; starts: each root's first"""
-        names, sizes, times = zip(*files, strict=True)
+        """files: (name from its root, size, stamp), root after root; starts: each root's first"""
+        names, sizes, stamps = zip(*files, strict=True)
         self.roots, self.starts = roots, np.array(starts)
         self.names, self.sizes = Names(names), np.array(sizes, np.int64)
         self.labels, self.classes, self.unlabelled = labels
         content = hashlib.blake2b(b"\0".join(names), digest_size=16)
         content.update(self.sizes)
         self.fingerprint = content.hexdigest()
-        # To the cache a touched file is another image; to a run a copy of the folder is the same set.
-        content.update(np.array(times, np.int64))
+        # To the cache a touched file is another image, and so is a copy; to a run a copy of the folder is the same set.
+        content.update(np.array(stamps, np.int64))
+        content.update(b"\0".join(roots))
         self.version = content.hexdigest()
 
     def __len__(self) -> int:
@@ -128,7 +135,7 @@ class _Scan:
                     self.skipped[f"*{printable(ending)}" if ending else "without an ending"] += 1
                 else:
                     status = entry.stat()
-                    self.files.append((name, status.st_size, status.st_mtime_ns))
+                    self.files.append((name, status.st_size, stamp(status)))
             except OSError as error:  # gone since it was listed, or a link to itself
                 self.skipped[error.strerror] += 1
         for name in folders:
@@ -181,7 +188,7 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
             raise NoInput(f"{file} names {printable(name)}: {error.strerror}") from error
         if last == b".." or not lies_inside(path, [root_bytes]):
             raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
-        files.append((name, status.st_size, status.st_mtime_ns))
+        files.append((name, status.st_size, stamp(status)))
         texts += [text.decode("utf-8", "backslashreplace")] * bool(tab)
     if not files:
         raise NoInput(f"list {file} is empty")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslvit.data.files import ENDINGS, Names, printable
+from sslvit.data.files import ENDINGS, Names, printable, stamp
 from sslvit.data.hub import SPLITS, matching, of_split
 from sslvit.data.image import BYTES_A_PIXEL, BadImage
 from sslvit.data.labels import no_labels, number
@@ -116,7 +116,7 @@ class TarStore:
         self.shards, self.offsets, self.sizes = np.array(places, np.int64).T.copy()
         self.labels, self.classes, self.unlabelled = self._labels(texts, classes)
         self.fingerprint = hashlib.blake2b(b"\0".join(names) + self.sizes.tobytes(), digest_size=16).hexdigest()
-        self.version = f"{self.fingerprint}:{[file.stat().st_mtime_ns for file in files]}"
+        self.version = f"{self.fingerprint}:{[(os.path.realpath(file), stamp(file.stat())) for file in files]}"
 
     def _samples(self, file: Path, image_column: str | None) -> tuple[dict[bytes, Member], dict[bytes, str]]:
         images, labels, shown = {}, {}, cache(printable)  # there are few columns
