@@ -24,7 +24,7 @@ from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.attentive import Settings, attentive_probe
-from sslvit.evaluate.features import extract
+from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.linear import probe
@@ -89,6 +89,8 @@ def main() -> None:
             else:
                 cells = trained(config.protocol, *four)
             accelerator.print(f"{name + ', ' + readout:<24}{cells}")
+    for sentence in filter(None, map(left_out, (train, test), sources)):
+        accelerator.print(sentence)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from sslvit.data.source import open_source
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
+from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.logistic import logistic_accuracy
@@ -85,11 +86,13 @@ def main() -> None:
             accelerator.print(f"{f'{name}, {readout}{mark}':<26}{cells}")
             numbers |= {f"{name}/{readout}": row | {f"{c} spread": drawn.spread for c, drawn in few.items()}}
     accelerator.print(
-        f"* the readout that the objective declares. {len(ids[0]):,} training and {len(ids[1]):,} test images of "
+        f"* the readout that the objective declares. {len(x.ids):,} training and {len(y.ids):,} test images of "
         f"{train.name}.\n{config.k}-nn: cosine, votes weighted by exp(similarity / {config.temperature:g}). "
         f"Shots: mean ± deviation of {config.draws} draws.\n"
         "logistic: C chosen on a held-out tenth of the training labels."
     )
+    for sentence in filter(None, map(left_out, (x, y), (train, test))):
+        accelerator.print(sentence)
     if config.json and accelerator.is_main_process:
         config.json.write_text(json.dumps(numbers, indent=1) + "\n")
 

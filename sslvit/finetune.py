@@ -30,7 +30,7 @@ from sslvit.data.subset import Subset
 from sslvit.data.supervised import Supervised as Views
 from sslvit.data.views import Plain
 from sslvit.errors import Diverged
-from sslvit.evaluate.features import extract
+from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions
 from sslvit.evaluate.split import choose_fraction, hold_out
@@ -202,5 +202,7 @@ def predict(
     objective.to(accelerator.device)
     readout = objective.readout
     found = extract(objective.backbone, source, Plain(image_size), accelerator, ids=ids, readouts=(readout,))
+    if problem := left_out(found, source):
+        accelerator.print(f"warning: {problem}")
     scores = [logits(objective, part.to(accelerator.device)).cpu() for part in found.by_readout[readout].split(4096)]
     return Predictions(found.ids, found.labels, torch.cat(scores).float().softmax(-1), about or {})

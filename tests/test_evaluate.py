@@ -16,7 +16,8 @@ from sslvit.data.labels import Labels
 from sslvit.data.source import ArraySource
 from sslvit.data.views import Plain
 from sslvit.distributed import start
-from sslvit.evaluate.features import extract
+from sslvit.errors import DataError
+from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
 from sslvit.evaluate.knn import knn, knn_votes, neighbours
 from sslvit.evaluate.stored import stored
@@ -170,7 +171,7 @@ def test_extraction_sees_each_image_once_in_order_whatever_the_batch(size):
     single = extract(vit, source, Plain(8), accelerator, batch_size=1)
     assert torch.equal(whole.ids, torch.arange(size))
     assert torch.equal(whole.labels, 10 * torch.arange(size))
-    assert not whole.replaced.any()
+    assert not len(whole.unreadable)
     with torch.no_grad():
         encoded = vit.eval()(torch.from_numpy(source.pixels) / 255)
     torch.testing.assert_close(whole.by_readout["mean"], encoded.patches.mean(1))
@@ -245,14 +246,22 @@ def test_weights_that_left_the_numbers_are_an_error_and_no_number():
         extract(vit, numbered(2), Plain(8), start(threads=1))
 
 
-def test_an_image_that_could_not_be_read_is_marked():
+def test_an_image_that_cannot_be_read_is_left_out_and_told_of():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
     source = ArraySource(
         pixels, name="one bad", fingerprint="", labels=Labels(np.arange(5), None, ""), bad={3: ("3.png", "truncated")}
     )
-    found = extract(small(), source, Plain(8), start(threads=1), batch_size=2)
-    assert found.replaced.tolist() == [False, False, False, True, False]
-    assert found.labels[3] != 3  # the label of what was seen
+    vit, accelerator = small(), start(threads=1)
+    found = extract(vit, source, Plain(8), accelerator, batch_size=2)
+    for values in (found.ids, found.labels):
+        assert values.tolist() == [0, 1, 2, 4]
+    assert found.unreadable.tolist() == [3]
+    good = extract(vit, source, Plain(8), accelerator, ids=np.array([0, 1, 2, 4]), batch_size=2)
+    torch.testing.assert_close(found.by_readout["cls"], good.by_readout["cls"])
+    assert left_out(found, source) == "1 of 5 images of one bad cannot be read and are left out, e.g. 3.png: truncated"
+    assert left_out(good, source) == ""
+    with pytest.raises(DataError, match="not one of the 1 images of one bad"):
+        extract(vit, source, Plain(8), accelerator, ids=np.array([3]))
 
 
 def test_workers_change_nothing():

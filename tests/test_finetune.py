@@ -223,6 +223,15 @@ def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_a
     assert len(kept) + len(held) == 40
 
 
+def test_a_test_image_that_cannot_be_read_is_not_scored_as_another(capsys):
+    objective, test = classifier(vit(), 4, PROTOCOLS["vit"], readout="cls", image_size=32), source(10)
+    test.bad = {4: ("4.png", "torn")}
+    found = predict(objective, test, 32, start(threads=1))
+    assert found.ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert found.labels.tolist() == test.labels[found.ids].tolist()
+    assert "1 of 10 images of noise cannot be read and are left out, e.g. 4.png: torn" in capsys.readouterr().out
+
+
 def test_a_part_of_a_source_replaces_a_bad_image_from_within():
     whole = source(10)
     whole.bad = {4: ("4.png", "torn"), 5: ("5.png", "torn")}

@@ -9,6 +9,7 @@ from tiny_run import source
 from sslvit.config import DataConfig
 from sslvit.data.labels import Labels
 from sslvit.data.source import ArraySource
+from sslvit.data.subset import Subset
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import DataError
@@ -33,6 +34,22 @@ def test_monitored_numbers_equal_the_protocols_on_the_same_weights_to_the_last_d
         assert monitored[f"eval/{readout}/5-nn"] == knn(x, a.labels, y, b.labels, k=5)
         assert monitored[f"eval/{readout}/3-shot"] == fewshot(x, a.labels, y, b.labels, shots=3).mean
     assert len(monitored) == 6
+
+
+def test_images_that_cannot_be_read_are_not_scored_and_are_told_of(capsys):
+    accelerator, backbone = start(threads=1), small()
+    train, test = source(40), source(25)
+    good = np.setdiff1d(np.arange(25), [3, 7])
+    whole = Monitor(train, Subset(test, good), 32, accelerator, k=5, shots=3)(backbone)
+    capsys.readouterr()
+    test.bad = {3: ("three.png", "empty file"), 7: ("seven.png", "torn")}
+    monitor = Monitor(train, test, 32, accelerator, k=5, shots=3)
+    assert monitor(backbone) == whole | {"evaluated without": 2}
+    monitor(backbone)
+    told = "2 of 25 images of noise cannot be read and are left out, e.g. three.png: empty file"
+    assert capsys.readouterr().out.count(told) == 1
+    lines = table([{"step": 0} | whole, {"step": 9} | monitor(backbone)], "mean").splitlines()
+    assert "2 of the images to evaluate on cannot be read and are left out" in lines
 
 
 def test_the_limits_leave_out_the_same_images_every_time():

@@ -43,7 +43,7 @@ def test_the_second_time_they_are_read(given):
     assert entries(given) == kept
     for readout, features in first.by_readout.items():
         assert torch.equal(features, again.by_readout[readout])
-    for name in ("labels", "ids", "replaced"):
+    for name in ("labels", "ids", "unreadable"):
         assert torch.equal(getattr(first, name), getattr(again, name))
 
 

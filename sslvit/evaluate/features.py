@@ -1,4 +1,7 @@
-"""The one extractor: every image once, in order, not augmented, through a backbone in eval mode, in float32."""
+"""The one extractor: every image once, in order, not augmented, through a backbone in eval mode, in float32.
+
+An image that cannot be read has no features: another that stood in for it would be counted as if it were this one.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +17,29 @@ from torch.utils.data import DataLoader, Dataset
 from sslvit import distributed, rng
 from sslvit.data.source import Samples, Source
 from sslvit.data.views import Plain
+from sslvit.errors import DataError
 from sslvit.readout import Encoded, read
 
 PIECE = 1 << 14  # rows that travel between processes at a time
 
 
 class Features(NamedTuple):
+    """Of the images that could be read."""
+
     by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
     ids: Tensor  # n
-    replaced: Tensor  # n, bool: the image could not be read, and another of the source stood in for it
+    unreadable: Tensor  # m: the ids of the others that were asked for
+
+
+def left_out(features: Features, source: Source) -> str:
+    """A sentence about the images that could not be read, with an example, or nothing."""
+    count = len(features.unreadable)
+    if not count:
+        return ""
+    example = source.read(features.unreadable[:1].numpy()).bad
+    why = f", e.g. {example[0].path}: {example[0].reason}" if example else ""  # perhaps it can be read by now
+    return f"{count:,} of {count + len(features.ids):,} images of {source.name} cannot be read and are left out{why}"
 
 
 class _Batches(Dataset):
@@ -51,7 +67,7 @@ def extract(
     batch_size: int = 256,
     workers: int = 0,
 ) -> Features:
-    """The features of these images (all of the source by default), in their order, on every process.
+    """The features of these images (all of the source by default) that can be read, in their order, on every process.
 
     One forward pass serves all readouts: cls, mean and both; cls:4 and mean:4, of the last four blocks, joined; both:4,
     cls of the last four and mean of the last, as DINOv2's probe; patches, all of them. The default is what the backbone
@@ -90,11 +106,15 @@ def extract(
             raise ValueError(
                 f"{int((~values.isfinite()).sum())} of the features {name} of {source.name} are not finite"
             )
+    all_ids = torch.from_numpy(ids.copy())
+    good = ~_everyone(replaced, part, len(ids), accelerator.device).bool()
+    if not good.any():
+        raise DataError(f"not one of the {len(ids):,} images of {source.name} to be looked at can be read")
     return Features(
-        gathered,
-        None if source.labels is None else _everyone(labels, part, len(ids), accelerator.device),
-        torch.from_numpy(ids.copy()),
-        _everyone(replaced, part, len(ids), accelerator.device).bool(),
+        {name: values[good] for name, values in gathered.items()},
+        None if source.labels is None else _everyone(labels, part, len(ids), accelerator.device)[good],
+        all_ids[good],
+        all_ids[~good],
     )
 
 

@@ -14,7 +14,7 @@ from sslvit.data.subset import Subset
 from sslvit.data.views import Plain
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate import split
-from sslvit.evaluate.features import extract
+from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 
@@ -46,13 +46,19 @@ class Monitor:
         self.sources, self.limits = (train, test), (limit_train, limit_test)
         self.view, self.accelerator = Plain(image_size), accelerator
         self.k, self.temperature, self.shots = k, temperature, shots
+        self.told: set[str] = set()
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
         parts = []
         for source, limit in zip(self.sources, self.limits, strict=True):
             parts.append(extract(backbone, source, self.view, self.accelerator, ids=draw_ids(source, limit)))
+            if (problem := left_out(parts[-1], source)) and problem not in self.told:
+                self.accelerator.print(f"warning: {problem}")
+                self.told.add(problem)
         train, test = parts
         numbers = {}
+        if unreadable := len(train.unreadable) + len(test.unreadable):
+            numbers["evaluated without"] = unreadable
         for readout in backbone.readouts:
             x, y = train.by_readout[readout], test.by_readout[readout]
             nearest = knn(x, train.labels, y, test.labels, k=self.k, temperature=self.temperature)
@@ -106,4 +112,6 @@ def table(evaluations: list[dict[str, Any]], readout: str) -> str:
         mark = " *" if read == readout else ""
         label = f"{protocol} of {read}{mark}"
         lines.append(f"{label:<28}{100 * first[name]:>13.1f}{100 * last[name]:>15.1f}")
+    if last.get("evaluated without"):
+        lines.append(f"{last['evaluated without']:,.0f} of the images to evaluate on cannot be read and are left out")
     return "\n".join([*lines, f"* the readout that this objective declares ({readout})"])

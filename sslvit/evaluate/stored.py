@@ -76,18 +76,18 @@ def _read(place: Path, readouts: tuple[str, ...]) -> Features | None:
     try:
         written = json.loads(durable.read(place / ABOUT, longest=LONGEST_ABOUT))["file"]
         tensors = load_safetensors(durable.read(place / FILE, written=written))
+        by_readout = {readout: tensors[f"readout {readout}"] for readout in readouts}
+        return Features(by_readout, tensors.get("labels"), tensors["ids"], tensors["unreadable"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         log.warning("%s is damaged and is made again: %s", place, error)
         return None
-    by_readout = {readout: tensors[f"readout {readout}"] for readout in readouts}
-    return Features(by_readout, tensors.get("labels"), tensors["ids"], tensors["replaced"])
 
 
 def _write(place: Path, features: Features, about: dict[str, Any]) -> None:
     tensors = {f"readout {readout}": values for readout, values in features.by_readout.items()}
-    tensors |= {"ids": features.ids, "replaced": features.replaced}
+    tensors |= {"ids": features.ids, "unreadable": features.unreadable}
     if features.labels is not None:
         tensors["labels"] = features.labels
     durable.make_folder(place.parent)
