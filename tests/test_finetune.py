@@ -75,7 +75,7 @@ def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
     row = Row(images, batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
     for step in range(4):
-        samples, view_key, _ = row[step]
+        samples, view_key, *_ = row[step]
         (x,) = views(samples.pixels, view_key, samples.extents)
         optimizer.param_groups[0]["lr"] = warmup_cosine(step / 4, 0.05, warmup=0.1)
         F.cross_entropy(plain.head(read(plain.backbone(x), "mean")), samples.labels).backward()
