@@ -96,6 +96,8 @@ class TrainConfig:
     """Checkpoints kept."""
     resume: bool = False
     """Go on from the folder's newest checkpoint that verifies; start if there is none."""
+    allow_data_change: bool = False
+    """Go on with --resume also where the images, by number, names, sizes or labels, are not those of before."""
     overwrite: bool = False
     """Delete the run that is in the folder."""
     log_with: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class TrainConfig:
 FREE = frozenset(
     [
         "out",
+        "data",  # where the images lie; what they are is compared by itself
+        "allow_data_change",
         "max_bad",
         "workers",
         "log_every",

@@ -1,13 +1,17 @@
 """What a run consists of between two steps: into a checkpoint, and back."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from xxhash import xxh3_128
 
 from sslvit import checkpoint
 from sslvit.config import TrainConfig, check_unchanged, configuration
+from sslvit.data.samples import Images
+from sslvit.errors import DataError
 from sslvit.health import Watch
 
 
@@ -54,8 +58,31 @@ def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer:
         raise ValueError(f"the checkpoint holds tensors that this run does not know: {sorted(left or tensors)[:5]}")
 
 
+def identity(source: Images) -> dict[str, Any]:
+    """What tells a set from another, wherever it lies. A stream has no fingerprint, because nobody can read all of it
+    to make one: its name must do, and if its content changes nobody is told."""
+    labels = None if source.labels is None else xxh3_128(source.labels.tobytes()).hexdigest()
+    return {"images": len(source), "content": getattr(source, "fingerprint", source.name), "labels": labels}
+
+
+def check_same_images(saved: dict[str, Any], source: Images, *, allowed: bool) -> str:
+    """Refuses to go on with other images, or returns a sentence about it if that is allowed."""
+    now = identity(source)
+    if saved == now:
+        return ""
+    parts = " and ".join(name for name in saved if saved[name] != now[name])
+    what = f"the run began with {saved['images']:,} images, {source.name} has {now['images']:,}, with other {parts}"
+    if allowed:
+        return what
+    raise DataError(f"--resume: {what}. Give the old images, or --allow_data_change to go on with these")
+
+
 def restore(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, accelerator: Accelerator
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    source: Images,
+    config: TrainConfig,
+    accelerator: Accelerator,
 ) -> Progress:
     """Where to begin: at the newest checkpoint that verifies if the run goes on, else at step 0."""
     if not config.resume:
@@ -70,6 +97,8 @@ def restore(
         return Progress()
     for warning in check_unchanged(found.state["config"], configuration(config)):
         accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
+    if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
+        accelerator.print(f"warning: {warning}: the run goes on with these")
     restore_tensors(found.tensors, objective, optimizer)
     if accelerator.scaler is not None and found.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(found.state["scaler"])
@@ -81,6 +110,7 @@ def keep(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    source: Images,
     config: TrainConfig,
     accelerator: Accelerator,
 ) -> bool:
@@ -89,6 +119,7 @@ def keep(
     if accelerator.is_main_process:
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
+        state |= {"data": identity(source)}
         tensors = training_tensors(objective, optimizer)
         try:
             checkpoint.save(config.out / "checkpoints", progress.step, tensors, state, keep=config.keep)

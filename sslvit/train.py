@@ -32,7 +32,7 @@ from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.records import Log, check_trackers, evaluations
-from sslvit.resume import Progress, keep, restore
+from sslvit.resume import Progress, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -68,14 +68,14 @@ def pretrain(
         )
         sgd = config.optimizer == "sgd"
         optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
-        now = restore(objective, optimizer, config, accelerator)
+        now = restore(objective, optimizer, source, config, accelerator)
         row.go_on_at(now.places)
         first = now.step
         model = config.out / "model"
         if now.step == 0 and accelerator.is_main_process:
             look(row, min(objective.backbone.image_size), config, accelerator)
         if now.step < steps:
-            log = Log(config, accelerator, now.step, {"images": len(source), "source": source.name, "steps": steps})
+            log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
             train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
             log.close()
         # A run that was killed after its last checkpoint has finished, and lacks only its model.
@@ -186,7 +186,7 @@ def train(
         if now.step % config.save_every == 0 or last or stop:
             log.sync()
             now.places = row.places(accelerator.device)
-            failed = 0 if keep(objective, optimizer, now, config, accelerator) else failed + 1
+            failed = 0 if keep(objective, optimizer, now, row.source, config, accelerator) else failed + 1
             if failed == PATIENCE:
                 raise CannotWrite(
                     f"{PATIENCE} checkpoints in a row could not be written to {config.out}: see the warnings above"

@@ -15,11 +15,12 @@ from PIL import Image
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit import checkpoint
-from sslvit.config import FREE, WARNED, TrainConfig
+from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
 from sslvit.data.loader import Row, load
+from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start
-from sslvit.errors import Diverged
+from sslvit.errors import DataError, Diverged
 from sslvit.objectives.objective import Objective
 from sslvit.train import due, pretrain
 
@@ -244,9 +245,43 @@ def test_going_on_with_another_configuration_is_refused_key_by_key(tmp_path):
     tiny_run(tmp_path / "run", epochs=1.0, resume=True, workers=1, log_every=7)
 
 
+def go(out: Path, data: str, **changes) -> None:
+    config = TrainConfig(out=out, **(DEFAULTS | {"epochs": 1.0} | changes))
+    pretrain(objective(), open_source(data, image_size=32), Light(32), config, start(threads=1))
+
+
+def test_going_on_with_other_images_is_refused_with_both_counts_unless_it_is_allowed_and_a_moved_folder_is_no_other(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    folder, moved, out = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    folder.mkdir()
+    for number, pixels in enumerate(source(20).pixels):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    go(out, f"folder:{folder}")
+    folder.rename(moved)
+    go(out, f"folder:{moved}", resume=True)
+    (moved / "0.png").rename(moved / "first.png")
+    with pytest.raises(DataError, match="began with 20 images, .*there has 20, with other content.*--allow_data_"):
+        go(out, f"folder:{moved}", resume=True)
+    (moved / "first.png").unlink()
+    with pytest.raises(DataError, match="the run began with 20 images, folder:.*there has 19") as stopped:
+        go(out, f"folder:{moved}", resume=True)
+    assert stopped.value.code == 65
+    capsys.readouterr()
+    go(out, f"folder:{moved}", resume=True, allow_data_change=True)
+    assert "warning: the run began with 20 images" in capsys.readouterr().out
+
+
+def test_other_labels_of_the_same_images_are_other_data(tmp_path):
+    go(tmp_path, "shapes:n=16", resume=True)
+    with pytest.raises(DataError, match="with other labels"):
+        go(tmp_path, "shapes:n=16,texture", resume=True)
+
+
 def test_every_key_is_free_warned_or_refused():
     assert not FREE & WARNED
-    assert set(TrainConfig.__dataclass_fields__) >= FREE | WARNED
+    assert TrainConfig.__dataclass_fields__.keys() | DataConfig.__dataclass_fields__.keys() >= FREE | WARNED
 
 
 @pytest.mark.parametrize(
