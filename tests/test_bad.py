@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 
+import numpy as np
 import pytest
 
 from sslvit.data.bad import BadImages
@@ -79,10 +80,35 @@ def test_one_per_cent_is_borne_and_more_stops_with_advice(tmp_path):
         images.check(25_000)  # later epochs read the same images
 
 
-def test_a_few_bad_images_of_a_small_set_are_borne(tmp_path):
-    filled(tmp_path, 8, 72).check(72)
-    with pytest.raises(DataError):
-        filled(tmp_path / "..", 17, 72).check(72)
+@pytest.mark.parametrize(
+    ("size", "max_bad", "borne"),
+    [
+        *((20, 0.01, 2), (72, 0.01, 8), (100, 0.01, 8), (1000, 0.01, 10), (100_000, 0.01, 1000)),
+        *((20, 0.001, 0), (100, 0.05, 12), (100, 0.5, 50), (1000, 0.001, 1), (100, 1, 100), (100, 0, 0)),
+    ],
+)
+def test_so_many_bad_images_of_a_set_are_borne_and_one_more_stops(tmp_path, size, max_bad, borne):
+    images = filled(tmp_path, borne, size, max_bad=max_bad)
+    images.check(size)
+    images.check(3 * size)
+    images.add(bad(size))
+    with pytest.raises(DataError, match=f"{borne + 1:,} of {size:,} images read cannot be used"):
+        images.check(size)
+
+
+def test_a_set_of_twenty_with_sixteen_rotten_stops_within_its_first_epoch(tmp_path):
+    assert filled(tmp_path, 16, 20).too_many(20)
+
+
+@pytest.mark.parametrize("size", [20, 100, 1000, 100_000, float("inf")])
+def test_of_random_orders_of_a_set_with_just_as_many_as_are_borne_none_stops_early(tmp_path, size):
+    few = int(min(size, 100_000))
+    images = BadImages(tmp_path / "bad.jsonl", size=size)
+    rotten = np.arange(few) < int(images.share * few)
+    for seed in range(100):
+        met = np.random.default_rng(seed).permutation(rotten).cumsum()[7::8]  # after each batch of 8
+        for read, count in enumerate(met.tolist(), 1):
+            assert count <= images.borne(8 * read)
 
 
 def test_a_rotten_set_stops_early_and_a_good_one_never_by_chance(tmp_path):

@@ -262,10 +262,10 @@ def test_going_on_with_other_images_is_refused_with_both_counts_unless_it_is_all
     folder.rename(moved)
     go(out, f"folder:{moved}", resume=True)
     (moved / "0.png").rename(moved / "first.png")
-    with pytest.raises(DataError, match="began with 20 images, .*there has 20, with other content.*--allow_data_"):
+    with pytest.raises(DataError, match=r"began with 20 images, .*there has 20, with other content.*--allow_data_"):
         go(out, f"folder:{moved}", resume=True)
     (moved / "first.png").unlink()
-    with pytest.raises(DataError, match="the run began with 20 images, folder:.*there has 19") as stopped:
+    with pytest.raises(DataError, match=r"the run began with 20 images, folder:.*there has 19") as stopped:
         go(out, f"folder:{moved}", resume=True)
     assert stopped.value.code == 65
     capsys.readouterr()

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from sslvit.data.samples import Bad
 from sslvit.errors import DataError
 
-ALWAYS_BORNE = 16  # bad images: a share of a small set says little
+SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
 
 
 class BadImages:
@@ -23,10 +23,12 @@ class BadImages:
 
     def __init__(self, file: Path, *, size: float, max_bad: float = 0.01):
         """size: of the source, or infinite where nobody knows it. max_bad: the share of bad images that is borne; 0
-        stops at the first."""
+        stops at the first. Of a set of fewer than 800 images as many are borne as of 800, but no more than an eighth
+        of the set: one bad image in 20 need not stop anything, but 16 in 20 must."""
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad {max_bad} is a share of the images, from 0 to 1")
         self.file, self.size, self.max_bad = file, size, max_bad
+        self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
         self._ids: set[int] = set()
         self._end = 0  # of what is known of the file
         self._last = ""
@@ -63,19 +65,23 @@ class BadImages:
             self._ids.add(line["id"])
             self._last = f"{json.dumps(line['path'])}: {line['reason']}"
 
-    def too_many(self, read: int) -> str:
-        """Why the run should stop, after `read` images, or nothing. All its processes must act on it at one step.
+    def borne(self, read: int) -> float:
+        """How many bad images may be among those met after `read` images.
 
-        Before the first epoch's end the share is known from a sample: four standard deviations more are borne.
+        Before the first epoch's end the share is known from a sample: four standard deviations more are borne, and
+        four images more, because the numbers of a few images spread wider than a normal distribution.
         """
-        seen, count = min(read, self.size), len(self)
-        margin = 4 * sqrt(self.max_bad * seen) if seen < self.size else 0.0
-        borne = max(ALWAYS_BORNE, self.max_bad * seen + margin) if self.max_bad else 0
-        if count <= borne:
+        seen = min(read, self.size)
+        expected = self.share * seen
+        return expected + (4 * (sqrt(expected) + 1) if expected and seen < self.size else 0.0)
+
+    def too_many(self, read: int) -> str:
+        """Why the run should stop, after `read` images, or nothing. All its processes must act on it at one step."""
+        if (count := len(self)) <= self.borne(read):
             return ""
         return (
-            f"{count:,} of {seen:,} images read cannot be used, more than max_bad {self.max_bad:g} allows: see "
-            f"{self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
+            f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "
+            f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
         )
 
     def check(self, read: int) -> None:
