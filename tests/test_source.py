@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit.data import shapes
-from sslvit.data.files import Names, open_folders, open_list, printable
+from sslvit.data.files import Names, Skipped, open_folders, open_list, printable
 from sslvit.data.samples import ArraySource, substitutes
 from sslvit.data.source import SHAPES_TEST, EncodedSource, Source, open_source
 from sslvit.errors import DataError, NoInput
@@ -505,7 +505,7 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
     [
         ("{}/nothing/at/all", NoInput, "the nearest folder is {}, which holds empty, file.txt, text"),
         ("folder:{}/empty", NoInput, "no image files in {}/empty: found nothing"),
-        ("folder:{}/text", NoInput, r"found 3 \*.txt, 1 without an ending"),
+        ("folder:{}/text", NoInput, r"found 1 without an ending: README; 3 \*.txt: 1.txt"),
         ("{}/file.txt", NoInput, "file.txt is not a folder of images: it is a file"),
         ("idx:{}/nothing", NoInput, "no such folder"),
         ("idx:{}/text", NoInput, "no images of the train split: expected a file like train-images-idx3-ubyte"),
@@ -558,6 +558,39 @@ def test_unreadable_folders_and_files_are_named(tmp_path, request):
     assert bad[0].reason == "Permission denied"
     with pytest.raises(NoInput, match=r"found 1 folders \(Permission denied\)"):
         open_source(str(tmp_path / "closed"), image_size=8)
+
+
+def test_what_a_folder_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys, request):
+    tmp_path.chmod(0o755)
+    for name in ("ant", "bee", "cow"):
+        write(tmp_path / f"set/{name}/1.png", flat(1))
+    for name in ("a.heic", "b.heic", "bee/c.heic", "notes"):
+        (tmp_path / "set" / name).write_text("")
+    (tmp_path / "set/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set/ant").chmod(0)
+    request.getfixturevalue("unprivileged")
+    assert len(open_source(str(tmp_path / "set"), image_size=8, cache=False)) == 2
+    said, _, _ = capsys.readouterr().err.rpartition("\n")
+    before, _, kinds = said.partition("/set: not read: ")
+    assert before == f"folder:{tmp_path}"
+    assert sorted(kinds.split("; ")) == [
+        "1 folders (Permission denied): ant",
+        "1 links out of the folder or to folders: dog",
+        "1 without an ending: notes",
+        "3 *.heic: a.heic",
+    ]
+
+
+def test_a_kind_that_is_rare_is_not_lost_among_many_endings():
+    skipped = Skipped()
+    for number in range(50):
+        for _ in range(number + 2):
+            skipped.add(f"*.{number}", b"x" * 300)
+    skipped.add("folders (Permission denied)", b"cat")
+    assert str(skipped).startswith("1 folders (Permission denied): cat; 51 *.49: xx")
+    assert str(skipped).endswith("; 989 of other kinds")
+    assert len(str(skipped)) < 1000
 
 
 def test_one_image_and_one_pixel_are_a_set(tmp_path):

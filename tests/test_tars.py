@@ -2,12 +2,12 @@ import io
 import pickle
 import tarfile
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
 from image_zoo import png
 
+from sslvit.data.files import Skipped
 from sslvit.data.source import open_source
 from sslvit.data.tars import members
 from sslvit.errors import DataError, NoInput
@@ -66,7 +66,7 @@ def test_an_index_agrees_with_the_standard_library(tmp_path):
         pack(tmp_path / "set.tar", content, form)
         with tarfile.open(tmp_path / "set.tar") as archive:
             expected = [(entry.name.encode(), entry.offset_data, entry.size) for entry in archive]
-        assert [tuple(member) for member in members(tmp_path / "set.tar", Counter())] == expected
+        assert [tuple(member) for member in members(tmp_path / "set.tar", Skipped())] == expected
 
 
 def test_splits_and_text_labels(tmp_path):
@@ -110,8 +110,9 @@ ATTACKS = {
     "fifo": (attack("fifo.png", tarfile.FIFOTYPE, size=0), 0),
     "folder": (attack("folder.png", tarfile.DIRTYPE, size=0), 0),
     "sparse": (attack("sparse.png", tarfile.GNUTYPE_SPARSE), 0),
-    "ten gigabytes claimed": (attack("huge.png", size=10 << 30), 0),
-    "more than a tar can hold": (attack("huge.png", size=1 << 62), 0),
+    "folder with a size": (attack("folder.png", tarfile.DIRTYPE, size=9999), 0),
+    "ten gigabytes claimed": (attack("huge.png", size=10 << 30), None),
+    "more than a tar can hold": (attack("huge.png", size=1 << 62), None),
 }
 
 
@@ -122,14 +123,18 @@ def test_no_member_leads_anywhere(tmp_path, name):
     with open(tmp_path / "set/set.tar", "wb") as file:
         good = tarfile.TarInfo("good.png")
         good.size = len(picture(1))
-        for header, data in ((good, picture(1)), (entry, picture(9))):
+        for header, data in ((good, picture(1)), (entry, picture(9) * (entry.size == len(picture(9))))):
             file.write(header.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512))
         file.write(bytes(1024))
     before = sorted(tmp_path.rglob("*"))
     start = time.process_time()
-    source = open_source(f"webdataset:{tmp_path}/set", image_size=6, cache=False)
-    assert values(source) == [1, 9][: 1 + images]
-    assert source.store.where(len(source) - 1).isprintable()
+    if images is None:
+        with pytest.raises(DataError, match=r"set\.tar is damaged at byte"):
+            open_source(f"webdataset:{tmp_path}/set", image_size=6, cache=False)
+    else:
+        source = open_source(f"webdataset:{tmp_path}/set", image_size=6, cache=False)
+        assert values(source) == [1, 9][: 1 + images]
+        assert source.store.where(len(source) - 1).isprintable()
     assert time.process_time() - start < 5
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -139,30 +144,68 @@ def test_a_hundred_thousand_members_are_listed_in_seconds(tmp_path):
     with open(tmp_path / "set.tar", "wb") as file:
         for _ in range(20):
             file.write(header * 5000)
+        file.write(bytes(1024))
     start = time.process_time()
     with pytest.raises(NoInput, match=r"no images in 1 tar files: found 100,000 \*\.txt"):
         open_source(f"webdataset:{tmp_path}", image_size=6)
     assert time.process_time() - start < 5
 
 
-def test_damaged_and_compressed_shards_are_named(tmp_path):
+def opened(file):
+    return open_source(f"webdataset:{file}", image_size=6, cache=False)
+
+
+def test_a_tar_that_is_cut_anywhere_is_refused_with_the_place(tmp_path):
     pack(tmp_path / "set.tar", {f"{number}.png": picture(number) for number in range(6)})
-    data = bytearray((tmp_path / "set.tar").read_bytes())
-    (tmp_path / "set.tar").write_bytes(data[: 512 * 9 + 20])
-    cut = open_source(f"webdataset:{tmp_path}/set.tar", image_size=6, cache=False)
-    assert 1 <= len(cut) < 6
-    assert "cut off in set.tar" in cut.store.skipped
-    data[512 * 4 + 3] ^= 1
-    (tmp_path / "set.tar").write_bytes(data)
-    damaged = open_source(f"webdataset:{tmp_path}/set.tar", image_size=6, cache=False)
-    assert values(damaged) == [0, 1]
-    assert any("damaged after byte 2,048" in what for what in damaged.store.skipped)
+    data, last = (tmp_path / "set.tar").read_bytes(), opened(tmp_path / "set.tar").store.offsets[-1]
+    for end in (0, 1, 512, 512 * 4, 512 * 9 + 20, last + 1, last + len(picture(5)), last + 512, last + 512 + 511):
+        (tmp_path / "cut.tar").write_bytes(data[:end])
+        with pytest.raises(DataError, match=rf"cut\.tar is damaged at byte {end:,}, where it ends") as caught:
+            opened(tmp_path / "cut.tar")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "cut.tar").write_bytes(data[: last + 1024])  # one empty block is an end
+    assert values(opened(tmp_path / "cut.tar")) == list(range(6))
+
+
+def test_a_flipped_bit_in_any_header_is_refused_with_the_place(tmp_path):
+    pack(tmp_path / "set.tar", {f"{number}.png": picture(number) for number in range(6)})
+    data = (tmp_path / "set.tar").read_bytes()
+    for offset in opened(tmp_path / "set.tar").store.offsets.tolist():
+        changed = bytearray(data)
+        changed[offset - 512 + 3] ^= 1
+        (tmp_path / "set.tar").write_bytes(changed)
+        with pytest.raises(DataError, match=rf"set\.tar is damaged at byte {offset - 512:,}, which is no header"):
+            opened(tmp_path / "set.tar")
+
+
+def test_members_beyond_an_end_or_a_hole_are_not_forgotten(tmp_path):
+    pack(tmp_path / "set.tar", {"1.png": picture(1), "2.png": picture(2)})
+    data = (tmp_path / "set.tar").read_bytes()
+    hole = bytearray(data)
+    hole[1024:1536] = bytes(512)
+    for content in (data + data, bytes(hole)):
+        (tmp_path / "set.tar").write_bytes(content)
+        with pytest.raises(
+            DataError, match=r"set\.tar is damaged after byte [\d,]+, where an empty block closes it but"
+        ):
+            opened(tmp_path / "set.tar")
+
+
+def test_what_is_no_tar_or_compressed_is_named(tmp_path):
     (tmp_path / "text.tar").write_text("this is no archive at all" * 100)
-    with pytest.raises(NoInput, match=r"found 1 damaged after byte 0 of text\.tar"):
-        open_source(f"webdataset:{tmp_path}/text.tar", image_size=6)
+    with pytest.raises(DataError, match=r"text\.tar is damaged at byte 0"):
+        opened(tmp_path / "text.tar")
     (tmp_path / "set.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(DataError, match=r"set.tar.gz is compressed"):
-        open_source(f"webdataset:{tmp_path}/*.gz", image_size=6)
+        opened(f"{tmp_path}/*.gz")
+
+
+def test_what_a_tar_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys):
+    content = {f"{number}.{ending}": picture(number) for number in range(3) for ending in ("png", "json")}
+    pack(tmp_path / "set.tar", content | {"0.cls": b"0", "1.txt": b"a dog"})
+    opened(tmp_path / "set.tar")
+    said = f"webdataset:{tmp_path}/set.tar (train): not read: 3 *.json: 0.json; 1 *.txt: 1.txt\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_shard_that_shrinks_during_a_run_gives_bad_images(tmp_path):

@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from sslvit.data.files import Skipped
 from sslvit.data.image import MAX_PIXELS, BadImage, fitted, measure, open_image
 from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
 from sslvit.errors import DataError
@@ -19,6 +20,7 @@ class Store(Protocol):
     classes: tuple[str, ...] | None
     unlabelled: str
     sizes: np.ndarray  # int64: bytes of each
+    skipped: Skipped
     fingerprint: str  # of the set, wherever it lies
     version: str  # of these very files: another when one was only touched, or lies elsewhere
 

@@ -15,6 +15,7 @@ from sslvit.data.labels import Labels, match_classes, no_labels, number
 from sslvit.errors import DataError, NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
+KINDS_TOLD = 8  # of what is not read
 
 
 class Names:
@@ -40,6 +41,28 @@ def printable(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class Skipped:
+    """What lies among the images and is not read: how many of each kind, and the first of them."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, bytes] = {}
+
+    def add(self, kind: str, name: bytes) -> None:
+        self.counts[kind] += 1
+        self.first.setdefault(kind, name)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        # Endings last: there may be many, and an unreadable folder among them is what one must see.
+        kinds = sorted(self.counts, key=lambda kind: (kind.startswith("*"), -self.counts[kind]))
+        told = [f"{self.counts[kind]:,} {kind}: {printable(self.first[kind])[-80:]}" for kind in kinds[:KINDS_TOLD]]
+        more = sum(self.counts[kind] for kind in kinds[KINDS_TOLD:])
+        return "; ".join(told + [f"{more:,} of other kinds"] * bool(more)) or "nothing"
+
+
 def stamp(status: os.stat_result) -> int:
     """What differs between two files whose names, sizes and times agree, as copies' may: no copying tool can set the
     inode or the time of the inode's change."""
@@ -49,8 +72,16 @@ def stamp(status: os.stat_result) -> int:
 class FileStore:
     """Image files by number. Their sizes are kept: a file that changed since is a bad image, not another sample."""
 
-    def __init__(self, roots: list[bytes], starts: list[int], files: list[tuple[bytes, int, int]], labels: Labels):
+    def __init__(
+        self,
+        roots: list[bytes],
+        starts: list[int],
+        files: list[tuple[bytes, int, int]],
+        labels: Labels,
+        skipped: Skipped,
+    ):
         """files: (name from its root, size, stamp), root after root; starts: each root's first"""
+        self.skipped = skipped
         names, sizes, stamps = zip(*files, strict=True)
         self.roots, self.starts = roots, np.array(starts)
         self.names, self.sizes = Names(names), np.array(sizes, np.int64)
@@ -87,9 +118,9 @@ def open_folders(roots: list[Path], *, follow_links: bool = False, classes: tupl
             raise NoInput(f"{root} is not a folder: {nearest(root)}")
     scan = _Scan(roots, follow_links)
     if not scan.files:
-        raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.counts()}")
+        raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.skipped}")
     labels = _folder_labels([name for name, _, _ in scan.files], classes)
-    return FileStore(scan.roots, scan.starts, scan.files, labels)
+    return FileStore(scan.roots, scan.starts, scan.files, labels, scan.skipped)
 
 
 class _Scan:
@@ -100,7 +131,7 @@ class _Scan:
         self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
         self.files: list[tuple[bytes, int, int]] = []
         self.starts: list[int] = []
-        self.skipped: Counter[str] = Counter()
+        self.skipped = Skipped()
         for root in self.roots:
             self.starts.append(len(self.files))
             self._walk(root, b"", ())
@@ -112,40 +143,37 @@ class _Scan:
             if self.follow_links:  # links can make a loop
                 status = os.stat(folder)
                 if (status.st_dev, status.st_ino) in above:
-                    self.skipped["loops of links"] += 1
+                    self.skipped.add("loops of links", inside)
                     return
                 above = (*above, (status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self.skipped[f"folders ({error.strerror})"] += 1
+            self.skipped.add(f"folders ({error.strerror})", inside or root)
             return
         for entry in listed:
             name = os.path.join(inside, entry.name)
             try:
                 if entry.name.startswith(b"."):
-                    self.skipped["hidden"] += 1
+                    self.skipped.add("hidden", name)
                 elif entry.is_symlink() and not self._allowed(entry, root):
-                    self.skipped["links out of the folder or to folders (--follow_links reads them)"] += 1
+                    self.skipped.add("links out of the folder or to folders", name)
                 elif entry.is_dir():
                     folders.append(name)
                 elif not entry.is_file():
-                    self.skipped["neither files nor folders"] += 1
+                    self.skipped.add("neither files nor folders", name)
                 elif (ending := os.path.splitext(entry.name)[1].lower()) not in ENDINGS:
-                    self.skipped[f"*{printable(ending)}" if ending else "without an ending"] += 1
+                    self.skipped.add(f"*{printable(ending)}" if ending else "without an ending", name)
                 else:
                     status = entry.stat()
                     self.files.append((name, status.st_size, stamp(status)))
             except OSError as error:  # gone since it was listed, or a link to itself
-                self.skipped[error.strerror] += 1
+                self.skipped.add(error.strerror, name)
         for name in folders:
             self._walk(root, name, above)
 
     def _allowed(self, entry: os.DirEntry, root: bytes) -> bool:
         return self.follow_links or (not entry.is_dir() and lies_inside(os.path.realpath(entry.path), [root]))
-
-    def counts(self) -> str:
-        return ", ".join(f"{count:,} {what}" for what, count in self.skipped.most_common(6)) or "nothing"
 
 
 def lies_inside(path: bytes, roots: list[bytes]) -> bool:
@@ -195,7 +223,7 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
     labels = no_labels(f"{len(texts):,} of {len(files):,} lines of {file} have a label")
     if len(texts) == len(files):
         labels = number(texts, "label", classes)
-    return FileStore([root_bytes], [0], files, labels)
+    return FileStore([root_bytes], [0], files, labels, Skipped())
 
 
 def nearest(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sslvit.data.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
-from sslvit.data.files import lies_inside, nearest, printable
+from sslvit.data.files import Skipped, lies_inside, nearest, printable
 from sslvit.data.image import BadImage, read_file
 from sslvit.errors import DataError, NoInput
 
@@ -41,7 +41,7 @@ class TableStore:
         self.table = table.with_format("arrow")
         self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
         self.image_column = choose_image_column(table.features, image_column)
-        self._values = None
+        self._values, self.skipped = None, Skipped()
         rows = rows_of_lists(column_of(self.table, self.image_column))
         self.labels, self.classes, self.unlabelled = read_labels(table, rows, label_column, classes)
         self.sizes = self._sizes()

@@ -24,9 +24,10 @@ to fill: scaling to 448 costs 1 ms more.
 import os
 from pathlib import Path
 
+from sslvit import distributed
 from sslvit.data.arrays import open_idx, open_npz
 from sslvit.data.bad import BadImages
-from sslvit.data.cache import cached
+from sslvit.data.cache import cached, say
 from sslvit.data.encoded import EncodedSource, Store, choose_canvas
 from sslvit.data.files import nearest, open_folders, open_list
 from sslvit.data.hub import open_disk, open_hub, open_parquet
@@ -83,6 +84,8 @@ def open_source(
     else:
         columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
         store, name = _store(kind, rest, split, columns, follow_links)
+        if store.skipped and distributed.rank() == 0:
+            say(f"{name}: not read: {store.skipped}")
         box = canvas or room(side)
         canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
         source = EncodedSource(store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels)

@@ -8,8 +8,8 @@ the image and the label of one. Only headers and image bytes are read, so no nam
 
 import hashlib
 import os
+import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslvit.data.files import ENDINGS, Names, printable, stamp
+from sslvit.data.files import ENDINGS, Names, Skipped, printable, stamp
 from sslvit.data.hub import SPLITS, matching, of_split
 from sslvit.data.image import BYTES_A_PIXEL, BadImage
 from sslvit.data.labels import no_labels, number
@@ -25,7 +25,14 @@ from sslvit.errors import DataError, NoInput
 
 BLOCK, AHEAD = 512, 1 << 14
 ADLER = 65521  # its modulus
-REGULAR, FOLDER, LONG_NAME, PAX = (b"0", b"\0"), b"5", b"L", b"x"
+REGULAR, WITHOUT_DATA, LONG_NAME, PAX = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6"), b"L", b"x"
+SILENT = (
+    b"5",
+    b"g",
+    b"K",
+)  # folders, remarks on the whole archive, long names of links: nothing that could be an image
+PAX_SIZE = re.compile(rb"[0-9]{1,18}")
+OCTAL = re.compile(rb"[0-7]*")
 LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
 LONGEST_LABEL = 1 << 10
 
@@ -36,55 +43,77 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: Path, skipped: Counter) -> list[Member]:
-    """The regular files of a tar (ustar, GNU and pax names), from its headers alone. A damaged header ends it."""
-    with open(file, "rb", buffering=0) as stream:
-        return list(_members(stream.fileno(), file.name, skipped))
+def members(file: Path, skipped: Skipped, ahead: int = AHEAD) -> Iterator[Member]:
+    """The regular files of a tar (ustar, GNU and pax names), from its headers alone, `ahead` bytes at a time. What is
+    damaged or cut off stops: nobody can know what else was in it."""
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            yield from _members(stream.fileno(), skipped, ahead)
+    except _Damaged as error:
+        raise DataError(f"{file} is damaged {error}: write it again or leave it out") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _members(file: int, shard: str, skipped: Counter) -> Iterator[Member]:
+class _Damaged(Exception):
+    """At which byte, and how."""
+
+
+def _members(file: int, skipped: Skipped, ahead: int) -> Iterator[Member]:
     position, long_name, long_size, empty, end = 0, b"", None, bytes(BLOCK), os.fstat(file).st_size
-    ahead, first = b"", 0  # headers of small members lie close together
+    held, first = b"", 0  # headers of small members lie close together
     while True:
-        if not 0 <= position - first <= len(ahead) - BLOCK:
-            ahead, first = os.pread(file, AHEAD, position), position
-        header = ahead[position - first : position - first + BLOCK]
-        if len(header) < BLOCK or header == empty:
-            return
+        if not 0 <= position - first <= len(held) - BLOCK:
+            held, first = os.pread(file, ahead, position), position
+        header = held[position - first : position - first + BLOCK]
+        if len(header) < BLOCK:
+            raise _Damaged(f"at byte {end:,}, where it ends without the empty block that closes an archive")
+        if header == empty:
+            return _check_empty(file, position)
         try:
             # The checksum is the sum of the bytes with its own taken as spaces. Adler's low half is a sum too, plus 1.
             adler = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
             if (_number(header[148:156]) - 8 * ord(" ") + 1 - adler) % ADLER:
                 raise ValueError("wrong checksum")
             declared, kind = _number(header[124:136]), header[156:157]
-        except ValueError:
-            skipped[f"damaged after byte {position:,} of {shard}"] += 1
-            return
+        except ValueError as error:
+            raise _Damaged(f"at byte {position:,}, which is no header of a member") from error
         size, data = declared if long_size is None else long_size, position + BLOCK
+        size *= kind not in WITHOUT_DATA
         position = data + -(-size // BLOCK) * BLOCK
+        if data + size > end:
+            raise _Damaged(f"at byte {end:,}, where it ends within a member of bytes {data:,} to {data + size:,}")
         if kind == LONG_NAME:
             long_name = os.pread(file, min(declared, LONGEST_NAME), data).rstrip(b"\0")
             continue
         if kind == PAX:
             records = _pax(os.pread(file, min(declared, LONGEST_NAME), data))
             long_name = records.get(b"path", long_name)
-            long_size = int(records[b"size"]) if records.get(b"size", b"").isdigit() else long_size
+            long_size = int(records[b"size"]) if PAX_SIZE.fullmatch(records.get(b"size", b"")) else long_size
             continue
         prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
         name = long_name or prefix + b"/" * bool(prefix) + header[:100].partition(b"\0")[0]
         long_name, long_size = b"", None
-        if kind not in REGULAR:
-            skipped["links or devices"] += kind != FOLDER
-        elif data + size > end:
-            skipped[f"cut off in {shard}"] += 1
-        else:
+        if kind in REGULAR:
             yield Member(name, data, size)
+        elif kind not in SILENT:
+            skipped.add("links, devices or sparse files", name)
+
+
+def _check_empty(file: int, position: int) -> None:
+    """That nothing follows the end: neither an archive put behind this one nor members beyond a hole."""
+    while piece := os.pread(file, 1 << 20, position):
+        if piece.strip(b"\0"):
+            raise _Damaged(f"after byte {position:,}, where an empty block closes it but more follows")
+        position += len(piece)
 
 
 def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU's binary form, for sizes beyond 8 GB
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-    return int(field.strip(b" \0") or b"0", 8)
+    if not OCTAL.fullmatch(digits := field.strip(b" \0")):  # int() would take a sign
+        raise ValueError(f"{field!r} is no number")
+    return int(digits or b"0", 8)
 
 
 def _pax(text: bytes) -> dict[bytes, bytes]:
@@ -102,7 +131,7 @@ def _pax(text: bytes) -> dict[bytes, bytes]:
 
 class TarStore:
     def __init__(self, files: list[Path], *, image_column: str | None = None, classes: tuple[str, ...] | None = None):
-        self.files, self.skipped = files, Counter()
+        self.files, self.skipped = files, Skipped()
         names, places, texts = [], [], []
         for shard, file in enumerate(files):
             images, labels = self._samples(file, image_column)
@@ -110,8 +139,7 @@ class TarStore:
             places += [(shard, member.offset, member.size) for member in images.values()]
             texts += [labels.get(key) for key in images]
         if not names:
-            held = ", ".join(f"{count:,} {what}" for what, count in self.skipped.most_common(6))
-            raise NoInput(f"no images in {len(files)} tar files: found {held or 'nothing'}")
+            raise NoInput(f"no images in {len(files)} tar files: found {self.skipped}")
         self.names = Names(names)
         self.shards, self.offsets, self.sizes = np.array(places, np.int64).T.copy()
         self.labels, self.classes, self.unlabelled = self._labels(texts, classes)
@@ -129,7 +157,7 @@ class TarStore:
                     stream.seek(member.offset)
                     labels[key] = stream.read(member.size).decode("utf-8", "backslashreplace").strip()
                 elif b"." + column.lower().rpartition(b".")[2] not in ENDINGS:
-                    self.skipped[f"*.{shown(column)}"] += 1
+                    self.skipped.add(f"*.{shown(column)}", member.name)
                 elif image_column in (None, shown(column)):
                     if key in images:
                         other = printable(images[key].name.rpartition(b"/")[2].partition(b".")[2])
