@@ -6,9 +6,11 @@ import pytest
 from image_zoo import png, save, scene
 from PIL import Image
 
-from sslvit.data.files import FileStore
+from sslvit.data.encoded import sample_ids
+from sslvit.data.files import FileStore, Skipped
 from sslvit.data.labels import no_labels
-from sslvit.data.preflight import contact_sheet, preflight
+from sslvit.data.preflight import SAMPLE, contact_sheet, preflight
+from sslvit.data.samples import ArraySource
 from sslvit.data.source import EncodedSource, open_source
 
 
@@ -95,14 +97,38 @@ def test_a_cached_set_still_knows_its_bad_images(tmp_path):
         (folder / f"{number}.png").write_bytes(png(np.roll(scene(32, 32), number, 0), 8, 2))
     (folder / "7.png").write_bytes(b"")
     report = preflight(open_source(str(folder), image_size=32), image_size=32, batch_size=4)
-    assert (report.unreadable, report.kinds) == (1, {"decoded": 19})
+    assert (report.unreadable, report.kinds) == (1, {"PNG RGB": 19})
     assert "empty file" in report.reasons[0]
+
+
+def test_what_a_set_is_known_before_and_after_it_lies_in_the_cache(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(600):
+        pixels = draw.integers(0, 256, (32, 32, 1), dtype=np.uint8)
+        (folder / f"{number:03}.png").write_bytes(png(pixels, 8, 0))
+    first = set(sample_ids(603, SAMPLE).tolist())
+    unseen = [number for number in range(600) if number not in first][:2]
+    for number, copied in enumerate(unseen):
+        os.link(folder / f"{copied:03}.png", folder / f"copy{number}.png")
+    (folder / "notes.txt").write_text("")
+    (folder / "scan.tga").write_text("")
+    for _ in range(2):
+        source = open_source(str(folder), image_size=32)
+        assert isinstance(source, ArraySource)
+        report = preflight(source, image_size=32, batch_size=4)
+        assert report.kinds == {"PNG L": SAMPLE}
+        assert report.stored_bytes == sum(file.stat().st_size for file in folder.glob("*.png"))
+        assert report.duplicates == 2
+        assert any("--channels 1" in sentence for sentence in report.advice)
+        assert "not read    1 *.txt: notes.txt; 1 *.tga: scan.tga" in report.text()
 
 
 def test_a_million_files_take_seconds(tmp_path):
     (tmp_path / "one.png").write_bytes(png(scene(32, 32), 8, 2))
     file = (b"one.png", (tmp_path / "one.png").stat().st_size, 0)
-    store = FileStore([os.fsencode(tmp_path)], [0], [file] * 1_000_000, no_labels("made up"))
+    store = FileStore([os.fsencode(tmp_path)], [0], [file] * 1_000_000, no_labels("made up"), Skipped())
     source = EncodedSource(store, name="a million", canvas=(32, 32))
     start = time.process_time()
     report = preflight(source, image_size=32, batch_size=4)

@@ -84,6 +84,7 @@ def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> So
         fingerprint=source.fingerprint,
         labels=Labels(source.labels, source.classes, source.unlabelled),
         bad={id: (path, reason) for id, path, reason in about["bad"]},
+        decoded_from=source,
     )
 
 

@@ -107,6 +107,7 @@ class ArraySource(Source):
         fingerprint: str,
         labels: Labels | None = None,
         bad: dict[int, tuple[str, str]] | None = None,  # id -> path, reason
+        decoded_from: Source | None = None,
     ):
         if isinstance(pixels, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim != 4):
             raise ValueError(f"pixels are uint8 n c H W, not {pixels.dtype} of shape {pixels.shape}")
@@ -115,14 +116,14 @@ class ArraySource(Source):
         if self.labels is not None and len(self.labels) != size:
             raise DataError(f"{name}: {len(self.labels)} labels for {size} images")
         self.name, self.fingerprint, self.canvas = name, fingerprint, tuple(canvas)
-        self.bad = bad or {}
+        self.bad, self.decoded_from = bad or {}, decoded_from
         if len(self.bad) == size:
             raise DataError(f"{name}: none of {size} images can be used, the first because: {self.bad[0][1]}")
         self._stored, self._array = pixels, None
 
     def __getstate__(self) -> dict:
-        # A mapped array would be pickled as its whole content.
-        return self.__dict__ | {"_array": None}
+        # A mapped array would be pickled as its whole content. What it was decoded from is nothing to a worker.
+        return self.__dict__ | {"_array": None, "decoded_from": None}
 
     @property
     def pixels(self) -> np.ndarray:
