@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from sslvit.data.source import open_source
+from sslvit.config import ImagesConfig
 from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.metrics import metrics
@@ -23,13 +23,11 @@ from sslvit.model_folder import described, load_backbone
 
 
 @dataclass(frozen=True)
-class Config(FinetuneConfig):
-    """Fine-tune a pretrained model."""
+class Config(FinetuneConfig, ImagesConfig):
+    """Fine-tune a pretrained model, on labelled images with a train and a test split."""
 
     model: Path = Path("runs/mpp/model")
     """The model folder of a run, or the run's."""
-    data: str = "shapes"
-    """Labelled images with a train and a test split."""
     image_size: int = 0
     """0 takes the model's own; larger than it, positions are interpolated."""
     scratch: bool = False
@@ -50,8 +48,9 @@ def main() -> None:
     readout = declared if readout == "declared" else readout
     if config.scratch:
         backbone = type(backbone)(**(backbone.config | {"seed": config.seed}))
-    train = open_source(config.data, image_size=size, channels=backbone.channels)
-    test = open_source(config.data, split="test", image_size=size, channels=backbone.channels, classes=train.classes)
+    like = {"image_size": size, "channels": backbone.channels}
+    train = config.source(**like)
+    test = config.source("test", classes=train.classes, **like)
     classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
     if highest > train.labels.max():
         raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")

@@ -1,7 +1,7 @@
 """What a linear classifier, nearest neighbours and ten labelled images a class make of a frozen backbone's features.
 
-    python recipes/linear_probe.py --model runs/mpp/model --data shapes --image_size 32
-    python recipes/linear_probe.py --model runs/mpp/model --data shapes --image_size 32 --protocol dinov2
+    python recipes/linear_probe.py --model runs/mpp/model --data shapes
+    python recipes/linear_probe.py --model runs/mpp/model --data shapes --protocol dinov2
 
 Each number stands beside that of the same architecture at its random start. By default the linear classifier is
 logistic regression to its optimum on standardised features of the training images. The protocols of the papers go by
@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.data.source import open_source
+from sslvit.config import ImagesConfig
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
@@ -35,14 +35,13 @@ from sslvit.model_folder import described, load_backbone
 
 
 @dataclass(frozen=True)
-class Config:
-    """Probe a pretrained backbone."""
+class Config(ImagesConfig):
+    """Probe a pretrained backbone, on labelled images with a train and a test split."""
 
     model: Path = Path("runs/mpp/model")
     """The model folder of a run."""
-    data: str = "shapes"
-    """Labelled images with a train and a test split."""
-    image_size: int = 32
+    image_size: int = 0
+    """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
     shots: int = 10
     limit: int = 0
@@ -64,14 +63,17 @@ def trained(protocol: str, train: Tensor, labels: Tensor, test: Tensor, test_lab
 def main() -> None:
     config = tyro.cli(Config)
     accelerator = start(threads=config.threads)
-    sources = [open_source(config.data, split=split, image_size=config.image_size) for split in ("train", "test")]
+    pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
+    size = config.image_size or pretrained.image_size
+    like = {"image_size": size, "channels": pretrained.channels}
+    sources = [config.source(**like)]
+    sources.append(config.source("test", classes=sources[0].classes, **like))
     for source in sources:
         source.required_labels()
     order = rng.permutation(rng.key(0, "probe"), len(sources[0])).numpy()
     chosen = [(sources[0], order[: config.limit or None]), (sources[1], None)]
-    pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
     backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
-    plain, view = config.protocol == "logistic", Plain(config.image_size)
+    plain, view = config.protocol == "logistic", Plain(size)
     readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
     readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
     readouts = readouts[config.protocol]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from sslvit.data.source import open_source
+from sslvit.config import ImagesConfig
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
@@ -28,13 +28,11 @@ from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Config:
-    """Probe a pretrained backbone by every readout."""
+class Config(ImagesConfig):
+    """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
 
     model: Path = Path("runs/mpp/model")
     """The model folder of a run, or the run's."""
-    data: str = "shapes"
-    """Labelled images with a train and a test split."""
     image_size: int = 0
     """0 takes the model's own."""
     blocks: int = 4
@@ -58,9 +56,10 @@ def main() -> None:
     config = tyro.cli(Config)
     accelerator = start(threads=config.threads)
     pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
-    size, like = config.image_size or pretrained.image_size, {"channels": pretrained.channels}
-    train = open_source(config.data, image_size=size, **like)
-    test = open_source(config.data, split="test", image_size=size, classes=train.classes, **like)
+    size = config.image_size or pretrained.image_size
+    like = {"image_size": size, "channels": pretrained.channels}
+    train = config.source(**like)
+    test = config.source("test", classes=train.classes, **like)
     for source in (train, test):
         source.required_labels()
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)

@@ -5,14 +5,51 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslvit.data.samples import Images
+import numpy as np
+
+from sslvit.data.image import MAX_PIXELS
+from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which images, for every recipe that trains."""
+class ImagesConfig:
+    """Which images, and how they are read."""
+
+    data: str = "shapes"
+    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
+    webdataset:/files."""
+    image_size: int = 224
+    image_column: str | None = None
+    """Of a table: the column of images, where there are several."""
+    label_column: str | None = None
+    """Of a table: the column of labels, where it is not plain which."""
+    canvas: int | None = None
+    """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
+    by default 2.25 times the image size."""
+    max_pixels: int = MAX_PIXELS
+    """An image file that says it has more is not decoded: it counts as unreadable."""
+    follow_links: bool = False
+    """Of a folder: also read what links in it point to outside of it, and linked folders."""
+
+    def reading(self, **chosen: Any) -> dict[str, Any]:
+        """How images are read: arguments of open_source, of which others may be chosen."""
+        names = ("image_size", "image_column", "label_column", "canvas", "max_pixels", "follow_links")
+        given = {name: getattr(self, name) for name in names} | chosen
+        for name in ("image_size", "canvas", "max_pixels"):
+            if given[name] is not None and np.min(given[name]) < 1:
+                raise ValueError(f"--{name} is {given[name]}; it must be above 0")
+        return given
+
+    def source(self, split: str = "train", **chosen: Any) -> Source:
+        """The images of a split, read by number."""
+        return open_source(self.data, split=split, **self.reading(**chosen))
+
+
+@dataclass(frozen=True)
+class DataConfig(ImagesConfig):
+    """Which images, for every recipe that pretrains or trains from scratch."""
 
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
@@ -21,23 +58,19 @@ class DataConfig:
     """Of a stream: how many images count as one pass, because nobody knows how many there are."""
     eval_data: str = ""
     """Labelled images to evaluate on while training, in the same words; by default those of --data."""
-    image_size: int = 224
     channels: Literal[1, 3] | None = None
     """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
-    image_column: str | None = None
-    """Of a table: the column of images, where there are several."""
-    label_column: str | None = None
-    """Of a table: the column of labels, where it is not plain which."""
 
     def open(self) -> Images:
-        columns = {"image_column": self.image_column, "label_column": self.label_column}
         kind, _, spec = self.data.partition(":")
         if kind == "stream":
-            read = {"canvas": room(self.image_size), "channels": self.channels or 3}
-            return Stream(spec, epoch_images=self.epoch_images, **read, **columns)
+            given = self.reading(channels=self.channels or 3)
+            size, _ = given.pop("image_size"), given.pop("follow_links")
+            given["canvas"] = given["canvas"] or room(size)
+            return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
             raise ValueError(f"--epoch_images is for streams: a pass over {self.data} is all its images")
-        return open_source(self.data, image_size=self.image_size, channels=self.channels, **columns)
+        return self.source(channels=self.channels)
 
 
 @dataclass(frozen=True)

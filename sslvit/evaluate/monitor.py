@@ -1,5 +1,6 @@
 """What a run looks at before, during and after training: kNN and few-shot accuracy of each readout, and their table."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.config import DataConfig
-from sslvit.data.source import Source, open_source
+from sslvit.data.source import Source
 from sslvit.data.subset import Subset
 from sslvit.data.views import Plain
 from sslvit.errors import DataError, NoInput
@@ -75,18 +76,16 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
     while labels are not trained on.
     """
     say = accelerator.print
-    if config.eval_data:
-        train = open_source(config.eval_data, image_size=config.image_size, channels=train.channels)
+    if config.eval_data:  # another table has other columns
+        config = replace(config, data=config.eval_data, image_column=None, label_column=None)
+        train = config.source(channels=train.channels)
     if train.labels is None:
         if config.eval_data:
-            raise DataError(f"--eval_data {config.eval_data} has no labels to evaluate with: {train.unlabelled}")
+            raise DataError(f"--eval_data {config.data} has no labels to evaluate with: {train.unlabelled}")
         say(f"Nothing is evaluated: {train.name} has no labels ({train.unlabelled}). --eval_data may name some that do")
         return None
-    like = {"image_size": config.image_size, "channels": train.channels, "classes": train.classes}
-    if not config.eval_data:
-        like |= {"image_column": config.image_column, "label_column": config.label_column}
     try:
-        test = open_source(config.eval_data or config.data, split="test", **like)
+        test = config.source("test", channels=train.channels, classes=train.classes)
     except NoInput as error:
         if not hold_out:
             say(f"Nothing is evaluated: {error}")

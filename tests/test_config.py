@@ -1,0 +1,48 @@
+"""What a recipe's user says about images reaches the source."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslvit.config import DataConfig, ImagesConfig
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Three images of 40 x 60, one of them a link to outside, and one of 100 x 100."""
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((40, 60, 3), 80 * number, np.uint8)).save(folder / f"{number}.png")
+    (folder / "2.png").rename(tmp_path / "outside.png")
+    (folder / "2.png").symlink_to(tmp_path / "outside.png")
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(folder / "3.png")
+    return str(folder)
+
+
+def test_links_are_followed_when_asked(pictures):
+    assert len(DataConfig(data=pictures, image_size=32).open()) == 3
+    assert len(DataConfig(data=pictures, image_size=32, follow_links=True).open()) == 4
+
+
+def test_the_canvas_and_the_limit_of_pixels_are_those_asked_for(pictures):
+    assert DataConfig(data=pictures, image_size=32).open().canvas == (96, 96)
+    source = DataConfig(data=pictures, image_size=32, canvas=50, max_pixels=9999).open()
+    samples = source.read(np.arange(3))
+    assert source.canvas == (33, 50)  # all that can be read are 40 x 60
+    (bad,) = samples.bad
+    assert (bad.id, bad.reason) == (2, "10,000 px > limit 9,999")
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 0}, {"image_size": -4}, {"canvas": 0}, {"max_pixels": 0}])
+@pytest.mark.parametrize("data", ["shapes", "stream:parquet:/nowhere"])
+def test_a_size_below_one_is_refused_by_its_name(changes, data):
+    ((name, value),) = changes.items()
+    config = DataConfig(data=data, epoch_images=9 if "stream" in data else 0, **changes)
+    with pytest.raises(ValueError, match=f"--{name} is {value}; it must be above 0"):
+        config.open()
+
+
+def test_a_model_of_unequal_sides_is_given_images_of_its_size():
+    assert ImagesConfig(data="shapes:n=8", image_size=0).source(image_size=(16, 24)).canvas == (24, 24)
