@@ -1,5 +1,7 @@
 import io
+import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from sslvit import rng
 from sslvit.data.loader import Loaded
 from sslvit.data.stream import SHARD, Stream
 from sslvit.data.stream_row import Place, StreamRow
-from sslvit.errors import DataError
+from sslvit.errors import DataError, NoInput
 
 datasets = pytest.importorskip("datasets")
 ROWS = 40
@@ -81,7 +83,7 @@ def test_view_keys_belong_to_epoch_and_sample_for_any_number_of_processes(parque
     shown = {}
     for processes in (1, 2, 3):
         for rank in range(processes):
-            for (samples, key, _), place in take(row(parquet, 1, rank=rank, processes=processes, seed=7), 2 * ROWS):
+            for (samples, key, *_), place in take(row(parquet, 1, rank=rank, processes=processes, seed=7), 2 * ROWS):
                 if place.epoch < 2:
                     shown.setdefault((place.epoch, int(samples.ids)), set()).add(int(key))
                     assert torch.equal(key, rng.key(7, "views", torch.tensor([place.epoch]), samples.ids))
@@ -90,7 +92,7 @@ def test_view_keys_belong_to_epoch_and_sample_for_any_number_of_processes(parque
 
 
 def test_an_item_across_two_epochs_has_the_view_keys_of_both(parquet):
-    (samples, key, _), _ = take(row(parquet, 16), 3)[2]
+    (samples, key, *_), _ = take(row(parquet, 16), 3)[2]
     epochs = torch.tensor([0] * 8 + [1] * 8)
     assert torch.equal(key, rng.key(0, "views", epochs, samples.ids))
 
@@ -168,18 +170,91 @@ def test_files_that_are_no_parquet_stop_in_one_sentence(tmp_path, parquet):
         row(f"parquet:{tmp_path}/odd")
 
 
-def test_tars_are_streamed_too(tmp_path, parquet):
+def pack(file: Path, content: dict[str, bytes]) -> None:
+    with tarfile.open(file, "w") as archive:
+        for name, data in content.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture
+def tars(tmp_path) -> str:
+    """Two tars of five samples; the image and the label of sample i have the value i."""
     for shard in range(2):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
-            for number in range(5):
-                value = 5 * shard + number
-                for name, data in ((f"{value}.png", cell(value)["bytes"]), (f"{value}.cls", b"%d" % value)):
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(data)
-                    archive.addfile(entry, io.BytesIO(data))
-    (((samples, *_), _),) = take(row(f"webdataset:{tmp_path}/*.tar", 10, seed=3), 1)
+        content = {}
+        for value in range(5 * shard, 5 * shard + 5):
+            content |= {f"{value}.cls": b"%d\n" % value, f"{value}.png": cell(value)["bytes"]}
+        pack(tmp_path / f"{shard}.tar", content)
+    return f"webdataset:{tmp_path}/*.tar"
+
+
+def test_tars_are_streamed_too(tars):
+    (((samples, *_), _),) = take(row(tars, 10, seed=3), 1)
     assert sorted(samples.labels.tolist()) == list(range(10))
     assert samples.pixels[:, 0, 0, 0].tolist() == samples.labels.tolist()
+    assert samples.ids.tolist() == [label // 5 * SHARD + label % 5 for label in samples.labels.tolist()]
+
+
+def test_going_on_in_tars_gives_the_same_batches(tars):
+    whole = take(row(tars, 3, seed=4), 8)
+    again = row(tars, 3, seed=4)
+    again.go_on_at([list(whole[2][1])])
+    assert labels(take(again, 5, 3)) == labels(whole[3:])
+
+
+def test_of_a_tar_nothing_but_images_and_labels_is_read(tmp_path, capsys):
+    broken = ("json", "txt.gz", "npy", "npz", "pkl", "pth", "mp4", "wav", "msgpack", "gz")
+    content = {f"1.{ending}": b"\x1f\x8b\x08broken" for ending in broken}
+    pack(tmp_path / "set.tar", {"1.png": cell(1)["bytes"]} | content | {"1.cls": b"7"})
+    (((samples, *_), _),) = take(row(f"webdataset:{tmp_path}/set.tar", 1), 1)
+    assert (samples.pixels[0, 0, 0, 0], samples.labels.tolist(), samples.bad) == (1, [7], ())
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"not read, of what lies at the beginning of {tmp_path}/set.tar: 2 *.gz: 1.txt.gz; 1 *.json: 1.json" in said
+
+
+def test_no_more_of_a_member_is_read_than_an_image_may_have(tmp_path):
+    with open(tmp_path / "set.tar", "wb") as file:
+        for name, size in (("1.png", 1 << 33), ("2.png", len(cell(2)["bytes"]))):
+            header = tarfile.TarInfo(name)
+            header.size = size
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+            if name == "1.png":
+                file.seek(size, os.SEEK_CUR)
+        file.write(cell(2)["bytes"] + bytes(-size % 512 + 1024))
+    (((samples, *_), _),) = take(row(f"webdataset:{tmp_path}/set.tar", 1, seed=1), 1)
+    assert samples.pixels[0, 0, 0, 0] == 2
+    (((samples, *_), _),) = take(row(f"webdataset:{tmp_path}/set.tar", 2, seed=1), 1)
+    assert {line.reason for line in samples.bad} == {"8,589,934,592 bytes > limit 256,000,000"}
+
+
+def test_a_damaged_tar_stops_a_stream_with_the_file_and_the_place(tmp_path, tars):
+    data = (tmp_path / "1.tar").read_bytes()
+    for end in (0, 100, 512 * 3, len(data) // 2 - 100):
+        (tmp_path / "1.tar").write_bytes(data[:end])
+        with pytest.raises(DataError, match=rf"1\.tar is damaged at byte {end:,}, where it ends"):
+            row(tars)
+    changed = bytearray(data)
+    changed[512 * 8 + 3] ^= 1
+    (tmp_path / "1.tar").write_bytes(changed)
+    with pytest.raises(DataError, match=r"1\.tar is damaged at byte 4,096, which is no header"):
+        take(row(tars, 10), 1)
+
+
+def test_what_a_stream_of_tars_lacks_is_said_at_opening(tmp_path):
+    pack(tmp_path / "text.tar", {"1.txt": b"a dog"})
+    with pytest.raises(NoInput, match=r"no images in .*text\.tar, the first of 1 tar files: found 1 \*\.txt: 1\.txt"):
+        row(f"webdataset:{tmp_path}/text.tar")
+    pack(tmp_path / "two.tar", {"1.left.png": cell(1)["bytes"], "1.right.png": cell(2)["bytes"], "1.cls": b"dog"})
+    with pytest.raises(ValueError, match=r"has several images, left.png and right.png: choose one with --image_column"):
+        row(f"webdataset:{tmp_path}/two.tar")
+    chosen = Stream(f"webdataset:{tmp_path}/two.tar", epoch_images=1, canvas=8, image_column="right.png")
+    share = {"batch_size": 1, "accumulation": 1, "processes": 1, "rank": 0, "seed": 0}
+    (((samples, *_), _),) = take(StreamRow(chosen, **share), 1)
+    assert (samples.pixels[0, 0, 0, 0], samples.labels) == (2, None)
+    with pytest.raises(ValueError, match=r"label_column 'txt': in tars a label is the member \.cls of its sample"):
+        Stream(f"webdataset:{tmp_path}/two.tar", epoch_images=1, canvas=8, label_column="txt")
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path):

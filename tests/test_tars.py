@@ -8,8 +8,8 @@ import pytest
 from image_zoo import png
 
 from sslvit.data.files import Skipped
+from sslvit.data.members import members
 from sslvit.data.source import open_source
-from sslvit.data.tars import members
 from sslvit.errors import DataError, NoInput
 
 
