@@ -23,6 +23,7 @@ from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.dino import DINO
 from sslvit.optim import Spares
+from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
@@ -87,6 +88,8 @@ def main() -> None:
     objective = DINO(backbone, **options, freeze_last_layer=min(config.held_epochs / config.epochs, 1.0))
     sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
     views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
+    if show_views(config, source, views, accelerator):
+        return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")

@@ -20,6 +20,7 @@ from sslvit.evaluate.metrics import metrics
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetune import PROTOCOLS, FinetuneConfig, finetune, predict
 from sslvit.model_folder import described, load_backbone
+from sslvit.show_views import show_views
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def main() -> None:
     like = {"image_size": size, "channels": backbone.channels}
     train = config.source(**like)
     test = config.source("test", classes=train.classes, **like)
+    if show_views(config, train, config.views(size), accelerator):
+        return
     classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
     if highest > train.labels.max():
         raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")

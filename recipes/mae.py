@@ -22,6 +22,7 @@ from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.mae import MAE
 from sslvit.optim import Spares
+from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
@@ -72,8 +73,11 @@ def main() -> None:
     backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
     objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
+    views = Light(size)
+    if show_views(config, source, views, accelerator):
+        return
     monitor = monitor_of(config, source, accelerator)
-    evaluations = pretrain(objective, source, Light(size), config, accelerator, monitor)
+    evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
 
 

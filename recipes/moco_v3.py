@@ -22,6 +22,7 @@ from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.optim import Spares
+from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
@@ -74,6 +75,8 @@ def main() -> None:
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.
     views = Views(size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224))
+    if show_views(config, source, views, accelerator):
+        return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")

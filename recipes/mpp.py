@@ -20,6 +20,7 @@ from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.mpp import MPP
+from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
@@ -52,10 +53,11 @@ def main() -> None:
     source = config.open()
     backbone = ViT.variant(config.model, image_size=config.image_size, channels=source.channels, seed=config.seed)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
+    views = Light(config.image_size, scale=(config.min_scale, 1.0))
+    if show_views(config, source, views, accelerator):
+        return
     monitor = monitor_of(config, source, accelerator)
-    evaluations = pretrain(
-        objective, source, Light(config.image_size, scale=(config.min_scale, 1.0)), config, accelerator, monitor
-    )
+    evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(table(evaluations, readout=objective.readout))
     last = evaluations[-1] if evaluations else {}
     if "accuracy" in last:

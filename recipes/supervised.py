@@ -26,6 +26,7 @@ from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
 from sslvit.objectives.supervised import Supervised, balanced
 from sslvit.resnet import BiT
+from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
 
@@ -91,6 +92,8 @@ def main() -> None:
     objective = Supervised(backbone, classes=classes, mixup=config.mixup, cutmix=config.cutmix, **head)
     views = Views.plain_vit(size, config.magnitude) if config.magnitude else Views(size)
     views = replace(views, scale=(config.smallest_crop, 1.0))
+    if show_views(config, source, views, accelerator):
+        return
     monitor = monitor_of(config, source, accelerator, hold_out=False)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)
     accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")

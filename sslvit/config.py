@@ -134,6 +134,8 @@ class TrainConfig:
     """Go on with --resume also where the images, by number, names, sizes or labels, are not those of before."""
     overwrite: bool = False
     """Delete the run that is in the folder."""
+    show_views: Path | None = None
+    """A PNG to write instead of training: the first images beside the views that training would see of them."""
     log_with: tuple[str, ...] = ()
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
 
@@ -170,6 +172,7 @@ FREE = frozenset(
         "keep",
         "resume",
         "overwrite",
+        "show_views",
         "log_with",
         "stop_on_collapse",
     ]

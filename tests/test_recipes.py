@@ -1,0 +1,141 @@
+"""Every recipe runs from its command line to its last line, and shows the very views that it trains on."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sslvit.data.loader import Row
+from sslvit.data.views import Plain
+from sslvit.evaluate.predictions import load_predictions
+from sslvit.model_folder import save_backbone
+from sslvit.show_views import GAP, SHOWN
+from sslvit.vit import ViT
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TINY = "--data shapes:n=64 --image_size 16 --model XS/8 --epochs 1 --warmup_epochs 0 --batch_size 16 --threads 1"
+TRAINING = {
+    "mpp": TINY,
+    "mae": f"{TINY} --decoder 16 1 2",
+    "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
+    "dino": f"{TINY} --crops 2 8 --head 32 16 64",
+    "supervised": TINY,
+}
+
+
+def run(recipe: str, words: str, **names: object) -> None:
+    """main() of the recipe, as if started with these words."""
+    program = runpy.run_path(str(RECIPES / f"{recipe}.py"))
+    main = program["main"]
+    main.__globals__.update(names)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", [recipe, *words.split()])
+        program["at_the_door"](main)
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_it_trains_says_what_came_of_it_and_leaves_a_model(recipe, tmp_path, capsys):
+    run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 4]
+    assert np.isfinite(lines[-1]["loss"])
+    printed = capsys.readouterr().out
+    assert "random start   after 4 steps" in printed
+    assert f"The model is in {tmp_path / 'run' / 'model'}" in printed
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
+    entered = []
+    run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --show_views {tmp_path / 'views.png'}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["views.png"]
+    run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}", pretrain=lambda *given: entered.extend(given) or [])
+    objective, source, views, config, *_ = entered
+    assert isinstance(objective, nn.Module)
+    share = {"batch_size": config.batch_size, "accumulation": 1, "rank": 0, "processes": 1, "seed": config.seed}
+    samples, key, *_ = Row(source, **share)[0]
+    columns = [*Plain(16)(samples.pixels, key), *views(samples.pixels, key, samples.extents)]
+    with Image.open(tmp_path / "views.png") as picture:
+        sheet = np.asarray(picture)
+    assert sheet.shape == (SHOWN * (16 + GAP), sum(images.shape[-1] + GAP for images in columns), 3)
+    left = 0
+    for images in columns:
+        height, width = images.shape[-2:]
+        for row in range(SHOWN):
+            shown = sheet[row * (16 + GAP) :][:height, left : left + width]
+            assert (shown == (images[row] * 255).round().byte().permute(1, 2, 0).numpy()).all()
+        left += width + GAP
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        ("--image_size 0", 78, "error: --image_size is 0; it must be above 0\n"),
+        (
+            "--show_views /nowhere/v.png",
+            73,
+            "error: --show_views /nowhere/v.png cannot be written: No such file or dir",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(recipe, words, code, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} {words}")
+    assert stopped.value.code == code
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    save_backbone(ViT(image_size=16, patch_size=8, width=16, depth=4, heads=2), tmp_path / "model", {"readout": "mean"})
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> str:
+    """A folder of two classes; one test image of each cannot be read, and a linked one only if that is allowed."""
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    draw = np.random.default_rng(0)
+    for number in range(60):
+        folder = tmp_path / "set" / ("test" if number < 20 else "train") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{number}.png")
+    for label in "ab":
+        (tmp_path / "set" / "test" / label / "x.png").write_bytes(b"")
+    return str(tmp_path / "set")
+
+
+LEFT_OUT = "2 of 22 images of folder:{data}/test cannot be read and are left out, e.g. {data}/test/a/x.png: "
+
+
+def test_finetuning_scores_the_test_images_that_can_be_read(model, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = f"--model {model} --data {data} --rates 0.01 --steps 2 --batch_size 8 --threads 1 --out {out}"
+    run("finetune", f"{words} --show_views {tmp_path / 'views.png'}")
+    assert (tmp_path / "views.png").exists()
+    assert not out.exists()
+    run("finetune", words)
+    printed = capsys.readouterr().out
+    assert LEFT_OUT.format(data=data) in printed
+    assert "test, 20 images, lr 0.01" in printed
+    assert len(load_predictions(out / "predictions.parquet").ids) == 20
+
+
+@pytest.mark.parametrize("recipe", ["probe", "linear_probe"])
+def test_probing_scores_the_test_images_that_can_be_read(recipe, model, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(recipe, f"--model {model} --data {data} --threads 1")
+    printed = capsys.readouterr().out
+    assert printed.count(LEFT_OUT.format(data=data)) == 1
+    if recipe == "probe":
+        assert "40 training and 20 test images" in printed
+    assert torch.tensor([float(line.split()[-1]) for line in printed.splitlines()[1:3]]).isfinite().all()
