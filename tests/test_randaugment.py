@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from sslvit import rng
 from sslvit.data import operations
 from sslvit.data.randaugment import STYLES, WARPS, RandAugment
+from sslvit.data.supervised import Supervised
 
 
 def pictures(count: int = 4, size: tuple[int, int] = (40, 48)) -> torch.Tensor:
@@ -198,3 +199,14 @@ def test_layers_follow_one_another():
             augment.carry_out_(name, fill, expected[row : row + 1], amount, draw.centre[row : row + 1, layer])
     augment.apply_(images, draw)
     assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_saturation_of_other_than_one_or_three_channels_is_refused_whatever_is_drawn(channels):
+    pixels, key = torch.zeros(1, channels, 8, 8, dtype=torch.uint8), rng.key(0, torch.arange(1))
+    for view in (Supervised.deit(8), Supervised.plain_vit(8)):
+        with pytest.raises(
+            ValueError, match=rf"RandAugment's saturation means nothing on {channels} channels \(1 or 3\)"
+        ):
+            view(pixels, key)
+    Supervised(8, erase=1.0)(pixels, key)

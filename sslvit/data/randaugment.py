@@ -131,6 +131,10 @@ class RandAugment:
 
     def apply_(self, images: Tensor, augmentation: Augmentation) -> None:
         """b c h w in [0, 1], in place."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"RandAugment's saturation means nothing on {images.shape[1]} channels (1 or 3): leave it out"
+            )
         fill = self.fill if images.shape[1] == len(self.fill) else (sum(self.fill) / len(self.fill),)
         filling = images.new_tensor(fill).unsqueeze(-1).unsqueeze(-1)
         for layer in range(self.layers):
