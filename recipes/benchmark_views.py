@@ -4,7 +4,7 @@
 
 `official` is what the papers' code runs: PIL images and Pillow's own blur through torchvision, one sample at a time
 (timm's DeiT pipeline for `deit`). `torchvision` is v2 on uint8 tensors, one sample at a time, with the 17 taps that a
-sigma of 2 needs. kornia, lightly and timm take part where they are installed. Nobody standardises.
+sigma of 2 needs. kornia, lightly and timm take part where they are installed, or are named. Nobody standardises.
 
 One core of an AMD EPYC (Zen 3) that others were using too, torch 2.15, kornia 0.9.0, lightly 1.6.0, the median of 7
 rounds, as multiples of the official pipeline (least to most), and of the best other:
@@ -37,6 +37,7 @@ OURS = {
     "deit": Supervised.deit,
     "plain": Plain,
 }
+OTHERS = ("kornia", "lightly", "timm")
 BICUBIC = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
 # Magnitude 8, not 9: at the level 10 that 9 +- 0.5 is clipped to, timm asks for 0 bits, which Pillow 13 refuses.
 DEIT = {"auto_augment": "rand-m8-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "interpolation": "bicubic"}
@@ -128,6 +129,9 @@ def measure(name: str, size: int, rounds: int = 5) -> dict[str, list[float]]:
 def main(sizes: tuple[int, ...] = (32, 96, 224), sets: tuple[str, ...] = tuple(OURS), rounds: int = 5) -> None:
     """Measure views a second, and how many times the official pipeline's that is: medians (least to most)."""
     torch.set_num_threads(1)
+    for other in OTHERS:
+        if not find_spec(other):
+            print(f"{other} is not installed and takes no part")
     for name in sets:
         for size in sizes:
             speeds = measure(name, size, rounds)

@@ -139,3 +139,12 @@ def test_probing_scores_the_test_images_that_can_be_read(recipe, model, data, tm
     if recipe == "probe":
         assert "40 training and 20 test images" in printed
     assert torch.tensor([float(line.split()[-1]) for line in printed.splitlines()[1:3]]).isfinite().all()
+
+
+def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
+    main = runpy.run_path(str(RECIPES / "benchmark_views.py"))["main"]
+    main.__globals__["find_spec"] = lambda name: None
+    main(sizes=(32,), sets=("plain",), rounds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"{name} is not installed and takes no part" for name in ("kornia", "lightly", "timm")]
+    assert [line.split()[3] for line in lines[3:]] == ["sslvit", "official", "torchvision"]
