@@ -23,9 +23,12 @@ promise there is only that nothing crashes.
 import os
 import stat
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from einops import rearrange
 from PIL import (
@@ -44,6 +47,7 @@ from torch.nn import functional as F
 
 MAX_PIXELS = 64_000_000
 WHITE = 255  # what alpha is laid on
+STRIP = 1 << 18  # pixels that are converted at a time
 BYTES_A_PIXEL = 4  # a file larger than this share of the pixel budget is refused unread
 
 ORIENTATION = 0x0112
@@ -80,22 +84,33 @@ def open_image(
             # A JPEG's cosine transform can be evaluated at 1/2, 1/4 or 1/8 of the size: cheaper than all of it.
             image.draft(None, target if orientation in SIDEWAYS else target[::-1])
         image.load()
-        image = _flatten(image, "L" if channels == 1 else "RGB")
+        height, width = target[::-1] if orientation in SIDEWAYS else target
+        # Averaging blocks is cheap; to twice the size at least, what follows is still antialiased.
+        factor = max(1, min(image.height // height, image.width // width) // 2)
+        image = _reduced(image, "L" if channels == 1 else "RGB", factor)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
-        if (factor := min(image.height // target[0], image.width // target[1]) // 2) > 1:
-            image = image.reduce(factor)  # cheap, to twice the size at least: what follows is still antialiased
     except BadImage:
         raise
     except Exception as error:  # on hostile bytes decoders raise anything: struct.error, KeyError, MemoryError, ...
         raise BadImage(_reason(error)) from error
-    pixels = torch.from_numpy(np.array(image))
-    pixels = rearrange(pixels, "H W -> 1 H W" if channels == 1 else "H W c -> c H W")
+    pixels = rearrange(array(image), "H W c -> c H W")
     if pixels.shape[1:] == target:
-        return pixels
+        return torch.from_numpy(pixels.copy())
+    pixels = rearrange(torch.from_numpy(rearrange(pixels, "c H W -> H W c").copy()), "H W c -> c H W")
     # On uint8 this is Pillow's resize but for a rounding, at three times its speed.
     resized = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)
     return rearrange(resized, "1 c H W -> c H W")
+
+
+def array(image: Image.Image) -> np.ndarray:
+    """The pixels of an L or RGB image, not to be written to: H W c. As Pillow holds them, where it is one block of
+    memory: np.asarray copies them by the line, which takes as long as half of decoding."""
+    try:
+        held = pa.array(image).flatten().to_numpy() if image.mode == "RGB" else pa.array(image).to_numpy()
+    except ValueError:  # several blocks
+        return rearrange(np.asarray(image), "H W ... -> H W (...)")
+    return held.reshape(image.height, image.width, -1)[..., : len(image.getbands())]
 
 
 def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
@@ -204,17 +219,29 @@ def _orientation(image: ImageFile) -> int:
         return 1
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """Any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and drops alpha."""
+def _reduced(image: ImageFile, mode: str, factor: int) -> Image.Image:
+    """As "RGB" or "L", every square of factor x factor pixels averaged. What must be converted is so in strips: at
+    once, 64 million pixels with alpha or 16 bits would take 800 MB beside those of the image."""
     if image.mode == mode and "transparency" not in image.info:
-        return image
+        return image.reduce(factor) if factor > 1 else image
+    reduced = Image.new(mode, (-(-image.width // factor), -(-image.height // factor)))
+    rows = factor * max(1, STRIP // (factor * image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        reduced.paste(_flatten(strip, mode, image).reduce(factor), (0, top // factor))
+    return reduced
+
+
+def _flatten(image: Image.Image, mode: str, file: ImageFile) -> Image.Image:
+    """A part of a file of any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and
+    drops alpha."""
     if image.mode.startswith("I;16"):
-        image = _from_16_bits(image)
+        image = _from_16_bits(image, getattr(file, "tag_v2", {}))
     elif image.mode == "F":
         image = _from_floats(image)
     elif image.mode == "I":
         raise BadImage("32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1]")
-    elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+    elif image.mode == "CMYK" and file.format == "JPEG" and "adobe" not in image.info:
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -227,9 +254,8 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     values = np.asarray(image).astype(np.uint32)
-    tags = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     white = 2**bits - 1
     grey = (np.minimum(values, white) * 255 + white // 2) // white
