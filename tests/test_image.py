@@ -1,6 +1,5 @@
 import io
 import os
-import resource
 import socket
 import sys
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from image_zoo import Animal, bombs, chunk, exif, painted, png, rgb_tags, save, scene, tiff, turned, zoo
+from peak import costs
 from PIL import Image, ImageFile
 
 from sslvit.data.image import WHITE, BadImage, fitted, measure, open_image, read_file
@@ -116,24 +116,54 @@ def test_files_cut_short_stay_refused_for_everybody():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-@pytest.mark.parametrize("bomb", bombs(), ids=lambda bomb: bomb.name)
-def test_a_bomb_is_refused_in_no_time_and_no_memory(bomb: Animal):
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(BadImage):
-        open_image(bomb.data)
-    assert time.process_time() - start < 0.05
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+def large_png(side: int, bits: int, colour: int, pixels: bytes = bytes(range(251))) -> bytes:
+    """Colour 0 is grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha. Its rows all repeat `pixels`."""
+    length = side * bits * {0: 1, 2: 3, 4: 2, 6: 4}[colour] // 8
+    row = b"\0" + (pixels * (length // len(pixels) + 1))[:length]
+    pressed = zlib.compressobj(1)
+    body = b"".join(pressed.compress(row) for _ in range(side)) + pressed.flush()
+    head = chunk(b"IHDR", side.to_bytes(4, "big") * 2 + bytes((bits, colour, 0, 0, 0)))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def test_a_bomb_with_all_its_pixels_is_refused():
-    pressed = zlib.compressobj(9)
-    body = b"".join(pressed.compress(bytes(1 + 9000) * 90) for _ in range(100)) + pressed.flush()
-    head = chunk(b"IHDR", b"\0\0\x23\x28\0\0\x23\x28\x08\0\0\0\0")
-    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    test_a_bomb_is_refused_in_no_time_and_no_memory(Animal("9000 x 9000 zeros", data, None))
+def test_bombs_are_refused_in_no_time_and_no_memory(tmp_path):
+    data = {f"{number} {bomb.name}": bomb.data for number, bomb in enumerate(bombs())}
+    data["9000 x 9000 zeros"] = large_png(9000, 8, 0, b"\0")
+    files = [tmp_path / name.replace("/", "-") for name in data]
+    for file, content in zip(files, data.values(), strict=True):
+        file.write_bytes(content)
+    for file, cost in zip(files, costs(files), strict=True):
+        assert cost.refused, file.name
+        assert cost.seconds < 0.05, file.name
+        assert cost.grown < 50_000_000, file.name
+
+
+def test_the_memory_of_a_bomb_that_is_let_in_is_seen(tmp_path):
+    (tmp_path / "zeros.png").write_bytes(data := large_png(9000, 8, 0, b"\0"))
+    (cost,) = costs([tmp_path / "zeros.png"], channels=1, max_pixels=81_000_000, fit=(9, 9))
+    assert (cost.refused, cost.grown > 80_000_000) == ("", True)
     with pytest.raises(BadImage, match="81,000,000 px > limit 80,000,000"):
         open_image(data, max_pixels=80_000_000)
-    assert open_image(data, channels=1, max_pixels=81_000_000, fit=(9, 9)).sum() == 0
+
+
+def test_64_million_pixels_of_any_kind_are_opened_in_256_mb(tmp_path):
+    files = []
+    for bits, colour in ((8, 6), (16, 0)):
+        files.append(tmp_path / f"{bits} bits, colour {colour}.png")
+        files[-1].write_bytes(large_png(8000, bits, colour))
+    for file, cost in zip(files, costs(files, fit=(512, 512)), strict=True):
+        assert not cost.refused
+        assert 100 << 20 < cost.grown <= 256 << 20, file.name
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(8, 4), (8, 6), (16, 0), (16, 6)])
+def test_conversion_in_strips_changes_no_pixel(monkeypatch, bits, colour):
+    data = large_png(90, bits, colour)
+    for box in ((90, 90), (50, 50), (7, 11)):
+        whole = open_image(data, fit=box)
+        with monkeypatch.context() as patch:
+            patch.setattr("sslvit.data.image.STRIP", 1)
+            assert torch.equal(open_image(data, fit=box), whole)
 
 
 def test_a_tile_larger_than_its_image_counts_as_it_is_decoded():
