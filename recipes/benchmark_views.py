@@ -6,11 +6,9 @@
 (timm's DeiT pipeline for `deit`). `torchvision` is v2 on uint8 tensors, one sample at a time, with the 17 taps that a
 sigma of 2 needs. kornia, lightly and timm take part where they are installed, or are named. Nobody standardises.
 
-One core of an AMD EPYC (Zen 3) that others were using too, torch 2.15, kornia 0.9.0, lightly 1.6.0, the median of 7
-rounds, as multiples of the official pipeline (least to most), and of the best other:
-    moco_v3    32 px  14.3 (8.9 to 15.6), 2.5 of kornia    96 px  3.4 (2.4 to 4.7), 3.3   224 px  2.4 (1.7 to 3.4), 2.3
-    light      32 px  13.2 (12 to 19),    3.1 of kornia    96 px  4.0 (3.0 to 6.2), 2.8   224 px  2.8 (1.9 to 3.7), 1.7
-    deit       32 px   4.9 (4.1 to 5.9),  4.9              96 px  1.7 (1.1 to 2.1), 1.7   224 px  1.6 (1.4 to 2.3), 1.6
+One core of an AMD EPYC (Zen 3), torch 2.15, kornia 0.9.0, lightly 1.6.0, 2026-11-21, the median of 5 rounds, as multiples
+of the official pipeline (least to most): the README has all of them.
+    moco_v3    32 px  12.7 (9.7 to 20.2)    96 px  3.1 (2.6 to 4.3)   224 px  3.1 (2.5 to 3.6)
 """
 
 import random
