@@ -3,6 +3,7 @@
 from itertools import chain
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import Row, epoch_order, load, row
 from sslvit.data.source import ArraySource
-from sslvit.data.views import MoCoV3
+from sslvit.data.views import Light, MoCoV3
 
 
 def numbered(size: int) -> ArraySource:
@@ -115,3 +116,15 @@ def test_fewer_images_than_a_batch_wrap_into_the_next_epochs():
     loaded = rows(numbered(3))[0][0]
     assert torch.equal(loaded.samples.ids[:3].sort().values, torch.arange(3))
     assert len(loaded.samples.ids) == 8
+
+
+def test_five_epochs_of_60000_images_leave_the_memory_as_the_first_did():
+    pixels = np.random.default_rng(0).integers(0, 256, (60_000, 1, 28, 28), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="noise")
+    (mine,), view = rows(source, batch_size=500), Light(28)
+    memory = []
+    for epoch in range(5):
+        for loaded in load(mine, first_step=120 * epoch, steps=120 * (epoch + 1), workers=0, timeout=0, pin=False):
+            view(loaded.samples.pixels, loaded.view_key)
+        memory.append(psutil.Process().memory_info().rss)
+    assert max(memory[1:]) < 1.1 * memory[0]
