@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from sslvit.data import shapes
 from sslvit.data.files import Names, Skipped, open_folders, open_list, printable
 from sslvit.data.samples import ArraySource, substitutes
-from sslvit.data.source import SHAPES_TEST, EncodedSource, Source, open_source
+from sslvit.data.source import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
+from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -298,6 +299,40 @@ def test_a_list_names_files_with_labels_or_without(tmp_path):
     assert plain.labels is None
 
 
+@pytest.mark.parametrize(("separator", "word"), [(",", "comma"), (", ", "comma"), (";", "semicolon"), (" ", "space")])
+def test_a_label_that_stands_not_after_a_tab_is_told_to(tmp_path, separator, word):
+    for value in (1, 2, 3):
+        write(tmp_path / f"set/a {value}.png", flat(value))
+    (tmp_path / "set/list.txt").write_text("".join(f"a {value}.png{separator}dog\n" for value in (1, 2, 3)))
+    said = f"most files that .*: a 1.png is a file, so a tab must stand before the label, not a {word}"
+    with pytest.raises(NoInput, match=said.replace(": ", "; ", 1)):
+        open_list(tmp_path / "set/list.txt", None, None)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    write(tmp_path / "1.png", flat(1))
+    (tmp_path / "list.txt").write_text("1.png\tcat\n", encoding="utf-8-sig")
+    source = open_source(f"list:{tmp_path}/list.txt", image_size=8)
+    assert source.read(every(source)).bad == ()
+
+
+def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_root(tmp_path, capsys):
+    for value in (1, 2, 3):
+        write(tmp_path / f"set/{value}.png", flat(value))
+    (tmp_path / "some.txt").write_text("1.png\ngone/2.png\n3.png\n")
+    source = open_source(f"list:{tmp_path}/some.txt,{tmp_path}/set", image_size=8, cache=False)
+    said = "(train): not read: 1 names (No such file or directory), each a bad image: gone/2.png\n"
+    assert capsys.readouterr().err.endswith(said)
+    samples = source.read(every(source))
+    assert [(line.id, line.reason) for line in samples.bad] == [(1, "No such file or directory")]
+    assert samples.pixels[[0, 2], 0, 0, 0].tolist() == [1, 3]
+    with pytest.raises(
+        NoInput, match=r"most files that .*some\.txt names are not below .*: 3 names .*: 1\.png; if they"
+    ) as e:
+        open_source(f"list:{tmp_path}/some.txt", image_size=8)
+    assert str(e.value).endswith(f"if they lie below another folder, say list:{tmp_path}/some.txt,/that/folder")
+
+
 @pytest.mark.parametrize("line", ["../out.png", "/etc/passwd", "link.png", "in/../../out.png"])
 def test_a_list_names_nothing_outside_its_folder(tmp_path, line):
     write(tmp_path / "out.png", flat(1))
@@ -526,6 +561,36 @@ def test_what_is_not_there_is_said_in_one_sentence(tmp_path, spec, error, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "",
+        " ",
+        "folder:",
+        "folder:{},",
+        "folder:,{}",
+        "{},",
+        "list:",
+        "list:{}/list.txt,",
+        *(f"{k}:" for k in KINDS[1:]),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monkeypatch, spec):
+    write(tmp_path / "1.png", flat(1))
+    (tmp_path / "list.txt").write_text("1.png\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"names nothing where a path or name should be: is a variable of the shell"):
+        open_source(spec.format(tmp_path), image_size=8)
+
+
+@pytest.mark.parametrize("spec", ["", "webdataset:", "parquet:", "hf:", "parquet: "])
+def test_an_empty_stream_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monkeypatch, spec):
+    (tmp_path / "1.tar").write_bytes(bytes(1024))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="names nothing to be streamed: is a variable of the shell unset"):
+        Stream(spec, epoch_images=1, canvas=8)
+
+
 def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
     write(tmp_path / "1.png", flat(1))
     with pytest.raises(NoInput, match="has no test split: none of test, val, validation, valid is in it"):
@@ -634,9 +699,10 @@ def test_workers_read_what_one_process_reads(tmp_path):
 
 
 def pss(pids: list[int]) -> int:
-    """Memory of these processes, what they share counted once."""
+    """Memory of these processes, what they share counted once; files are left out, as their part in a library depends on
+    who else is using it."""
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
 def test_the_names_of_200000_files_take_a_buffer_and_do_not_grow_in_workers(tmp_path):

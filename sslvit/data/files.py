@@ -1,5 +1,6 @@
 """Image files of folders or of a list: finding them, naming them in one buffer, reading them by number."""
 
+import codecs
 import hashlib
 import os
 import stat
@@ -196,34 +197,50 @@ def _folder_labels(names: list[bytes], classes: tuple[str, ...] | None) -> Label
 
 def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) -> FileStore:
     """A text file with one name a line, from the list's own folder or from `root`, then perhaps a tab and a label.
-    Names with newlines in them: end every entry with a zero byte instead."""
+    Names with newlines in them: end every entry with a zero byte instead. A file that is not there is a bad image."""
     if not file.is_file():
         raise NoInput(f"list {file} is no file: {nearest(file)}")
     root_bytes = os.fsencode(os.path.realpath(root or file.parent))
-    content = file.read_bytes()
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     lines = [line for line in content.split(b"\0" if b"\0" in content else b"\n") if line.strip()]
-    files, texts, real = [], [], cache(os.path.realpath)  # of folders, which are few
+    files, texts, missing = [], [], Skipped()
+    real = cache(os.path.realpath)  # of folders, which are few
     for line in lines:
         name, tab, text = line.rstrip(b"\r").partition(b"\t")
         path = os.path.join(root_bytes, name)
         folder, last = os.path.split(path)
-        path = os.path.join(real(folder), last)
+        path, size, changed = os.path.join(real(folder), last), 0, 0
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
-                path, status = os.path.realpath(path), os.stat(path)
+                path = os.path.realpath(path)
+                status = os.stat(path)
+            size, changed = status.st_size, stamp(status)
         except OSError as error:
-            raise NoInput(f"{file} names {printable(name)}: {error.strerror}") from error
+            missing.add(f"names ({error.strerror}), each a bad image", name)
         if last == b".." or not lies_inside(path, [root_bytes]):
             raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
-        files.append((name, status.st_size, stamp(status)))
+        files.append((name, size, changed))
         texts += [text.decode("utf-8", "backslashreplace")] * bool(tab)
     if not files:
         raise NoInput(f"list {file} is empty")
+    if 2 * missing.counts.total() > len(files):
+        hint = _label_hint(root_bytes, next(iter(missing.first.values())))
+        hint = hint or f"if they lie below another folder, say list:{file},/that/folder"
+        raise NoInput(f"most files that {file} names are not below {printable(root_bytes)}: {missing}; {hint}")
     labels = no_labels(f"{len(texts):,} of {len(files):,} lines of {file} have a label")
     if len(texts) == len(files):
         labels = number(texts, "label", classes)
-    return FileStore([root_bytes], [0], files, labels, Skipped())
+    return FileStore([root_bytes], [0], files, labels, missing)
+
+
+def _label_hint(root: bytes, name: bytes) -> str:
+    """What a line needs if only the part before a comma or space is a file."""
+    for separator, word in ((b",", "comma"), (b";", "semicolon"), (b" ", "space")):
+        before = name.rpartition(separator)[0].rstrip()
+        if before and os.path.isfile(os.path.join(root, before)):
+            return f"{printable(before)} is a file, so a tab must stand before the label, not a {word}"
+    return ""
 
 
 def nearest(path: Path) -> str:

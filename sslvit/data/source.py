@@ -74,6 +74,12 @@ def open_source(
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
             raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
+    several = kind in ("folder", "list") and not os.path.exists(rest)
+    if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
+        # An empty path would be the folder that we happen to be in.
+        raise ValueError(
+            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
+        )
     side = max(image_size) if isinstance(image_size, tuple) else image_size
     if kind == "shapes":
         source = _shapes(rest, split, side)

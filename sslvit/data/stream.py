@@ -55,6 +55,8 @@ class Stream(Images):
         self.name, self.epoch_images = f"{spec} ({split}, streamed)", epoch_images
         self.canvas, self.channels, self.max_pixels = (canvas, canvas), channels, max_pixels
         kind, _, rest = spec.partition(":")
+        if not rest.strip():
+            raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
         if kind == "webdataset":
             self._open_tars(tar_files(rest, split), image_column, label_column)
         else:
