@@ -224,3 +224,16 @@ def test_a_tar_of_the_same_names_sizes_and_time_has_its_own_cache(root, tmp_path
     assert one.fingerprint == two.fingerprint
     (tmp_path / "two/set.tar").rename(tmp_path / "one/set.tar")
     assert values(open_source(f"webdataset:{tmp_path}/one/set.tar", image_size=8)) == [2]
+
+
+def test_a_parquet_file_in_the_place_of_one_of_its_size_and_time_has_its_own_cache(root, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    datasets.disable_progress_bars()
+    (tmp_path / "set").mkdir()
+    for value in (1, 2):
+        cell = {"bytes": save(np.full((8, 8, 3), value, np.uint8), "BMP"), "path": None}
+        table = datasets.Dataset.from_dict({"image": [cell]}, features=datasets.Features({"image": datasets.Image()}))
+        table.to_parquet(tmp_path / "set/set.parquet")
+        set_times(tmp_path / "set/set.parquet")
+        assert values(open_source(f"parquet:{tmp_path}/set", image_size=8)) == [value]

@@ -699,8 +699,8 @@ def test_workers_read_what_one_process_reads(tmp_path):
 
 
 def pss(pids: list[int]) -> int:
-    """Memory of these processes, what they share counted once; files are left out, as their part in a library depends on
-    who else is using it."""
+    """Memory of these processes, what they share counted once. Files are left out: a library's part depends on who else
+    uses it."""
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 

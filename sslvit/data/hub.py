@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sslvit.data.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
-from sslvit.data.files import Skipped, lies_inside, nearest, printable
+from sslvit.data.files import Skipped, lies_inside, nearest, printable, stamp
 from sslvit.data.image import BadImage, read_file
 from sslvit.errors import DataError, NoInput
 
@@ -51,7 +51,9 @@ class TableStore:
         if self.labels is not None:
             content.update(self.labels)
         self.fingerprint = content.hexdigest()
-        self.version = f"{self.fingerprint}:{table._fingerprint}"  # datasets' own hash sees the files' times too
+        # The hash that `datasets` has for a table knows its files by name and time alone.
+        files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]
+        self.version = f"{self.fingerprint}:{table._fingerprint}:{files}"
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_values": None}  # Arrow would write out all images; the Dataset goes by file name
@@ -153,8 +155,12 @@ def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore:
     files = of_split(files, split)
     if not files:
         raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    # As Arrow, `datasets` keeps them under their names and times, by which it would take other files for these.
+    stamps = hashlib.blake2b(repr([stamp(file.stat()) for file in files]).encode(), digest_size=8).hexdigest()
+    place = os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
+    names = [str(file) for file in files]
     try:
-        table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=place)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
     return TableStore(table, sorted({file.parent for file in files}), **columns)
