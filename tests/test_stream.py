@@ -170,6 +170,13 @@ def test_files_that_are_no_parquet_stop_in_one_sentence(tmp_path, parquet):
         row(f"parquet:{tmp_path}/odd")
 
 
+def test_a_damaged_parquet_file_stops_a_stream_with_its_number(tmp_path, parquet):
+    data = (tmp_path / "train-2.parquet").read_bytes()
+    (tmp_path / "train-2.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"\*\.parquet \(train, streamed\): shard 2 cannot be read: "):
+        take(row(parquet), 10)
+
+
 def pack(file: Path, content: dict[str, bytes]) -> None:
     with tarfile.open(file, "w") as archive:
         for name, data in content.items():

@@ -91,7 +91,12 @@ class Stream(Images):
 
     def shard(self, index: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows of a shard, each with an id that no other row has."""
-        return enumerate(self._rows_of(index), index * SHARD)
+        try:
+            yield from enumerate(self._rows_of(index), index * SHARD)
+        except DataError:
+            raise
+        except (OSError, ValueError) as error:  # Arrow's are among these
+            raise DataError(f"{self.name}: shard {index} cannot be read: {first_line(error)}") from error
 
     def label(self, row: dict[str, Any]) -> int | None:
         return None if self.label_column is None else row[self.label_column]
