@@ -158,7 +158,7 @@ class _Scan:
                 if entry.name.startswith(b"."):
                     self.skipped.add("hidden", name)
                 elif entry.is_symlink() and not self._allowed(entry, root):
-                    self.skipped.add("links out of the folder or to folders", name)
+                    self.skipped.add("links out of the folder or to folders (--follow_links reads them)", name)
                 elif entry.is_dir():
                     folders.append(name)
                 elif not entry.is_file():
