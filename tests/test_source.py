@@ -641,7 +641,7 @@ def test_what_a_folder_holds_beside_its_images_is_said_in_one_line(tmp_path, cap
     assert before == f"folder:{tmp_path}"
     assert sorted(kinds.split("; ")) == [
         "1 folders (Permission denied): ant",
-        "1 links out of the folder or to folders: dog",
+        "1 links out of the folder or to folders (--follow_links reads them): dog",
         "1 without an ending: notes",
         "3 *.heic: a.heic",
     ]

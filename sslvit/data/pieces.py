@@ -1,10 +1,12 @@
 """How a batch is worked through: checked at the door, in pieces that fit the cache, each operation on its own rows."""
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 PIECE = 1 << 20  # values worked on at a time on a CPU: operations then get about a fifth of them, a megabyte of floats
 LARGE = 1 << 16  # a sample of so many values is a piece of its own
@@ -51,7 +53,10 @@ def pieces(count: int, step: int) -> list[slice]:
 
 def batch(*shape: int, device: torch.device) -> Tensor:
     """Room for the views of a batch. On a CPU from numpy, which asks the system for large pages: to be given 600 KB of
-    small ones takes a quarter of the time that it takes to fill them with a view of 224 px."""
+    small ones takes a quarter of the time that it takes to fill them with a view of 224 px. In a loader's worker from
+    what processes share, as torch's own collating does: sent to the trainer from elsewhere it would be copied."""
+    if device.type == "cpu" and get_worker_info() is not None:
+        return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * prod(shape)), 0, shape)
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.empty(shape, device=device)
