@@ -1,7 +1,10 @@
 """Processes: starting them honestly, and the few collectives that objectives use. The identity on one process."""
 
 import atexit
+import ctypes
 import os
+import signal
+import sys
 from datetime import timedelta
 from typing import Literal
 
@@ -12,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
 
@@ -81,6 +85,7 @@ def start(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
     )
     check_together(accelerator.num_processes)
+    stop_with_the_launcher()
     if accelerator.num_processes > 1:
         atexit.register(dist.destroy_process_group)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -101,15 +106,26 @@ def check_together(seen: int) -> None:
         )
 
 
-def _asked_of_the_launcher() -> int:
-    """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
+def stop_with_the_launcher() -> None:
+    """`accelerate launch` dies of a signal and passes nothing on: the run would train on with nobody to wait for it.
+    On Linux it is then sent the signal that saves. (torchrun passes signals on itself.)"""
+    if sys.platform == "linux" and _launcher():
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+
+
+def _launcher() -> list[str]:
+    """The words of the `accelerate launch` that started this process, if one did."""
     try:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
-        return 1
-    if not any("accelerate" in os.path.basename(word) for word in words[:3]):
-        return 1
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+        return []
+    return words if any("accelerate" in os.path.basename(word) for word in words[:3]) else []
+
+
+def _asked_of_the_launcher() -> int:
+    """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
+    words = _launcher()
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.replace("-", "_").partition("=")
         if name == "__num_processes" and (value or following).isdigit():
             return int(value or following)

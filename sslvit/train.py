@@ -192,6 +192,7 @@ def train(
                     f"{PATIENCE} checkpoints in a row could not be written to {config.out}: see the warnings above"
                 )
         if stop and not last:
+            bar.close()
             raise Preempted(
                 f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
             )

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -132,6 +133,23 @@ def test_sigterm_saves_the_step_exits_75_and_the_same_command_goes_on(tmp_path):
     tiny_run(tmp_path / "run", **long, resume=True)
     tiny_run(tmp_path / "whole", **long)
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_run_whose_launcher_is_stopped_saves_and_stops_too(tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", *RUN[1:]]
+    words = [str(tmp_path / "run"), "epochs=1000.0", "save_every=100000"]
+    process = subprocess.Popen([*launcher, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 20) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (child,) = psutil.Process(process.pid).children()
+    process.terminate()
+    process.wait(30)
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running()
+    saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert saved.step == losses(tmp_path / "run")[-1]["step"] < 4000
 
 
 def campaign(kills: int, seed: int, folder: Path) -> dict:

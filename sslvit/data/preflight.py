@@ -60,7 +60,9 @@ class Report:
         if self.class_sizes:
             least, most = (pick(self.class_sizes, key=self.class_sizes.get) for pick in (min, max))
             spread = f"{self.class_sizes[least]:,} images ({least}) to {self.class_sizes[most]:,} ({most})"
-            classes = f"{len(self.class_sizes):,}, from {spread}"
+            alike = f"{self.class_sizes[least]:,} images each"
+            even = self.class_sizes[least] == self.class_sizes[most]
+            classes = f"{len(self.class_sizes):,}, {alike if even else f'from {spread}'}"
         lines = {
             "images": f"{self.images:,}, read at {self.per_second:,.0f} a second on one core",
             "sizes": one if len(self.sizes) == 1 else several,

@@ -15,7 +15,7 @@ class Subset(Source):
         self.inner, self.rows = inner, check_ids(rows, len(inner))
         if len(self.rows) == 0:
             raise DataError(f"a part of {inner.name} without images")
-        self.name = f"{inner.name}, {len(rows):,} of {len(inner):,} images"
+        self.name = f"{inner.name} ({len(rows):,} of its {len(inner):,})"
         self.channels, self.canvas, self.unlabelled = inner.channels, inner.canvas, inner.unlabelled
         self.labels, self.classes = None if inner.labels is None else inner.labels[self.rows], inner.classes
         self.fingerprint = f"{inner.fingerprint}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"

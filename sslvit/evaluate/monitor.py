@@ -112,5 +112,7 @@ def table(evaluations: list[dict[str, Any]], readout: str) -> str:
         label = f"{protocol} of {read}{mark}"
         lines.append(f"{label:<28}{100 * first[name]:>13.1f}{100 * last[name]:>15.1f}")
     if last.get("evaluated without"):
-        lines.append(f"{last['evaluated without']:,.0f} of the images to evaluate on cannot be read and are left out")
+        lines.append(
+            f"{last['evaluated without']:,.0f} of the images that are evaluated with cannot be read and are left out"
+        )
     return "\n".join([*lines, f"* the readout that this objective declares ({readout})"])
