@@ -123,13 +123,16 @@ class StreamRow(Parts):
 
     def _decoded(self, place: Place) -> Iterator[Picked]:
         """Rows in order, decoded by threads a little ahead: decoders leave Python's lock to others."""
-        with ThreadPoolExecutor() as threads:
+        threads = ThreadPoolExecutor()
+        try:
             ahead = deque()
             for id, row, after in self._numbered(place):
                 ahead.append((id, threads.submit(self.source.decode, row), self.source.label(row), after))
                 if len(ahead) > max(AHEAD, self.part):
                     id, image, label, after = ahead.popleft()
                     yield Picked(id, image.result(), label, after)
+        finally:  # without waiting: what collects a forgotten stream may be one of its own threads
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _numbered(self, place: Place) -> Iterator[tuple[int, dict[str, Any], Place]]:
         """Rows of this process, epoch after epoch, each with its id and the place after it."""
