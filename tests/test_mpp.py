@@ -173,6 +173,14 @@ def test_the_downsized_patch_is_read_row_by_row():
     assert torch.equal(classes, expected)
 
 
+def test_a_patch_that_four_does_not_divide_is_downsized_by_area():
+    image = torch.zeros(1, 1, 7, 7)
+    image[..., 1] = 1.0  # of cells 1.75 pixels wide it fills 0.75 / 1.75 = 0.43 of the first and 0.14 of the second
+    classes = colour_classes(patchify(image, (7, 7)), (7, 7), 4)
+    assert classes.view(4, 4).tolist() == [[3, 1, 0, 0]] * 4
+    assert (colour_classes(patchify(image * 0 + 0.5, (7, 7)), (7, 7), 4) == 4).all()
+
+
 @pytest.mark.parametrize(("target", "channels", "colours"), [("mean", 3, 512), ("downsized", 3, 512), ("mean", 1, 8)])
 def test_a_zero_head_has_the_loss_of_a_uniform_guess(target, channels, colours):
     objective = MPP(small_vit(channels=channels), target=target)
@@ -246,7 +254,7 @@ def test_an_images_loss_does_not_depend_on_its_batch():
         ({}, {"corrupt": 0.0}, "leaves nothing"),
         ({}, {"corrupt": 1.5}, "corrupt 1.5"),
         ({"channels": 5}, {}, "use the target pixels"),
-        ({"patch_size": 2}, {"target": "downsized"}, "not a multiple of 4"),
+        ({"patch_size": 2}, {"target": "downsized"}, "below 4"),
         ({}, {"target": "color"}, "color"),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from sslvit import health, rng
@@ -51,8 +51,8 @@ class MPP(Objective):
             raise ValueError(f"corrupt {corrupt} of {prod(backbone.grid)} patches leaves nothing to predict")
         if target != "pixels" and channels not in (1, 2, 3):
             raise ValueError(f"a softmax over {LEVELS}^{channels} colours is too large: use the target pixels")
-        if target == "downsized" and any(side % SIDE for side in patch_size):
-            raise ValueError(f"patch size {patch_size} is not a multiple of {SIDE}: use the target mean or pixels")
+        if target == "downsized" and min(patch_size) < SIDE:
+            raise ValueError(f"patch size {patch_size} is below {SIDE}: use the target mean or pixels")
         self.backbone, self.target, self.readout = backbone, target, "mean"
         self.colours = LEVELS**channels
         outputs = {"mean": self.colours, "downsized": SIDE * SIDE * self.colours, "pixels": prod(patch_size) * channels}
@@ -103,8 +103,14 @@ class MPP(Objective):
 
 
 def colour_classes(patches: Tensor, patch_size: tuple[int, int], side: int) -> Tensor:
-    """The 3-bit colour class of each cell of side x side cells of a patch: b m (p q c) -> b m (side side)"""
+    """The 3-bit colour class of each cell of side x side cells of a patch: b m (p q c) -> b m (side side)
+
+    A pixel that lies in two cells counts in each by the area that it has there.
+    """
     height, width = patch_size
+    if height % side or width % side:
+        patches = repeat(patches, "b m (p q c) -> b m (p sy q sx c)", p=height, q=width, sy=side, sx=side)
+        height, width = height * side, width * side
     means = reduce(
         patches,
         "b m (sy p sx q c) -> b m (sy sx) c",
