@@ -1,6 +1,7 @@
 """What sslvit costs, beside what others do, in one run on this machine.
 
     python recipes/benchmark.py views      views a second of one core, against torchvision, Pillow, kornia and lightly
+    python recipes/benchmark.py steps      a training step of each objective, against timm, transformers and lightly
     python recipes/benchmark.py loader     from files to views, against torchvision's ImageFolder; and the loader alone
 
 Each is a script of its own, recipes/benchmark_NAME.py, whose header says what it found; --help after the name shows

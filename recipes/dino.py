@@ -10,12 +10,13 @@ temperature rises from .04 to .07 in 30 epochs. ViT-B/16 has --norm_last_layer, 
 --preset small is for thousands of images of 28 to 64 px. Not yet measured.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
 from sslvit.distributed import start
@@ -29,15 +30,11 @@ from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Preset:
-    preset: Literal["paper", "small"] = "paper"
-    """What the other options are by default."""
-
-
-@dataclass(frozen=True)
-class Config(TrainConfig, DataConfig, Preset):
+class Config(TrainConfig, DataConfig):
     """Pretrain a Vision Transformer by DINO, and show what it learned."""
 
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
     out: Path = Path("runs/dino")
     data: str = tyro.MISSING
     model: str = "S/16"
@@ -55,8 +52,6 @@ class Config(TrainConfig, DataConfig, Preset):
     held_epochs: float = 1
     drop_path: float = 0.1
     base_lr: float = 5e-4
-    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
-    lr: float = 0.0
     final_lr: float = 1e-6
     epochs: float = 300
     batch_size: int = 1024
@@ -74,9 +69,9 @@ PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 
 def main() -> None:
-    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
-    config = tyro.cli(Config, default=PRESETS[chosen.preset])
-    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    config = choose(PRESETS)
+    if config.held_epochs >= config.epochs:
+        raise ValueError(f"--held_epochs {config.held_epochs:g} of --epochs {config.epochs:g}: the last layer would stay")
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, (small, middle, large) = config.image_size, config.areas
     source = config.open()
@@ -85,7 +80,7 @@ def main() -> None:
     options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
-    objective = DINO(backbone, **options, freeze_last_layer=min(config.held_epochs / config.epochs, 1.0))
+    objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)
     sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
     views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
     if show_views(config, source, views, accelerator):

@@ -11,8 +11,7 @@ left, with its head, is a classifier to sslvit.model_folder.load_classifier and 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
-
+from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
 from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
@@ -35,14 +34,8 @@ class Config(FinetuneConfig, ImagesConfig):
     """Start the same architecture at random instead."""
 
 
-@dataclass(frozen=True)
-class Named:
-    protocol: str = "vit"
-
-
 def main() -> None:
-    named, _ = tyro.cli(Named, return_unknown_args=True, add_help=False)
-    config = tyro.cli(Config, default=Config(**asdict(PROTOCOLS.get(named.protocol, PROTOCOLS["vit"]))))
+    config = choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol")
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     backbone, declared = load_backbone(config.model), described(config.model)["readout"]
     size, readout = config.image_size or backbone.image_size, config.readout

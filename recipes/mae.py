@@ -9,12 +9,13 @@ no clipping. Crops of 20 to 100 % of the area, resized bicubically, and flips. V
 --preset small is for thousands of images of 28 to 64 px: a smaller decoder and 1e-3 at batch 256. Not yet measured.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
@@ -28,15 +29,11 @@ from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Preset:
-    preset: Literal["paper", "small"] = "paper"
-    """What the other options are by default."""
-
-
-@dataclass(frozen=True)
-class Config(TrainConfig, DataConfig, Preset):
+class Config(TrainConfig, DataConfig):
     """Pretrain a Vision Transformer as a masked autoencoder, and show what it learned."""
 
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
     out: Path = Path("runs/mae")
     data: str = tyro.MISSING
     model: str = "B/16"
@@ -47,8 +44,6 @@ class Config(TrainConfig, DataConfig, Preset):
     decoder: tuple[int, int, int] = (512, 8, 16)
     """Its width, depth and heads."""
     base_lr: float = 1.5e-4
-    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
-    lr: float = 0.0
     epochs: float = 800
     batch_size: int = 4096
     warmup_epochs: float = 40
@@ -63,9 +58,7 @@ PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 
 def main() -> None:
-    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
-    config = tyro.cli(Config, default=PRESETS[chosen.preset])
-    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    config = choose(PRESETS)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size = config.image_size
     source = config.open()

@@ -9,12 +9,13 @@ batch, 40 epochs of warm-up, then a cosine to 0; weight decay .1, of all paramet
 --preset small is for thousands of images of 28 to 64 px: smaller heads and 5e-4 at batch 256. Not yet measured.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start
@@ -28,15 +29,11 @@ from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Preset:
-    preset: Literal["paper", "small"] = "paper"
-    """What the other options are by default."""
-
-
-@dataclass(frozen=True)
-class Config(TrainConfig, DataConfig, Preset):
+class Config(TrainConfig, DataConfig):
     """Pretrain a Vision Transformer by MoCo v3, and show what it learned."""
 
+    preset: Literal["paper", "small"] = "paper"
+    """What the other options are by default."""
     out: Path = Path("runs/moco_v3")
     data: str = tyro.MISSING
     model: str = "S-moco_v3/16"
@@ -48,8 +45,6 @@ class Config(TrainConfig, DataConfig, Preset):
     parts: int = 1
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 1.5e-4
-    """Peak learning rate for each 256 images of a batch, unless --lr gives it."""
-    lr: float = 0.0
     epochs: float = 300
     batch_size: int = 4096
     warmup_epochs: float = 40
@@ -63,9 +58,7 @@ PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 
 def main() -> None:
-    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
-    config = tyro.cli(Config, default=PRESETS[chosen.preset])
-    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    config = choose(PRESETS)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size = config.image_size
     source = config.open()

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 import tyro
 
+from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.supervised import Supervised as Views
 from sslvit.distributed import start
@@ -32,15 +33,11 @@ from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Preset:
-    preset: Literal["plain", "vit", "small"] = "plain"
-    """What the other options are by default."""
-
-
-@dataclass(frozen=True)
-class Config(TrainConfig, DataConfig, Preset):
+class Config(TrainConfig, DataConfig):
     """Train a Vision Transformer or a BiT ResNet on labels, and show what it learned."""
 
+    preset: Literal["plain", "vit", "small"] = "plain"
+    """What the other options are by default."""
     out: Path = Path("runs/supervised")
     data: str = tyro.MISSING
     model: str = "S/16"
@@ -74,8 +71,7 @@ PRESETS = {"plain": Config(), "vit": Config(preset="vit", **VIT), "small": Confi
 
 
 def main() -> None:
-    chosen, _ = tyro.cli(Preset, return_unknown_args=True, add_help=False)
-    config = tyro.cli(Config, default=PRESETS[chosen.preset])
+    config = choose(PRESETS)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, seed = config.image_size, config.seed
     source = config.open()

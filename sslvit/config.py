@@ -85,8 +85,10 @@ class TrainConfig:
     """Images a step, over all processes."""
     accumulation: int = 1
     """Parts that a process's share of a batch is computed in, one after another, to save memory."""
-    lr: float = 2e-4
-    """Peak learning rate, at this batch size."""
+    lr: float = 0.0
+    """Peak learning rate, at this batch size; 0 takes --base_lr."""
+    base_lr: float = 0.0
+    """Peak learning rate for each 256 images of a batch, where there is no --lr."""
     final_lr: float = 0.0
     """Where the learning rate ends."""
     warmup_epochs: float = 1

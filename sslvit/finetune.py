@@ -68,6 +68,7 @@ class FinetuneConfig(TrainConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_size: int = 512
+    lr: float = 0.01
     optimizer: Literal["adamw", "sgd"] = "sgd"
     clip: float = 1.0
 

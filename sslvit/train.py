@@ -56,6 +56,11 @@ def pretrain(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
             "each other: in parts its loss is another. Use more processes, a smaller batch, or --parts if it is offered"
         )
+    if 0 < config.epochs <= config.warmup_epochs:
+        accelerator.print(
+            f"warning: the learning rate only rises: --warmup_epochs {config.warmup_epochs:g} of --epochs "
+            f"{config.epochs:g}. A tenth of the epochs is usual"
+        )
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = row_of(source, config, accelerator)
     with ExitStack() as held:

@@ -30,23 +30,36 @@ def fit(
         raise ValueError(f"c {c} must be above 0")
     n, d = features.shape
     classes = classes or int(labels.max()) + 1
+    basis, scale = well_conditioned(features, classes, 1 / (c * n))
+    mean = features.mean(0)
     weights, bias = start or (features.new_zeros(d, classes), features.new_zeros(classes))
-    parameters = [x.detach().clone().requires_grad_() for x in (weights, bias)]
+    inputs, first = (features - mean) @ basis, torch.linalg.solve(basis, weights).T  # k d: 3 times as fast as d k
+    parameters = [x.contiguous().clone().requires_grad_() for x in (first, bias + mean @ weights)]
     # The mean, which is the sum up to a factor, keeps L-BFGS's first step and tolerances at the same scale for any n.
-    # The gradient's tolerance is scikit-learn's 1e-4, but of the mean and far below where an accuracy can tell.
+    # The gradient's tolerance is below scikit-learn's 1e-4, and far below where an accuracy can tell.
     optimizer = torch.optim.LBFGS(
         parameters, max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(torch.addmm(parameters[1], features, parameters[0]), labels)
-        value = value + parameters[0].square().sum() / (2 * c * n)
+        value = F.cross_entropy(F.linear(inputs, *parameters), labels)
+        value = value + (scale * parameters[0]).square().sum() / (2 * c * n)
         value.backward()
         return value
 
     optimizer.step(loss)
-    return tuple(x.detach() for x in parameters)
+    weights, bias = (x.detach() for x in parameters)
+    weights = basis @ weights.T
+    return weights, bias - mean @ weights
+
+
+def well_conditioned(features: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Coordinates d d of the weights in which the loss curves alike in all directions, and so L-BFGS needs few steps,
+    and their lengths d. They are orthogonal: the squared norm of the weights is the sum of squares, times lengths."""
+    curvature, directions = torch.linalg.eigh(torch.cov(features.T.double(), correction=0).view(features.shape[1], -1))
+    scale = (curvature.clamp(min=0) / classes + penalty).rsqrt()
+    return (directions * scale).to(features.dtype), scale.to(features.dtype)
 
 
 def logistic_probe(

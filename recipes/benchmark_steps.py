@@ -1,0 +1,286 @@
+"""A training step of each objective beside the best peers that have it: seconds and peak memory, in one run, in turns.
+
+    python recipes/benchmark.py steps --model S/16 --image_size 224 --batch_size 4
+
+Forward, backward and AdamW (fused, for everybody), and the teacher's move, on the same images; views and reading are
+measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
+nothing on it (mpp, which nobody has faithfully; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
+backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads are the
+papers'. lightly's MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about the same.
+"""
+
+import copy
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from sslvit import rng
+from sslvit.objectives.dino import DINO
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Batch
+from sslvit.objectives.supervised import Supervised
+from sslvit.vit import ViT
+
+OBJECTIVES = ("supervised", "mpp", "mae", "moco_v3", "dino")
+PEERS = {"timm": ("supervised", "mpp"), "transformers": ("mae",), "lightly": ("mae", "moco_v3", "dino")}
+PEERS |= {"vit_pytorch": ("mpp",)}
+CLASSES, SMALL_CROPS = 1000, 8
+
+
+class Sizes(NamedTuple):
+    model: str
+    image_size: int
+    batch_size: int
+
+    @property
+    def vit(self) -> ViT:
+        return ViT.variant(self.model, image_size=self.image_size)
+
+    def views(self, objective: str, device: str) -> tuple[Tensor, ...]:
+        """A patch fewer than three sevenths, as DINO's 96 of 224, for its small crops."""
+        patch = self.vit.patch_size[0]
+        small = max(self.image_size * 3 // 7 // patch, 1) * patch
+        sizes = [self.image_size] * (2 if objective in ("moco_v3", "dino") else 1)
+        sizes += [small] * SMALL_CROPS if objective == "dino" else []
+        generator = torch.Generator().manual_seed(0)
+        return tuple(torch.rand(self.batch_size, 3, s, s, generator=generator).to(device) for s in sizes)
+
+
+class Contestant(NamedTuple):
+    trained: nn.Module
+    loss: Callable[[tuple[Tensor, ...]], Tensor]
+    after: Callable[[], None] = lambda: None
+
+
+def ours(name: str, sizes: Sizes, device: str) -> Contestant:
+    vit = sizes.vit
+    objective = {
+        "supervised": lambda: Supervised(vit, classes=CLASSES),
+        "mpp": lambda: MPP(vit),
+        "mae": lambda: MAE(ViT.variant(sizes.model, image_size=sizes.image_size, position="sincos_mae")),
+        "moco_v3": lambda: MoCoV3(vit),
+        "dino": lambda: DINO(vit, drop_path=0.0),
+    }[name]()
+    objective.to(device).train()
+    keys = rng.key(0, torch.arange(sizes.batch_size, device=device))
+    labels = torch.arange(sizes.batch_size, device=device)
+    return Contestant(
+        objective, lambda views: objective(Batch(views, keys, labels), 0.5)[0], lambda: objective.after_step(0.5)
+    )
+
+
+def timm_vit(sizes: Sizes, device: str, **changes: Any) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = sizes.vit
+    shape = {"img_size": sizes.image_size, "patch_size": vit.patch_size[0], "embed_dim": vit.width, "num_classes": 0}
+    shape |= {"depth": vit.depth, "num_heads": vit.config["heads"], "mlp_ratio": vit.config["mlp_width"] / vit.width}
+    return VisionTransformer(**(shape | changes)).to(device).train()
+
+
+def by_timm(name: str, sizes: Sizes, device: str) -> Contestant:
+    if name == "mpp":
+        bare = timm_vit(sizes, device)
+        return Contestant(bare, lambda views: bare(views[0]).mean())
+    model, labels = timm_vit(sizes, device, num_classes=CLASSES), torch.arange(sizes.batch_size, device=device)
+    return Contestant(model, lambda views: F.cross_entropy(model(views[0]), labels))
+
+
+def by_vit_pytorch(name: str, sizes: Sizes, device: str) -> Contestant:
+    from vit_pytorch import ViT as Theirs
+    from vit_pytorch.mpp import MPP as TheirMPP
+
+    vit, patch = sizes.vit, sizes.vit.patch_size[0]
+    heads = vit.config["heads"]
+    shape = {"dim": vit.width, "depth": vit.depth, "heads": heads, "dim_head": vit.width // heads}
+    model = Theirs(image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config["mlp_width"], **shape)
+    model = TheirMPP(model, patch_size=patch, dim=vit.width, mask_prob=0.5).to(device).train()
+    return Contestant(model, lambda views: model(views[0]))
+
+
+def by_transformers(name: str, sizes: Sizes, device: str) -> Contestant:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    vit = sizes.vit
+    shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.config["heads"]}
+    shape |= {"intermediate_size": vit.config["mlp_width"], "image_size": sizes.image_size, "norm_pix_loss": True}
+    model = ViTMAEForPreTraining(ViTMAEConfig(**shape, patch_size=vit.patch_size[0])).to(device).train()
+    return Contestant(model, lambda views: model(pixel_values=views[0]).loss)
+
+
+def by_lightly(name: str, sizes: Sizes, device: str) -> Contestant:
+    return {"mae": lightly_mae, "moco_v3": lightly_moco, "dino": lightly_dino}[name](sizes, device)
+
+
+def lightly_mae(sizes: Sizes, device: str) -> Contestant:
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+
+    patch, backbone = sizes.vit.patch_size[0], timm_vit(sizes, device)
+    encoder = MaskedVisionTransformerTIMM(vit=backbone)
+    shape = {"patch_size": patch, "embed_dim": sizes.vit.width, "decoder_embed_dim": 512, "decoder_depth": 8}
+    decoder = MAEDecoderTIMM(num_patches=backbone.patch_embed.num_patches, decoder_num_heads=16, **shape).to(device)
+    model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+
+    def loss(views: tuple[Tensor, ...]) -> Tensor:
+        b, length = sizes.batch_size, encoder.sequence_length
+        kept, hidden = utils.random_token_mask(size=(b, length), mask_ratio=0.75, device=device)
+        seen = decoder.embed(encoder.encode(images=views[0], idx_keep=kept))
+        tokens = utils.repeat_token(decoder.mask_token, (b, length))
+        tokens = utils.set_at_index(tokens, kept, seen.type_as(tokens))
+        predicted = decoder.predict(utils.get_at_index(decoder.decode(tokens), hidden))
+        target = utils.get_at_index(utils.patchify(views[0], patch), hidden - 1)
+        target = utils.normalize_mean_var(target, dim=-1)
+        return F.mse_loss(predicted, target)
+
+    return Contestant(model, loss)
+
+
+def lightly_moco(sizes: Sizes, device: str) -> Contestant:
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    student = nn.Sequential(timm_vit(sizes, device), MoCoProjectionHead(sizes.vit.width, 4096, 256, 3, True)).to(device)
+    predictor = MoCoProjectionHead(256, 4096, 256, 2, True).to(device)
+    teacher, criterion = copy.deepcopy(student), NTXentLoss(temperature=0.2)
+    deactivate_requires_grad(teacher)
+    student[0].patch_embed.proj.requires_grad_(False)
+
+    def loss(views: tuple[Tensor, ...]) -> Tensor:
+        queries = [predictor(student(view)) for view in views]
+        with torch.no_grad():
+            keys = [teacher(view) for view in views]
+        return criterion(queries[0], keys[1]) + criterion(queries[1], keys[0])
+
+    trained = nn.ModuleList([student, predictor])
+    return Contestant(trained, loss, lambda: update_momentum(student, teacher, m=0.99))
+
+
+def lightly_dino(sizes: Sizes, device: str) -> Contestant:
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    def both() -> nn.Module:
+        vit = timm_vit(sizes, device, dynamic_img_size=True)
+        return nn.Sequential(vit, DINOProjectionHead(sizes.vit.width, 2048, 256, 65536)).to(device)
+
+    student, teacher, criterion = both(), both(), DINOLoss(output_dim=65536).to(device)
+    teacher.load_state_dict(student.state_dict())
+    deactivate_requires_grad(teacher)
+
+    def loss(views: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():
+            targets = [teacher(view) for view in views[:2]]
+        return criterion(targets, [student(view) for view in views], epoch=1)
+
+    return Contestant(student, loss, lambda: update_momentum(student, teacher, m=0.996))
+
+
+BY = {"timm": by_timm, "transformers": by_transformers, "lightly": by_lightly, "vit_pytorch": by_vit_pytorch}
+
+
+def stepper(who: str, name: str, sizes: Sizes, device: str) -> Callable[[], float]:
+    """Takes one step, and gives its seconds."""
+    contestant = (BY.get(who) or ours)(name, sizes, device)
+    views = sizes.views(name, device)
+    optimizer = torch.optim.AdamW([p for p in contestant.trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    def step() -> float:
+        start = time.perf_counter()
+        contestant.loss(views).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        contestant.after()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return step
+
+
+def peak(who: str, name: str, sizes: Sizes, device: str, threads: int) -> float:
+    """MiB that three steps need, in a process of their own: beyond the imports, or of the GPU."""
+    given = json.dumps([who, name, sizes, device, threads])
+    done = subprocess.run([sys.executable, __file__, "--peak-of", given], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def print_peak(who: str, name: str, sizes: list, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    sizes = Sizes(*sizes)
+    if who in BY:
+        __import__(who)
+    torch.optim.AdamW([nn.Parameter(torch.ones(64, 64) @ torch.ones(64, 64))])  # what torch loads when it is first used
+    before = psutil.Process().memory_info().rss
+    step = stepper(who, name, sizes, device)
+    for _ in range(3):
+        step()
+    if device == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+        return
+    lines = Path("/proc/self/status").read_text().splitlines()
+    high = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    print((high - before) / 2**20)
+
+
+def main(
+    model: str = "S/16",
+    image_size: int = 224,
+    batch_size: int = 4,
+    objectives: tuple[str, ...] = OBJECTIVES,
+    rounds: int = 7,
+    threads: int = 0,
+    memory: bool = True,
+) -> None:
+    """Measure a step of each objective, and how many times a peer's seconds it takes: medians (least to most)."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    device, sizes = "cuda" if torch.cuda.is_available() else "cpu", Sizes(model, image_size, batch_size)
+    print(f"{model} at {image_size} px, batch {batch_size}, {device}, {torch.get_num_threads()} threads")
+    for name in objectives:
+        steps = {"sslvit": stepper("sslvit", name, sizes, device)}
+        for who in (who for who, has in PEERS.items() if name in has):
+            try:
+                steps[who] = stepper(who, name, sizes, device) if find_spec(who) else None
+                if steps[who]:
+                    steps[who]()
+            except Exception as error:  # a peer that does not run is part of the result
+                print(f"{name:11} {who:13} does not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+                steps[who] = None
+            if not find_spec(who):
+                print(f"{who} is not installed and takes no part")
+        steps = {who: step for who, step in steps.items() if step}
+        seconds: dict[str, list[float]] = {who: [] for who in steps}
+        for turn in range(rounds + 2):
+            for who, step in steps.items():
+                taken = step()
+                if turn >= 2:  # the first two warm up
+                    seconds[who].append(taken)
+        for who, numbers in seconds.items():
+            ratios = sorted(a / b for a, b in zip(seconds["sslvit"], numbers, strict=True))
+            beside = f"ours takes {median(ratios):.2f} of it ({ratios[0]:.2f} to {ratios[-1]:.2f})" if who in BY else ""
+            size = f"{peak(who, name, sizes, device, torch.get_num_threads()):6.0f} MiB" if memory else ""
+            rate = batch_size / median(numbers)
+            print(f"{name:11} {who:13} {1000 * median(numbers):7.0f} ms {rate:8.1f} images/s {size}  {beside}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--peak-of"]:
+        print_peak(*json.loads(sys.argv[2]))
+    else:
+        tyro.cli(main)
