@@ -24,13 +24,14 @@ from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.attentive import Settings, attentive_probe
-from sslvit.evaluate.features import extract, left_out
+from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.linear import probe
-from sslvit.evaluate.logistic import logistic_accuracy
+from sslvit.evaluate.logistic import logistic
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import PROTOCOLS
+from sslvit.evaluate.stored import stored
 from sslvit.model_folder import described, load_backbone
 
 
@@ -46,6 +47,8 @@ class Config(ImagesConfig):
     shots: int = 10
     limit: int = 0
     """At most so many random training images; 0 takes all."""
+    cache: Path = Path("runs/features")
+    """Where features are kept, by hash of weights and data."""
     threads: int = 0
 
 
@@ -82,11 +85,12 @@ def main() -> None:
     accelerator.print(f"{'accuracy, %':<24}" + "".join(f"{column:>10}" for column in (title, *few)))
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
-        train, test = (extract(backbone, s, view, accelerator, ids=i, readouts=readouts) for s, i in chosen)
+        given = {"view": view, "accelerator": accelerator, "readouts": readouts}
+        train, test = (stored(config.cache, backbone, s, ids=i, **given) for s, i in chosen)
         for readout in readouts:
             four = train.by_readout[readout], train.labels, test.by_readout[readout], test.labels
             if plain:
-                numbers = logistic_accuracy(*four), fewshot(*four, shots=config.shots).mean, knn(*four)
+                numbers = top(logistic(*four[:3]), four[3]), fewshot(*four, shots=config.shots).mean, knn(*four)
                 cells = "".join(f"{100 * number:>10.1f}" for number in numbers)
             else:
                 cells = trained(config.protocol, *four)

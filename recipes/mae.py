@@ -52,8 +52,8 @@ class Config(TrainConfig, DataConfig):
     spares: Spares = "vectors"
 
 
-SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "decoder": (128, 2, 4), "base_lr": 1e-3}
-SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "decoder": (128, 2, 4), "base_lr": 4e-3}
+SMALL |= {"epochs": 20, "batch_size": 64, "warmup_epochs": 2}
 PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 

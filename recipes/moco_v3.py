@@ -52,8 +52,8 @@ class Config(TrainConfig, DataConfig):
     spares: Spares = "nothing"
 
 
-SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "hidden": 512, "smallest_crop": 0.2, "base_lr": 5e-4}
-SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "hidden": 512, "smallest_crop": 0.5, "base_lr": 2e-3}
+SMALL |= {"epochs": 20, "batch_size": 64, "warmup_epochs": 2}
 PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 

@@ -4,7 +4,9 @@
 
 Beside each number stands that of the same architecture at its random start. * marks the readout that the model's
 objective declares. With the default limits the 20-nn and 10-shot numbers are those that the run logged of the same
-weights, to the last digit; --json writes all digits. Features are kept in --cache, by hash of weights and data.
+weights, to the last digit. In --out are all digits (numbers.json), each logistic regression's predictions by image, in
+parquet, and its confusion matrices as pictures. Features are kept in --cache, by hash of weights and data. Test images
+with near-duplicates among those that the model was pretrained on are counted, where these are known.
 """
 
 import json
@@ -17,45 +19,43 @@ from sslvit.config import ImagesConfig
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
+from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.features import left_out
-from sslvit.evaluate.fewshot import fewshot
-from sslvit.evaluate.knn import knn
-from sslvit.evaluate.logistic import logistic_accuracy
+from sslvit.evaluate.leaks import leaks_of_run
+from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.monitor import draw_ids
+from sslvit.evaluate.predictions import save_predictions
+from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
 from sslvit.model_folder import described, load_backbone
 from sslvit.vit import ViT
 
 
 @dataclass(frozen=True)
-class Config(ImagesConfig):
+class Config(Protocols, ImagesConfig):
     """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
 
     model: Path = Path("runs/mpp/model")
     """The model folder of a run, or the run's."""
+    out: Path = Path("runs/probe")
+    """A folder for numbers, predictions and pictures; those of an older probe are replaced."""
     image_size: int = 0
     """0 takes the model's own."""
-    blocks: int = 4
+    blocks: int = 1
     """Also read the class tokens, and the mean patches, of the last so many blocks, joined; 1 does not."""
-    k: int = 20
-    temperature: float = 0.07
-    shots: tuple[int, ...] = (1, 5, 10)
-    """Labelled images a class."""
-    draws: int = 3
-    """Of the shots."""
     limit_train: int = 10_000
     """At most so many random training images; 0 takes all."""
     limit_test: int = 5_000
+    seen: str = ""
+    """The images that the model was pretrained on, in the words of --data; by default what its run says."""
     cache: Path = Path("runs/features")
-    json: Path | None = None
-    """A file for the numbers."""
     threads: int = 0
 
 
 def main() -> None:
     config = tyro.cli(Config)
     accelerator = start(threads=config.threads)
-    pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
+    pretrained, about = load_backbone(config.model), described(config.model)
     size = config.image_size or pretrained.image_size
     like = {"image_size": size, "channels": pretrained.channels}
     train = config.source(**like)
@@ -66,8 +66,6 @@ def main() -> None:
     readouts, blocks = pretrained.readouts, min(config.blocks, getattr(pretrained, "depth", 1))
     if isinstance(pretrained, ViT) and blocks > 1:
         readouts += tuple(f"{readout}:{blocks}" for readout in pretrained.readouts)
-    columns = [f"{config.k}-nn", *(f"{shots}-shot" for shots in config.shots), "logistic"]
-    accelerator.print(f"{'accuracy, %':<26}" + "".join(f"{column:>9}{'':<6}" for column in columns))
     numbers: dict[str, dict[str, float]] = {}
     backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
     for name, backbone in backbones.items():
@@ -75,25 +73,33 @@ def main() -> None:
         given = {"view": Plain(size), "accelerator": accelerator, "readouts": readouts}
         x, y = (stored(config.cache, backbone, s, ids=i, **given) for s, i in zip((train, test), ids, strict=True))
         for readout in readouts:
-            four = x.by_readout[readout], x.labels, y.by_readout[readout], y.labels
-            few = {f"{shots}-shot": fewshot(*four, shots=shots, draws=config.draws) for shots in config.shots}
-            row = {columns[0]: knn(*four, k=config.k, temperature=config.temperature)}
-            row |= {column: drawn.mean for column, drawn in few.items()} | {"logistic": logistic_accuracy(*four)}
-            spread = {column: f" ± {100 * drawn.spread:3.1f}" for column, drawn in few.items()}
-            cells = "".join(f"{100 * value:>9.1f}{spread.get(column, ''):<6}" for column, value in row.items())
-            mark = " *" if readout == declared else ""
-            accelerator.print(f"{f'{name}, {readout}{mark}':<26}{cells}")
-            numbers |= {f"{name}/{readout}": row | {f"{c} spread": drawn.spread for c, drawn in few.items()}}
+            told = {"model": str(config.model), "start": name, "data": test.name, "protocol": "logistic regression"}
+            row, spread, found = probed(x, y, readout, config, told)
+            if not numbers:
+                accelerator.print(f"{'accuracy, %':<26}" + "".join(f"{column:>13}" for column in row))
+            cells = [f"{100 * v:.1f}" + (f" ± {100 * spread[c]:3.1f}" if c in spread else "") for c, v in row.items()]
+            mark = " *" if readout == about["readout"] else ""
+            accelerator.print(f"{f'{name}, {readout}{mark}':<26}" + "".join(f"{cell:>13}" for cell in cells))
+            numbers[f"{name}/{readout}"] = row | {f"{c} spread": v for c, v in spread.items()}
+            if found:
+                numbers[f"{name}/{readout}"] |= metrics(found.probabilities, found.labels)._asdict()
+            if found and accelerator.is_main_process:
+                file = config.out / f"{name.split()[0]}-{readout.replace(':', '-')}"
+                save_predictions(file.with_suffix(".parquet"), found)
+                counts = confusion(found.probabilities, found.labels)
+                draw_confusion(counts, train.classes, file.with_suffix(".png"))
     accelerator.print(
         f"* the readout that the objective declares. {len(x.ids):,} training and {len(y.ids):,} test images of "
         f"{train.name}.\n{config.k}-nn: cosine, votes weighted by exp(similarity / {config.temperature:g}). "
         f"Shots: mean ± deviation of {config.draws} draws.\n"
-        "logistic: C chosen on a held-out tenth of the training labels."
+        "linear: logistic regression on this share of the labels, C chosen on a held-out tenth of them."
     )
-    for sentence in filter(None, map(left_out, (x, y), (train, test))):
+    for sentence in filter(None, [*map(left_out, (x, y), (train, test)), leaks_of_run(config.model, config.seen, test, ids[1], config)]):
         accelerator.print(sentence)
-    if config.json and accelerator.is_main_process:
-        config.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    if accelerator.is_main_process:
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        accelerator.print(f"All digits, predictions and confusion matrices are in {config.out}")
 
 
 if __name__ == "__main__":

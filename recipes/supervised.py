@@ -66,7 +66,7 @@ class Config(TrainConfig, DataConfig):
 VIT = {"model": "B/16", "class_token": True, "position": "learned_1d", "tanh": True, "dropout": 0.1, "mixup": 0.0}
 VIT |= {"magnitude": 0.0, "epochs": 300, "batch_size": 4096, "lr": 3e-3, "warmup_epochs": 32, "weight_decay": 0.3}
 SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "magnitude": 0.0, "smallest_crop": 0.3}
-SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+SMALL |= {"epochs": 20, "batch_size": 64, "warmup_epochs": 2}
 PRESETS = {"plain": Config(), "vit": Config(preset="vit", **VIT), "small": Config(preset="small", **SMALL)}
 
 

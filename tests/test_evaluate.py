@@ -80,6 +80,19 @@ def test_similarities_are_exact_sums(digits):
     torch.testing.assert_close(found.similarity * 2.0**50, integers.gather(1, found.rows).double(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-7, 0.0])
+def test_neighbours_are_the_nearest_however_close_together_features_lie(spread):
+    """float32 cannot tell them apart then. Of equals the lower row is nearer."""
+    draw = torch.Generator().manual_seed(0)
+    train, test = (1 + spread * torch.randn(n, 24, generator=draw) for n in (3000, 50))
+    train[1500:] = train[:1500]  # each has a twin
+    a, b = (F.normalize(x.double(), dim=-1).mul(2**25).round().to(torch.int64) for x in (train, test))
+    products = (b[:, None] * a[None]).sum(-1)
+    expected = products.argsort(dim=-1, descending=True, stable=True)[:, :20]
+    found = torch.cat([part.rows for part in neighbours(train, test, k=20, chunk=7)])
+    assert torch.equal(found, expected)
+
+
 def test_knn_by_hand():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     labels = torch.tensor([0, 1, 1])

@@ -48,9 +48,10 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     train, test = (open_source(data, split=split, image_size=16) for split in ("train", "test"))
     config = TrainConfig(out=run, **(DEFAULTS | {"epochs": 0.3}))
     pretrain(MPP(ViT(**SMALL)), train, Light(16), config, accelerator, Monitor(train, test, 16, accelerator))
-    words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--json", str(tmp_path / "p")]
+    words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--blocks", "4"]
+    words += ["--out", str(tmp_path / "probe")]
     lines = printed("probe.py", capsys, monkeypatch, *words)
-    found = json.loads((tmp_path / "p").read_text())
+    found = json.loads((tmp_path / "probe" / "numbers.json").read_text())
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in logged if "eval/mean/20-nn" in line]
     assert len(logged) == 2

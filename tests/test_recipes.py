@@ -24,7 +24,7 @@ TRAINING = {
     "mpp": TINY,
     "mae": f"{TINY} --decoder 16 1 2",
     "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
-    "dino": f"{TINY} --crops 2 8 --head 32 16 64",
+    "dino": f"{TINY} --held_epochs 0 --crops 2 8 --head 32 16 64",
     "supervised": TINY,
 }
 

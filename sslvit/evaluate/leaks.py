@@ -6,6 +6,9 @@ survives resizing, compression, and changes of brightness and contrast; not crop
 bound. An image without contrast is compared with nothing.
 """
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.config import ImagesConfig
 from sslvit.data.source import Source
 from sslvit.data.views import Plain
 
 SIDE = 16
 THRESHOLD = 0.99
+MOST = 300_000  # images that are compared without being asked twice: they are read, and compared with each test image
 FLAT = 0.5 / 255  # a deviation below which a thumbnail holds nothing but rounding
 
 
@@ -33,11 +38,29 @@ class Leaks(NamedTuple):
         return f"{len(self.ids):,} of {self.total:,} test images ({share:.2f} %) have a near-duplicate in pretraining"
 
 
-def thumbnails(source: Source, *, batch_size: int = 1024) -> Tensor:
+def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray, config: ImagesConfig) -> str:
+    """A sentence on the test images with these ids and what the model was pretrained on: `seen`, in the words of
+    --data, or else what its run says."""
+    run = (model if (model / "config.json").exists() and (model / "model").exists() else model.parent) / "config.json"
+    if not seen and run.exists():
+        seen = json.loads(run.read_text()).get("data", "")
+    if not seen:
+        return "Near-duplicates in pretraining were not looked for: --seen names the images that the model has seen"
+    try:
+        source = replace(config, data=seen).source(image_size=2 * SIDE, channels=test.channels)
+    except (ValueError, OSError) as error:
+        return f"Near-duplicates in pretraining were not looked for: {error}"
+    if len(source) > MOST:
+        return f"Near-duplicates were not looked for among the {len(source):,} images of {source.name}: above {MOST:,}"
+    found = leaks(thumbnails(source), thumbnails(test, ids))
+    return f"{found} on {source.name}"
+
+
+def thumbnails(source: Source, ids: np.ndarray | None = None, *, batch_size: int = 1024) -> Tensor:
     """n c 16 16, of mean 0 and length 1; zero where an image has no contrast."""
-    parts = []
-    for start in range(0, len(source), batch_size):
-        samples = source.read(np.arange(start, min(start + batch_size, len(source))))
+    parts, ids = [], np.arange(len(source)) if ids is None else ids
+    for start in range(0, len(ids), batch_size):
+        samples = source.read(ids[start : start + batch_size])
         (images,) = Plain(SIDE)(samples.pixels, rng.key(0, samples.ids), samples.extents)
         centred = images - images.mean((1, 2, 3), keepdim=True)
         flat = centred.square().mean((1, 2, 3), keepdim=True).sqrt() < FLAT

@@ -63,12 +63,17 @@ def well_conditioned(features: Tensor, classes: int, penalty: float) -> tuple[Te
 
 
 def logistic_probe(
-    features: Tensor, labels: Tensor, *, penalties: tuple[float, ...] = PENALTIES, seed: int = 0
+    features: Tensor,
+    labels: Tensor,
+    *,
+    penalties: tuple[float, ...] = PENALTIES,
+    classes: int | None = None,
+    seed: int = 0,
 ) -> Head:
     """C chosen on a held-out tenth of these labels, and then fitted to all of them: n d, n."""
     check(features, labels)
     rows, held = hold_out(labels, seed=seed)
-    classes = int(labels.max()) + 1
+    classes = classes or int(labels.max()) + 1
     fitted, tried = None, []
     for c in sorted(penalties):
         fitted = fit(features[rows], labels[rows], c, classes=classes, start=fitted)
@@ -77,8 +82,10 @@ def logistic_probe(
     return Head(*fit(features, labels, settings["c"], classes=classes), settings, tried)
 
 
-def logistic_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """On the test set, of features standardised by the training images': n d, n, m d, m."""
+def logistic(train: Tensor, labels: Tensor, test: Tensor, *, classes: int | None = None, seed: int = 0) -> Tensor:
+    """Probabilities of the test images, of features standardised by the training images': n d, n, m d -> m classes"""
     mean, deviation = train.mean(0), train.std(0) + 1e-5
-    head = logistic_probe((train - mean) / deviation, labels, penalties=(0.001, 0.01, 0.1, 1.0))
-    return top(head.probabilities((test - mean) / deviation), test_labels)
+    head = logistic_probe(
+        (train - mean) / deviation, labels, penalties=(0.001, 0.01, 0.1, 1.0), classes=classes, seed=seed
+    )
+    return head.probabilities((test - mean) / deviation)

@@ -1,0 +1,57 @@
+"""The protocols that every table shows of frozen features, by one set of numbers: kNN, few-shot, logistic regression."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sslvit.evaluate.features import Features
+from sslvit.evaluate.fewshot import fewshot
+from sslvit.evaluate.knn import knn
+from sslvit.evaluate.logistic import logistic
+from sslvit.evaluate.metrics import metrics
+from sslvit.evaluate.predictions import Predictions
+from sslvit.evaluate.split import choose_fraction
+
+
+@dataclass(frozen=True)
+class Protocols:
+    k: int = 20
+    """Nearest neighbours that vote."""
+    temperature: float = 0.07
+    """A vote is weighted by exp(cosine / temperature)."""
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Labelled images a class."""
+    draws: int = 3
+    """Of the shots."""
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels, of every class alike, that logistic regression has; the smaller are parts of the
+    larger."""
+
+
+class Probed(NamedTuple):
+    numbers: dict[str, float]  # accuracies in [0, 1], in the order of a table's columns
+    spread: dict[str, float]  # deviation over draws, of those that are drawn
+    predictions: Predictions | None  # of logistic regression with the most labels
+
+
+def linear_name(fraction: float) -> str:
+    return f"linear {100 * fraction:g} %"
+
+
+def probed(train: Features, test: Features, readout: str, protocols: Protocols, about: dict[str, Any]) -> Probed:
+    """about: what the predictions say of where they come from."""
+    x, y, labels = train.by_readout[readout], test.by_readout[readout], train.labels
+    k, temperature = protocols.k, protocols.temperature
+    numbers = {f"{k}-nn": knn(x, labels, y, test.labels, k=k, temperature=temperature)}
+    spread, classes, found = {}, int(labels.max()) + 1, None
+    for shots in protocols.shots:
+        name = f"{shots}-shot"
+        few = fewshot(x, labels, y, test.labels, shots=shots, draws=protocols.draws)
+        numbers[name], spread[name] = few.mean, few.spread
+    for fraction in sorted(protocols.fractions):
+        part = choose_fraction(labels, fraction, seed=0)
+        if labels[part].bincount().max() < 2:  # then nothing can be held out to choose C by
+            continue
+        found = logistic(x[part], labels[part], y, classes=classes).float()
+        numbers[linear_name(fraction)] = metrics(found, test.labels).top1
+    about = about | {"readout": readout}
+    return Probed(numbers, spread, None if found is None else Predictions(test.ids, test.labels, found, about))
