@@ -8,6 +8,7 @@ same from a random start. The test set is looked at once, after everything is ch
 left, with its head, is a classifier to sslvit.model_folder.load_classifier and to timm. Not yet run in full.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
 from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
-from sslvit.evaluate.metrics import metrics
+from sslvit.evaluate.confusion import draw_confusion
+from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetune import PROTOCOLS, FinetuneConfig, finetune, predict
 from sslvit.model_folder import described, load_backbone
@@ -54,13 +56,17 @@ def main() -> None:
     rate = max(tried, key=tried.get) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
     found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate})
+    numbers = metrics(found.probabilities, found.labels)
     if accelerator.is_main_process:
         save_predictions(config.out / "predictions.parquet", found)
-    numbers = metrics(found.probabilities, found.labels)
+        draw_confusion(confusion(found.probabilities, found.labels), train.classes, config.out / "confusion.png")
+        tested = numbers._asdict() | {"images": len(found.labels), "lr": rate, "held out": tried}
+        (config.out / "test.json").write_text(json.dumps(tested, indent=1) + "\n")
     five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
     accelerator.print(
         f"test, {len(found.labels):,} images, lr {rate:g}, readout {readout}: top-1 {100 * numbers.top1:.2f} %, {five}"
-        f"mean of the classes {100 * numbers.mean_per_class:.2f} %\nThe model is in {config.out / 'model'}"
+        f"mean of the classes {100 * numbers.mean_per_class:.2f} %, calibration error "
+        f"{100 * numbers.calibration_error:.2f} %\nThe model is in {config.out / 'model'}"
     )
 
 

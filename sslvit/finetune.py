@@ -33,7 +33,7 @@ from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions
-from sslvit.evaluate.split import choose_fraction, hold_out
+from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out
 from sslvit.model_folder import load_strictly
 from sslvit.objectives.supervised import Supervised
 from sslvit.positions import FIXED
@@ -55,6 +55,8 @@ class FinetuneConfig(TrainConfig):
     """What the head reads; by default what the model's objective declares."""
     fraction: float = 1.0
     """The share of each class's training images that is used."""
+    shots: int = 0
+    """How many training images of each class are used, instead of a share."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     """Learning rates to choose from on held-out labels; if there are none, --lr it is."""
     steps: int = 10_000
@@ -100,7 +102,7 @@ def finetune(
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
-    part = choose_fraction(labels, config.fraction, config.seed)
+    part = chosen_part(labels, config)
     if accelerator.is_main_process:  # before hours of choosing; then all that is in the folder is of this run
         with prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite):
             pass
@@ -126,6 +128,15 @@ def finetune(
 
         rate, tried = choose_rate(config.rates, held_out_accuracy)
     return run(part, config.out, rate), tried
+
+
+def chosen_part(labels: Tensor, config: FinetuneConfig) -> Tensor:
+    """The labelled images that are trained on."""
+    if config.shots and config.fraction != 1:
+        raise ValueError(f"--shots {config.shots} and --fraction {config.fraction:g}: give one of them")
+    if config.shots:
+        return choose_shots(labels, config.shots, config.seed)
+    return choose_fraction(labels, config.fraction, config.seed)
 
 
 def classifier(

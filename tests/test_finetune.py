@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from crashes import forked
+from safetensors.torch import load_file
 from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
@@ -25,10 +27,11 @@ from sslvit.distributed import start
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.evaluate.split import hold_out
-from sslvit.finetune import PROTOCOLS, choose_rate, classifier, finetune, lengthened, predict, prepare
+from sslvit.finetune import PROTOCOLS, choose_rate, chosen_part, classifier, finetune, lengthened, predict, prepare
 from sslvit.model_folder import load_backbone, load_classifier, save_backbone
 from sslvit.optim import parameter_groups
 from sslvit.readout import logits, read
+from sslvit.resnet import BiT
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
 from sslvit.vit import ViT
@@ -245,3 +248,46 @@ def test_a_part_of_a_source_replaces_a_bad_image_from_within():
     with pytest.raises(DataError, match="none of them can be used"):
         Subset(whole, np.array([4, 5])).read(np.array([0]))
     assert part.fingerprint != Subset(whole, np.array([2, 4, 5, 9])).fingerprint
+
+
+def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
+    labels = torch.arange(40) % 4
+    part = chosen_part(labels, replace(PROTOCOLS["vit"], shots=3))
+    assert labels[part].bincount().tolist() == [3, 3, 3, 3]
+    with pytest.raises(ValueError, match=r"--shots 3 and --fraction 0.5: give one"):
+        chosen_part(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
+
+
+def write_fine_tuned(out: Path) -> None:
+    config = replace(PROTOCOLS["vit"], out=out, rates=(0.01, 0.1), **SHORT)
+    _, tried = finetune(vit(), source(40), config, start(threads=1), **MEAN)
+    (out / "tried.json").write_text(json.dumps(tried))
+
+
+def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    script = "import sys, pathlib, test_finetune; test_finetune.write_fine_tuned(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    ranks = [subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    write_fine_tuned(tmp_path / "one")
+    one, two = (json.loads((tmp_path / name / "tried.json").read_text()) for name in ("one", "two"))
+    assert one == two
+    weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_bit_resnet_is_fine_tuned_and_has_no_layers_to_drop(tmp_path):
+    backbone = BiT.variant("R20x0.5", image_size=32)
+    config = replace(PROTOCOLS["vit"], out=tmp_path / "run", rates=(), lr=0.3, **SHORT)
+    objective, _ = finetune(backbone, source(40), config, start(threads=1), **MEAN)
+    kept = load_classifier(tmp_path / "run" / "model")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(kept(images), logits(objective.eval(), objective.backbone(images).patches.mean(1)))
+    before = dict(backbone.named_parameters())
+    assert [name for name, value in objective.backbone.named_parameters() if torch.equal(value, before[name])] == []
+    with pytest.raises(ValueError, match="a BiT ResNet has no drop_path"):
+        prepare(backbone, 32, drop_path=0.1)
