@@ -39,6 +39,9 @@ class Config(TrainConfig, DataConfig):
     data: str = tyro.MISSING
     model: str = "S/16"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    init: Literal["timm", "jax"] = "timm"
+    """How the backbone starts: as the paper's does, or as the ViT paper's, whose random features tell images apart
+    more."""
     crops: tuple[int, int] = (8, 96)
     """How many small crops, and their size."""
     areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
@@ -62,9 +65,9 @@ class Config(TrainConfig, DataConfig):
     spares: Spares = "vectors"
 
 
-SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "crops": (4, 16), "areas": (0.15, 0.4, 1.0)}
-SMALL |= {"head": (512, 64, 1024), "teacher_temperature": (0.04, 0.04), "momentum": 0.99, "drop_path": 0.0}
-SMALL |= {"epochs": 20, "batch_size": 256, "warmup_epochs": 2}
+SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "crops": (4, 16), "areas": (0.25, 0.6, 1.0)}
+SMALL |= {"head": (512, 64, 1024), "teacher_temperature": (0.04, 0.04), "momentum": 0.98, "drop_path": 0.0}
+SMALL |= {"epochs": 20, "batch_size": 64, "warmup_epochs": 2, "base_lr": 6e-4, "held_epochs": 0.05, "init": "jax"}
 PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 
@@ -78,7 +81,8 @@ def main() -> None:
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, (small, middle, large) = config.image_size, config.areas
     source = config.open()
-    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, seed=config.seed)
+    start_of = {"init": config.init, "seed": config.seed}
+    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
     names = ("norm_last_layer", "teacher_temperature", "momentum", "drop_path", "seed")
     options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}

@@ -1,0 +1,99 @@
+"""Intervals are scipy's, and sentences say no more than the data supports."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sslvit.statistics import Difference, bootstrap_means, difference, over_seeds, sentence, t_quantile
+
+
+@pytest.mark.parametrize("degrees", [1, 1.5, 2, 4, 9.3, 100, 9999, 1e6])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_quantiles_are_scipys(degrees, level):
+    assert t_quantile(level, degrees) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-3)
+
+
+def test_the_interval_over_seeds_is_scipys_and_one_seed_has_none():
+    values = [0.71, 0.74, 0.69]
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    found = over_seeds(values)
+    assert (found.low, found.high) == (pytest.approx(expected[0], rel=1e-4), pytest.approx(expected[1], rel=1e-4))
+    assert over_seeds([0.7]) is None
+
+
+def drawn(shares: list[float], images: int = 2000, seed: int = 0) -> list[torch.Tensor]:
+    """A seed each, right about these shares of the images; the hard images are the same ones for everybody."""
+    draw = torch.Generator().manual_seed(seed)
+    hard = torch.rand(images, generator=draw)
+    return [0.7 * hard + 0.3 * torch.rand(images, generator=draw) < share for share in shares]
+
+
+def test_with_one_seed_the_interval_is_scipys_paired_bootstrap():
+    first, second = drawn([0.7])[0], drawn([0.6], seed=1)[0]
+    found = difference([first], [second])
+    sample = (first.double().numpy(), second.double().numpy())
+    oracle = stats.bootstrap(
+        sample, lambda a, b, axis: (a - b).mean(axis), paired=True, method="percentile", n_resamples=10_000, rng=0
+    ).confidence_interval
+    assert found.mean == pytest.approx((sample[0] - sample[1]).mean())
+    assert found.low == pytest.approx(oracle.low, abs=2e-3)
+    assert found.high == pytest.approx(oracle.high, abs=2e-3)
+    error = bootstrap_means(first).std().item()
+    assert error == pytest.approx(first.double().std(correction=0).item() / 2000**0.5, rel=0.05)
+
+
+def test_where_seeds_decide_the_interval_is_the_paired_t_tests():
+    """Predictions that differ between seeds as a whole: every image right or every image wrong."""
+    shares = [(0.9, 0.5), (0.7, 0.6), (0.8, 0.4), (0.6, 0.2)]
+    first, second = ([torch.arange(100_000) % 1000 < 1000 * pair[side] for pair in shares] for side in (0, 1))
+    found = difference(first, second)
+    oracle = stats.ttest_rel(*zip(*shares, strict=True)).confidence_interval()
+    assert found.low == pytest.approx(oracle.low, abs=2e-3)
+    assert found.high == pytest.approx(oracle.high, abs=2e-3)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    held = []
+    for trial in range(200):
+        draw = torch.Generator().manual_seed(trial)
+        images, seeds = 400, 3
+        common = torch.rand(images, generator=draw)  # harder and easier images, drawn anew each time
+        luck = 0.03 * torch.randn(2, seeds, 1, generator=draw)
+        chance = torch.rand(2, seeds, images, generator=draw)
+        skill = torch.tensor([0.55, 0.50])[:, None, None]
+        right = (0.5 * common + 0.5 * chance) < skill + luck
+        found = difference(list(right[0]), list(right[1]))
+        # The truth: P((u + v) / 2 < s) for uniform u, v is 2 s^2 up to 1/2 and 1 - 2 (1 - s)^2 above.
+        truth = (1 - 2 * 0.45**2) - 0.5
+        held.append(found.low <= truth <= found.high)
+    assert 0.91 <= np.mean(held) <= 0.995
+
+
+def test_a_known_difference_is_claimed_none_is_not_and_one_seed_is_confessed():
+    ahead, behind, same = drawn([0.70, 0.71, 0.72]), drawn([0.60, 0.61, 0.59], seed=1), drawn([0.7, 0.71, 0.72], seed=2)
+    claim = sentence("MoCo v3", "scratch", difference(ahead, behind), "at 1 % of the labels")
+    assert claim.startswith("MoCo v3 is ahead of scratch by ")
+    assert sentence("scratch", "MoCo v3", difference(behind, ahead), "at 1 % of the labels") == claim
+    assert "cannot be told apart" in sentence("MPP", "MAE", difference(ahead, same), "here")
+    lone = sentence("MPP", "MAE", difference(ahead[:1], behind[:1]), "here")
+    assert lone.endswith("one seed, so what another seed would give was not measured")
+    assert "one seed" not in claim
+    few = [torch.tensor([True, True, False, True])], [torch.tensor([False, True, False, True])]
+    assert "cannot be told apart" in sentence("A", "B", difference(*few), "with 4 images")
+
+
+def test_a_sentence_by_hand():
+    found = Difference(0.081, 0.069, 0.093, 3)
+    expected = "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"
+    assert sentence("MoCo v3", "scratch", found, "at 1 % of the labels") == expected
+    behind = Difference(-0.081, -0.093, -0.069, 3)
+    assert sentence("scratch", "MoCo v3", behind, "at 1 % of the labels") == expected
+    open_question = Difference(0.004, -0.011, 0.019, 2)
+    expected = "MPP and MAE cannot be told apart here: +0.4 points [-1.1, 1.9]"
+    assert sentence("MPP", "MAE", open_question, "here") == expected
+
+
+def test_predictions_of_other_images_do_not_pair_up():
+    with pytest.raises(ValueError, match=r"\[10\] and \[9\]"):
+        difference([torch.ones(10) > 0], [torch.ones(9) > 0])
