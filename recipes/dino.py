@@ -22,6 +22,7 @@ from sslvit.data.views import DINO as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.model_folder import start_from
 from sslvit.objectives.dino import DINO
 from sslvit.optim import Spares
 from sslvit.show_views import show_views
@@ -82,7 +83,8 @@ def main() -> None:
     size, (small, middle, large) = config.image_size, config.areas
     source = config.open()
     start_of = {"init": config.init, "seed": config.seed}
-    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
+    given = {"image_size": size, "channels": source.channels}
+    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
     names = ("norm_last_layer", "teacher_temperature", "momentum", "drop_path", "seed")
     options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}

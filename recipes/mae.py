@@ -21,6 +21,7 @@ from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.model_folder import start_from
 from sslvit.objectives.mae import MAE
 from sslvit.optim import Spares
 from sslvit.show_views import show_views
@@ -63,7 +64,8 @@ def main() -> None:
     size = config.image_size
     source = config.open()
     start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}
-    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
+    given = {"image_size": size, "channels": source.channels}
+    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
     objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
     views = Light(size)

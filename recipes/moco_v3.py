@@ -21,6 +21,7 @@ from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.model_folder import start_from
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.optim import Spares
 from sslvit.show_views import show_views
@@ -63,7 +64,8 @@ def main() -> None:
     size = config.image_size
     source = config.open()
     start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
-    backbone = ViT.variant(config.model, image_size=size, channels=source.channels, **start_of)
+    given = {"image_size": size, "channels": source.channels}
+    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.

@@ -21,6 +21,7 @@ from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.model_folder import start_from
 from sslvit.objectives.mpp import MPP
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
@@ -59,7 +60,8 @@ def main() -> None:
     config = choose(PRESETS)
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     source = config.open()
-    backbone = ViT.variant(config.model, image_size=config.image_size, channels=source.channels, seed=config.seed)
+    given = {"image_size": config.image_size, "channels": source.channels}
+    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
     if show_views(config, source, views, accelerator):

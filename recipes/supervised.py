@@ -25,6 +25,7 @@ from sslvit.data.supervised import Supervised as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.model_folder import start_from
 from sslvit.objectives.supervised import Supervised, balanced
 from sslvit.resnet import BiT
 from sslvit.show_views import show_views
@@ -75,12 +76,13 @@ def main() -> None:
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     size, seed = config.image_size, config.seed
     source = config.open()
-    start_of = {"image_size": size, "channels": source.channels, "seed": seed, "mean": (0.5,) * source.channels}
-    start_of |= {"std": start_of["mean"]}
+    given = {"image_size": size, "channels": source.channels}
+    start_of = {"seed": seed, "mean": (0.5,) * source.channels, "std": (0.5,) * source.channels}
     if "/" in config.model:
         start_of |= {name: getattr(config, name) for name in ("class_token", "position", "dropout")}
         start_of |= {"gelu": "tanh", "init": "jax"}
-    backbone = (ViT if "/" in config.model else BiT).variant(config.model, **start_of)
+    kind = ViT if "/" in config.model else BiT
+    backbone = start_from(config.start, **given) or kind.variant(config.model, **given, **start_of)
     labels = torch.from_numpy(source.required_labels())
     classes = len(source.classes or ()) or int(labels.max()) + 1
     head = {"representation": backbone.width if config.tanh else None, "smoothing": config.smoothing, "seed": seed}

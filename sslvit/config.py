@@ -49,8 +49,10 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class DataConfig(ImagesConfig):
-    """Which images, for every recipe that pretrains or trains from scratch."""
+    """Which images, and which start, for every recipe that pretrains or trains from scratch."""
 
+    start: str = ""
+    """A model's folder, or its run's, to start from instead of at random: its weights and its architecture."""
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
     webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""

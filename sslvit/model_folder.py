@@ -84,6 +84,18 @@ def load_backbone(folder: str | Path) -> ViT | BiT:
     return _load(folder)[0]
 
 
+def start_from(folder: str, *, image_size: int, channels: int) -> ViT | BiT | None:
+    """What a run goes on from that was told to --start somewhere, at its own image size; None if it was not."""
+    if not folder:
+        return None
+    backbone = load_backbone(folder)
+    if backbone.channels != channels:
+        raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
+    if isinstance(backbone, ViT) and backbone.image_size != (image_size, image_size):
+        backbone = backbone.resized(image_size)
+    return backbone.train()
+
+
 def load_classifier(folder: str | Path) -> Classifier:
     """The backbone with the head that was trained on it, in evaluation mode."""
     backbone, ours, head = _load(folder)

@@ -21,6 +21,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    flops: float | None = None  # an image
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)

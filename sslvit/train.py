@@ -22,6 +22,7 @@ from sslvit import distributed, optim, schedule
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
+from sslvit.cost import IMAGES, flops_per_image, write_cost
 from sslvit.data.bad import BadImages
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
 from sslvit.data.preflight import PICTURED, contact_sheet, preflight
@@ -79,10 +80,15 @@ def pretrain(
         model = config.out / "model"
         if now.step == 0 and accelerator.is_main_process:
             look(row, min(objective.backbone.image_size), config, accelerator)
+        if now.step == 0 and now.flops is None:
+            now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
             log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
             train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
             log.close()
+            if accelerator.is_main_process:
+                spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
+                write_cost(config.out / "cost.json", **spent, accelerator=accelerator)
         # A run that was killed after its last checkpoint has finished, and lacks only its model.
         if accelerator.is_main_process and (now.step > first or not model.exists()):
             about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}

@@ -257,3 +257,22 @@ def test_vit_b_with_the_papers_decoder_has_the_parameters_of_the_official_checkp
 def test_what_cannot_be_is_said_with_its_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         MAE(small_vit(**changes), **(DECODER | options))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_perfect_prediction_reconstructs_the_image_and_dropped_patches_are_grey(normalise):
+    vit = ViT(image_size=16, patch_size=4, width=24, depth=1, heads=3, position="sincos_mae", mean=(0.4, 0.5, 0.6))
+    objective = MAE(vit, decoder_width=16, decoder_depth=1, decoder_heads=4, normalise_targets=normalise)
+    images, key = torch.rand(3, 3, 16, 16), rng.key(0, torch.arange(3))
+    batch, predict = Batch((images,), key), objective.predict
+
+    def perfect(batch: Batch):
+        encoded, _, order = predict(batch)
+        return encoded, objective.target(images, order[:, objective.visible :]), order
+
+    objective.predict = perfect
+    grey, filled = objective.reconstructed(batch)
+    torch.testing.assert_close(filled, images, rtol=0, atol=1e-5)
+    hidden = (grey == 0.5).all(1)
+    assert hidden.float().mean() == 0.75
+    assert torch.equal(grey.movedim(1, -1)[~hidden], images.movedim(1, -1)[~hidden])

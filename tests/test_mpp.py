@@ -261,3 +261,39 @@ def test_an_images_loss_does_not_depend_on_its_batch():
 def test_what_cannot_be_is_said_with_its_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         MPP(small_vit(**changes), **options)
+
+
+@pytest.mark.parametrize(("target", "cells"), [("mean", 1), ("downsized", 4), ("pixels", 0)])
+def test_a_reconstruction_has_the_predicted_colours_in_corrupted_patches_and_the_image_elsewhere(target, cells):
+    objective = MPP(small_vit(), target=target)
+    batch = batch_of(objective)
+    torch.nn.init.zeros_(objective.head.weight)
+    with torch.no_grad():
+        if cells:  # the class of red 7, green 0, blue 3: in the middle of its eighth
+            objective.head.bias.view(-1, 512)[:, 7 * 64 + 3] = 1.0
+            colour = torch.tensor([7.5, 0.5, 3.5]) / 8
+        else:
+            objective.head.bias.fill_(0.3)
+            colour = torch.full((3,), 0.3)
+    corrupted, filled = (patchify(x, (4, 4)).unflatten(-1, (16, 3)) for x in objective.reconstructed(batch))
+    images = patchify(batch.views[0], (4, 4)).unflatten(-1, (16, 3))
+    same = (filled == images).all(-1).all(-1)
+    assert same.sum(1).tolist() == [objective.count] * len(images)  # half of 16 patches are corrupted
+    assert torch.allclose(filled[~same], colour.expand(16, 3))
+    grey = (corrupted == 0.5).all(-1).all(-1)
+    assert not (grey & same).any()
+    assert 0.6 < grey.sum() / (~same).sum() < 0.95  # 80 % are masked
+
+
+def test_the_three_bits_of_a_colour_are_read_back_in_their_order():
+    objective = MPP(small_vit(), corrupt=1.0)
+    batch = batch_of(objective)
+    truth = colour_classes(patchify(batch.views[0], (4, 4)), (4, 4), 1).squeeze(-1)
+
+    def told(images, chosen, key):
+        return None, torch.nn.functional.one_hot(truth.gather(1, chosen), 512).float()
+
+    objective.predict = told
+    means = patchify(batch.views[0], (4, 4)).unflatten(-1, (16, 3)).mean(2)
+    filled = patchify(objective.reconstructed(batch)[1], (4, 4)).unflatten(-1, (16, 3))
+    assert (filled.mean(2) - means).abs().max() <= 1 / 16 + 1e-6

@@ -20,8 +20,9 @@ from sslvit import health, rng
 from sslvit.blocks import EPSILON, Block
 from sslvit.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.patches import patchify, unpatchify
 from sslvit.positions import sincos
-from sslvit.vit import Encoded, ViT, patchify, read
+from sslvit.vit import Encoded, ViT, read
 
 
 class MAE(Objective):
@@ -69,15 +70,37 @@ class MAE(Objective):
                 nn.init.zeros_(module.bias)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        encoded, predicted, order = self.predict(batch)
+        target = self.target(batch.views[0], order[:, self.visible :])
+        loss = F.mse_loss(predicted.to(target.dtype), target)
+        return loss, {"loss_of_zeros": target.square().mean()} | health.spread(read(encoded, self.readout))
+
+    def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
+        """Of images b c H W, the visible patches encoded, the dropped ones decoded, and the order, visible ones first."""
         (images,) = batch.views
         order = random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid))
         tokens = self.backbone.add_positions(self.backbone.embed(images))
         tokens = take(tokens, order[:, : self.visible])
         encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))
-        predicted = self.decode(encoded, order)
-        target = self.target(images, order[:, self.visible :])
-        loss = F.mse_loss(predicted.to(target.dtype), target)
-        return loss, {"loss_of_zeros": target.square().mean()} | health.spread(read(encoded, self.readout))
+        return encoded, self.decode(encoded, order), order
+
+    @torch.no_grad()
+    def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The images with dropped patches grey, and with the predictions there; of normalised patches the decoder does
+        not say mean and variance, and they are the true ones."""
+        images, size = batch.views[0], self.backbone.patch_size
+        _, predicted, order = self.predict(batch)
+        dropped, predicted = order[:, self.visible :], predicted.float()
+        patches = patchify(images, size)
+        standard = patchify(self.backbone.standardise(images), size)
+        if self.normalise_targets:
+            variance, mean = torch.var_mean(take(standard, dropped), -1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        filled = standard.scatter(1, dropped.unsqueeze(-1).expand_as(predicted), predicted)
+        mean, std = (x.flatten().repeat(prod(size)) for x in (self.backbone.mean, self.backbone.std))
+        filled = (filled * std + mean).clamp(0, 1)
+        grey = patches.scatter(1, dropped.unsqueeze(-1).expand_as(predicted), torch.full_like(predicted, 0.5))
+        return tuple(unpatchify(x, size, self.backbone.grid) for x in (grey, filled))
 
     def decode(self, encoded: Encoded, order: Tensor) -> Tensor:
         """The dropped patches. Attention does not care for order: they come last, with their own positions, rather than

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from sslvit import health, rng
 from sslvit.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.readout import read
-from sslvit.vit import ViT, patchify
+from sslvit.patches import patchify, unpatchify
+from sslvit.readout import Encoded, read
+from sslvit.vit import ViT
 
 Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits a channel
@@ -65,23 +66,45 @@ class MPP(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,) = batch.views
         chosen = random_order(rng.fold(batch.key, "corrupted"), prod(self.backbone.grid))[:, : self.count]
-        tokens = self.corrupt(self.backbone.embed(images), chosen, batch.key)
-        tokens = self.backbone.add_positions(tokens)
-        encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))
-        predicted = self.head(take(encoded.patches, chosen))
+        encoded, predicted = self.predict(images, chosen, batch.key)
         patches = take(patchify(images, self.backbone.patch_size), chosen)
         loss, metrics = (self.pixel_loss if self.target == "pixels" else self.colour_loss)(predicted, patches)
         return loss, metrics | health.spread(read(encoded, self.readout))
 
-    def corrupt(self, tokens: Tensor, chosen: Tensor, key: Tensor) -> Tensor:
+    def predict(self, images: Tensor, chosen: Tensor, key: Tensor) -> tuple[Encoded, Tensor]:
+        """What the backbone makes of corrupted images, and the head of the corrupted patches: b c H W, b m -> b m o"""
+        tokens = self.corrupt(self.backbone.embed(images), chosen, key)
+        encoded = self.backbone.encode(self.backbone.add_positions(tokens), key=rng.fold(key, "backbone"))
+        return encoded, self.head(take(encoded.patches, chosen))
+
+    def corrupt(self, tokens: Tensor, chosen: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """b n d, b m -> b n d"""
+        mask = self.mask_embedding if mask is None else mask
         n, m = tokens.shape[1], chosen.shape[1]
         fate = rng.uniform(rng.fold(key, "fate"), m).unsqueeze(-1)
         # 1..n-1 places further round the image is any other patch, each as likely.
         other = (chosen + 1 + rng.integers(rng.fold(key, "other"), max(n - 1, 1), m)) % n
         replacement = torch.where(fate < 0.9, take(tokens, other), take(tokens, chosen))
-        replacement = torch.where(fate < 0.8, self.mask_embedding.to(tokens.dtype), replacement)
+        replacement = torch.where(fate < 0.8, mask.to(tokens.dtype), replacement)
         return tokens.scatter(1, chosen.unsqueeze(-1).expand_as(replacement), replacement)
+
+    @torch.no_grad()
+    def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The corrupted images, masked patches grey, and with the predictions in the place of corrupted patches."""
+        images, size = batch.views[0], self.backbone.patch_size
+        chosen = random_order(rng.fold(batch.key, "corrupted"), prod(self.backbone.grid))[:, : self.count]
+        predicted = self.predict(images, chosen, batch.key)[1].float()
+        if self.target != "pixels":
+            side, c = SIDE if self.target == "downsized" else 1, images.shape[1]
+            classes = rearrange(predicted, "b m (s k) -> b m s k", k=self.colours).argmax(-1)
+            levels = [classes // LEVELS**power % LEVELS for power in reversed(range(c))]
+            cells = (torch.stack(levels, -1).float() + 0.5) / LEVELS
+            cells = rearrange(cells, "b m (sy sx) c -> (b m) c sy sx", sy=side)
+            predicted = rearrange(F.interpolate(cells, size), "(b m) c p q -> b m (p q c)", b=len(images))
+        patches = patchify(images, size)
+        corrupted = self.corrupt(patches, chosen, batch.key, patches.new_full((), 0.5))
+        filled = patches.scatter(1, chosen.unsqueeze(-1).expand_as(predicted), predicted.clamp(0, 1))
+        return tuple(unpatchify(x, size, self.backbone.grid) for x in (corrupted, filled))
 
     def colour_loss(self, predicted: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         classes = colour_classes(patches, self.backbone.patch_size, SIDE if self.target == "downsized" else 1)

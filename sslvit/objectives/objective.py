@@ -29,5 +29,10 @@ class Objective(nn.Module, ABC):
         """What the exported model keeps besides the backbone, by timm's names: a classifier's head."""
         return {}
 
+    def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """For the eye: what the objective was shown of the first view, and what it made of that; b c H W in [0, 1].
+        Nothing, for one that predicts no images."""
+        return ()
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""

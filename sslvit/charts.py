@@ -1,0 +1,126 @@
+"""Charts as SVG text: readable on paper, on a phone and in the dark, with nothing but this file.
+
+Lines are told apart by colour, by marker and by a label at their end; text and axes take the page's colour.
+"""
+
+import math
+from html import escape
+from typing import NamedTuple
+
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
+MARKERS = ("circle", "square", "diamond", "triangle")
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 52, 130, 14, 44
+
+
+class Line(NamedTuple):
+    name: str
+    x: list[float]
+    y: list[float]
+    spread: list[float] | None = None  # to either side of y
+
+
+def line_chart(
+    lines: list[Line], *, x: str, y: str, logarithmic: bool = False, ticks: list[float] | None = None
+) -> str:
+    """x, y: what the axes are. logarithmic: the x axis. ticks: where the x axis is labelled, if not where it fits."""
+    lines = [clean(line) for line in lines]
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return ""
+    xs, spreads = [v for line in lines for v in line.x], [line.spread or [0.0] * len(line.y) for line in lines]
+    lows = [v - s for line, spread in zip(lines, spreads, strict=True) for v, s in zip(line.y, spread, strict=True)]
+    highs = [v + s for line, spread in zip(lines, spreads, strict=True) for v, s in zip(line.y, spread, strict=True)]
+    y_ticks = nice_ticks(min(lows), max(highs))
+    x_ticks = ticks or nice_ticks(min(xs), max(xs))
+    across = Scale(min([*xs, *(ticks or [])]), max([*xs, *(ticks or [])]), LEFT, WIDTH - RIGHT, logarithmic)
+    up = Scale(min(y_ticks[0], *lows), max(y_ticks[-1], *highs), HEIGHT - BOTTOM, TOP)
+    parts = [axes(across, up, x_ticks, y_ticks, x, y)]
+    for number, line in enumerate(lines):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        points = [(across(a), up(b)) for a, b in zip(line.x, line.y, strict=True)]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if len(points) <= 20:
+            parts += [mark(marker, a, b, colour) for a, b in points]
+        for a, b, s in zip(line.x, line.y, line.spread or [], strict=bool(line.spread)):
+            ends = f'y1="{up(b - s):.1f}" y2="{up(b + s):.1f}"'
+            parts.append(f'<line x1="{across(a):.1f}" x2="{across(a):.1f}" {ends} stroke="{colour}"/>')
+    for place, number in zip(apart([up(line.y[-1]) for line in lines]), range(len(lines)), strict=True):
+        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:20])
+        parts.append(mark(MARKERS[number % len(MARKERS)], WIDTH - RIGHT + 12, place, colour))
+        parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{name}</text>')
+    label = escape(f"{y} over {x}: {', '.join(line.name for line in lines)}")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+class Scale:
+    """From values to pixels."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool = False):
+        self.of = math.log if logarithmic else float
+        self.low, self.high = self.of(low), self.of(high)
+        if self.high == self.low:
+            self.low, self.high = self.low - 0.5, self.high + 0.5
+        self.start, self.end = start, end
+
+    def __call__(self, value: float) -> float:
+        return self.start + (self.of(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def clean(line: Line) -> Line:
+    """Without what cannot be drawn."""
+    kept = [i for i, (a, b) in enumerate(zip(line.x, line.y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
+    spread = [line.spread[i] for i in kept] if line.spread else None
+    return Line(line.name, [line.x[i] for i in kept], [line.y[i] for i in kept], spread)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About so many round numbers that cover the range."""
+    span = high - low or abs(high) or 1.0
+    step = 10 ** math.floor(math.log10(span / count))
+    step *= min((f for f in (1, 2, 5, 10) if span / (step * f) <= count), default=10)
+    first = math.floor(low / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
+
+
+def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x: str, y: str) -> str:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts = []
+    for tick in y_ticks:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    for tick in x_ticks:
+        if LEFT - 1 <= across(tick) <= right + 1:
+            parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    middle = (LEFT + right) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
+    upright = f'transform="rotate(-90)" x="{-(TOP + bottom) / 2}" y="12" text-anchor="middle"'
+    return "".join([*parts, f"<text {upright}>{escape(y)}</text>"])
+
+
+def mark(shape: str, x: float, y: float, colour: str) -> str:
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+    corners = {
+        "square": [(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
+        "diamond": [(0, -5), (5, 0), (0, 5), (-5, 0)],
+        "triangle": [(0, -5), (4.5, 4), (-4.5, 4)],
+    }[shape]
+    return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)}" fill="{colour}"/>'
+
+
+def apart(places: list[float], gap: float = 16) -> list[float]:
+    """The places of labels, moved so that none covers another."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    moved = list(places)
+    for before, after in zip(order, order[1:], strict=False):
+        moved[after] = max(moved[after], moved[before] + gap)
+    over = max(0.0, max(moved) - (HEIGHT - BOTTOM)) if moved else 0.0
+    return [place - over for place in moved]
+
+
+def number(value: float) -> str:
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:,.3f}".rstrip("0").rstrip(".")

@@ -1,0 +1,163 @@
+"""A comparison as a list of parts, each one command line with a file that is there when it is done.
+
+So a comparison that is killed goes on where it was, finished parts are never done again, and several machines can work
+in one folder: a part is taken by locking its file, which is free again when its process is gone. What stands in the
+end depends on the parts alone, and not on who did them when.
+"""
+
+import fcntl
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from sslvit.errors import Stop
+
+DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAST_LINES = 12
+TAKEN = 113  # the exit code of a part that another worker is doing
+
+
+class Part(NamedTuple):
+    name: str  # unique, also a path
+    recipe: str
+    words: tuple[str, ...]  # after the recipe's name
+    product: Path
+    needs: tuple[str, ...] = ()  # names of parts
+    work: float = 1.0  # how long it takes, in any unit that is the same for all
+
+    def command(self) -> str:
+        return " ".join(["python", f"recipes/{self.recipe}.py", *self.words])
+
+
+@dataclass(frozen=True)
+class Method:
+    """E.g. mpp, or mpp:target=pixels,corrupt=0.15 with flags of its recipe."""
+
+    text: str
+
+    @property
+    def recipe(self) -> str:
+        return self.text.partition(":")[0]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        given = filter(None, self.text.partition(":")[2].split(","))
+        return tuple(
+            word for pair in given for word in (f"--{pair.partition('=')[0]}", *pair.partition("=")[2].split())
+        )
+
+    @property
+    def folder(self) -> str:
+        return "".join(c if c.isalnum() or c in "._" else "-" for c in self.text)
+
+
+class PartFailed(Stop):
+    """A part ended with an error, which is in its log."""
+
+
+def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
+    """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere."""
+    names = {part.name for part in parts}
+    if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
+        raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
+    context.set_forkserver_preload(["torch", "sslvit.train", "sslvit.finetune", "tyro"])
+    display, running, failed = Display(parts), {}, {}
+    free = list(range(jobs))
+    while True:
+        for part, (process, slot, started) in list(running.items()):
+            if process.is_alive():
+                continue
+            del running[part]
+            free.append(slot)
+            if not part.product.exists() and process.exitcode != TAKEN:
+                failed[part] = process.exitcode
+            display.ended(part, time.perf_counter() - started, failed=part in failed)
+        waiting = [part for part in parts if not part.product.exists() and part not in running and part not in failed]
+        done = {part.name for part in parts if part.product.exists()}
+        ready = [part for part in waiting if done.issuperset(part.needs)]
+        for part in sorted(ready, key=lambda part: -part.work)[: len(free)] if not failed else []:
+            slot = free.pop()
+            process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
+            process.start()
+            running[part] = (process, slot, time.perf_counter())
+        if not running and (failed or not waiting):
+            break
+        time.sleep(0.2)
+    if failed:
+        part, code = next(iter(failed.items()))
+        log = out / "logs" / f"{part.name}.log"
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else "no log"
+        raise PartFailed(
+            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. {log} ends:\n"
+            f"{last}"
+        )
+
+
+def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
+    """In a process of its own: the recipe as from the command line, its output in a log."""
+    with taken(out / "locks" / part.name) as mine:
+        if not mine:
+            time.sleep(2)  # until its worker is done with it, or gone
+            sys.exit(TAKEN)
+        if part.product.exists():
+            return
+        log = out / "logs" / f"{part.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            for name in DISTRIBUTED:  # a part is one process, whatever the comparison is part of
+                os.environ.pop(name, None)
+            if device is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+            print(f"$ {part.command()}", flush=True)
+            sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@contextmanager
+def taken(lock: Path) -> Iterator[bool]:
+    """Whether nobody else has it. It is free again when this process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Display:
+    """A line whenever a part ends: how many are done, and about how long the rest will take."""
+
+    def __init__(self, parts: list[Part]):
+        self.parts, self.began = parts, time.perf_counter()
+        self.before = sum(part.work for part in parts if part.product.exists())
+        done = sum(part.product.exists() for part in parts)
+        print(f"{len(parts)} parts, {done} of them done", flush=True)
+
+    def ended(self, part: Part, seconds: float, *, failed: bool) -> None:
+        done = [part for part in self.parts if part.product.exists()]
+        if part not in done and not failed:
+            return  # another worker had it
+        work, all_work = sum(part.work for part in done), sum(part.work for part in self.parts)
+        here = work - self.before
+        left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
+        rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
+        print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

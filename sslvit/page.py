@@ -1,0 +1,98 @@
+"""One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
+
+import base64
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --paper: #ffffff; --faint: #6a737d; --line: #d0d7de; --back: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --paper: #0d1117; --faint: #9198a1; --line: #3d444d; --back: #161b22; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--paper); max-width: 60rem;
+  margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.lead { font-size: 1.1rem; } .faint, figcaption { color: var(--faint); font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } td.best { font-weight: 700; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; }
+.small img { image-rendering: pixelated; width: 100%; max-width: 40rem; }
+.chart { width: 100%; max-width: 44rem; font: 12px system-ui, sans-serif; }
+.chart text { fill: var(--text); } .chart .grid { stroke: var(--line); } .chart .axis { stroke: var(--text); }
+details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
+summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;
+  font-size: .8rem; } .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+@media print { body { max-width: none; font-size: 11pt; } details > * { display: block; } figure { break-inside: avoid; } }
+"""
+
+
+def page(title: str, parts: list[str]) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</body></html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def bullets(sentences: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>" if sentences else ""
+
+
+def table(header: list[str], rows: list[list[str]], best: set[tuple[int, int]] = frozenset()) -> str:
+    """best: cells, by row and column, that are shown bold."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = []
+    for i, row in enumerate(rows):
+        kinds = [' class="best"' if (i, j) in best else "" for j in range(len(row))]
+        body.append("".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)))
+    rest = "".join(f"<tr>{cells}</tr>" for cells in body)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rest}</tbody></table></div>'
+
+
+def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> str:
+    """small: of few pixels, which are shown as squares. A file that is not there leaves no gap."""
+    if isinstance(image, Path):
+        if not image.exists():
+            return ""
+        data = image.read_bytes()
+    else:
+        buffer = BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        data = buffer.getvalue()
+    text = base64.b64encode(data).decode()
+    kind = ' class="small"' if small else ""
+    caption = escape(caption)
+    return f'<figure{kind}><img alt="{caption}" src="data:image/png;base64,{text}"><figcaption>{caption}</figcaption></figure>'
+
+
+def chart(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" if svg else ""
+
+
+def folded(title: str, *parts: str) -> str:
+    inside = "".join(filter(None, parts))
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>" if inside else ""
+
+
+def code(text: str) -> str:
+    return f"<pre>{escape(text)}</pre>"
+
+
+def columns(*parts: str) -> str:
+    inside = "".join(f"<div>{part}</div>" for part in parts if part)
+    return f'<div class="columns">{inside}</div>' if inside else ""
