@@ -20,10 +20,11 @@ from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.optim import Spares
+from sslvit.report import finish
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
@@ -74,7 +75,7 @@ def main() -> None:
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)
-    accelerator.print(f"{table(evaluations, readout=objective.readout)}\nThe model is in {config.out / 'model'}")
+    finish(config, objective, source, views, evaluations, accelerator)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.monitor import monitor_of, table
+from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
 from sslvit.objectives.mpp import MPP
+from sslvit.report import finish
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
@@ -68,12 +69,11 @@ def main() -> None:
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)
-    accelerator.print(table(evaluations, readout=objective.readout))
     last = evaluations[-1] if evaluations else {}
     if "accuracy" in last:
         right, commonest = 100 * last["accuracy"], 100 * last["accuracy_of_commonest_colour"]
         accelerator.print(f"Colours of corrupted patches: {right:.0f} % right; always the commonest: {commonest:.0f} %")
-    accelerator.print(f"The model is in {config.out / 'model'}")
+    finish(config, objective, source, views, evaluations, accelerator)
 
 
 if __name__ == "__main__":

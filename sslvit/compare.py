@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sslvit.errors import Stop
+from sslvit.records import duration
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAST_LINES = 12
@@ -156,8 +157,3 @@ class Display:
         rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
         print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)
 
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

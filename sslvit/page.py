@@ -22,7 +22,7 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } td.best { font-weight: 700; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; }
 .small img { image-rendering: pixelated; width: 100%; max-width: 40rem; }
-.chart { width: 100%; max-width: 44rem; font: 12px system-ui, sans-serif; }
+.chart { width: 100%; max-width: 34rem; font: 12px system-ui, sans-serif; }
 .chart text { fill: var(--text); } .chart .grid { stroke: var(--line); } .chart .axis { stroke: var(--text); }
 details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;

@@ -58,6 +58,13 @@ def evaluations(metrics: Path) -> list[dict[str, Any]]:
     return [line for line in lines if any(name.startswith("eval/") for name in line)]
 
 
+def duration(seconds: float) -> str:
+    """In words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def check_trackers(names: tuple[str, ...]) -> None:
     """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
     installed = {str(tracker.value if isinstance(tracker, Enum) else tracker) for tracker in get_available_trackers()}

@@ -41,10 +41,12 @@ def show_views(config: TrainConfig, source: Images, views: Views, accelerator: A
     return True
 
 
-def draw(columns: tuple[Tensor, ...], file: Path) -> None:
-    """Batches b c h w in [0, 1] side by side, a row for each image."""
+def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> None:
+    """Batches b c h w in [0, 1] side by side, a row for each image; or, across, a row for each batch."""
+    columns = tuple(images.mT for images in columns) if across else columns
     height = max(images.shape[-2] for images in columns)
     sheet = torch.cat([tile(images, height) for images in columns], dim=-1)
+    sheet = sheet.mT if across else sheet
     picture = rearrange((sheet * 255).round().to(torch.uint8), "c h w -> h w c")
     try:
         Image.fromarray(picture.numpy()).save(file, "PNG")

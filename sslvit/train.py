@@ -184,10 +184,11 @@ def train(
         bar.set_postfix_str(f"loss {values['loss']:.4f}{unreadable}", refresh=False)
         bar.update(config.batch_size)
         line: dict[str, Any] = {}
-        if now.step % config.log_every == 0 or last or stop:
+        if now.step % config.log_every == 0 or last or stop or verdict:
             now.seconds += time.perf_counter() - clock
             line = {"epoch": now.step * config.batch_size / size, "lr": optimizer.param_groups[0]["lr"]}
             line |= now.means() | {"seconds": now.seconds}
+            line |= {"health": str(verdict)} if verdict else {}
             clock = time.perf_counter()
         if evaluate and (last or due(now.step, config, size)):
             line |= evaluate(objective.backbone)

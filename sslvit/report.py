@@ -1,0 +1,217 @@
+"""What a run came to: a table in the terminal, a page for the eye, and a card for the model.
+
+The page (report.html, and report.md for where no browser is) is made of the run's folder alone.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from sslvit import page
+from sslvit.charts import Line, line_chart
+from sslvit.config import TrainConfig
+from sslvit.data.loader import Views
+from sslvit.data.samples import Images
+from sslvit.evaluate.monitor import table
+from sslvit.model_folder import described, load_backbone
+from sslvit.objectives.objective import Objective
+from sslvit.pictures import draw_pictures
+from sslvit.records import duration
+
+log = logging.getLogger(__name__)
+CAPTIONS = {
+    "views.png": "The first images, each whole and in the views that it is trained on.",
+    "reconstructions.png": "A view, what the objective was shown of it, and what it predicted.",
+    "neighbours.png": "A few images, each with those whose features are nearest, the nearest first.",
+    "attention.png": "What the class token attends to, through all layers (rollout) and in the last one.",
+    "filters.png": "Principal components of the patch filters.",
+    "positions.png": "How alike the positions' embeddings are: each tile is one patch against all.",
+}
+
+
+def finish(
+    config: TrainConfig,
+    objective: Objective,
+    source: Images,
+    views: Views,
+    evaluations: list[dict[str, Any]],
+    accelerator: Accelerator,
+) -> None:
+    """The end of a recipe that trains: what was learned, in the terminal and in the run's folder."""
+    accelerator.print(table(evaluations, readout=objective.readout))
+    if accelerator.is_main_process:
+        try:
+            draw_pictures(config, objective, source, views, accelerator)
+            write_report(config.out)
+        except OSError as error:  # the model is there; a full disk must not make a failure of the run
+            log.warning("the report was not written: %s", error)
+    accelerator.print(f"The model is in {config.out / 'model'}, a report in {config.out / 'report.html'}")
+
+
+class Run:
+    """What a run's folder holds."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config, self.environment, self.cost = (
+            json.loads((folder / name).read_text()) for name in ("config.json", "environment.json", "cost.json")
+        )
+        self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
+        self.model = described(folder)
+        self.parameters = sum(p.numel() for p in load_backbone(folder).parameters())
+
+    def summary(self) -> list[str]:
+        cost, model = self.cost, self.model
+        sentences = [
+            f"{model['objective']} trained {self.config['model']}, {self.parameters / 1e6:.1f} million parameters, on "
+            f"{model['data']}: {cost['images']:,} images of {self.config['image_size']} px in "
+            f"{duration(cost['seconds'])} on {cost['device']}."
+        ]
+        for name in [name for name in self.row(0) if name.startswith(f"eval/{model['readout']}/")]:
+            _, readout, protocol = name.split("/")
+            sentences.append(
+                f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of test "
+                f"images are told right; at the start it was {self.row(0)[name]:.1%}."
+            )
+        verdicts = [line["health"] for line in self.lines if line.get("health")]
+        return sentences + (verdicts or ["Its features did not collapse."])
+
+    def row(self, which: int) -> dict[str, Any]:
+        return self.evaluations[which] if self.evaluations else {}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Accuracies at the start and at the end."""
+        first, last = self.row(0), self.row(-1)
+        rows = []
+        for name in (name for name in last if name.startswith("eval/")):
+            _, readout, protocol = name.split("/")
+            mark = " *" if readout == self.model["readout"] else ""
+            rows.append([f"{protocol} of {readout}{mark}", f"{100 * first[name]:.1f}", f"{100 * last[name]:.1f}"])
+        return ["accuracy, %", "random start", "trained"], rows
+
+    def costs(self) -> tuple[list[str], list[list[str]]]:
+        cost = self.cost
+        operations = "not counted" if cost["flops"] is None else f"{cost['flops']:.2e}"
+        rows = [
+            ["images seen", f"{cost['images']:,}"],
+            ["time", duration(cost["seconds"])],
+            ["images a second", f"{cost['images_per_second']:,.0f}"],
+            ["operations", operations],
+            ["peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"],
+            ["device", f"{cost['device']}, {cost['processes']} processes, {cost['threads']} threads each"],
+        ]
+        return ["cost", ""], rows
+
+    def curve(self, name: str) -> Line:
+        chosen = [line for line in self.lines if name in line]
+        return Line(name, [line["step"] for line in chosen], [line[name] for line in chosen])
+
+
+def write_report(folder: Path) -> None:
+    """report.html and report.md of a run, and its model's card."""
+    run = Run(folder)
+    (folder / "report.html").write_text(as_page(run))
+    (folder / "report.md").write_text(as_markdown(run))
+    (folder / "model" / "README.md").write_text(as_card(run))
+
+
+def as_page(run: Run) -> str:
+    names = [name for name in run.lines[-1] if isinstance(run.lines[-1][name], float) and not name.startswith("eval/")]
+    others = [name for name in names if name not in ("loss", "epoch", "seconds")]
+    evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in run.row(-1) if "eval/" in name]
+    monitor = [line for line in evaluated if line.name.startswith(run.model["readout"]) and len(line.x) > 2]
+    pictures = {name: run.folder / "pictures" / name for name in CAPTIONS}
+    distances = run.folder / "pictures" / "distances.svg"
+    small = run.config["image_size"] < 100
+    shown = {name: page.picture(file, CAPTIONS[name], small=small) for name, file in pictures.items()}
+    inside = [shown[name] for name in ("attention.png", "filters.png", "positions.png")]
+    if distances.exists():
+        inside.append(page.chart(distances.read_text(), "Mean attention distance of each head, by layer."))
+    files = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
+    return page.page(
+        f"{run.model['objective']} on {run.model['data']}",
+        [
+            page.bullets(run.summary()),
+            page.table(*run.table()) if run.evaluations else page.paragraph("Nothing was evaluated."),
+            page.paragraph(f"* the readout that the objective declares ({run.model['readout']})", "faint"),
+            page.heading("Training"),
+            page.columns(
+                page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The loss that is trained on."),
+                page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy while training."),
+            ),
+            page.heading("What it sees and makes of it"),
+            shown["views.png"],
+            shown["reconstructions.png"],
+            shown["neighbours.png"],
+            page.folded("Inside the model", *inside),
+            page.heading("Cost"),
+            page.table(*run.costs()),
+            page.folded(
+                "Other curves",
+                page.columns(*(page.chart(line_chart([run.curve(n)], x="step", y=n), n) for n in others)),
+            ),
+            *(
+                page.folded(name, page.code((run.folder / file).read_text()))
+                for name, file in files.items()
+                if (run.folder / file).exists()
+            ),
+        ],
+    )
+
+
+def as_markdown(run: Run) -> str:
+    parts = [f"# {run.model['objective']} on {run.model['data']}", *(f"- {text}" for text in run.summary()), ""]
+    parts += [*markdown_table(*run.table()), "", f"\\* the readout that the objective declares ({run.model['readout']})"]
+    parts += ["", *markdown_table(*run.costs()), ""]
+    for name, caption in CAPTIONS.items():
+        if (run.folder / "pictures" / name).exists():
+            parts += [f"![{caption}](pictures/{name})", ""]
+    return "\n".join(parts)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def as_card(run: Run) -> str:
+    """By the Hugging Face Hub's form."""
+    model, name = run.model, run.folder.name
+    return "\n".join(
+        [
+            "---",
+            "library_name: timm",
+            "tags: [sslvit, vision-transformer, self-supervised, image-feature-extraction]",
+            "---",
+            f"# {name}",
+            "",
+            *(f"- {text}" for text in run.summary()),
+            f"- The readout to use is {model['readout']}. Images are in [0, 1]; in sslvit the model standardises them itself.",
+            "",
+            *markdown_table(*run.table()),
+            "",
+            *markdown_table(*run.costs()),
+            "",
+            "How to load it:",
+            "",
+            "```python",
+            "from sslvit.model_folder import load_backbone",
+            "",
+            'vit = load_backbone("FOLDER")  # cls, patches = vit(images), images in [0, 1]',
+            "",
+            "import timm",
+            "",
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True)  # images standardised by the caller',
+            "",
+            "from transformers import AutoModel  # with timm installed",
+            "",
+            'model = AutoModel.from_pretrained("FOLDER")  # the same',
+            "```",
+            "",
+        ]
+    )
+

@@ -1,0 +1,91 @@
+"""The report of a run says what its log says, needs no other file, and escapes what it is given."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from test_recipes import TINY, run
+
+from sslvit import page
+from sslvit.charts import HEIGHT, LEFT, RIGHT, WIDTH, Line, apart, line_chart, nice_ticks
+from sslvit.report import write_report
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "run"
+    run("mpp", f"{TINY} --out {out}")
+    return out
+
+
+def test_the_table_holds_the_logged_numbers_and_the_summary_the_cost(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    text, html = (finished / "report.md").read_text(), (finished / "report.html").read_text()
+    first, last = lines[0], lines[-1]
+    names = [name for name in last if name.startswith("eval/")]
+    assert names
+    for name in names:
+        _, readout, protocol = name.split("/")
+        mark = " *" if readout == "mean" else ""
+        cells = f"{protocol} of {readout}{mark}", f"{100 * first[name]:.1f}", f"{100 * last[name]:.1f}"
+        assert f"| {' | '.join(cells)} |" in text
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in html
+    cost = json.loads((finished / "cost.json").read_text())
+    assert f"{cost['images']:,} images of 16 px" in text
+    assert "Its features did not collapse." in text
+    card = (finished / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert "The readout to use is mean." in card
+
+
+def test_the_page_is_one_file_and_each_picture_is_in_it(finished):
+    html = (finished / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html).replace("http://www.w3.org/2000/svg", "")
+    pictures = sorted(path.stem for path in (finished / "pictures").glob("*.png"))
+    assert pictures == ["attention", "filters", "neighbours", "positions", "reconstructions", "views"]
+    assert html.count("data:image/png;base64,") == len(pictures)
+
+
+def test_the_report_is_made_of_the_folder_alone_and_again_the_same(finished):
+    before = (finished / "report.html").read_bytes()
+    write_report(finished)
+    assert (finished / "report.html").read_bytes() == before
+
+
+def test_what_comes_from_files_cannot_become_markup():
+    hostile = "<script>alert(1)</script>"
+    parts = [page.paragraph(hostile), page.bullets([hostile]), page.table([hostile], [[hostile]]), page.code(hostile)]
+    parts += [page.folded(hostile, page.heading(hostile)), line_chart([Line(hostile, [1, 2], [1, 2])], x=hostile, y="y")]
+    assert "<script" not in page.page(hostile, parts)
+
+
+def test_a_chart_puts_values_where_they_belong():
+    svg = ElementTree.fromstring(line_chart([Line("a", [0, 5, 10], [0.0, 0.5, 1.0])], x="x", y="y"))
+    line = next(element for element in svg.iter() if element.tag.endswith("polyline"))
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert points[0][0] == LEFT
+    assert points[2][0] == WIDTH - RIGHT
+    assert points[1] == pytest.approx([(points[0][i] + points[2][i]) / 2 for i in (0, 1)], abs=0.1)
+    assert points[0][1] > points[2][1]  # higher values are higher up
+    logarithmic = line_chart([Line("a", [0.01, 0.1, 1.0], [1, 2, 3])], x="x", y="y", logarithmic=True, ticks=[0.01, 1])
+    points = re.search(r'points="([^"]*)"', logarithmic)[1].split()
+    xs = [float(point.split(",")[0]) for point in points]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.123, 0.124), (-5, 7e6), (3, 3), (0.0, 0.0)])
+def test_ticks_are_round_few_and_cover_the_range(low, high):
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 1 <= len(ticks) <= 7
+
+
+def test_what_cannot_be_drawn_is_left_out_and_labels_do_not_cover_each_other():
+    assert line_chart([Line("a", [], [])], x="x", y="y") == ""
+    assert "nan" not in line_chart([Line("a", [1, 2, 3], [1, float("nan"), 2])], x="x", y="y")
+    moved = sorted(apart([100.0, 101.0, 102.0, HEIGHT]))
+    assert all(b - a >= 16 for a, b in zip(moved, moved[1:], strict=False))
