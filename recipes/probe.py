@@ -43,6 +43,8 @@ class Config(Protocols, ImagesConfig):
     """0 takes the model's own."""
     blocks: int = 1
     """Also read the class tokens, and the mean patches, of the last so many blocks, joined; 1 does not."""
+    random: bool = True
+    """Show the same architecture at its random start as well."""
     limit_train: int = 10_000
     """At most so many random training images; 0 takes all."""
     limit_test: int = 5_000
@@ -67,7 +69,8 @@ def main() -> None:
     if isinstance(pretrained, ViT) and blocks > 1:
         readouts += tuple(f"{readout}:{blocks}" for readout in pretrained.readouts)
     numbers: dict[str, dict[str, float]] = {}
-    backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
+    backbones = {"random start": type(pretrained)(**pretrained.config)} if config.random else {}
+    backbones |= {"pretrained": pretrained}
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
         given = {"view": Plain(size), "accelerator": accelerator, "readouts": readouts}

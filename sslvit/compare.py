@@ -97,8 +97,8 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
         log = out / "logs" / f"{part.name}.log"
         last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else "no log"
         raise PartFailed(
-            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. {log} ends:\n"
-            f"{last}"
+            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. "
+            f"{log} ends:\n{last}"
         )
 
 
@@ -156,4 +156,3 @@ class Display:
         left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
         rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
         print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)
-

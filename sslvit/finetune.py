@@ -116,7 +116,10 @@ def finetune(
         return objective
 
     rate, tried = config.lr, {}
-    if config.rates:
+    several = labels[part].bincount().max() > 1
+    if config.rates and not several:
+        accelerator.print(f"{len(part)} images, one a class: none can be held out to choose a rate by, it is {rate:g}")
+    if config.rates and several:
         kept, held = (part[rows] for rows in hold_out(labels[part], share_held_out(len(part)), config.seed))
 
         def held_out_accuracy(lr: float) -> float:

@@ -1,0 +1,180 @@
+"""What did pretraining buy? Every method on the same images, from the same starting weights, at the same cost.
+
+    python recipes/compare.py                                                  the built-in images, about 20 minutes
+    python recipes/compare.py --data folder:/my/images --image_size 224 --model S/16 --methods mpp mae moco_v3 dino \
+        --seeds 3 --epochs 100
+
+Each method is trained from the weights that scratch has, and all are read by the same protocols: nearest neighbours,
+few-shot and linear on frozen features, and fine-tuning, with 1 %, 10 % and all of the labels. The report, with tables,
+curves and sentences about what the differences support, is in OUT/report.html and report.md, its numbers in
+results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A method may carry
+flags of its recipe: mpp:target=pixels,corrupt=0.15.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from sslvit import durable
+from sslvit.compare import Method, Part, work_on
+from sslvit.config import DataConfig, plain
+from sslvit.errors import at_the_door
+from sslvit.model_folder import save_backbone
+from sslvit.results import SCRATCH, as_markdown, as_page, collect
+from sslvit.vit import ViT
+
+HERE = Path(__file__).parent
+WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    """Compare ways to pretrain, on labelled images with a train and a test split."""
+
+    out: Path = Path("runs/compare")
+    """A folder for everything. A comparison that is there goes on, if its settings are the same."""
+    image_size: int = 32
+    model: str = "XS/8"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    methods: tuple[str, ...] = ("supervised", "mpp", "moco_v3")
+    """Recipes, each with flags of its own if need be; scratch, the random start, is always there."""
+    seeds: int = 1
+    """How many, from 0."""
+    epochs: float = 3
+    """Passes over the images in pretraining, the same for all."""
+    batch_size: int = 64
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the labels that are learned from."""
+    finetune_steps: int = 150
+    """Of fine-tuning, with each share of the labels; 0 leaves it out."""
+    transfer: tuple[str, ...] = ()
+    """Other labelled sets, in the words of --data, that are learned from frozen features."""
+    limit_train: int = 10_000
+    """Images that frozen features are read on; 0 takes all."""
+    limit_test: int = 5_000
+    jobs: int = 0
+    """Parts at a time: by default one for each GPU, or for each core."""
+
+
+def plan(config: Config, starts: dict[int, Path]) -> list[Part]:
+    """Everything that is to be done."""
+    parts: list[Part] = []
+    same = ("--data", config.data, "--image_size", str(config.image_size), "--threads", "1")
+    for seed, start in starts.items():
+        models = {SCRATCH: (start, ())}
+        for method in map(Method, config.methods):
+            run = config.out / "runs" / f"{method.folder}-{seed}"
+            words = (*same, "--start", str(start), "--seed", str(seed), "--out", str(run), "--resume")
+            words += ("--epochs", f"{config.epochs:g}", "--warmup_epochs", f"{config.epochs / 10:g}")
+            words += ("--batch_size", str(config.batch_size), "--preset", "small", *method.words)
+            name = f"pretrain/{method.folder}-{seed}"
+            parts.append(Part(name, method.recipe, words, run / "model" / "config.json", work=WORK[method.recipe]))
+            models[method.folder] = (run, (name,))
+        for method, (model, needs) in models.items():
+            parts += evaluations(config, method, seed, model, needs, same)
+    return parts
+
+
+def evaluations(
+    config: Config, method: str, seed: int, model: Path, needs: tuple[str, ...], same: tuple[str, ...]
+) -> list[Part]:
+    parts = []
+    fractions = [f"{fraction:g}" for fraction in config.fractions]
+    for number, data in enumerate((config.data, *config.transfer)):
+        out = config.out / "probes" / f"{method}-{seed}" / ("own" if number == 0 else f"transfer-{number}")
+        words = (
+            "--model",
+            str(model),
+            "--data",
+            data,
+            "--out",
+            str(out),
+            "--no-random",
+            "--threads",
+            "1",
+            "--fractions",
+        )
+        words += (*fractions, "--limit_train", str(config.limit_train), "--limit_test", str(config.limit_test))
+        words += ("--cache", str(config.out / "features"), "--image_size", str(config.image_size))
+        name = f"probe/{method}-{seed}/{out.name}"
+        parts.append(Part(name, "probe", words, out / "numbers.json", needs, work=0.3))
+    for fraction in fractions if config.finetune_steps else ():
+        out = config.out / "finetuned" / f"{method}-{seed}" / fraction
+        words = (
+            *same,
+            "--model",
+            str(model),
+            "--fraction",
+            fraction,
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+            "--resume",
+        )
+        words += ("--steps", str(config.finetune_steps), "--batch_size", str(config.batch_size))
+        parts.append(
+            Part(f"finetune/{method}-{seed}/{fraction}", "finetune", words, out / "test.json", needs, work=0.3)
+        )
+    return parts
+
+
+def starts(config: Config) -> dict[int, Path]:
+    """The weights that everything starts from, one set a seed."""
+    channels = config.source(channels=config.channels).channels
+    made = {}
+    for seed in range(config.seeds):
+        made[seed] = config.out / "starts" / f"{seed}"
+        if not made[seed].exists():
+            backbone = ViT.variant(config.model, image_size=config.image_size, channels=channels, seed=seed, init="jax")
+            save_backbone(backbone, made[seed], {"objective": "random start", "readout": "mean", "data": "nothing"})
+    return made
+
+
+def check_settings(config: Config) -> dict:
+    """What is in the folder was made with these settings; only what adds parts may change."""
+    now = {k: v for k, v in plain(asdict(config)).items() if k not in ("out", "jobs")}
+    file, grows = config.out / "compare.json", ("methods", "seeds", "fractions", "transfer")
+    if file.exists():
+        before = json.loads(file.read_text())
+        if changed := [k for k in now if k not in grows and now[k] != before.get(k)]:
+            was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
+            raise ValueError(f"{config.out} holds a comparison with other settings: {was}. Give them, or another --out")
+    durable.make_folder(config.out)
+    file.write_text(json.dumps(now, indent=1) + "\n")
+    return now
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    recipes = sorted(WORK)
+    for method in map(Method, config.methods):
+        if method.recipe not in WORK:
+            raise ValueError(f"--methods {method.text}: {method.recipe!r} is none of {recipes}")
+    settings = check_settings(config)
+    models = starts(config)
+    parts = plan(config, models)
+    gpus = torch.cuda.device_count()
+    jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
+    work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
+    methods = {SCRATCH: SCRATCH} | {method.folder: method.text for method in map(Method, config.methods)}
+    folders = {f"{SCRATCH}-{seed}": start for seed, start in models.items()}
+    folders |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods if m != SCRATCH for s in models}
+    results = {"data": config.data, "settings": settings} | collect(config.out, methods, list(models), folders)
+    pictures = {
+        f"{text}: {kind}": config.out / "runs" / f"{folder}-0" / "pictures" / f"{kind}.png"
+        for folder, text in methods.items()
+        for kind in ("views", "reconstructions")
+    }
+    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (config.out / "report.html").write_text(as_page(results, pictures, [part.command() for part in parts]))
+    (config.out / "report.md").write_text(as_markdown(results))
+    print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)

@@ -1,0 +1,106 @@
+"""A comparison's parts are done once each, in an order that fits, whoever is killed, and however many work on them."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sslvit.compare import Method, Part, PartFailed, work_on
+
+TOY = """
+import os, sys, time
+from pathlib import Path
+product, log = map(Path, sys.argv[1:3])
+needs = [Path(word) for word in sys.argv[3:]]
+assert all(need.exists() for need in needs), "what it needs is not there"
+with log.open("a") as file:
+    file.write(f"{product.name}\\n")
+time.sleep(0.3)
+product.with_suffix(".new").write_text(product.name)
+product.with_suffix(".new").replace(product)
+"""
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_compare import toys
+from sslvit.compare import work_on
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    work_on(toys(out), out, out, jobs=2, devices=0)
+"""
+
+
+def toys(out: Path) -> list[Part]:
+    """Two that come first, and four that need one of them."""
+
+    def toy(name: str, *needs: str) -> Part:
+        words = (str(out / name), str(out / "started.txt"), *(str(out / need) for need in needs))
+        return Part(name, "toy", words, out / name, needs)
+
+    first = [toy("a"), toy("b")]
+    return [toy(f"{need}-{i}", need) for need in ("a", "b") for i in range(2)] + first
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "worker.py").write_text(WORKER)
+    return tmp_path
+
+
+def worker(out: Path) -> subprocess.Popen:
+    command = [sys.executable, str(out / "worker.py"), str(out), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL)
+
+
+def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
+    work_on(toys(out), out, out, jobs=2, devices=0)
+    started = (out / "started.txt").read_text().split()
+    assert sorted(started) == sorted(part.name for part in toys(out))
+    assert "[6/6]" in capsys.readouterr().out
+    work_on(toys(out), out, out, jobs=2, devices=0)
+    assert (out / "started.txt").read_text().split() == started
+    assert "6 parts, 6 of them done" in capsys.readouterr().out
+
+
+def test_two_workers_in_one_folder_share_the_parts(out):
+    both = [worker(out), worker(out)]
+    assert [one.wait(timeout=120) for one in both] == [0, 0]
+    assert len((out / "started.txt").read_text().split()) == 6
+
+
+def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
+    draw = random.Random(0)
+    for _ in range(4):
+        process = worker(out)
+        while not (out / "started.txt").exists():
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert worker(out).wait(timeout=120) == 0
+    started = (out / "started.txt").read_text().split()
+    assert {part.name for part in toys(out)} == set(started)
+    assert len(started) <= 6 + 4 * 2  # two ran when it was killed
+
+
+def test_a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_lost(out):
+    broken = Part("broken", "toy", (str(out / "x"), str(out / "started.txt"), str(out / "nowhere")), out / "x")
+    with pytest.raises(PartFailed, match=r"(?s)broken ended with exit code 1.*what it needs is not there"):
+        work_on([*toys(out), broken], out, out, jobs=1, devices=0)
+    with pytest.raises(ValueError, match="need others that are not there"):
+        work_on([Part("a", "toy", (), out / "a", ("nobody",))], out, out, jobs=1, devices=0)
+
+
+def test_a_method_carries_flags_of_its_recipe():
+    method = Method("mpp:target=pixels,corrupt=0.15")
+    assert (method.recipe, method.words) == ("mpp", ("--target", "pixels", "--corrupt", "0.15"))
+    assert method.folder == "mpp-target-pixels-corrupt-0.15"
+    assert Method("moco_v3").words == ()
