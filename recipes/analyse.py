@@ -1,0 +1,131 @@
+"""What a pretrained ViT looks at: the pictures of the ViT paper, and their numbers.
+
+    python recipes/analyse.py --model runs/mpp/model --data shapes --out runs/analysis
+
+The principal components of its filters, the similarity of its positions, how far each head of each layer looks, and
+attention rollout beside the attention of the last layer; each also of the same architecture at its random start. What a
+model does not have (a hybrid no filters of pixels, relative positions no table) is left out, with a sentence.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from sslvit import analysis, figures, rng
+from sslvit.config import ImagesConfig
+from sslvit.data.source import Source
+from sslvit.data.views import Plain
+from sslvit.distributed import start
+from sslvit.errors import CannotWrite, DataError, at_the_door
+from sslvit.evaluate.monitor import draw_ids
+from sslvit.model_folder import load_backbone
+from sslvit.vit import ViT
+
+
+@dataclass(frozen=True)
+class Config(ImagesConfig):
+    """Look at a pretrained ViT's filters, positions and attention. No labels are needed."""
+
+    model: Path = Path("runs/mpp/model")
+    """The model folder of a run, or the run's."""
+    out: Path = Path("runs/analysis")
+    """A folder for analysis.json and the pictures; files of these names are replaced."""
+    image_size: int = 0
+    """0 takes the model's own. Distances are in pixels of images of this size."""
+    split: Literal["train", "test"] = "train"
+    images: int = 128
+    """How many random images attention distance is averaged over, 128 in the paper; 0 takes all."""
+    shown: int = 8
+    """How many of them have their attention drawn, 32 at most."""
+    threads: int = 0
+
+
+def readable(source: Source, ids: np.ndarray, view: Plain, device: torch.device) -> Iterator[Tensor]:
+    """These images, a few at a time: b c H W. Those that cannot be read are left out, not replaced by others."""
+    for some in np.array_split(ids, -(-len(ids) // 32)):
+        samples = source.read(some)
+        (images,) = view(samples.pixels, rng.key(0, samples.ids), samples.extents)
+        good = ~torch.isin(samples.ids, torch.tensor([line.id for line in samples.bad], dtype=torch.int64))
+        if good.any():
+            yield images[good].to(device)
+
+
+def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Numbers, pictures by name, and sentences about what the model does not have."""
+    distances, maps, missing = analysis.mean_attention_distance(vit, batches), analysis.attention_maps(vit, shown), []
+    numbers = {name: value.tolist() for name, value in distances._asdict().items() if name != "images"}
+    numbers = {"attention distance": numbers, "images": distances.images}
+    heads = {f"head {head + 1}": maps.last[:, head] for head in range(vit.heads)}
+    both = {"rollout": maps.rollout, "last layer": maps.last.mean(1)}
+    pictures = {"attention": figures.attention_sheet(shown, both)}
+    pictures["heads"] = figures.attention_sheet(shown, heads, over=False)
+    try:
+        found = analysis.filters(vit)
+        numbers["filter variance"] = found.variance.tolist()
+        pictures["filters"] = figures.filter_sheet(found.components)
+    except ValueError as error:
+        missing.append(f"No filters: {error}")
+    try:
+        similarity = analysis.position_similarity(vit)
+        numbers["position similarity"] = analysis.position_structure(similarity)
+        pictures["positions"] = figures.similarity_tiles(similarity)
+    except ValueError as error:
+        missing.append(f"No positions: {error}")
+    return numbers, pictures, missing
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    if config.images < 0 or config.shown < 1:
+        raise ValueError(f"--images is {config.images} and --shown {config.shown}; they must be at least 0 and 1")
+    accelerator = start(threads=config.threads)
+    pretrained = load_backbone(config.model)
+    if not isinstance(pretrained, ViT):
+        raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
+    size = (config.image_size, config.image_size) if config.image_size else pretrained.image_size
+    source = config.source(config.split, image_size=size, channels=pretrained.channels)
+    ids, view = draw_ids(source, config.images), Plain(size)
+    shown = next(readable(source, ids, view, accelerator.device), None)
+    if shown is None:
+        raise DataError(f"not one of {len(ids):,} images of {source.name} can be read")
+    shown = shown[: config.shown]
+    even = analysis.pixel_distances(pretrained.grid_of(shown), pretrained.patch_size).mean().item()
+    numbers = {"model": str(config.model), "data": source.name, "image size": list(size), "spread evenly": even}
+    files, distances = {}, {}
+    for name, vit in {"random start": ViT(**pretrained.config), "pretrained": pretrained}.items():
+        vit.to(accelerator.device)
+        numbers[name], pictures, missing = analysed(vit, readable(source, ids, view, accelerator.device), shown)
+        files |= {f"{name.split()[0]}-{what}.png": picture for what, picture in pictures.items()}
+        distances[name] = torch.tensor(numbers[name]["attention distance"]["renormalised"])
+    accelerator.print(f"{'mean attention distance, pixels':<36}" + "".join(f"{name:<26}" for name in distances))
+    for layer in range(pretrained.depth):
+        heads = [each[layer] for each in distances.values()]
+        cells = [f"{d.mean():.1f} (heads {d.min():.1f} to {d.max():.1f})" for d in heads]
+        accelerator.print(f"{f'layer {layer + 1}':<36}" + "".join(f"{cell:<26}" for cell in cells))
+    used = numbers["pretrained"]["images"]
+    accelerator.print(f"Attention spread evenly over the image would give {even:.1f}. {used:,} images of {source.name}")
+    if used < len(ids):
+        accelerator.print(f"{len(ids) - used:,} of {len(ids):,} images cannot be read and are left out")
+    for sentence in missing:
+        accelerator.print(sentence)
+    if accelerator.is_main_process:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+            (config.out / "analysis.json").write_text(json.dumps(numbers, indent=1) + "\n")
+            (config.out / "distances.svg").write_text(figures.distance_svg(distances, even))
+            for file, picture in (files | {"distances.png": figures.distance_picture(distances, even)}).items():
+                picture.save(config.out / file, "PNG")
+        except OSError as error:
+            raise CannotWrite(f"--out {config.out} cannot be written: {error.strerror or error}") from error
+    accelerator.print(f"All numbers and the pictures are in {config.out}")
+
+
+if __name__ == "__main__":
+    at_the_door(main)
