@@ -107,7 +107,9 @@ def by_vit_pytorch(name: str, sizes: Sizes, device: str) -> Contestant:
     vit, patch = sizes.vit, sizes.vit.patch_size[0]
     heads = vit.config["heads"]
     shape = {"dim": vit.width, "depth": vit.depth, "heads": heads, "dim_head": vit.width // heads}
-    model = Theirs(image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config["mlp_width"], **shape)
+    model = Theirs(
+        image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config["mlp_width"], **shape
+    )
     model = TheirMPP(model, patch_size=patch, dim=vit.width, mask_prob=0.5).to(device).train()
     return Contestant(model, lambda views: model(views[0]))
 
@@ -276,7 +278,9 @@ def main(
             beside = f"ours takes {median(ratios):.2f} of it ({ratios[0]:.2f} to {ratios[-1]:.2f})" if who in BY else ""
             size = f"{peak(who, name, sizes, device, torch.get_num_threads()):6.0f} MiB" if memory else ""
             rate = batch_size / median(numbers)
-            print(f"{name:11} {who:13} {1000 * median(numbers):7.0f} ms {rate:8.1f} images/s {size}  {beside}", flush=True)
+            print(
+                f"{name:11} {who:13} {1000 * median(numbers):7.0f} ms {rate:8.1f} images/s {size}  {beside}", flush=True
+            )
 
 
 if __name__ == "__main__":

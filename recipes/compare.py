@@ -1,6 +1,6 @@
 """What did pretraining buy? Every method on the same images, from the same starting weights, at the same cost.
 
-    python recipes/compare.py                                                  the built-in images, about 20 minutes
+    python recipes/compare.py                                                        the built-in images
     python recipes/compare.py --data folder:/my/images --image_size 224 --model S/16 --methods mpp mae moco_v3 dino \
         --seeds 3 --epochs 100
 
@@ -8,7 +8,7 @@ Each method is trained from the weights that scratch has, and all are read by th
 few-shot and linear on frozen features, and fine-tuning, with 1 %, 10 % and all of the labels. The report, with tables,
 curves and sentences about what the differences support, is in OUT/report.html and report.md, its numbers in
 results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A method may carry
-flags of its recipe: mpp:target=pixels,corrupt=0.15.
+flags of its recipe: mpp:target=pixels,corrupt=0.15. Run in full only on a few hundred images.
 """
 
 import json

@@ -5,8 +5,8 @@
 
 The paper: JFT-300M, 1M steps (13.5 epochs) at batch 4096, Adam at 2e-4 with 10k steps of warm-up, then a cosine,
 ViT-B/16 at 224 px; decay, clipping and crops are not stated: --preset paper has 0, 0 and these crops. Not yet run.
-The defaults, --preset small, are for 20,000 images of 32 px. On two CPU cores (2026-11-21) they took 4 minutes, and 20 nearest
-neighbours in the mean readout's space told 46 % of the shapes, at the random start 15 %. See the README.
+The defaults, --preset small, are for 20,000 images of 32 px. On two CPU cores (2026-11-21) they took 4 minutes, and 20
+nearest neighbours in the mean readout's space told 46 % of the shapes, at the random start 15 %. See the README.
 """
 
 from dataclasses import dataclass

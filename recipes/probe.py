@@ -97,7 +97,9 @@ def main() -> None:
         f"Shots: mean ± deviation of {config.draws} draws.\n"
         "linear: logistic regression on this share of the labels, C chosen on a held-out tenth of them."
     )
-    for sentence in filter(None, [*map(left_out, (x, y), (train, test)), leaks_of_run(config.model, config.seen, test, ids[1], config)]):
+    for sentence in filter(
+        None, [*map(left_out, (x, y), (train, test)), leaks_of_run(config.model, config.seen, test, ids[1], config)]
+    ):
         accelerator.print(sentence)
     if accelerator.is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,9 @@ a cosine; decay .1 of kernels alone (its code's 1e-4 is not multiplied by the ra
 positions, a linear head; inception crops, flips, RandAugment(2, 10), mixup of .2. Not yet run.
 vit (https://arxiv.org/abs/2010.11929, table 3): 300 epochs at batch 4096, 3e-3 with 10k steps of warm-up, decay .3,
 dropout .1, clipped to 1; tanh in the head; crops and flips. Its label smoothing is not stated: 0 here. Not yet run.
---preset small is for thousands of images of 28 to 64 px. Not yet measured.
+--preset small is for thousands of images of 28 to 64 px: 1e-3 at batch 64. By 20-nn on 5,000 held-out training images
+of Fashion-MNIST after 20,000 images (68.8 at the start; one seed, XS/7): 72.9 at 5e-4, 72.6 at 1e-3, 71.4 at 2e-3; by
+10-shot 63.1, 63.0 and 63.9.
 """
 
 from dataclasses import dataclass, replace
@@ -27,8 +29,8 @@ from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
 from sslvit.objectives.supervised import Supervised, balanced
-from sslvit.resnet import BiT
 from sslvit.report import finish
+from sslvit.resnet import BiT
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
