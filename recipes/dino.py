@@ -80,7 +80,7 @@ def main() -> None:
     config = choose(PRESETS)
     if config.held_epochs >= config.epochs:
         raise ValueError(
-            f"--held_epochs {config.held_epochs:g} of --epochs {config.epochs:g}: the last layer would never be trained; "
+            f"--held_epochs {config.held_epochs:g} of --epochs {config.epochs:g}: the last layer would never learn; "
             f"--held_epochs {config.epochs / 20:g} holds it for a twentieth"
         )
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))

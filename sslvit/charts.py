@@ -5,6 +5,7 @@ Lines are told apart by colour, by marker and by a label at their end; text and 
 
 import math
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
@@ -89,9 +90,11 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x
     for tick in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in x_ticks:
-        if LEFT - 1 <= across(tick) <= right + 1:
-            parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
+    parts += [
+        f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
+        for tick in x_ticks
+        if LEFT - 1 <= across(tick) <= right + 1
+    ]
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
@@ -114,7 +117,7 @@ def apart(places: list[float], gap: float = 16) -> list[float]:
     """The places of labels, moved so that none covers another."""
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = list(places)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
     over = max(0.0, max(moved) - (HEIGHT - BOTTOM)) if moved else 0.0
     return [place - over for place in moved]

@@ -8,7 +8,6 @@ import tyro
 
 from sslvit.config import TrainConfig
 
-
 Chosen = TypeVar("Chosen", bound=TrainConfig)
 
 

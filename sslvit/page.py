@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --paper: #ffffff; --faint: #6a737d; --line: #d0d7de; --back: #f6f8fa; }
+:root { color-scheme: light dark;
+  --text: #1b1f24; --paper: #ffffff; --faint: #6a737d; --line: #d0d7de; --back: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --paper: #0d1117; --faint: #9198a1; --line: #3d444d; --back: #161b22; } }
 * { box-sizing: border-box; }
@@ -26,8 +27,9 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff
 .chart text { fill: var(--text); } .chart .grid { stroke: var(--line); } .chart .axis { stroke: var(--text); }
 details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;
-  font-size: .8rem; } .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
-@media print { body { max-width: none; font-size: 11pt; } details > * { display: block; } figure { break-inside: avoid; } }
+  font-size: .8rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+@media print { body { max-width: none; font-size: 11pt; } figure { break-inside: avoid; } }
 """
 
 
@@ -76,8 +78,8 @@ def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> 
         data = buffer.getvalue()
     text = base64.b64encode(data).decode()
     kind = ' class="small"' if small else ""
-    caption = escape(caption)
-    return f'<figure{kind}><img alt="{caption}" src="data:image/png;base64,{text}"><figcaption>{caption}</figcaption></figure>'
+    shown = f'<img alt="{escape(caption)}" src="data:image/png;base64,{text}">'
+    return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def chart(svg: str, caption: str) -> str:

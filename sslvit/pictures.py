@@ -1,5 +1,6 @@
 """The pictures of a run: what was seen, what was made of it, and what the model looks at. They lie in its pictures/."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sslvit.show_views import draw
 from sslvit.train import row_of
 from sslvit.vit import ViT
 
+log = logging.getLogger(__name__)
 SHOWN = 8  # images of a picture
 SEARCHED = 1000  # images among which nearest neighbours are shown
 

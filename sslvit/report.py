@@ -74,8 +74,8 @@ class Run:
         for name in [name for name in self.row(0) if name.startswith(f"eval/{model['readout']}/")]:
             _, readout, protocol = name.split("/")
             sentences.append(
-                f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of test "
-                f"images are told right; at the start it was {self.row(0)[name]:.1%}."
+                f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of "
+                f"test images are told right; at the start it was {self.row(0)[name]:.1%}."
             )
         verdicts = [line["health"] for line in self.lines if line.get("health")]
         return sentences + (verdicts or ["Its features did not collapse."])
@@ -165,7 +165,11 @@ def as_page(run: Run) -> str:
 
 def as_markdown(run: Run) -> str:
     parts = [f"# {run.model['objective']} on {run.model['data']}", *(f"- {text}" for text in run.summary()), ""]
-    parts += [*markdown_table(*run.table()), "", f"\\* the readout that the objective declares ({run.model['readout']})"]
+    parts += [
+        *markdown_table(*run.table()),
+        "",
+        f"\\* the readout that the objective declares ({run.model['readout']})",
+    ]
     parts += ["", *markdown_table(*run.costs()), ""]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
@@ -190,7 +194,7 @@ def as_card(run: Run) -> str:
             f"# {name}",
             "",
             *(f"- {text}" for text in run.summary()),
-            f"- The readout to use is {model['readout']}. Images are in [0, 1]; in sslvit the model standardises them itself.",
+            f"- The readout to use is {model['readout']}. In sslvit images are in [0, 1].",
             "",
             *markdown_table(*run.table()),
             "",
@@ -214,4 +218,3 @@ def as_card(run: Run) -> str:
             "",
         ]
     )
-

@@ -71,7 +71,18 @@ def test_data_knows_no_model():
 
 
 def test_accelerate_and_the_command_line_stay_where_they_belong():
-    allowed = {"train", "cost", "resume", "records", "distributed", "evaluate", "finetune", "show_views", "pictures", "report"}
+    allowed = {
+        "train",
+        "cost",
+        "resume",
+        "records",
+        "distributed",
+        "evaluate",
+        "finetune",
+        "show_views",
+        "pictures",
+        "report",
+    }
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
         assert "tyro" not in names or path.name == "command_line.py", path

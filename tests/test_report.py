@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -58,7 +59,10 @@ def test_the_report_is_made_of_the_folder_alone_and_again_the_same(finished):
 def test_what_comes_from_files_cannot_become_markup():
     hostile = "<script>alert(1)</script>"
     parts = [page.paragraph(hostile), page.bullets([hostile]), page.table([hostile], [[hostile]]), page.code(hostile)]
-    parts += [page.folded(hostile, page.heading(hostile)), line_chart([Line(hostile, [1, 2], [1, 2])], x=hostile, y="y")]
+    parts += [
+        page.folded(hostile, page.heading(hostile)),
+        line_chart([Line(hostile, [1, 2], [1, 2])], x=hostile, y="y"),
+    ]
     assert "<script" not in page.page(hostile, parts)
 
 
@@ -88,4 +92,4 @@ def test_what_cannot_be_drawn_is_left_out_and_labels_do_not_cover_each_other():
     assert line_chart([Line("a", [], [])], x="x", y="y") == ""
     assert "nan" not in line_chart([Line("a", [1, 2, 3], [1, float("nan"), 2])], x="x", y="y")
     moved = sorted(apart([100.0, 101.0, 102.0, HEIGHT]))
-    assert all(b - a >= 16 for a, b in zip(moved, moved[1:], strict=False))
+    assert all(b - a >= 16 for a, b in pairwise(moved))

@@ -22,6 +22,7 @@ from sslvit.evaluate.metrics import check, top
 
 SPARE = 44  # candidates beyond k: with few, features that lie close together leave float32 unsure
 
+
 class Neighbours(NamedTuple):
     """Of the rows first, first + 1, ... of the test set, the nearest first."""
 

@@ -1,4 +1,4 @@
-"""The protocols that every table shows of frozen features, by one set of numbers: kNN, few-shot, logistic regression."""
+"""What every table shows of frozen features, by one set of numbers: kNN, few-shot, logistic regression."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -76,7 +76,7 @@ class MAE(Objective):
         return loss, {"loss_of_zeros": target.square().mean()} | health.spread(read(encoded, self.readout))
 
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
-        """Of images b c H W, the visible patches encoded, the dropped ones decoded, and the order, visible ones first."""
+        """The visible patches encoded, the dropped ones decoded, and the order, visible ones first."""
         (images,) = batch.views
         order = random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid))
         tokens = self.backbone.add_positions(self.backbone.embed(images))
