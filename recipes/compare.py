@@ -51,6 +51,8 @@ class Config(DataConfig):
     """Shares of the labels that are learned from."""
     finetune_steps: int = 150
     """Of fine-tuning, with each share of the labels; 0 leaves it out."""
+    held_out: tuple[int, ...] = ()
+    """Classes, by number, of which pretraining sees no image; frozen features are then also read on these alone."""
     transfer: tuple[str, ...] = ()
     """Other labelled sets, in the words of --data, that are learned from frozen features."""
     limit_train: int = 10_000
@@ -60,66 +62,52 @@ class Config(DataConfig):
     """Parts at a time: by default one for each GPU, or for each core."""
 
 
+def flags(**given: object) -> tuple[str, ...]:
+    """A command line's words: threads=1 as --threads 1, a sequence as several values."""
+    words = []
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return tuple(words)
+
+
 def plan(config: Config, starts: dict[int, Path]) -> list[Part]:
     """Everything that is to be done."""
+    labels = set(config.source(channels=config.channels).required_labels().tolist())
+    seen = flags(only=sorted(labels - set(config.held_out))) if config.held_out else ()
+    long = flags(epochs=f"{config.epochs:g}", warmup_epochs=f"{config.epochs / 10:g}", batch_size=config.batch_size)
     parts: list[Part] = []
-    same = ("--data", config.data, "--image_size", str(config.image_size), "--threads", "1")
     for seed, start in starts.items():
         models = {SCRATCH: (start, ())}
         for method in map(Method, config.methods):
-            run = config.out / "runs" / f"{method.folder}-{seed}"
-            words = (*same, "--start", str(start), "--seed", str(seed), "--out", str(run), "--resume")
-            words += ("--epochs", f"{config.epochs:g}", "--warmup_epochs", f"{config.epochs / 10:g}")
-            words += ("--batch_size", str(config.batch_size), "--preset", "small", *method.words)
-            name = f"pretrain/{method.folder}-{seed}"
+            run, name = config.out / "runs" / f"{method.folder}-{seed}", f"pretrain/{method.folder}-{seed}"
+            words = flags(data=config.data, image_size=config.image_size, threads=1, start=start, seed=seed, out=run)
+            words += ("--resume", "--preset", "small", *long, *seen, *method.words)
             parts.append(Part(name, method.recipe, words, run / "model" / "config.json", work=WORK[method.recipe]))
             models[method.folder] = (run, (name,))
         for method, (model, needs) in models.items():
-            parts += evaluations(config, method, seed, model, needs, same)
+            parts += evaluations(config, method, seed, model, needs)
     return parts
 
 
-def evaluations(
-    config: Config, method: str, seed: int, model: Path, needs: tuple[str, ...], same: tuple[str, ...]
-) -> list[Part]:
+def evaluations(config: Config, method: str, seed: int, model: Path, needs: tuple[str, ...]) -> list[Part]:
+    same = flags(image_size=config.image_size, threads=1, model=model)
+    limits = flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
+    sets = {"own": flags(data=config.data)}
+    sets |= {"classes held out": (*sets["own"], *flags(only=config.held_out))} if config.held_out else {}
+    sets |= {f"transfer {number}": flags(data=data) for number, data in enumerate(config.transfer, 1)}
     parts = []
-    fractions = [f"{fraction:g}" for fraction in config.fractions]
-    for number, data in enumerate((config.data, *config.transfer)):
-        out = config.out / "probes" / f"{method}-{seed}" / ("own" if number == 0 else f"transfer-{number}")
-        words = (
-            "--model",
-            str(model),
-            "--data",
-            data,
-            "--out",
-            str(out),
-            "--no-random",
-            "--threads",
-            "1",
-            "--fractions",
+    for name, data in sets.items():
+        out = config.out / "probes" / f"{method}-{seed}" / name
+        words = (*same, *data, *limits, "--no-random", *flags(out=out, cache=config.out / "features"))
+        parts.append(Part(f"probe/{method}-{seed}/{name}", "probe", words, out / "numbers.json", needs, work=0.3))
+    for fraction in config.fractions if config.finetune_steps else ():
+        out, name = (
+            config.out / "finetuned" / f"{method}-{seed}" / f"{fraction:g}",
+            f"finetune/{method}-{seed}/{fraction:g}",
         )
-        words += (*fractions, "--limit_train", str(config.limit_train), "--limit_test", str(config.limit_test))
-        words += ("--cache", str(config.out / "features"), "--image_size", str(config.image_size))
-        name = f"probe/{method}-{seed}/{out.name}"
-        parts.append(Part(name, "probe", words, out / "numbers.json", needs, work=0.3))
-    for fraction in fractions if config.finetune_steps else ():
-        out = config.out / "finetuned" / f"{method}-{seed}" / fraction
-        words = (
-            *same,
-            "--model",
-            str(model),
-            "--fraction",
-            fraction,
-            "--seed",
-            str(seed),
-            "--out",
-            str(out),
-            "--resume",
-        )
-        words += ("--steps", str(config.finetune_steps), "--batch_size", str(config.batch_size))
-        parts.append(
-            Part(f"finetune/{method}-{seed}/{fraction}", "finetune", words, out / "test.json", needs, work=0.3)
-        )
+        words = (*same, *sets["own"], *flags(fraction=fraction, seed=seed, out=out), "--resume")
+        words += flags(steps=config.finetune_steps, batch_size=config.batch_size)
+        parts.append(Part(name, "finetune", words, out / "test.json", needs, work=0.3))
     return parts
 
 

@@ -11,6 +11,7 @@ from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
+from sslvit.data.subset import Subset
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ImagesConfig:
     by default 2.25 times the image size."""
     max_pixels: int = MAX_PIXELS
     """An image file that says it has more is not decoded: it counts as unreadable."""
+    only: tuple[int, ...] = ()
+    """Of labelled images: only those of these classes, by number."""
     follow_links: bool = False
     """Of a folder: also read what links in it point to outside of it, and linked folders."""
 
@@ -44,7 +47,13 @@ class ImagesConfig:
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
         """The images of a split, read by number."""
-        return open_source(self.data, split=split, **self.reading(**chosen))
+        found = open_source(self.data, split=split, **self.reading(**chosen))
+        if not self.only:
+            return found
+        labels = found.required_labels()
+        if missing := sorted(set(self.only) - set(labels.tolist())):
+            raise ValueError(f"--only {missing}: {found.name} has classes 0 to {labels.max()}, and no image of these")
+        return Subset(found, np.flatnonzero(np.isin(labels, self.only)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class DataConfig(ImagesConfig):
         if kind == "stream":
             given = self.reading(channels=self.channels or 3)
             size, _ = given.pop("image_size"), given.pop("follow_links")
+            if self.only:
+                raise ValueError(f"--only {self.only} is not for streams: their labels are not known beforehand")
             given["canvas"] = given["canvas"] or room(size)
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:

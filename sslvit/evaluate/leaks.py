@@ -47,7 +47,7 @@ def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray, config: 
     if not seen:
         return "Near-duplicates in pretraining were not looked for: --seen names the images that the model has seen"
     try:
-        source = replace(config, data=seen).source(image_size=2 * SIDE, channels=test.channels)
+        source = replace(config, data=seen, only=()).source(image_size=2 * SIDE, channels=test.channels)
     except (ValueError, OSError) as error:
         return f"Near-duplicates in pretraining were not looked for: {error}"
     if len(source) > MOST:
