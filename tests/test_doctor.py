@@ -1,0 +1,67 @@
+"""The doctor finds what is wrong, says what to do, and its exit code tells."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sslvit import doctor
+from sslvit.errors import CANNOT_WRITE, INTERNAL
+
+
+def test_a_sound_machine_is_told_so(tmp_path):
+    lines: list[str] = []
+    assert doctor.examine(tmp_path / "not" / "yet", lines.append) == 0
+    names = [line[5:17].strip() for line in lines]
+    assert names[:3] == ["packages", "torchvision", "CPU"]
+    assert names[-4:] == ["processes", "room", "disk", "training"]
+    assert not any(line.startswith("FAIL") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.durable, "write", refuse)
+    lines: list[str] = []
+    assert doctor.examine(tmp_path, lines.append) == CANNOT_WRITE
+    assert any(f"{tmp_path} cannot be written: Permission denied. Choose another --out" in line for line in lines)
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch, tmp_path):
+    def broken(*args):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("torchvision.ops.nms", broken)
+    lines: list[str] = []
+    assert doctor.examine(tmp_path, lines.append) == INTERNAL
+    assert any("do not fit each other: operator torchvision::nms" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["doctor", "."], 0), (["docter"], 78), (["report", "/nowhere"], 66), ([], 78)]
+)
+def test_from_the_command_line(words, code, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "sslvit", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") <= 1 or code == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_two_processes_see_each_other(tmp_path):
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    env |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sslvit", "doctor", str(tmp_path)],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "2 that see each other" in texts[0]
