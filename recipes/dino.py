@@ -23,6 +23,7 @@ from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
@@ -96,7 +97,7 @@ def main() -> None:
     objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)
     sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
     views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
-    if show_views(config, source, views, accelerator):
+    if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)

@@ -12,14 +12,18 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
+from sslvit.data.subset import Subset
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import PROTOCOLS, FinetuneConfig, finetune, predict
+from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict
 from sslvit.model_folder import described, load_backbone
 from sslvit.show_views import show_views
 
@@ -48,6 +52,11 @@ def main() -> None:
     train = config.source(**like)
     test = config.source("test", classes=train.classes, **like)
     if show_views(config, train, config.views(size), accelerator):
+        return
+    if config.dry_run:
+        part = Subset(train, chosen_part(torch.from_numpy(train.required_labels()), config).numpy())
+        objective = classifier(backbone, int(train.labels.max()) + 1, config, readout=readout, image_size=size)
+        dry_run(lengthened(config, len(part)), objective, part, config.views(size), accelerator)
         return
     classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
     if highest > train.labels.max():

@@ -21,6 +21,7 @@ from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
@@ -72,7 +73,7 @@ def main() -> None:
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
     objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
     views = Light(size)
-    if show_views(config, source, views, accelerator):
+    if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)

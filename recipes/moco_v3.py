@@ -21,6 +21,7 @@ from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
@@ -73,7 +74,7 @@ def main() -> None:
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.
     views = Views(size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224))
-    if show_views(config, source, views, accelerator):
+    if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)

@@ -19,6 +19,7 @@ from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
@@ -65,7 +66,7 @@ def main() -> None:
     backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
-    if show_views(config, source, views, accelerator):
+    if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)

@@ -25,6 +25,7 @@ from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.supervised import Supervised as Views
 from sslvit.distributed import start
+from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.model_folder import start_from
@@ -93,7 +94,7 @@ def main() -> None:
     objective = Supervised(backbone, classes=classes, mixup=config.mixup, cutmix=config.cutmix, **head)
     views = Views.plain_vit(size, config.magnitude) if config.magnitude else Views(size)
     views = replace(views, scale=(config.smallest_crop, 1.0))
-    if show_views(config, source, views, accelerator):
+    if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator, hold_out=False)
     evaluations = pretrain(objective, source, views, config, accelerator, monitor)

@@ -151,6 +151,8 @@ class TrainConfig:
     """Delete the run that is in the folder."""
     show_views: Path | None = None
     """A PNG to write instead of training: the first images beside the views that training would see of them."""
+    dry_run: bool = False
+    """Go through everything once, say what the run will take, and train nothing."""
     log_with: tuple[str, ...] = ()
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
 
@@ -188,6 +190,7 @@ FREE = frozenset(
         "resume",
         "overwrite",
         "show_views",
+        "dry_run",
         "log_with",
         "stop_on_collapse",
     ]

@@ -148,3 +148,23 @@ def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f"{name} is not installed and takes no part" for name in ("kornia", "lightly", "timm")]
     assert [line.split()[3] for line in lines[3:]] == ["sslvit", "official", "torchvision"]
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(recipe, f"{TRAINING[recipe]} --out {out} --dry_run")
+    printed = capsys.readouterr().out
+    assert not out.exists()
+    assert {path.name for path in (tmp_path / "run-dry_run").iterdir()} == {"data.txt", "first_batch.png", "views.png"}
+    assert "all get a gradient" in printed
+    assert "the run     4 steps" in printed  # 64 images, 16 a step
+    assert "read back the same" in printed
+    assert "it learns" in printed or recipe == "dino", printed  # DINO's loss need not fall: its teacher moves as well
+
+
+def test_a_dry_run_of_fine_tuning_too(model, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    run("finetune", f"--model {model} --data {data} --steps 9 --batch_size 8 --threads 1 --out {out} --dry_run")
+    assert "the run     9 steps" in capsys.readouterr().out
+    assert not out.exists()
