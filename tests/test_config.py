@@ -1,10 +1,14 @@
-"""What a recipe's user says about images reaches the source."""
+"""What a recipe's user says reaches the source, and what of it may change when a run goes on."""
+
+import runpy
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit.config import DataConfig, ImagesConfig
+from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged
 
 
 @pytest.fixture
@@ -46,3 +50,38 @@ def test_a_size_below_one_is_refused_by_its_name(changes, data):
 
 def test_a_model_of_unequal_sides_is_given_images_of_its_size():
     assert ImagesConfig(data="shapes:n=8", image_size=0).source(image_size=(16, 24)).canvas == (24, 24)
+
+
+# What changes the result, so that --resume refuses another value. A new option is to be put here, or in config.FREE or
+# WARNED: whether a run may go on with another value is decided by somebody who thought about it.
+DECIDES = """
+accumulation areas balance base_lr batch_size betas canvas channels class_token clip clip_each corrupt crops cutmix
+decoder drop drop_path dropout epoch_images epochs erase eval_data evaluate_every final_lr final_weight_decay
+follow_links fraction freeze_patch_projection head held_epochs hidden image_column image_size init label_column
+layer_decay lr magnitude max_pixels min_scale mixup model momentum norm_last_layer normalise_targets only optimizer
+parts position preset protocol randaugment rates readout scratch seed shots smallest_crop smoothing spares start steps
+tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
+"""
+
+
+def test_every_option_is_free_to_change_warned_of_or_refused_when_a_run_goes_on():
+    options = set()
+    for recipe in ("mpp", "mae", "moco_v3", "dino", "supervised", "finetune"):
+        program = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / f"{recipe}.py"))
+        options |= {field.name for field in fields(program["Config"])}
+    parts = [FREE, WARNED, frozenset(DECIDES.split())]
+    assert options == frozenset().union(*parts)
+    assert sum(map(len, parts)) == len(options)  # none is of two kinds
+
+
+@pytest.mark.parametrize("option", sorted(DECIDES.split()))
+def test_another_value_of_what_decides_is_refused_with_both(option):
+    saved = {"lr": 0.1, "seed": 0, option: "old"}
+    with pytest.raises(ValueError, match=f"{option} was 'old', is now 'new'"):
+        check_unchanged(saved, saved | {option: "new"})
+
+
+@pytest.mark.parametrize("option", sorted(FREE | WARNED))
+def test_another_value_of_what_is_free_is_not(option):
+    told = check_unchanged({option: "old"}, {option: "new"})
+    assert bool(told) == (option in WARNED)
