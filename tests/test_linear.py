@@ -222,7 +222,7 @@ def test_the_penalty_is_chosen_on_the_held_out_part_and_fitted_to_all(digits):
     assert isinstance(head, Head)
     assert head.settings == {"c": 0.1}
     weights, _ = fit(x, y, 0.1)
-    torch.testing.assert_close(head.weights, weights)
+    torch.testing.assert_close(head.weights, weights, rtol=0, atol=1e-3)  # the same optimum, from another start
 
 
 def test_the_attentive_head_is_its_formula():
