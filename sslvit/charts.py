@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
 MARKERS = ("circle", "square", "diamond", "triangle")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 430, 260, 50, 112, 12, 42
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 260, 50, 128, 12, 42
 
 
 class Line(NamedTuple):
@@ -47,7 +47,7 @@ def line_chart(
             ends = f'y1="{up(b - s):.1f}" y2="{up(b + s):.1f}"'
             parts.append(f'<line x1="{across(a):.1f}" x2="{across(a):.1f}" {ends} stroke="{colour}"/>')
     for place, number in zip(apart([up(line.y[-1]) for line in lines]), range(len(lines)), strict=True):
-        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:14])
+        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:17])
         parts.append(mark(MARKERS[number % len(MARKERS)], WIDTH - RIGHT + 12, place, colour))
         parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{name}</text>')
     label = escape(f"{y} over {x}: {', '.join(line.name for line in lines)}")
