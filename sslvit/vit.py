@@ -95,6 +95,7 @@ class ViT(nn.Module):
         std: Sequence[float] | None = None,
         hybrid: str | None = None,
         final_norm: bool = True,
+        epsilon: float = EPSILON,
     ) -> None:
         """Sizes are one integer or (height, width); mlp_width is 4 width if not given.
 
@@ -102,6 +103,7 @@ class ViT(nn.Module):
         drop_path: the rate of the last block, to which it grows linearly from 0 at the first.
         mean, std: what images in [0, 1] are standardised with; ImageNet's for three channels, else .5, if not given.
         final_norm: a norm after the last block. Fine-tuned classifiers of the mean patch norm the mean instead.
+        epsilon: of every LayerNorm. 1e-6 in the papers' code, but 1e-12 in transformers' ViT, DeiT and MAE.
         hybrid: a ResNet (R50, R50-4stage, R26, R) whose features are embedded, not pixels; patch_size stays in pixels.
         """
         mlp_width = mlp_width or 4 * width
@@ -139,6 +141,9 @@ class ViT(nn.Module):
             self.patch_embed = PatchEmbed(self.patch_size, channels, width, hybrid, seed)
             self.blocks = nn.ModuleList(Block(**sizes, **options) for _ in range(depth))
             self.norm = nn.LayerNorm(width, EPSILON) if final_norm else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = epsilon
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
         tables = position_tables(position, position_at, self.grid, width, depth, self.prefix_positions)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import timm
@@ -39,6 +40,7 @@ def timm_twin(vit: ViT) -> VisionTransformer:
         reg_tokens=vit.registers,
         dynamic_img_size=True,
         act_layer=nn.GELU if c["gelu"] == "exact" else lambda: nn.GELU("tanh"),
+        norm_layer=partial(nn.LayerNorm, eps=c["epsilon"]),
     ).eval()
     for parameter in twin.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -80,6 +82,7 @@ SAME_AS_TIMM = {
     "no qkv bias": {"qkv_bias": False},
     "layer scale": {"layer_scale": 1e-5},
     "odd mlp width": {"mlp_width": 36},
+    "another epsilon": {"epsilon": 0.3},
     "inception constants": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
     "one block, one head": {"depth": 1, "heads": 1},
     "everything": {"registers": 1, "class_position": False, "image_size": (8, 24), "channels": 1, "layer_scale": 0.1},

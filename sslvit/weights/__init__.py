@@ -1,0 +1,131 @@
+"""Other people's pretrained weights as our backbones, with the same function.
+
+    backbone, about = load_foreign("dino_deitsmall16_pretrain_full_checkpoint.pth")  # everything is known
+    backbone, about = load_foreign("mae_pretrain_vit_base.pth", family="mae")  # its names do not say whose it is
+    backbone, about = load_foreign("my.safetensors", heads=6, gelu="exact", mean=..., std=...)
+    backbone, about = open_backbone("runs/mpp")  # ours, or any of these
+
+Layouts are told by names: timm's (ViT, AugReg, DeiT, hybrids, BiT), torchvision's, transformers' (ViT, DeiT, ViTMAE,
+Dinov2), the releases of MoCo v3, DINO, MAE and DINOv2, Google's .npz of ViT, hybrids, big_vision and BiT. What names
+and shapes do not say (sslvit.weights.facts) is known from the release or a config.json, or must be said. What is left
+behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sslvit.errors import DataError
+from sslvit.model_folder import described, load_backbone
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+from sslvit.weights import build, files, google
+from sslvit.weights.facts import FAMILIES, Facts, add_family, add_timm_config, add_transformers_config, pair
+from sslvit.weights.names import Found, classifiers, find, summary, to_timm, with_our_tokens
+
+Size = int | Sequence[int]
+
+
+def open_backbone(path: str | Path, **said: Any) -> tuple[ViT | BiT, dict[str, Any]]:
+    """A run's folder, a model folder of ours, or anybody's file or folder, for which see load_foreign. In evaluation
+    mode, with what is written about it: at least its `readout`."""
+    folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
+    if "sslvit" not in (files.config_of(folder) or {}):
+        return load_foreign(path, **said)
+    if said:
+        raise ValueError(f"{path} is a model of sslvit, which says everything itself: leave out {', '.join(said)}")
+    return load_backbone(path), described(path)
+
+
+def load_foreign(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    part: str | None = None,
+    heads: int | None = None,
+    gelu: str | None = None,
+    epsilon: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: Size | None = None,
+    resize_to: Size | None = None,
+    leave_head: bool = False,
+    drop_distillation: bool = False,
+) -> tuple[ViT | BiT, dict[str, Any]]:
+    """The backbone, in evaluation mode, and what is known about it.
+
+    family: the release that a file is from, if its names do not say (one of FAMILIES). part: which of several backbones
+    in a file, by a word of its path; without, DINO's teacher and MoCo v3's base encoder. image_size: as it was trained,
+    where the table of positions does not tell. resize_to: resizes that table as the code does that it is from; for
+    other images our ViT resizes it as timm does, Google's as Google does. drop_distillation: without, DeiT's token is
+    kept, as a register, since the other tokens were trained to see it.
+    """
+    contents = files.read(path)
+    name = str(contents.file)
+    said = {"heads": heads, "gelu": gelu, "epsilon": epsilon, "mean": mean, "std": std, "image_size": pair(image_size)}
+    try:
+        found = _translated(find(contents.parts, part, name), name)
+        if not leave_head and (head := classifiers(found)):
+            raise DataError(
+                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels. "
+                "If its backbone is what you want, say leave_head=True"
+            )
+        facts = _known(contents, found, family, said)
+        if found.family == "bit":
+            if drop_distillation or any(option is not None for option in (heads, gelu, epsilon, resize_to)):
+                raise ValueError(f"{name} is a BiT: it has neither heads, gelu and epsilon nor positions and tokens")
+            backbone, notes = build.bit(found.weights, facts.values, name), []
+        else:
+            weights, notes = with_our_tokens(found, drop_distillation, name)
+            facts.require(weights)
+            backbone = build.vit(weights, facts.values, pair(resize_to), name, found)
+    except (LookupError, RuntimeError, TypeError) as error:
+        raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
+    notes += build.differences(backbone, facts.values, found)
+    return backbone, _about(backbone, found, facts, family, notes)
+
+
+def _about(backbone: ViT | BiT, found: Found, facts: Facts, family: str | None, notes: list[str]) -> dict[str, Any]:
+    """What can be written beside it as it is: sslvit.model_folder.save_backbone takes this as its `extra`."""
+    release = found.family or family
+    readout = FAMILIES[release].readout if release else "cls"
+    return {
+        "readout": readout if readout in backbone.readouts else "mean",
+        "file": facts.name,
+        "layout": found.layout,
+        "part": found.part,
+        "known": facts.as_text(),
+        "left_behind": summary(found.left_behind),
+        "notes": notes,
+    }
+
+
+def _translated(found: Found, name: str) -> Found:
+    """Under timm's names, in float32."""
+    found = found._replace(weights={n: t.float() if t.is_floating_point() else t for n, t in found.weights.items()})
+    if bad := [n for n, t in found.weights.items() if not t.numel() or not t.isfinite().all()]:
+        raise DataError(f"{name} has weights that are empty or not finite: {', '.join(bad[:5])}")
+    translate = {"google": google.vit, "bit npz": google.bit}.get(found.layout, to_timm)
+    return translate(found, name)
+
+
+def _known(contents: files.Contents, found: Found, family: str | None, said: dict[str, Any]) -> Facts:
+    """From shapes, the config beside the file, the release, the user, and last what all code with such names does."""
+    name, config = str(contents.file), contents.config or {}
+    facts = Facts(name)
+    facts.add("the shape of its kernels", heads=found.heads)
+    if "architecture" in config and found.layout in ("timm", "bit"):
+        add_timm_config(facts, config, is_bit=found.layout == "bit")
+    if "model_type" in config and found.layout == "transformers":
+        add_transformers_config(facts, config, contents.preprocessor)
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
+    if family is not None and found.family not in (None, family):
+        raise ValueError(f"{name} has the names of {found.family}, not of family {family!r}")
+    if release := found.family or family:
+        add_family(facts, release, found.weights)
+    facts.add("you", **said)
+    if found.layout == "timm" and "epsilon" not in facts.values:
+        facts.add("timm, whose names it has", epsilon=1e-6)
+    facts.add("the code of such names", resize="bicubic" if found.layout == "timm" else "bicubic_plain")
+    return facts

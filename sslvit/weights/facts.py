@@ -1,0 +1,174 @@
+"""What weights compute and do not say: heads, GELU, epsilon, the images' mean and deviation, how positions are resized.
+
+Two models with the same names and shapes can be different functions: MoCo v3's ViT-S has 12 heads and DINO's 6,
+Google's code has the tanh GELU and the others' the exact one. So each fact comes from somewhere: from the shapes, from
+the config file beside the weights, from the release that the names give away, or from the user. None is guessed, and
+two that contradict each other stop the loading.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sslvit.errors import DataError
+from sslvit.vit import IMAGENET_MEAN, IMAGENET_STD
+
+HALF = (0.5, 0.5, 0.5)
+TI, S, B, L, H = (192, 12), (384, 12), (768, 12), (1024, 24), (1280, 32)
+
+
+class Family(NamedTuple):
+    """A release, or the code that all models with its names run in."""
+
+    heads: dict[tuple[int, int], int]  # by width and depth, of what was published
+    gelu: str = "exact"
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    resize: str = "bicubic_plain"  # see sslvit.weights.build
+    readout: str = "cls"
+    epsilon: float = 1e-6
+
+
+FAMILIES = {
+    # https://github.com/facebookresearch/deit, also version III. (512, 12) is its ViT-M.
+    "deit": Family({TI: 3, S: 6, (512, 12): 8, B: 12, L: 16, H: 16}),
+    # https://github.com/facebookresearch/moco-v3, vits.py. It resizes nothing itself: DeiT's code fine-tunes it.
+    "moco_v3": Family({S: 12, B: 12, L: 16, H: 16}),
+    "dino": Family({TI: 3, S: 6, B: 12}, resize="bicubic_offset"),  # https://github.com/facebookresearch/dino
+    "mae": Family({B: 12, L: 16, H: 16}),  # https://github.com/facebookresearch/mae
+    # https://github.com/facebookresearch/dinov2; its models with registers resize with antialias and no offset.
+    "dinov2": Family({S: 6, B: 12, L: 16, (1536, 40): 24}, resize="bicubic_offset"),
+    # Google's weights in timm (https://arxiv.org/abs/2106.10270), whose GELU is not the one they were trained with.
+    "augreg": Family({TI: 3, S: 6, B: 12, L: 16}, mean=HALF, std=HALF, resize="bicubic"),
+    "torchvision": Family({B: 12, L: 16, H: 16}, resize="bicubic_corners"),
+    # https://github.com/google-research/vision_transformer and big_vision: the shapes of its kernels say the heads.
+    "google": Family({}, gelu="tanh", mean=HALF, std=HALF, resize="bilinear_corners"),
+    "bit": Family({}, mean=HALF, std=HALF, readout="mean"),
+}
+NEEDED = ("heads", "gelu", "epsilon", "mean", "std", "resize")
+
+# timm's plain ViTs: what is in a name decides the heads, and all of these have the exact GELU and epsilon 1e-6.
+ARCHITECTURE = re.compile(
+    r"(?:(?:vit|deit|deit3)_(tiny|small|medium|base|large|huge)(?:_distilled)?_patch\d+(?:_reg4)?_(?:\d+|dinov2)"
+    r"|vit_(tiny|small|base|large)_r(?:26|50)?_s\d+(?:_p8)?_\d+)"
+)
+TIMM_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16}
+TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
+# Of timm's arguments, those that shapes and names tell anyway, those of training, and those of the head.
+TIMM_PLAIN = {
+    "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "init_values", "class_token", "reg_tokens",
+    "no_embed_class", "dynamic_img_size", "num_classes", "global_pool", "fc_norm", "final_norm", "drop_rate",
+    "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
+}  # fmt: skip
+TRANSFORMERS_GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+TRANSFORMERS = {"vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers"}
+
+
+class Facts:
+    """Each fact with where it is from; a second source may agree, and must not say something else."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.values, self.sources = name, {}, {}
+
+    def add(self, source: str, **facts: Any) -> None:
+        for fact, value in facts.items():
+            if value is None:
+                continue
+            value = value if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
+            if fact == "resize" and fact in self.values:
+                continue  # a habit of code, not of weights: timm resizes the positions of DeiT in its own way
+            if fact in self.values and self.values[fact] != value:
+                raise ValueError(
+                    f"{self.name}: {fact} is {self.values[fact]} by {self.sources[fact]}, and {value} by {source}. "
+                    "With the wrong one the weights would load, and compute something else"
+                )
+            self.values[fact] = value
+            self.sources.setdefault(fact, source)
+
+    def missing(self, needed: Sequence[str] = NEEDED) -> list[str]:
+        return [fact for fact in needed if fact not in self.values]
+
+    def require(self, weights: dict[str, Tensor]) -> None:
+        """What a ViT is made of beside its weights; else one sentence with all that is to be said."""
+        width, depth = weights["patch_embed.proj.weight"].shape[0], depth_of(weights)
+        if missing := self.missing():
+            known = {name: f.heads[width, depth] for name, f in FAMILIES.items() if (width, depth) in f.heads}
+            raise ValueError(
+                f"{self.name} (width {width}, depth {depth}): nothing in it says {', '.join(missing)}. Say them "
+                f"({', '.join(f'{name}=...' for name in missing)}), or say which release it is from, family= one of "
+                f"{', '.join(FAMILIES)}. Published heads of this size: {known or 'none'}"
+            )
+
+    def as_text(self) -> dict[str, str]:
+        return {fact: f"{value} ({self.sources[fact]})" for fact, value in self.values.items()}
+
+
+def add_family(facts: Facts, family: str, weights: dict[str, Tensor]) -> None:
+    chosen = FAMILIES[family]
+    if family == "bit":
+        facts.add("the bit release", mean=chosen.mean, std=chosen.std)
+        return
+    size = weights["patch_embed.proj.weight"].shape[0], depth_of(weights)
+    resize = "bicubic" if family == "dinov2" and "register_tokens" in weights else chosen.resize
+    told = {"gelu": chosen.gelu, "mean": chosen.mean, "std": chosen.std, "epsilon": chosen.epsilon, "resize": resize}
+    facts.add(f"the {family} release", heads=chosen.heads.get(size), **told)
+
+
+def depth_of(weights: dict[str, Tensor]) -> int:
+    return 1 + max((int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+
+
+def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
+    """The config.json of a timm model. Raises DataError for an architecture or option whose function is not known."""
+    name, arguments = str(config["architecture"]), config.get("model_args") or {}
+    found = re.fullmatch(r"resnetv2_\d+x\d+_bit(m?)()", name) if is_bit else ARCHITECTURE.fullmatch(name)
+    if found is None:
+        raise DataError(
+            f"{facts.name}: timm's architecture {name!r} is none of those whose function is known here. If you know it "
+            "to be a plain ViT, copy the file to where no config.json is, under another name, and say what it needs"
+        )
+    unknown = set(arguments) - TIMM_PLAIN - {"img_size", "num_heads", "act_layer", "pos_embed"}
+    if unknown or arguments.get("pos_embed", "learn") != "learn":
+        raise DataError(f"{facts.name}: its model_args have {sorted(unknown) or 'pos_embed'}, which is not known here")
+    act = arguments.get("act_layer") or "gelu"
+    if act not in TIMM_GELU:
+        raise DataError(f"{facts.name}: its act_layer {act!r} is none of {sorted(TIMM_GELU)}, which this ViT has")
+    cfg = config.get("pretrained_cfg") or {}
+    size = arguments.get("img_size") or (cfg.get("input_size") or [None])[1:]
+    facts.add(f"{name} in its config.json", mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
+    if not is_bit:
+        heads = arguments.get("num_heads") or TIMM_HEADS[found[1] or found[2]]
+        facts.add(f"{name} in its config.json", heads=heads, gelu=TIMM_GELU[act], epsilon=1e-6, resize="bicubic")
+
+
+def add_transformers_config(facts: Facts, config: dict[str, Any], preprocessor: dict[str, Any] | None) -> None:
+    kind, act = config.get("model_type"), config.get("hidden_act", "gelu")
+    if kind not in TRANSFORMERS:
+        raise DataError(f"{facts.name}: transformers' model_type {kind!r} is none of {sorted(TRANSFORMERS)}")
+    if act not in TRANSFORMERS_GELU:
+        raise DataError(f"{facts.name}: its hidden_act {act!r} is none of {sorted(TRANSFORMERS_GELU)}")
+    facts.add(
+        "its config.json",
+        heads=config.get("num_attention_heads"),
+        gelu=TRANSFORMERS_GELU[act],
+        epsilon=config.get("layer_norm_eps"),
+        image_size=pair(config.get("image_size")),
+        resize="bicubic" if kind == "dinov2_with_registers" else "bicubic_plain",
+    )
+    if preprocessor is not None:
+        if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+            raise DataError(f"{facts.name}: its preprocessor_config.json has a rescale_factor other than 1/255")
+        normal = preprocessor.get("do_normalize", True)
+        mean, std = (
+            (preprocessor.get("image_mean"), preprocessor.get("image_std")) if normal else ((0.0,) * 3, (1.0,) * 3)
+        )
+        facts.add("its preprocessor_config.json", mean=mean, std=std)
+
+
+def pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if not size:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -1,0 +1,158 @@
+"""Other people's files as named tensors. Nothing in a file is ever executed here, and sizes are looked at first.
+
+safetensors is read by its library, which checks the header. Of an .npz every header is compared with the size of its
+entry before an array is made. A .pth is a pickle: a child process with limits reads it and hands its tensors back.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sslvit.errors import DataError, NoInput
+
+MOST_BYTES, MOST_ENTRIES = 16 << 30, 100_000  # as in sslvit.unpickle
+LONGEST_CONFIG = 1 << 20
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
+
+
+class Contents(NamedTuple):
+    file: Path
+    parts: dict[str, dict[str, Tensor]]  # a state dict for each path of keys that leads to one; "" is the file itself
+    config: dict[str, Any] | None  # of the folder, if it is one that timm or transformers wrote
+    preprocessor: dict[str, Any] | None
+
+
+def read(path: str | Path, seconds: float = 600) -> Contents:
+    """A file, or a folder with config.json and model.safetensors or pytorch_model.bin. seconds: for a pickle."""
+    path = Path(path)
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
+    try:
+        if file.is_dir():
+            raise NoInput(f"{path} is a folder without {' or '.join(WEIGHTS)}, it has {sorted(os.listdir(path))[:10]}")
+        real = file.resolve(strict=True)  # the Hub's cache is made of links
+        if not real.is_file():  # to open a named pipe would wait for ever
+            raise DataError(f"{file} is not a regular file")
+        size = real.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
+        if file.suffix in PICKLES:
+            parts = _unpickled(file, real, seconds)
+        elif file.suffix == ".npz":
+            parts = {"": _arrays(file, real)}
+        elif file.suffix == ".safetensors":
+            parts = {"": load_file(real)}
+        else:
+            raise DataError(f"{file} is none of .safetensors, .npz, {', '.join(PICKLES)}")
+    except OSError as error:
+        raise NoInput(f"{file}: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{file} is not a whole safetensors file: {error}") from error
+    # What lies beside a file of any other name may belong to another model.
+    named = file.name in WEIGHTS
+    configs = (_json(file.with_name(n)) if named else None for n in ("config.json", "preprocessor_config.json"))
+    return Contents(file, parts, *configs)
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """config.json, if there is one."""
+    return _json(folder / "config.json")
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    if file.stat().st_size > LONGEST_CONFIG:
+        raise DataError(f"{file} has more than {LONGEST_CONFIG} bytes")
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{file} holds a {type(config).__name__}, not an object")
+    return config
+
+
+def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Tensor]]:
+    """By a child that may know nothing and, if it were taken over, find nothing; its file goes whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="sslvit-") as folder:
+        target, said = Path(folder) / "tensors.safetensors", Path(folder) / "said"
+        environment = {name: os.environ[name] for name in CHILD_HAS if name in os.environ}
+        with said.open("wb") as stream:
+            try:
+                child = subprocess.run(
+                    [sys.executable, "-W", "ignore", "-m", "sslvit.unpickle", str(real), str(target)],
+                    cwd=Path(__file__).parents[2],  # where -m finds sslvit, installed or not
+                    env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    timeout=seconds,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise DataError(f"{file} took longer than {seconds:g} seconds to read, and was given up") from error
+        if child.returncode:
+            raise DataError(f"{file} {_reason(said, child.returncode)}")
+        tensors = load_file(target)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        *path, last = json.loads(name)
+        parts.setdefault(".".join(path), {})[last] = tensor
+    return parts
+
+
+def _reason(said: Path, code: int) -> str:
+    with said.open("rb") as stream:
+        stream.seek(max(0, said.stat().st_size - 4096))
+        text = "".join(c if c.isprintable() else " " for c in stream.read().decode(errors="replace"))
+    if code < 0:
+        return f"was not read: its reader was stopped by signal {-code}"
+    if named := re.search(r"GLOBAL ([\w.]+\.[\w.]+)", text):
+        return (
+            f"asks for {named[1]}, which is no tensor and might run code: nothing of it was executed. If you trust "
+            "where it is from, save its tensors as safetensors there"
+        )
+    return f"is not a PyTorch file of tensors, or not a whole one: {text[:300].strip()}"
+
+
+def _arrays(file: Path, real: Path) -> dict[str, Tensor]:
+    try:
+        with zipfile.ZipFile(real) as archive:
+            entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > MOST_BYTES or len(entries) > MOST_ENTRIES:
+                raise ValueError(f"{len(entries)} entries of {size} bytes are more than {MOST_ENTRIES} of {MOST_BYTES}")
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{file} is not a whole .npz of numbers: {error}") from error
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{entry.filename} has version {version}")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+        if dtype.hasobject or dtype.kind not in "fiub":
+            raise ValueError(f"{entry.filename} holds {dtype}, not numbers")
+        if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
+            raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, and has {entry.file_size} bytes")
+    with archive.open(entry) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
