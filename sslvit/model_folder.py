@@ -17,6 +17,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from sslvit import __version__, durable
+from sslvit.blocks import EPSILON
 from sslvit.errors import CannotWrite, DataError
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
@@ -210,6 +211,8 @@ def _unknown_to_timm(backbone: ViT | BiT, readout: str, head: dict[str, Tensor])
         return "timm's hybrids have other constants in their norms"
     if config["position"] in ("learned_2d", "relative") or config["position_at"] != "stem":
         return f"timm has no position {config['position']} at {config['position_at']}"
+    if config["epsilon"] != EPSILON:
+        return "timm's configuration has no epsilon of norms"
     if config["final_norm"] == ("fc_norm.bias" in head):
         return "timm has one norm, before its pooling or after it"
     if "pre_logits.bias" in head:

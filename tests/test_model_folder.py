@@ -48,6 +48,7 @@ FOR_US = {
     "learned 2-D": {"position": "learned_2d"},
     "learned 2-D at every layer": {"position": "learned_2d", "position_at": "every_layer"},
     "relative": {"position": "relative", "position_at": "every_layer_shared"},
+    "another epsilon": {"epsilon": 1e-12},
     "every layer": {"position_at": "every_layer"},
     "every layer shared": {"position_at": "every_layer_shared"},
     "sin-cos at every layer": {"position": "sincos_mae", "position_at": "every_layer_shared"},
