@@ -101,10 +101,8 @@ def evaluations(config: Config, method: str, seed: int, model: Path, needs: tupl
         words = (*same, *data, *limits, "--no-random", *flags(out=out, cache=config.out / "features"))
         parts.append(Part(f"probe/{method}-{seed}/{name}", "probe", words, out / "numbers.json", needs, work=0.3))
     for fraction in config.fractions if config.finetune_steps else ():
-        out, name = (
-            config.out / "finetuned" / f"{method}-{seed}" / f"{fraction:g}",
-            f"finetune/{method}-{seed}/{fraction:g}",
-        )
+        name = f"finetune/{method}-{seed}/{fraction:g}"
+        out = config.out / "finetuned" / f"{method}-{seed}" / f"{fraction:g}"
         words = (*same, *sets["own"], *flags(fraction=fraction, seed=seed, out=out), "--resume")
         words += flags(steps=config.finetune_steps, batch_size=config.batch_size)
         parts.append(Part(name, "finetune", words, out / "test.json", needs, work=0.3))
@@ -126,7 +124,7 @@ def starts(config: Config) -> dict[int, Path]:
 def check_settings(config: Config) -> dict:
     """What is in the folder was made with these settings; only what adds parts may change."""
     now = {k: v for k, v in plain(asdict(config)).items() if k not in ("out", "jobs")}
-    file, grows = config.out / "compare.json", ("methods", "seeds", "fractions", "transfer")
+    file, grows = config.out / "compare.json", ("methods", "seeds", "transfer")
     if file.exists():
         before = json.loads(file.read_text())
         if changed := [k for k in now if k not in grows and now[k] != before.get(k)]:

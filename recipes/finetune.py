@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from sslvit import durable
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
 from sslvit.data.subset import Subset
@@ -70,7 +71,7 @@ def main() -> None:
         save_predictions(config.out / "predictions.parquet", found)
         draw_confusion(confusion(found.probabilities, found.labels), train.classes, config.out / "confusion.png")
         tested = numbers._asdict() | {"images": len(found.labels), "lr": rate, "held out": tried}
-        (config.out / "test.json").write_text(json.dumps(tested, indent=1) + "\n")
+        durable.replace(config.out / "test.json", [json.dumps(tested, indent=1).encode()])
     five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
     accelerator.print(
         f"test, {len(found.labels):,} images, lr {rate:g}, readout {readout}: top-1 {100 * numbers.top1:.2f} %, {five}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tyro
 
+from sslvit import durable
 from sslvit.config import ImagesConfig
 from sslvit.data.views import Plain
 from sslvit.distributed import start
@@ -102,8 +103,7 @@ def main() -> None:
     ):
         accelerator.print(sentence)
     if accelerator.is_main_process:
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
         accelerator.print(f"All digits, predictions and confusion matrices are in {config.out}")
 
 

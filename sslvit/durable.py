@@ -62,6 +62,18 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
     return {"size": size, "xxh3_128": digest.hexdigest()}
 
 
+def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Writes a file whole or not at all; an older one of its name is replaced."""
+    make_folder(path.parent)
+    place = temporary(path.parent, path.name)
+    try:
+        write(place / path.name, pieces)
+        (place / path.name).replace(path)
+        sync_folder(path.parent)
+    finally:
+        discard(place)
+
+
 def fingerprint(path: Path) -> dict[str, int | str]:
     """What `write` returned, from what can be read back."""
     digest, size = xxh3_128(), 0

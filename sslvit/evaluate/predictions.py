@@ -42,12 +42,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
     ).replace_schema_metadata({"about": json.dumps(about)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    durable.make_folder(path.parent)
-    temporary = durable.temporary(path.parent, path.name)
-    durable.write(temporary / path.name, [memoryview(sink.getvalue())])
-    (temporary / path.name).replace(path)
-    durable.sync_folder(path.parent)
-    temporary.rmdir()
+    durable.replace(path, [memoryview(sink.getvalue())])
 
 
 def load_predictions(path: Path) -> Predictions:
