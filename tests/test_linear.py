@@ -16,6 +16,7 @@ from sslvit import rng
 from sslvit.data.source import open_source
 from sslvit.data.views import Plain
 from sslvit.distributed import start
+from sslvit.evaluate import logistic
 from sslvit.evaluate.attentive import AttentiveHead, Settings, attentive_probe
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.linear import Head, probe, train_heads
@@ -25,6 +26,7 @@ from sslvit.evaluate.protocols import DINO_B, DINO_S, DINOV2, GRID, MAE, MOCO_V3
 from sslvit.evaluate.split import hold_out
 from sslvit.vit import ViT
 
+CROSS_ENTROPY = F.cross_entropy
 SMALL = Protocol(rates=(0.03, 0.3, 3.0), decays=(0.0, 0.01), batch_size=256, epochs=4)
 
 
@@ -195,6 +197,35 @@ def test_logistic_regression_is_scikit_learns(digits, c):
     torch.testing.assert_close(ours, torch.tensor(oracle.predict_proba(train.numpy())), rtol=0, atol=1e-3)
     accuracy = oracle.score(test.numpy(), test_labels.numpy())
     assert top(test @ weights + bias, test_labels) == pytest.approx(accuracy, abs=0.002)
+
+
+@pytest.mark.parametrize("whole", [0, 4096])
+def test_the_optimum_is_the_same_in_any_coordinates_and_from_any_start(digits, whole, monkeypatch):
+    train, labels = digits[0].double(), digits[1]
+    reference, _ = fit(train, labels, 0.1, tolerance=1e-8)
+    monkeypatch.setattr(logistic, "WHOLE", whole)
+    monkeypatch.setattr(logistic, "SAMPLE", 50)  # of which the curvature says little
+    start = torch.randn(2, train.shape[1], 10, generator=torch.Generator().manual_seed(0)).double()
+    weights, bias = fit(train, labels, 0.1, start=(start[0], start[1, 0]), tolerance=1e-8)
+    torch.testing.assert_close(weights, reference, rtol=0, atol=1e-5)
+    weights.requires_grad_()
+    loss = F.cross_entropy(train @ weights + bias, labels) + weights.square().sum() / (2 * 0.1 * len(train))
+    (gradient,) = torch.autograd.grad(loss, weights)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_the_curvature_at_the_first_weights_spares_most_steps(digits, monkeypatch):
+    train, labels = digits[0].double(), digits[1]
+    start, counts = fit(train, labels, 0.1), []
+    for whole in (0, 10**6):
+        monkeypatch.setattr(logistic, "WHOLE", whole)
+        seen = []
+        monkeypatch.setattr(
+            logistic.F, "cross_entropy", lambda *given, seen=seen: seen.append(1) or CROSS_ENTROPY(*given)
+        )
+        fit(train.repeat(4, 1), labels.repeat(4), 0.05, start=start, tolerance=1e-7)
+        counts.append(len(seen))
+    assert counts[1] < counts[0] / 3
 
 
 def test_logistic_regression_in_float32_scores_as_in_float64(digits):

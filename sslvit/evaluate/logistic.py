@@ -4,6 +4,8 @@ C is scikit-learn's: the loss is C times the summed cross-entropy, plus half the
 bias. DINOv2 chooses it from 45 values on a tenth of the training labels, DINO's low-shot numbers are of this kind too.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from sslvit.evaluate.metrics import check, top
 from sslvit.evaluate.split import hold_out
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))  # of DINOv2's range 10^-6 to 10^5
+WHOLE = 4096  # weights of which the whole curvature is looked at
+SAMPLE = 6000  # images that it is looked at on
 
 
 def fit(
@@ -31,36 +35,62 @@ def fit(
         raise ValueError(f"c {c} must be above 0")
     n, d = features.shape
     classes = classes or int(labels.max()) + 1
-    basis, scale = well_conditioned(features, classes, 1 / (c * n))
     mean = features.mean(0)
+    inputs = torch.cat([features - mean, features.new_ones(n, 1)], 1)
     weights, bias = start or (features.new_zeros(d, classes), features.new_zeros(classes))
-    inputs, first = (features - mean) @ basis, torch.linalg.solve(basis, weights).T  # k d: 3 times as fast as d k
-    parameters = [x.contiguous().clone().requires_grad_() for x in (first, bias + mean @ weights)]
+    first = torch.cat([weights, (bias + mean @ weights)[None]]).T.contiguous()
+    penalty = torch.cat([features.new_full((d,), 1 / (c * n)), features.new_zeros(1)])
+    back, point = whitened(inputs, first, penalty)
+    point = point.requires_grad_()
     # The mean, which is the sum up to a factor, keeps L-BFGS's first step and tolerances at the same scale for any n.
     # The tolerance is of the gradient's largest entry, as scikit-learn's 1e-4 is.
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=steps, tolerance_grad=tolerance, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [point], max_iter=steps, tolerance_grad=tolerance, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(inputs, *parameters), labels)
-        value = value + (scale * parameters[0]).square().sum() / (2 * c * n)
+        both = back(point)
+        value = F.cross_entropy(F.linear(inputs, both), labels) + (penalty * both.square()).sum() / 2
         value.backward()
         return value
 
     optimizer.step(loss)
-    weights, bias = (x.detach() for x in parameters)
-    weights = basis @ weights.T
-    return weights, bias - mean @ weights
+    weights, bias = back(point.detach()).T.split([d, 1])
+    return weights.contiguous(), bias[0] - mean @ weights
 
 
-def well_conditioned(features: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Coordinates d d of the weights in which the loss curves alike in all directions, and so L-BFGS needs few steps,
-    and their lengths d. They are orthogonal: the squared norm of the weights is the sum of squares, times lengths."""
-    curvature, directions = torch.linalg.eigh(torch.cov(features.T.double(), correction=0).view(features.shape[1], -1))
-    scale = (curvature.clamp(min=0) / classes + penalty).rsqrt()
-    return (directions * scale).to(features.dtype), scale.to(features.dtype)
+def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Coordinates in which the loss curves alike in all directions, so that L-BFGS needs few steps: the way back from
+    them to weights k d, and where the first weights are in them. n d, k d, d -> ..., k d
+
+    With several times more images than weights, by the curvature at the first weights, on a part of the images; else by
+    the features' covariance alone, which would be the curvature if all classes were alike. Any would reach the same
+    optimum.
+    """
+    n, (k, d) = len(inputs), first.shape
+    some = inputs[:: max(1, n // SAMPLE)]
+    if k * d > min(WHOLE, n // 4):
+        covariance = (some.T @ some).double() / (len(some) * k)
+        root = torch.linalg.cholesky(positive(covariance, penalty))
+        inverse = torch.linalg.solve_triangular(root, torch.eye(d).to(root), upper=False).to(inputs)
+        return lambda point: point @ inverse, first @ root.to(inputs)
+    chances = F.linear(some, first).softmax(-1)
+    curvature = torch.empty(k, d, k, d, dtype=torch.float64, device=inputs.device)
+    for a in range(k):
+        for b in range(a, k):
+            weight = chances[:, a] * (float(a == b) - chances[:, b])
+            curvature[a, :, b] = ((weight[:, None] * some).T @ some).double() / len(some)
+            curvature[b, :, a] = curvature[a, :, b].T
+    root = torch.linalg.cholesky(positive(curvature.view(k * d, k * d), penalty.repeat(k)))
+    inverse = torch.linalg.solve_triangular(root, torch.eye(k * d).to(root), upper=False).to(inputs)
+    return lambda point: (point @ inverse).view(k, d), first.flatten() @ root.to(inputs)
+
+
+def positive(curvature: Tensor, penalty: Tensor) -> Tensor:
+    """With the penalty's part; directions without any, such as one more bias for all classes, are given a little."""
+    least = 1e-5 * curvature.diagonal().mean()
+    return curvature + torch.diag(torch.where(penalty > 0, penalty.double().clamp(min=least), 1000 * least))
 
 
 def logistic_probe(
