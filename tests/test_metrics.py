@@ -158,7 +158,7 @@ def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
     found = leaks(thumbnails(named(seen)), thumbnails(named(test)))
     assert found.ids.tolist() == [200, 201, 202, 203]
     assert found.twins.tolist() == [17, 99, 250, 431]
-    assert found.similarity.min() > 0.99
+    assert found.similarity.min() > 0.998
     assert str(found) == "4 of 205 test images (1.95 %) have a near-duplicate in pretraining"
 
 
