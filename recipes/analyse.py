@@ -25,16 +25,14 @@ from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import CannotWrite, DataError, at_the_door
 from sslvit.evaluate.monitor import draw_ids
-from sslvit.model_folder import load_backbone
 from sslvit.vit import ViT
+from sslvit.weights.given import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(ImagesConfig):
+class Config(ModelConfig, ImagesConfig):
     """Look at a pretrained ViT's filters, positions and attention. No labels are needed."""
 
-    model: Path = Path("runs/mpp/model")
-    """The model folder of a run, or the run's."""
     out: Path = Path("runs/analysis")
     """A folder for analysis.json and the pictures; files of these names are replaced."""
     image_size: int = 0
@@ -86,7 +84,7 @@ def main() -> None:
     if config.images < 0 or config.shown < 1:
         raise ValueError(f"--images is {config.images} and --shown {config.shown}; they must be at least 0 and 1")
     accelerator = start(threads=config.threads)
-    pretrained = load_backbone(config.model)
+    pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
     size = (config.image_size, config.image_size) if config.image_size else pretrained.image_size

@@ -10,7 +10,6 @@ left, with its head, is a classifier to sslvit.model_folder.load_classifier and 
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
@@ -25,16 +24,14 @@ from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict
-from sslvit.model_folder import described, load_backbone
 from sslvit.show_views import show_views
+from sslvit.weights.given import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(FinetuneConfig, ImagesConfig):
+class Config(ModelConfig, FinetuneConfig, ImagesConfig):
     """Fine-tune a pretrained model, on labelled images with a train and a test split."""
 
-    model: Path = Path("runs/mpp/model")
-    """The model folder of a run, or the run's."""
     image_size: int = 0
     """0 takes the model's own; larger than it, positions are interpolated."""
     scratch: bool = False
@@ -44,9 +41,9 @@ class Config(FinetuneConfig, ImagesConfig):
 def main() -> None:
     config = choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol")
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
-    backbone, declared = load_backbone(config.model), described(config.model)["readout"]
+    backbone, written = config.open()
     size, readout = config.image_size or backbone.image_size, config.readout
-    readout = declared if readout == "declared" else readout
+    readout = written["readout"] if readout == "declared" else readout
     if config.scratch:
         backbone = type(backbone)(**(backbone.config | {"seed": config.seed}))
     like = {"image_size": size, "channels": backbone.channels}

@@ -32,15 +32,13 @@ from sslvit.evaluate.logistic import logistic
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
-from sslvit.model_folder import described, load_backbone
+from sslvit.weights.given import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(ImagesConfig):
+class Config(ModelConfig, ImagesConfig):
     """Probe a pretrained backbone, on labelled images with a train and a test split."""
 
-    model: Path = Path("runs/mpp/model")
-    """The model folder of a run."""
     image_size: int = 0
     """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
@@ -66,7 +64,8 @@ def trained(protocol: str, train: Tensor, labels: Tensor, test: Tensor, test_lab
 def main() -> None:
     config = tyro.cli(Config)
     accelerator = start(threads=config.threads)
-    pretrained, declared = load_backbone(config.model), described(config.model)["readout"]
+    pretrained, about = config.open()
+    declared = about["readout"]
     size = config.image_size or pretrained.image_size
     like = {"image_size": size, "channels": pretrained.channels}
     sources = [config.source(**like)]

@@ -28,16 +28,14 @@ from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
-from sslvit.model_folder import described, load_backbone
 from sslvit.vit import ViT
+from sslvit.weights.given import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(Protocols, ImagesConfig):
+class Config(ModelConfig, Protocols, ImagesConfig):
     """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
 
-    model: Path = Path("runs/mpp/model")
-    """The model folder of a run, or the run's."""
     out: Path = Path("runs/probe")
     """A folder for numbers, predictions and pictures; those of an older probe are replaced."""
     image_size: int = 0
@@ -58,7 +56,7 @@ class Config(Protocols, ImagesConfig):
 def main() -> None:
     config = tyro.cli(Config)
     accelerator = start(threads=config.threads)
-    pretrained, about = load_backbone(config.model), described(config.model)
+    pretrained, about = config.open()
     size = config.image_size or pretrained.image_size
     like = {"image_size": size, "channels": pretrained.channels}
     train = config.source(**like)

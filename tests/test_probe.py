@@ -7,19 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from tiny_run import DEFAULTS
 
 from sslvit.config import TrainConfig
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start
+from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.mpp import MPP
 from sslvit.train import pretrain
 from sslvit.vit import ViT
+from sslvit.weights.given import facts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+TABLE = (("train", 100), ("test", 31))
 SMALL = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 4, "heads": 2}
 
 
@@ -66,6 +72,44 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     # The second time nothing is extracted, and nothing is another number.
     assert printed("probe.py", capsys, monkeypatch, *words) == lines
     assert len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_without(tmp_path, capsys, monkeypatch):
+    theirs = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0).eval()
+    file = tmp_path / "theirs.safetensors"
+    save_file(theirs.state_dict(), file)
+    words = ["--model", str(file), "--data", write(tmp_path / "data.npz"), "--out", str(tmp_path / "probe")]
+    words += ["--cache", str(tmp_path / "kept")]
+    with pytest.raises(SystemExit):
+        printed("probe.py", capsys, monkeypatch, *words)
+    assert "nothing in it says heads, gelu, mean, std" in capsys.readouterr().err
+    words += ["--foreign", "heads=2", "gelu=exact", "mean=0.5,0.5,0.5", "std=.25,.25,.25"]
+    printed("probe.py", capsys, monkeypatch, *words)
+    found = json.loads((tmp_path / "probe" / "numbers.json").read_text())
+    assert {key.split("/")[1] for key in found} == {"cls", "mean", "both"}
+    x, y = (open_source(words[3], split=split, image_size=16).read(np.arange(n)) for split, n in TABLE)
+    with torch.no_grad():
+        a, b = (theirs((samples.pixels / 255 - 0.5) / 0.25) for samples in (x, y))
+    assert found["pretrained/cls"]["20-nn"] == knn(a, x.labels, b, y.labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("family=mae leave_head=True", {"family": "mae", "leave_head": True}),
+        ("heads=6 epsilon=1e-12 resize_to=14,20", {"heads": 6, "epsilon": 1e-12, "resize_to": (14, 20)}),
+        ("head=6", "none of family, part"),
+        ("heads=six", "'six' is no value for heads"),
+        ("leave_head=yes", "'yes' is no value for leave_head"),
+        ("gelu", "'' is no value for gelu"),
+    ],
+)
+def test_what_is_said_of_a_checkpoint_is_read_or_refused(words, found):
+    if isinstance(found, dict):
+        assert facts(tuple(words.split())) == found
+    else:
+        with pytest.raises(ValueError, match=found):
+            facts(tuple(words.split()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""A model by the command line: ours, or anybody's checkpoint with what its file does not say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+from sslvit.weights import open_backbone
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _numbers(kind: type) -> Any:
+    return lambda text: tuple(kind(one) for one in text.split(","))
+
+
+def _pixels(text: str) -> int | tuple[int, ...]:
+    return int(text) if text.isdecimal() else _numbers(int)(text)
+
+
+FACTS = {"family": str, "part": str, "gelu": str, "heads": int, "epsilon": float}
+FACTS |= {"mean": _numbers(float), "std": _numbers(float), "image_size": _pixels, "resize_to": _pixels}
+FACTS |= {"leave_head": _truth, "drop_distillation": _truth}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model: Path = Path("runs/mpp/model")
+    """The model folder of a run, or the run's; or a checkpoint of timm, torchvision, transformers, Google, MoCo v3,
+    DINO, MAE or DINOv2."""
+    foreign: tuple[str, ...] = ()
+    """What such a checkpoint does not say of itself, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5
+    std=.5,.5,.5; leave_head=true takes the backbone of a classifier."""
+
+    def open(self) -> tuple[ViT | BiT, dict[str, Any]]:
+        """The backbone, in evaluation mode, and what is said of it: at least its `readout`."""
+        return open_backbone(self.model, **facts(self.foreign))
+
+
+def facts(words: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in FACTS:
+            raise ValueError(f"--foreign {word}: {name!r} is none of {', '.join(FACTS)}")
+        try:
+            if not value:
+                raise ValueError
+            found[name] = FACTS[name](value)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"--foreign {word}: {value!r} is no value for {name}") from error
+    return found
