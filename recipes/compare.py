@@ -4,7 +4,8 @@
     python recipes/compare.py --data folder:/my/images --image_size 224 --model S/16 --methods mpp mae moco_v3 dino \
         --seeds 3 --epochs 100
 
-Each method is trained from the weights that scratch has, and all are read by the same protocols: nearest neighbours,
+Each method is trained from the weights that scratch has, on as many images, or --budget operations or seconds, as the
+first one. All are read by the same protocols: nearest neighbours,
 few-shot and linear on frozen features, and fine-tuning, with 1 %, 10 % and all of the labels. The report, with tables,
 curves and sentences about what the differences support, is in OUT/report.html and report.md, its numbers in
 results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A method may carry
@@ -15,6 +16,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -22,6 +24,7 @@ import tyro
 from sslvit import durable
 from sslvit.compare import Method, Part, work_on
 from sslvit.config import DataConfig, plain
+from sslvit.dry_run import MEASURED
 from sslvit.errors import at_the_door
 from sslvit.model_folder import save_backbone
 from sslvit.results import SCRATCH, as_markdown, as_page, collect
@@ -45,12 +48,19 @@ class Config(DataConfig):
     seeds: int = 1
     """How many, from 0."""
     epochs: float = 3
-    """Passes over the images in pretraining, the same for all."""
+    """Passes over the images in pretraining, of the first method."""
+    budget: Literal["images", "operations", "seconds"] = "images"
+    """What the others get as much of: the images of these passes, or the operations or the seconds that the first
+    method needs for them. Seconds are measured beforehand, one method at a time."""
     batch_size: int = 64
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the labels that are learned from."""
     finetune_steps: int = 150
     """Of fine-tuning, with each share of the labels; 0 leaves it out."""
+    finetune_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """Fine-tuning's learning rates, of which each method takes the best on held-out training labels."""
+    finetune_crop: float = 0.5
+    """The smallest crop in fine-tuning, as a share of the image."""
     held_out: tuple[int, ...] = ()
     """Classes, by number, of which pretraining sees no image; frozen features are then also read on these alone."""
     transfer: tuple[str, ...] = ()
@@ -70,19 +80,44 @@ def flags(**given: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def plan(config: Config, starts: dict[int, Path]) -> list[Part]:
-    """Everything that is to be done."""
+def pretraining(config: Config, method: Method, start: Path, out: Path, epochs: float, seed: int) -> tuple[str, ...]:
+    """The words of its recipe's command line."""
     labels = set(config.source(channels=config.channels).required_labels().tolist())
     seen = flags(only=sorted(labels - set(config.held_out))) if config.held_out else ()
-    long = flags(epochs=f"{config.epochs:g}", warmup_epochs=f"{config.epochs / 10:g}", batch_size=config.batch_size)
+    words = flags(data=config.data, image_size=config.image_size, threads=1, start=start, seed=seed, out=out)
+    long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 4:g}")
+    return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *seen, *method.words)
+
+
+def passes(config: Config, start: Path, devices: int) -> dict[str, float]:
+    """How long each method is trained, by the budget."""
+    methods = [Method(text) for text in config.methods]
+    if config.budget == "images":
+        return {method.folder: config.epochs for method in methods}
+    measures = []
+    for method in methods:
+        out = config.out / "measured" / method.folder
+        words = (*pretraining(config, method, start, out, config.epochs, 0), "--dry_run")
+        product = out.with_name(f"{out.name}-dry_run") / MEASURED
+        measures.append(Part(f"measure/{method.folder}", method.recipe, words, product))
+    work_on(measures, config.out, HERE, jobs=1, devices=devices)
+    key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
+    each = {m.folder: json.loads(part.product.read_text())[key] for m, part in zip(methods, measures, strict=True)}
+    if None in each.values():
+        raise ValueError(f"operations could not be counted: {each}. Take --budget images or seconds")
+    return {name: config.epochs * each[methods[0].folder] / one for name, one in each.items()}
+
+
+def plan(config: Config, starts: dict[int, Path], epochs: dict[str, float]) -> list[Part]:
+    """Everything that is to be done."""
     parts: list[Part] = []
     for seed, start in starts.items():
         models = {SCRATCH: (start, ())}
         for method in map(Method, config.methods):
             run, name = config.out / "runs" / f"{method.folder}-{seed}", f"pretrain/{method.folder}-{seed}"
-            words = flags(data=config.data, image_size=config.image_size, threads=1, start=start, seed=seed, out=run)
-            words += ("--resume", "--preset", "small", *long, *seen, *method.words)
-            parts.append(Part(name, method.recipe, words, run / "model" / "config.json", work=WORK[method.recipe]))
+            words = pretraining(config, method, start, run, epochs[method.folder], seed)
+            work = WORK[method.recipe] * epochs[method.folder] / config.epochs
+            parts.append(Part(name, method.recipe, words, run / "model" / "README.md", work=work))
             models[method.folder] = (run, (name,))
         for method, (model, needs) in models.items():
             parts += evaluations(config, method, seed, model, needs)
@@ -104,7 +139,8 @@ def evaluations(config: Config, method: str, seed: int, model: Path, needs: tupl
         name = f"finetune/{method}-{seed}/{fraction:g}"
         out = config.out / "finetuned" / f"{method}-{seed}" / f"{fraction:g}"
         words = (*same, *sets["own"], *flags(fraction=fraction, seed=seed, out=out), "--resume")
-        words += flags(steps=config.finetune_steps, batch_size=config.batch_size)
+        words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
+        words += flags(smallest_crop=config.finetune_crop)
         parts.append(Part(name, "finetune", words, out / "test.json", needs, work=0.3))
     return parts
 
@@ -143,21 +179,17 @@ def main() -> None:
             raise ValueError(f"--methods {method.text}: {method.recipe!r} is none of {recipes}")
     settings = check_settings(config)
     models = starts(config)
-    parts = plan(config, models)
     gpus = torch.cuda.device_count()
+    parts = plan(config, models, passes(config, models[0], gpus))
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
     methods = {SCRATCH: SCRATCH} | {method.folder: method.text for method in map(Method, config.methods)}
     folders = {f"{SCRATCH}-{seed}": start for seed, start in models.items()}
     folders |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods if m != SCRATCH for s in models}
     results = {"data": config.data, "settings": settings} | collect(config.out, methods, list(models), folders)
-    pictures = {
-        f"{text}: {kind}": config.out / "runs" / f"{folder}-0" / "pictures" / f"{kind}.png"
-        for folder, text in methods.items()
-        for kind in ("views", "reconstructions")
-    }
+    runs = {text: config.out / "runs" / f"{folder}-0" for folder, text in methods.items() if text != SCRATCH}
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (config.out / "report.html").write_text(as_page(results, pictures, [part.command() for part in parts]))
+    (config.out / "report.html").write_text(as_page(results, runs, [part.command() for part in parts]))
     (config.out / "report.md").write_text(as_markdown(results))
     print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")
 

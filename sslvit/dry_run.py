@@ -4,6 +4,7 @@ It looks at the data, draws the views, takes a few steps, writes a checkpoint an
 run will take. What it leaves lies in a folder beside the run's, OUT-dry_run, never in the run's own.
 """
 
+import json
 import math
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 
 from sslvit import checkpoint, durable, optim
 from sslvit.config import TrainConfig
-from sslvit.cost import peak_memory
+from sslvit.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.data.bad import BadImages
 from sslvit.data.loader import Views, load
 from sslvit.data.samples import Images
@@ -27,6 +28,7 @@ from sslvit.resume import training_tensors
 from sslvit.show_views import show_views
 from sslvit.train import gradients, look, row_of, set_rates
 
+MEASURED = "measured.json"
 TIMED, REPEATED = 6, 20  # steps whose time is taken, after one that is not; steps on one batch
 
 
@@ -45,6 +47,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
         look(row, min(objective.backbone.image_size), config, accelerator)
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
     objective.to(accelerator.device).train()
+    operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
     groups = optim.parameter_groups(
         objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
     )
@@ -82,10 +85,13 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     spread = f"{min(seconds[1 : 1 + TIMED]):.2f} to {max(seconds[1 : 1 + TIMED]):.2f}"
     say(f"a step      {step_seconds:.2f} s ({spread}), {config.batch_size / step_seconds:,.0f} images a second")
     say(f"the run     {steps:,} steps, about {duration(steps * step_seconds)} without evaluations")
+    say("operations  " + ("not counted, for lack of memory" if operations is None else f"{operations:.2e} an image"))
     say(f"memory      {peak_memory(accelerator.device) / 2**20:,.0f} MiB at most so far, of each process")
     verdict = "it learns" if losses[-1] < losses[0] else "WARNING: it does not fall; is the rate right?"
     say(f"one batch   {REPEATED} times: the loss went from {losses[0]:.4f} to {losses[-1]:.4f}: {verdict}")
     if accelerator.is_main_process:
+        measured = {"seconds_per_image": step_seconds / config.batch_size, "flops_per_image": operations}
+        durable.replace(folder / MEASURED, [json.dumps(measured).encode()])
         say(saved_and_read(objective, optimizer, folder, config.keep))
     say(f"Nothing was trained. Pictures and this look at the data are in {folder}")
     return True

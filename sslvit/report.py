@@ -30,6 +30,7 @@ CAPTIONS = {
     "filters.png": "Principal components of the patch filters.",
     "positions.png": "How alike the positions' embeddings are: each tile is one patch against all.",
 }
+INSIDE = ("attention.png", "filters.png", "positions.png", "distances.svg")
 
 
 def finish(
@@ -119,19 +120,35 @@ def write_report(folder: Path) -> None:
     (folder / "model" / "README.md").write_text(as_card(run))
 
 
+def curves(run: Run) -> str:
+    evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in run.row(-1) if "eval/" in name]
+    monitor = [line for line in evaluated if line.name.startswith(run.model["readout"]) and len(line.x) > 2]
+    return page.columns(
+        page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The loss that is trained on."),
+        page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy while training."),
+    )
+
+
+def pictures(run: Run) -> dict[str, str]:
+    folder, small = run.folder / "pictures", run.config["image_size"] < 100
+    shown = {name: page.picture(folder / name, caption, small=small) for name, caption in CAPTIONS.items()}
+    if (folder / "distances.svg").exists():
+        distances = (folder / "distances.svg").read_text()
+        shown["distances.svg"] = page.chart(distances, "Mean attention distance of each head, by layer.")
+    return shown
+
+
+def files(run: Run) -> list[str]:
+    names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
+    found = {name: run.folder / file for name, file in names.items() if (run.folder / file).exists()}
+    return [page.folded(name, page.code(file.read_text())) for name, file in found.items()]
+
+
 def as_page(run: Run) -> str:
     names = [name for name in run.lines[-1] if isinstance(run.lines[-1][name], float) and not name.startswith("eval/")]
     others = [name for name in names if name not in ("loss", "epoch", "seconds")]
-    evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in run.row(-1) if "eval/" in name]
-    monitor = [line for line in evaluated if line.name.startswith(run.model["readout"]) and len(line.x) > 2]
-    pictures = {name: run.folder / "pictures" / name for name in CAPTIONS}
-    distances = run.folder / "pictures" / "distances.svg"
-    small = run.config["image_size"] < 100
-    shown = {name: page.picture(file, CAPTIONS[name], small=small) for name, file in pictures.items()}
-    inside = [shown[name] for name in ("attention.png", "filters.png", "positions.png")]
-    if distances.exists():
-        inside.append(page.chart(distances.read_text(), "Mean attention distance of each head, by layer."))
-    files = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
+    shown = pictures(run)
+    inside = [shown[name] for name in INSIDE if name in shown]
     return page.page(
         f"{run.model['objective']} on {run.model['data']}",
         [
@@ -139,14 +156,9 @@ def as_page(run: Run) -> str:
             page.table(*run.table()) if run.evaluations else page.paragraph("Nothing was evaluated."),
             page.paragraph(f"* the readout that the objective declares ({run.model['readout']})", "faint"),
             page.heading("Training"),
-            page.columns(
-                page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The loss that is trained on."),
-                page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy while training."),
-            ),
+            curves(run),
             page.heading("What it sees and makes of it"),
-            shown["views.png"],
-            shown["reconstructions.png"],
-            shown["neighbours.png"],
+            *(picture for name, picture in shown.items() if name not in INSIDE),
             page.folded("Inside the model", *inside),
             page.heading("Cost"),
             page.table(*run.costs()),
@@ -154,11 +166,7 @@ def as_page(run: Run) -> str:
                 "Other curves",
                 page.columns(*(page.chart(line_chart([run.curve(n)], x="step", y=n), n) for n in others)),
             ),
-            *(
-                page.folded(name, page.code((run.folder / file).read_text()))
-                for name, file in files.items()
-                if (run.folder / file).exists()
-            ),
+            *files(run),
         ],
     )
 

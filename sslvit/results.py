@@ -12,7 +12,7 @@ from sslvit.charts import Line, line_chart
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.records import duration
-from sslvit.report import markdown_table
+from sslvit.report import Run, curves, files, markdown_table, pictures
 from sslvit.statistics import Difference, difference, over_seeds, sentence
 
 SCRATCH = "scratch"
@@ -112,7 +112,7 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
 
 
-def curves(results: dict[str, Any], kind: str) -> str:
+def by_share(results: dict[str, Any], kind: str) -> str:
     """Accuracy over the share of the labels, with the interval over seeds where there are several."""
     columns = [name for name in results["values"] if name.startswith(kind)]
     shares = [float(name.removeprefix(kind).removesuffix("%")) for name in columns]
@@ -137,7 +137,12 @@ def notes(results: dict[str, Any]) -> list[str]:
     return [*texts, "Intervals are not widened for the number of pairs that are compared."]
 
 
-def as_page(results: dict[str, Any], pictures: dict[str, Path], commands: list[str]) -> str:
+def one_run(name: str, run: Run) -> str:
+    return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *files(run))
+
+
+def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
+    """runs: of each method, the run of the first seed."""
     tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
     own = [name for name in results["values"] if name not in tuned and ": " not in name]
     other = [name for name in results["values"] if ": " in name]
@@ -150,7 +155,7 @@ def as_page(results: dict[str, Any], pictures: dict[str, Path], commands: list[s
             page.bullets(about),
             page.heading("Fine-tuned") if tuned else "",
             page.table(*accuracy_table(results, tuned)) if tuned else "",
-            page.columns(*(page.chart(curves(results, kind), caption) for kind, caption in kinds.items())),
+            page.columns(*(page.chart(by_share(results, kind), caption) for kind, caption in kinds.items())),
             page.heading("Frozen features"),
             page.table(*accuracy_table(results, own)),
             *([page.heading("Other images"), page.table(*accuracy_table(results, other))] if other else []),
@@ -158,9 +163,8 @@ def as_page(results: dict[str, Any], pictures: dict[str, Path], commands: list[s
             page.heading("Cost"),
             page.table(*cost_table(results)),
             page.folded("What every difference supports", *(page.bullets(sentences(results, name)) for name in tuned)),
-            page.folded(
-                "Views and reconstructions", *(page.picture(p, name, small=True) for name, p in pictures.items())
-            ),
+            page.heading("How each was trained") if runs else "",
+            *(one_run(name, Run(folder)) for name, folder in runs.items()),
             page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
             page.folded("Commands", page.code("\n".join(commands))),
         ],
