@@ -69,7 +69,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
     if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
         raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
-    context.set_forkserver_preload(["torch", "sslvit.train", "sslvit.finetune", "tyro"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
     display, running, failed = Display(parts), {}, {}
     free = list(range(jobs))
     while True:
