@@ -14,16 +14,15 @@ flags of its recipe: mpp:target=pixels,corrupt=0.15. Run in full only on a few h
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 
-from sslvit import durable
-from sslvit.compare import Method, Part, work_on
-from sslvit.config import DataConfig, plain
+from sslvit.compare import Method, Part, check_settings, flags, work_on
+from sslvit.config import DataConfig
 from sslvit.dry_run import MEASURED
 from sslvit.errors import at_the_door
 from sslvit.model_folder import save_backbone
@@ -70,14 +69,6 @@ class Config(DataConfig):
     limit_test: int = 5_000
     jobs: int = 0
     """Parts at a time: by default one for each GPU, or for each core."""
-
-
-def flags(**given: object) -> tuple[str, ...]:
-    """A command line's words: threads=1 as --threads 1, a sequence as several values."""
-    words = []
-    for name, value in given.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    return tuple(words)
 
 
 def pretraining(config: Config, method: Method, start: Path, out: Path, epochs: float, seed: int) -> tuple[str, ...]:
@@ -157,27 +148,15 @@ def starts(config: Config) -> dict[int, Path]:
     return made
 
 
-def check_settings(config: Config) -> dict:
-    """What is in the folder was made with these settings; only what adds parts may change."""
-    now = {k: v for k, v in plain(asdict(config)).items() if k not in ("out", "jobs")}
-    file, grows = config.out / "compare.json", ("methods", "seeds", "transfer")
-    if file.exists():
-        before = json.loads(file.read_text())
-        if changed := [k for k in now if k not in grows and now[k] != before.get(k)]:
-            was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
-            raise ValueError(f"{config.out} holds a comparison with other settings: {was}. Give them, or another --out")
-    durable.make_folder(config.out)
-    file.write_text(json.dumps(now, indent=1) + "\n")
-    return now
-
-
 def main() -> None:
     config = tyro.cli(Config)
     recipes = sorted(WORK)
     for method in map(Method, config.methods):
         if method.recipe not in WORK:
             raise ValueError(f"--methods {method.text}: {method.recipe!r} is none of {recipes}")
-    settings = check_settings(config)
+    settings = check_settings(
+        config, config.out / "compare.json", free=("out", "jobs"), grows=("methods", "seeds", "transfer")
+    )
     models = starts(config)
     gpus = torch.cuda.device_count()
     parts = plan(config, models, passes(config, models[0], gpus))

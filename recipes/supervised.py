@@ -48,7 +48,9 @@ class Config(TrainConfig, DataConfig):
     model: str = "S/16"
     """A ViT by width and patch size, a hybrid (R50+B/16), or a BiT ResNet (R50x1; R20x0.5 for small images)."""
     class_token: bool = False
-    position: Literal["sincos_big_vision", "learned_1d"] = "sincos_big_vision"
+    position: Literal["sincos_big_vision", "learned_1d", "learned_2d", "relative", "none"] = "sincos_big_vision"
+    position_at: Literal["stem", "every_layer", "every_layer_shared"] = "stem"
+    """Where positions are added."""
     tanh: bool = False
     """A hidden layer with tanh in the head, as wide as the backbone."""
     dropout: float = 0.0
@@ -83,7 +85,7 @@ def main() -> None:
     given = {"image_size": size, "channels": source.channels}
     start_of = {"seed": seed, "mean": (0.5,) * source.channels, "std": (0.5,) * source.channels}
     if "/" in config.model:
-        start_of |= {name: getattr(config, name) for name in ("class_token", "position", "dropout")}
+        start_of |= {name: getattr(config, name) for name in ("class_token", "position", "position_at", "dropout")}
         start_of |= {"gelu": "tanh", "init": "jax"}
     kind = ViT if "/" in config.model else BiT
     backbone = start_from(config.start, **given) or kind.variant(config.model, **given, **start_of)

@@ -6,6 +6,7 @@ end depends on the parts alone, and not on who did them when.
 """
 
 import fcntl
+import json
 import multiprocessing
 import os
 import runpy
@@ -15,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sslvit import durable
+from sslvit.config import configuration
 from sslvit.errors import Stop
 from sslvit.records import duration
 
@@ -61,6 +64,28 @@ class Method:
 
 class PartFailed(Stop):
     """A part ended with an error, which is in its log."""
+
+
+def flags(**given: object) -> tuple[str, ...]:
+    """A command line's words: threads=1 as --threads 1, a sequence as several values."""
+    words = []
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return tuple(words)
+
+
+def check_settings(config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What is in the folder was made with these settings, which are returned; only what adds parts, in `grows`, may
+    change, and what decides nothing, in `free`."""
+    now = {name: value for name, value in configuration(config).items() if name not in free}
+    if file.exists():
+        before = json.loads(file.read_text())
+        if changed := [k for k in now if k not in grows and now[k] != before.get(k)]:
+            was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
+            raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
+    durable.make_folder(file.parent)
+    durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
+    return now
 
 
 def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sslvit import rng
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
@@ -65,6 +66,8 @@ class DataConfig(ImagesConfig):
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
     webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
+    images: int = 0
+    """Only so many random ones of the training images; the smaller of two such parts is within the larger."""
     epoch_images: int = 0
     """Of a stream: how many images count as one pass, because nobody knows how many there are."""
     eval_data: str = ""
@@ -77,13 +80,22 @@ class DataConfig(ImagesConfig):
         if kind == "stream":
             given = self.reading(channels=self.channels or 3)
             size, _ = given.pop("image_size"), given.pop("follow_links")
-            if self.only:
-                raise ValueError(f"--only {self.only} is not for streams: their labels are not known beforehand")
+            if self.only or self.images:
+                given = f"--only {self.only}" if self.only else f"--images {self.images}"
+                raise ValueError(f"{given} is not for streams: what is in them is not known beforehand")
             given["canvas"] = given["canvas"] or room(size)
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
             raise ValueError(f"--epoch_images is for streams: a pass over {self.data} is all its images")
-        return self.source(channels=self.channels)
+        return self.some_of(self.source(channels=self.channels))
+
+    def some_of(self, found: Source) -> Source:
+        if not self.images:
+            return found
+        if not 0 < self.images <= len(found):
+            raise ValueError(f"--images {self.images:,}: {found.name} has {len(found):,}")
+        order = rng.permutation(rng.key(0, "images"), len(found)).numpy()
+        return Subset(found, np.sort(order[: self.images]))
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,14 @@ def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> 
     return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def alone(svg: str) -> str:
+    """A chart as a file of its own, on white."""
+    style = "text { font: 12px system-ui, sans-serif } .grid { stroke: #d0d7de } .axis { stroke: #1b1f24 }"
+    box = '<rect width="100%" height="100%" fill="#fff"/>'
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{box}{rest}\n' if svg else ""
+
+
 def chart(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" if svg else ""
 

@@ -156,9 +156,10 @@ class ViT(nn.Module):
 
     @classmethod
     def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "ViT":
-        """By the papers' names: "S/16", "R50+B/16"."""
-        size, _, patch_size = name.rpartition("/")
-        hybrid, size, patch_size = HYBRIDS.get(name, (None, size, patch_size))
+        """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"."""
+        stem, _, rest = name.rpartition("+")
+        size, _, patch_size = rest.rpartition("/")
+        hybrid, size, patch_size = HYBRIDS.get(name, (stem or None, size, patch_size))
         if size not in VARIANTS or not str(patch_size).isdecimal():
             raise ValueError(
                 f"no variant {name!r}: it is one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"

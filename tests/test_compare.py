@@ -2,16 +2,19 @@
 
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sslvit.compare import Method, Part, PartFailed, work_on
+from sslvit.compare import Method, Part, PartFailed, check_settings, work_on
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
 import os, sys, time
 from pathlib import Path
@@ -104,3 +107,73 @@ def test_a_method_carries_flags_of_its_recipe():
     assert (method.recipe, method.words) == ("mpp", ("--target", "pixels", "--corrupt", "0.15"))
     assert method.folder == "mpp-target-pixels-corrupt-0.15"
     assert Method("moco_v3").words == ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: str = "somewhere"
+    methods: tuple[str, ...] = ("mpp",)
+    epochs: float = 3
+
+
+def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path):
+    def check(**given) -> dict:
+        return check_settings(Settings(**given), tmp_path / "x" / "settings.json", free=("out",), grows=("methods",))
+
+    assert check() == {"methods": ["mpp"], "epochs": 3}
+    assert check(out="elsewhere", methods=("mpp", "mae")) == {"methods": ["mpp", "mae"], "epochs": 3}
+    with pytest.raises(ValueError, match=r"epochs was 3, is now 4\. Give them, or another --out"):
+        check(epochs=4)
+
+
+def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets_by_what_was_measured(tmp_path):
+    recipe = runpy.run_path(str(RECIPES / "compare.py"), run_name="imported")
+    methods = ("supervised", "moco_v3", "mpp:target=pixels")
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": methods, "held_out": (3, 5), "fractions": (0.1,)}
+    config = recipe["Config"](**given, budget="operations", epochs=6)
+    for method, flops in zip(("supervised", "moco_v3", "mpp-target-pixels"), (100, 300, 50), strict=True):
+        file = tmp_path / "measured" / f"{method}-dry_run" / "measured.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(f'{{"flops_per_image": {flops}, "seconds_per_image": 1}}')
+    epochs = recipe["passes"](config, tmp_path / "start", 0)
+    assert epochs == {"supervised": 6, "moco_v3": 2, "mpp-target-pixels": 12}
+    parts = {part.name: part for part in recipe["plan"](config, {0: tmp_path / "start"}, epochs)}
+    trained = parts["pretrain/mpp-target-pixels-0"].command()
+    assert "--only 0 1 2 4 6 7 8 9 10 11" in trained
+    assert "--epochs 12 --warmup_epochs 1.2" in trained
+    assert trained.endswith("--target pixels")
+    assert "--only" not in parts["probe/moco_v3-0/own"].command()
+    assert "--only 3 5" in parts["probe/moco_v3-0/classes held out"].command()
+    assert "--only" not in parts["finetune/scratch-0/0.1"].command()
+    assert parts["finetune/moco_v3-0/0.1"].needs == ("pretrain/moco_v3-0",)
+    assert parts["probe/scratch-0/own"].needs == ()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_not(tmp_path):
+    words = ["--data", "shapes:n=300", "--model", "mu/8", "--methods", "supervised", "mpp", "--epochs", "1"]
+    words += ["--fractions", "0.1", "1", "--finetune_steps", "4", "--limit_train", "200", "--limit_test", "100"]
+    words += ["--batch_size", "32", "--jobs", "2"]
+
+    def begun(out: Path) -> subprocess.Popen:
+        command = [sys.executable, str(RECIPES / "compare.py"), *words, "--out", str(out)]
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+
+    assert begun(tmp_path / "whole").wait() == 0
+    kills = 0
+    draw = random.Random(0)
+    while kills < 10:
+        process = begun(tmp_path / "killed")
+        try:
+            process.wait(draw.uniform(4, 20))
+            break  # it was done before its tenth kill
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    print(f"{kills} kills")
+    assert kills >= 5
+    assert begun(tmp_path / "killed").wait() == 0
+    whole, killed = ((tmp_path / name / "report.md").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
