@@ -37,6 +37,7 @@ from sslvit.resume import Progress, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
+OVERFLOWS = 40  # halve fp16's first scale, 65,536, to less than 1e-7
 PATIENCE = 3  # non-finite steps in a row, or failed saves in a row, before a run stops
 
 
@@ -145,7 +146,7 @@ def train(
     if evaluate and now.step == 0:
         log.write(0, evaluate(objective.backbone))
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
-    asked, bad, failed, clock = stop_signals(), 0, 0, time.perf_counter()
+    asked, bad, overflows, failed, clock = stop_signals(), 0, 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
@@ -157,10 +158,15 @@ def train(
         stop = values.pop("stop") > 0
         if values.pop("too many") > 0:
             raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
+        for parameter in objective.held(progress):
+            parameter.grad = None
         if math.isfinite(values["loss"]) and (math.isfinite(values["gradient_norm"]) or accelerator.scaler):
-            prepared.step()  # under fp16 the scaler itself skips a step whose gradients overflowed
-            objective.after_step((step + 1) / steps)
-            bad = 0
+            prepared.step()
+            if prepared.step_was_skipped:  # by fp16's scaler: its scale was too large for the gradients, and is halved
+                overflows += 1
+            else:
+                objective.after_step((step + 1) / steps)
+                bad = overflows = 0
         else:
             bad += 1
             facts = values | {"precision": accelerator.mixed_precision, "seed": config.seed}
@@ -172,6 +178,11 @@ def train(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
                 f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
                 "steps is in its bad_steps. Try a smaller --lr or --clip 1"
+            )
+        if overflows == OVERFLOWS:
+            raise Diverged(
+                f"gradients overflowed at {OVERFLOWS} steps in a row, up to step {step}, at any scale of fp16. They "
+                f"changed no weight; the checkpoints in {config.out} are good. Try --precision bf16, or no"
             )
         verdict = now.watch.update(values)
         if verdict and config.stop_on_collapse:

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_run import DEFAULTS, source
+from tiny_run import STEPS as STEPS_OF_RUN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sslvit import optim, rng
+from sslvit import checkpoint, optim, rng
+from sslvit.config import TrainConfig
+from sslvit.data.views import DINO as Crops
+from sslvit.distributed import start
 from sslvit.objectives.dino import DINO, Head, cross_entropy_of_pairs
 from sslvit.objectives.objective import Batch
+from sslvit.train import pretrain
 from sslvit.vit import ViT
 
 SIZES = {"outputs": 40, "hidden": 32, "bottleneck": 16}
@@ -234,6 +240,27 @@ def test_the_last_layer_is_held_at_first_and_the_optimizer_passes_over_it():
             assert (p in optimizer.state) == (step == 2)
     assert optimizer.state[last["weight_v"]]["step"] == 1
     assert optimizer.state[objective.student_head.mlp[4].weight]["step"] == 3
+
+
+def test_the_loop_holds_the_last_layer_and_then_lets_it_go(tmp_path):
+    def run(epochs_held: float) -> tuple[DINO, Tensor]:
+        objective = small_dino(norm_last_layer=False, freeze_last_layer=epochs_held / DEFAULTS["epochs"])
+        before = objective.student_head.weight_v.detach().clone()
+        views = Crops(16, 8, 2)
+        config = TrainConfig(out=tmp_path / f"{epochs_held}", **DEFAULTS)
+        pretrain(objective, source(), views, config, start(threads=1))
+        return objective, before
+
+    objective, before = run(DEFAULTS["epochs"])
+    assert torch.equal(objective.student_head.weight_v, before)
+    saved = checkpoint.latest(tmp_path / f"{DEFAULTS['epochs']}" / "checkpoints").tensors
+    moments = [name for name in saved if name.startswith("optimizer.")]
+    assert moments
+    assert not any("student_head.weight" in name for name in moments)
+    objective, before = run(DEFAULTS["epochs"] / 2)
+    assert not torch.equal(objective.student_head.weight_v, before)
+    saved = checkpoint.latest(tmp_path / f"{DEFAULTS['epochs'] / 2}" / "checkpoints").tensors
+    assert saved["optimizer.student_head.weight_v.step"] == STEPS_OF_RUN // 2
 
 
 def test_each_size_is_forwarded_once_and_the_teacher_sees_the_large_crops_alone():

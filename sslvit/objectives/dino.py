@@ -151,8 +151,8 @@ class DINO(Objective):
         return schedule.linear(progress / self.temperature_warmup, start, end) if self.temperature_warmup else end
 
     def held(self, progress: float) -> list[nn.Parameter]:
-        """The last layer at first. Its gradient is computed like any other, so that processes agree on what to average;
-        as the loop drops it then, the optimizer passes over this layer: moments, step count and decay stay as well."""
+        """The last layer at first. Its gradient is computed like any other, so that processes agree on what to average.
+        Since the loop drops it then, the optimizer passes over this layer: moments, step count and decay stay too."""
         return [self.student_head.weight_v, self.student_head.weight_g] if progress < self.freeze_last_layer else []
 
     def see(self, progress: float, logits: Tensor) -> None:

@@ -34,5 +34,9 @@ class Objective(nn.Module, ABC):
         Nothing, for one that predicts no images."""
         return ()
 
+    def held(self, progress: float) -> list[nn.Parameter]:
+        """What is not moved at this progress: the loop drops its gradients, so the optimizer passes over it."""
+        return []
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""
