@@ -107,7 +107,7 @@ def plan(config: Config, starts: dict[int, Path], epochs: dict[str, float]) -> l
         for method in map(Method, config.methods):
             run, name = config.out / "runs" / f"{method.folder}-{seed}", f"pretrain/{method.folder}-{seed}"
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
-            work = WORK[method.recipe] * epochs[method.folder] / config.epochs
+            work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
             parts.append(Part(name, method.recipe, words, run / "model" / "README.md", work=work))
             models[method.folder] = (run, (name,))
         for method, (model, needs) in models.items():
@@ -150,10 +150,11 @@ def starts(config: Config) -> dict[int, Path]:
 
 def main() -> None:
     config = tyro.cli(Config)
-    recipes = sorted(WORK)
     for method in map(Method, config.methods):
-        if method.recipe not in WORK:
-            raise ValueError(f"--methods {method.text}: {method.recipe!r} is none of {recipes}")
+        if not (HERE / f"{method.recipe}.py").exists():
+            raise ValueError(f"--methods {method.text}: there is no recipe {HERE / method.recipe}.py")
+    if len(config.held_out) == 1:
+        raise ValueError(f"--held_out {config.held_out[0]}: one class alone leaves nothing to tell apart; hold out two")
     settings = check_settings(
         config, config.out / "compare.json", free=("out", "jobs"), grows=("methods", "seeds", "transfer")
     )

@@ -58,6 +58,7 @@ class Config(TrainConfig, DataConfig):
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     temperature_epochs: float = 30
     momentum: float = 0.996
+    centre_momentum: float = 0.9
     held_epochs: float = 1
     drop_path: float = 0.1
     base_lr: float = 5e-4
@@ -90,7 +91,7 @@ def main() -> None:
     start_of = {"init": config.init, "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
     backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
-    names = ("norm_last_layer", "teacher_temperature", "momentum", "drop_path", "seed")
+    names = ("norm_last_layer", "teacher_temperature", "momentum", "centre_momentum", "drop_path", "seed")
     options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}

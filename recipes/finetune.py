@@ -23,7 +23,7 @@ from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict
+from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict, settled
 from sslvit.show_views import show_views
 from sslvit.weights.given import ModelConfig
 
@@ -39,7 +39,7 @@ class Config(ModelConfig, FinetuneConfig, ImagesConfig):
 
 
 def main() -> None:
-    config = choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol")
+    config = settled(choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol"))
     accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
     backbone, written = config.open()
     size, readout = config.image_size or backbone.image_size, config.readout

@@ -96,12 +96,16 @@ def main() -> None:
         f"Shots: mean ± deviation of {config.draws} draws.\n"
         "linear: logistic regression on this share of the labels, C chosen on a held-out tenth of them."
     )
-    for sentence in filter(
-        None, [*map(left_out, (x, y), (train, test)), leaks_of_run(config.model, config.seen, test, ids[1], config)]
-    ):
+    for sentence in filter(None, map(left_out, (x, y), (train, test))):
         accelerator.print(sentence)
     if accelerator.is_main_process:
         durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
+        sentence, leaks = leaks_of_run(config.model, config.seen, test, ids[1])
+        accelerator.print(sentence)
+        if leaks:
+            rows = {"test ids": leaks.ids.tolist(), "seen ids": leaks.twins.tolist()}
+            rows |= {"similarity": leaks.similarity.tolist(), "looked at": leaks.total}
+            durable.replace(config.out / "leaks.json", [json.dumps(rows).encode()])
         accelerator.print(f"All digits, predictions and confusion matrices are in {config.out}")
 
 

@@ -6,7 +6,8 @@
 
 plain (https://arxiv.org/abs/2205.01580): ImageNet, 90 epochs at batch 1024, Adam at 1e-3, 10k steps of warm-up, then
 a cosine; decay .1 of kernels alone (its code's 1e-4 is not multiplied by the rate); clipped to 1. Mean patch, fixed
-positions, a linear head; inception crops, flips, RandAugment(2, 10), mixup of .2. Not yet run.
+positions, a linear head (its code has a hidden layer too: --tanh); inception crops, flips, RandAugment(2, 10), mixup
+of .2. Not yet run.
 vit (https://arxiv.org/abs/2010.11929, table 3): 300 epochs at batch 4096, 3e-3 with 10k steps of warm-up, decay .3,
 dropout .1, clipped to 1; tanh in the head; crops and flips. Its label smoothing is not stated: 0 here. Not yet run.
 --preset small is for thousands of images of 28 to 64 px: 1e-3 at batch 64. By 20-nn on 5,000 held-out training images

@@ -20,6 +20,9 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     named = make_dataclass("Named", [(by, str, field(default=first))])
     name = getattr(tyro.cli(named, return_unknown_args=True, add_help=False)[0], by)
     config = tyro.cli(type(presets[first]), default=presets.get(name, presets[first]), args=sys.argv[1:])
+    preset = presets.get(name, presets[first])
+    if config.base_lr != preset.base_lr and config.lr:
+        raise ValueError(f"--base_lr {config.base_lr:g} has no effect beside --lr {config.lr:g}: give --lr 0 with it")
     config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
     config.check()
     return config

@@ -10,6 +10,8 @@ modern (https://arxiv.org/abs/2111.06377, its released B): AdamW, layer decay, d
 erasing, smoothing. The mean patch has a fresh norm in the place of the pretrained one. Its head starts at N(0, 2e-5),
 ours at 0; mixup and cutmix draw once a pair, not once a batch.
 
+A rate that is given is taken instead of choosing one, and epochs that are given instead of steps.
+
 Nothing here that trains or chooses is given a test set.
 """
 
@@ -81,9 +83,31 @@ class FinetuneConfig(TrainConfig):
 
 _AUGMENTED = {"smallest_crop": 0.08, "randaugment": True, "erase": 0.25, "drop_path": 0.1}
 _AUGMENTED |= {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
-_ADAMW = {"optimizer": "adamw", "lr": 2e-3, "final_lr": 1e-6, "weight_decay": 0.05, "layer_decay": 0.65, "clip": 0.0}
+_ADAMW = {
+    "optimizer": "adamw",
+    "lr": 0.0,
+    "base_lr": 5e-4,
+    "final_lr": 1e-6,
+    "weight_decay": 0.05,
+    "layer_decay": 0.65,
+    "clip": 0.0,
+}
 _LENGTH = {"rates": (), "steps": 0, "epochs": 100, "warmup_epochs": 5, "batch_size": 1024}
 PROTOCOLS = {"vit": FinetuneConfig(), "modern": FinetuneConfig(protocol="modern", **_AUGMENTED, **_ADAMW, **_LENGTH)}
+
+
+def settled(config: FinetuneConfig) -> FinetuneConfig:
+    """Without the protocol's rates if a rate was given, and without its steps if epochs were; both is an error."""
+    protocol = PROTOCOLS[config.protocol]
+    if config.rates and config.lr != protocol.lr:
+        if config.rates != protocol.rates:
+            raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
+        config = replace(config, rates=())
+    if config.steps and (config.epochs, config.warmup_epochs) != (protocol.epochs, protocol.warmup_epochs):
+        if config.steps != protocol.steps or config.epochs == protocol.epochs:
+            raise ValueError("--steps sets epochs and their warm-up itself: give --epochs, with --steps 0")
+        config = replace(config, steps=0)
+    return config
 
 
 def finetune(

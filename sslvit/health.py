@@ -18,6 +18,7 @@ random weights feature_std is 0.8 for the built-in shapes and 0.2 for small digi
 soon collapses are caught, and that healthy runs raise no alarm.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -84,7 +85,7 @@ RULES = (
         lambda first: min(3.0, 0.75 * first),
         "the teacher gives nearly all images the same few outputs",
         "Centring keeps an output from winning everywhere, and it did not keep up with the teacher",
-        "Start again with a lower centre momentum, a momentum nearer 1, or a larger batch, from which the centre comes",
+        "Start again with a lower --centre_momentum, a --momentum nearer 1, or a larger batch, which makes the centre",
     ),
     Rule(
         "teacher_information",
@@ -119,6 +120,8 @@ class Watch:
             if rule.metric not in metrics:
                 continue
             value = metrics[rule.metric]
+            if not math.isfinite(value):  # the loop's concern; as a first value it would leave nothing to compare with
+                continue
             first = self.first.setdefault(rule.metric, value)
             limit = rule.limit(first)
             self.below[rule.metric] = self.below.get(rule.metric, 0) + 1 if value < limit else 0

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from sslvit import page
 from sslvit.charts import Line, line_chart
-from sslvit.config import TrainConfig
+from sslvit.config import TrainConfig, configuration
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
 from sslvit.evaluate.monitor import table
@@ -42,7 +42,7 @@ def finish(
     accelerator: Accelerator,
 ) -> None:
     """The end of a recipe that trains: what was learned, in the terminal and in the run's folder."""
-    accelerator.print(table(evaluations, readout=objective.readout))
+    accelerator.print(table(evaluations, objective.readout, beginning(configuration(config))))
     if accelerator.is_main_process:
         try:
             draw_pictures(config, objective, source, views, accelerator)
@@ -50,6 +50,10 @@ def finish(
         except OSError as error:  # the model is there; a full disk must not make a failure of the run
             log.warning("the report was not written: %s", error)
     accelerator.print(f"The model is in {config.out / 'model'}, a report in {config.out / 'report.html'}")
+
+
+def beginning(config: dict[str, Any]) -> str:
+    return "given start" if config.get("start") else "random start"
 
 
 class Run:
@@ -92,7 +96,7 @@ class Run:
             _, readout, protocol = name.split("/")
             mark = " *" if readout == self.model["readout"] else ""
             rows.append([f"{protocol} of {readout}{mark}", f"{100 * first[name]:.1f}", f"{100 * last[name]:.1f}"])
-        return ["accuracy, %", "random start", "trained"], rows
+        return ["accuracy, %", beginning(self.config), "trained"], rows
 
     def costs(self) -> tuple[list[str], list[list[str]]]:
         cost = self.cost

@@ -160,13 +160,14 @@ def train(
             raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
         for parameter in objective.held(progress):
             parameter.grad = None
-        if math.isfinite(values["loss"]) and (math.isfinite(values["gradient_norm"]) or accelerator.scaler):
+        finite = math.isfinite(values["gradient_norm"])
+        if math.isfinite(values["loss"]) and (finite or accelerator.scaler):
             prepared.step()
-            if prepared.step_was_skipped:  # by fp16's scaler: its scale was too large for the gradients, and is halved
-                overflows += 1
-            else:
+            if finite:
                 objective.after_step((step + 1) / steps)
                 bad = overflows = 0
+            else:  # fp16's scaler has skipped the step, since its scale was too large, and halved it
+                overflows += 1
         else:
             bad += 1
             facts = values | {"precision": accelerator.mixed_precision, "seed": config.seed}
@@ -177,7 +178,7 @@ def train(
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
                 f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
-                "steps is in its bad_steps. Try a smaller --lr or --clip 1"
+                "steps is in its bad_steps, for sslvit.bad_steps.replay. Try a smaller --lr or --clip 1"
             )
         if overflows == OVERFLOWS:
             raise Diverged(

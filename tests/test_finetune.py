@@ -27,7 +27,17 @@ from sslvit.distributed import start
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.evaluate.split import hold_out
-from sslvit.finetune import PROTOCOLS, choose_rate, chosen_part, classifier, finetune, lengthened, predict, prepare
+from sslvit.finetune import (
+    PROTOCOLS,
+    choose_rate,
+    chosen_part,
+    classifier,
+    finetune,
+    lengthened,
+    predict,
+    prepare,
+    settled,
+)
 from sslvit.model_folder import load_backbone, load_classifier, save_backbone
 from sslvit.optim import parameter_groups
 from sslvit.readout import logits, read
@@ -201,6 +211,19 @@ def write_npz(file: Path, test_seed: int) -> None:
     arrays = {"train_images": draw.integers(0, 256, (40, 32, 32, 3), np.uint8), "train_labels": np.arange(40) % 4}
     arrays |= {"test_images": other.integers(0, 256, (12, 32, 32, 3), np.uint8)}
     np.savez(file, **arrays, test_labels=other.permutation(np.arange(12) % 4))
+
+
+def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refused():
+    vit, modern = PROTOCOLS["vit"], PROTOCOLS["modern"]
+    assert settled(vit) == vit
+    assert settled(modern) == modern
+    assert settled(replace(vit, lr=0.5)).rates == ()
+    assert settled(replace(vit, epochs=3)).steps == 0
+    assert settled(replace(vit, rates=(0.5,))).rates == (0.5,)
+    assert settled(replace(vit, rates=(), lr=0.5)).lr == 0.5
+    for both in ({"lr": 0.5, "rates": (0.1, 0.2)}, {"steps": 7, "epochs": 3}, {"warmup_epochs": 3}):
+        with pytest.raises(ValueError, match=r"give"):
+            settled(replace(vit, **both))
 
 
 def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_all_training_images(

@@ -213,6 +213,10 @@ def test_a_watch_goes_on_from_its_numbers():
     again = Watch(**json.loads(json.dumps(asdict(watch))))
     assert again.update({"feature_std": 0.01}) is not None
     assert Watch().update({"feature_std": 0.01}) is None
+    blind = Watch()  # a first step, or one between, that is not finite hides no collapse
+    metrics = [math.nan, 0.3, *[0.0] * (PATIENCE - 1), math.inf, 0.0]
+    verdicts = [blind.update({"feature_std": value}) for value in metrics]
+    assert [verdict is None for verdict in verdicts] == [True] * (len(metrics) - 1) + [False]
 
 
 def test_a_limit_follows_the_runs_own_start_and_a_number_that_is_none_is_not_judged():

@@ -96,12 +96,20 @@ def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_wit
 @pytest.mark.parametrize(
     ("words", "found"),
     [
+        ("image_size=16 mean=0,-1,.5", {"image_size": (16, 16), "mean": (0.0, -1.0, 0.5)}),
         ("family=mae leave_head=True", {"family": "mae", "leave_head": True}),
         ("heads=6 epsilon=1e-12 resize_to=14,20", {"heads": 6, "epsilon": 1e-12, "resize_to": (14, 20)}),
         ("head=6", "none of family, part"),
         ("heads=six", "'six' is no value for heads"),
         ("leave_head=yes", "'yes' is no value for leave_head"),
         ("gelu", "'' is no value for gelu"),
+        ("heads=0", "'0' is no value for heads"),
+        ("heads=2 heads=1", "heads is said twice"),
+        ("epsilon=-1", "'-1' is no value"),
+        ("std=0,0,0", "'0,0,0' is no value"),
+        ("mean=nan,1,1", "'nan,1,1' is no value"),
+        ("image_size=-4", "'-4' is no value"),
+        ("image_size=16,16,3", "'16,16,3' is no value"),
     ],
 )
 def test_what_is_said_of_a_checkpoint_is_read_or_refused(words, found):

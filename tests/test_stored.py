@@ -5,9 +5,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
+from sslvit.data.source import ArraySource, open_source
 from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.evaluate.stored import stored
@@ -57,6 +58,35 @@ def test_whatever_they_depend_on_gives_them_another_name(given):
         given["backbone"].blocks[1].mlp.fc1.bias[3] += 1e-6
     stored(**given)
     assert len(entries(given)) == 6
+
+
+def test_labels_are_the_sources_and_not_what_they_were(given):
+    stored(**given)
+    pixels, labels = given["source"].pixels, np.arange(6)[::-1].copy()
+    other = ArraySource(pixels, name="noise", fingerprint="0", labels=Labels(labels, None, ""))
+    assert stored(**(given | {"source": other})).labels.tolist() == [5, 4, 3, 2, 1, 0]
+    assert len(entries(given)) == 1
+
+
+def test_files_that_were_rewritten_or_are_decoded_otherwise_give_other_features(given, tmp_path):
+    def write(name: str, value: int) -> None:
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / "set" / name, "BMP")
+
+    def features(**options) -> torch.Tensor:
+        source = open_source(f"folder:{tmp_path / 'set'}", image_size=16, **options)
+        return stored(**(given | {"source": source})).by_readout["cls"]
+
+    (tmp_path / "set").mkdir()
+    for name, value in (("1.bmp", 10), ("2.bmp", 200)):
+        write(name, value)
+    first = features()
+    write("1.bmp", 90)  # as many bytes, the same name
+    os.utime(tmp_path / "set" / "1.bmp", ns=(1, 1))
+    assert not torch.equal(features()[0], first[0])
+    count = len(entries(given))
+    features(canvas=8)
+    features(max_pixels=300)
+    assert len(entries(given)) == count + 2
 
 
 def test_how_they_are_computed_gives_them_no_other_name(given):

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
@@ -22,6 +23,7 @@ from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import DataError, Diverged
+from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.train import due, pretrain
 
@@ -156,6 +158,37 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
     done = launch([sys.executable, str(HERE / "kill_campaign.py"), str(kills), str(seed), str(folder)])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def scaled(monkeypatch) -> Accelerator:
+    """With fp16's scaler, on a CPU."""
+    accelerator = start(threads=1)
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu"))
+    return accelerator
+
+
+def overflowing(at: set[int]) -> MPP:
+    """Of whose gradients one overflows at these steps."""
+    run, calls = objective(), []
+    run.backbone.norm.weight.register_hook(lambda g: calls.append(1) or (g / 0 if len(calls) - 1 in at else g))
+    return run
+
+
+def test_a_step_that_fp16s_scaler_skips_moves_no_teacher(tmp_path, scaled, monkeypatch):
+    moved, run = [], overflowing(at={0, 1, 5})
+    monkeypatch.setattr(type(run), "after_step", lambda self, progress: moved.append(round(progress * STEPS)))
+    pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+    assert moved == [step for step in range(1, STEPS + 1) if step not in (1, 2, 6)]
+    assert all(p.isfinite().all() for p in run.parameters())
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, scaled, monkeypatch):
+    monkeypatch.setattr("sslvit.train.OVERFLOWS", 5)
+    run, before = overflowing(at=set(range(STEPS))), objective()
+    with pytest.raises(Diverged, match="gradients overflowed at 5 steps in a row, up to step 4"):
+        pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+    assert all(torch.equal(a, b) for a, b in zip(run.parameters(), before.parameters(), strict=True))
 
 
 def test_twenty_kills_at_random_moments_end_bit_identical(tmp_path):

@@ -50,7 +50,7 @@ def decoded_bytes(source: Source) -> int:
 def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] = say) -> Source:
     """The same images from the cache, decoded now if they are not there. Where that cannot be done (no room, or the
     images turn out to differ in size) the source itself, and a line that says why."""
-    wanted = json.dumps([FORMAT, source.store.version, source.channels, source.canvas, source.max_pixels])
+    wanted = json.dumps([FORMAT, source.version])
     folder = cache_root() / hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Images that are decoded as they are read: in the loader's workers, at reduced size, onto a canvas of one size."""
 
+import json
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +45,10 @@ class EncodedSource(Source):
 
     def __len__(self) -> int:
         return len(self.store)
+
+    @property
+    def version(self) -> str:
+        return json.dumps([self.store.version, self.channels, self.canvas, self.max_pixels])
 
     def image(self, id: int) -> torch.Tensor:
         """One image, or BadImage: c h w"""

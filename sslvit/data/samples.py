@@ -61,6 +61,11 @@ class Source(Images):
 
     fingerprint: str  # changes when the set does
 
+    @property
+    def version(self) -> str:
+        """Changes also when only the pixels may be others: files that were written anew, or are decoded otherwise."""
+        return self.fingerprint
+
     @abstractmethod
     def read(self, ids: np.ndarray) -> Samples: ...
 
@@ -124,6 +129,10 @@ class ArraySource(Source):
     def __getstate__(self) -> dict:
         # A mapped array would be pickled as its whole content. What it was decoded from is nothing to a worker.
         return self.__dict__ | {"_array": None, "decoded_from": None}
+
+    @property
+    def version(self) -> str:
+        return self.decoded_from.version if self.decoded_from else self.fingerprint
 
     @property
     def pixels(self) -> np.ndarray:

@@ -20,6 +20,10 @@ class Subset(Source):
         self.labels, self.classes = None if inner.labels is None else inner.labels[self.rows], inner.classes
         self.fingerprint = f"{inner.fingerprint}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"
 
+    @property
+    def version(self) -> str:
+        return f"{self.inner.version}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"
+
     def __len__(self) -> int:
         return len(self.rows)
 

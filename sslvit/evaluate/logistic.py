@@ -4,6 +4,7 @@ C is scikit-learn's: the loss is C times the summed cross-entropy, plus half the
 bias. DINOv2 chooses it from 45 values on a tenth of the training labels, DINO's low-shot numbers are of this kind too.
 """
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,7 @@ from sslvit.evaluate.linear import Head
 from sslvit.evaluate.metrics import check, top
 from sslvit.evaluate.split import hold_out
 
+log = logging.getLogger(__name__)
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))  # of DINOv2's range 10^-6 to 10^5
 WHOLE = 4096  # weights of which the whole curvature is looked at
 SAMPLE = 6000  # images that it is looked at on
@@ -43,7 +45,7 @@ def fit(
     back, point = whitened(inputs, first, penalty)
     point = point.requires_grad_()
     # The mean, which is the sum up to a factor, keeps L-BFGS's first step and tolerances at the same scale for any n.
-    # The tolerance is of the gradient's largest entry, as scikit-learn's 1e-4 is.
+    # The tolerance is of the largest entry of the gradient by these coordinates.
     optimizer = torch.optim.LBFGS(
         [point], max_iter=steps, tolerance_grad=tolerance, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -56,6 +58,8 @@ def fit(
         return value
 
     optimizer.step(loss)
+    if optimizer.state[point]["func_evals"] >= steps:
+        log.warning("logistic regression with C %g is not at its optimum after %d steps", c, steps)
     weights, bias = back(point.detach()).T.split([d, 1])
     return weights.contiguous(), bias[0] - mean @ weights
 
@@ -69,28 +73,36 @@ def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[
     optimum.
     """
     n, (k, d) = len(inputs), first.shape
-    some = inputs[:: max(1, n // SAMPLE)]
+    some = inputs[:: max(1, n // SAMPLE)].double()
     if k * d > min(WHOLE, n // 4):
-        covariance = (some.T @ some).double() / (len(some) * k)
-        root = torch.linalg.cholesky(positive(covariance, penalty))
-        inverse = torch.linalg.solve_triangular(root, torch.eye(d).to(root), upper=False).to(inputs)
-        return lambda point: point @ inverse, first @ root.to(inputs)
-    chances = F.linear(some, first).softmax(-1)
+        root, inverse = (each.to(inputs) for each in root_of(some.T @ some / (len(some) * k), penalty))
+        return lambda point: point @ inverse, first @ root
+    chances = F.linear(some, first.double()).softmax(-1)
     curvature = torch.empty(k, d, k, d, dtype=torch.float64, device=inputs.device)
     for a in range(k):
         for b in range(a, k):
             weight = chances[:, a] * (float(a == b) - chances[:, b])
-            curvature[a, :, b] = ((weight[:, None] * some).T @ some).double() / len(some)
-            curvature[b, :, a] = curvature[a, :, b].T
-    root = torch.linalg.cholesky(positive(curvature.view(k * d, k * d), penalty.repeat(k)))
-    inverse = torch.linalg.solve_triangular(root, torch.eye(k * d).to(root), upper=False).to(inputs)
-    return lambda point: (point @ inverse).view(k, d), first.flatten() @ root.to(inputs)
+            curvature[a, :, b] = (weight[:, None] * some).T @ some / len(some)
+            if a != b:
+                curvature[b, :, a] = curvature[a, :, b].T
+    root, inverse = (each.to(inputs) for each in root_of(curvature.view(k * d, k * d), penalty.repeat(k)))
+    return lambda point: (point @ inverse).view(k, d), first.flatten() @ root
 
 
-def positive(curvature: Tensor, penalty: Tensor) -> Tensor:
-    """With the penalty's part; directions without any, such as one more bias for all classes, are given a little."""
-    least = 1e-5 * curvature.diagonal().mean()
-    return curvature + torch.diag(torch.where(penalty > 0, penalty.double().clamp(min=least), 1000 * least))
+def root_of(curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """The Cholesky root of the curvature with the penalty's part, and its inverse. Directions that have next to none,
+    such as one more bias for all classes, are given a little: more where rounding asks for it."""
+    own = curvature.diagonal().clone()
+    for share in 10.0 ** torch.arange(-5, 1):
+        least = share * own.mean()
+        biases = torch.maximum(1000 * least, penalty.max().double())
+        curvature.diagonal().copy_(own + torch.where(penalty > 0, penalty.double().clamp(min=least), biases))
+        root, failed = torch.linalg.cholesky_ex(curvature)
+        if not failed:
+            break
+    else:
+        raise ValueError("these features have no curvature that can be worked with: are they finite?")
+    return root, torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
 
 
 def logistic_probe(

@@ -100,12 +100,12 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
     return Monitor(train, test, config.image_size, accelerator)
 
 
-def table(evaluations: list[dict[str, Any]], readout: str) -> str:
-    """Random start against pretrained, for each readout; the objective's own is marked."""
+def table(evaluations: list[dict[str, Any]], readout: str, start: str = "random start") -> str:
+    """The start against the end, for each readout; the objective's own is marked."""
     if not evaluations:
         return "Nothing was evaluated."
     first, last = evaluations[0], evaluations[-1]
-    lines = [f"accuracy, %                  random start   after {last['step']:,} steps"]
+    lines = [f"{'accuracy, %':<28}{start:>13}   after {last['step']:,} steps"]
     for name in (name for name in last if name.startswith("eval/")):
         _, read, protocol = name.split("/")
         mark = " *" if read == readout else ""

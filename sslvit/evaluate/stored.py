@@ -1,10 +1,11 @@
 """Features kept in a folder, under a name that is a hash of all that they depend on.
 
-Of the weights and the configuration of the backbone, of the data's fingerprint and the ids, of the view, the readouts,
-the kind of device and the version of the package. So nothing is ever out of date: what has changed has another name.
-A damaged file is noticed by its hash, and made again.
+Of the weights and the configuration of the backbone, of the data's files and how they are decoded, the ids, the view,
+the readouts, the kind of device and the version of the package. So nothing is ever out of date: what has changed has
+another name. (Files are told apart by size and time: whoever rewrites one and sets its clock back is not noticed.)
+Labels are not kept: they are the source's. A damaged file is noticed by its hash, and made again.
 
-    <hash>/features.safetensors    by readout, with labels and ids
+    <hash>/features.safetensors    by readout, with ids
            about.json              its size and hash, and in words what it holds
 """
 
@@ -27,6 +28,7 @@ from sslvit.data.views import Plain
 from sslvit.evaluate.features import Features, extract
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # another one whenever the same backbone and images give other features
 FILE, ABOUT, LONGEST_ABOUT = "features.safetensors", "about.json", 1 << 20
 
 
@@ -45,17 +47,17 @@ def stored(
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     readouts = tuple(readouts or backbone.readouts)
     about = {
-        "version": __version__,
+        "version": [__version__, FORMAT],
         "weights": weights_hash(backbone),
         "backbone": [type(backbone).__name__, backbone.config],
-        "data": [source.name, source.fingerprint],
+        "data": [source.name, source.version],
         "ids": xxh3_128(ids.astype(np.int64).tobytes()).hexdigest(),
         "view": repr(view),
         "readouts": readouts,
         "device": accelerator.device.type,
     }
     place = folder / xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    found = _read(place, readouts)
+    found = _read(place, readouts, source)
     # All processes read, or all extract: extraction is a collective.
     if distributed.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
         return found
@@ -72,12 +74,14 @@ def weights_hash(backbone: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(place: Path, readouts: tuple[str, ...]) -> Features | None:
+def _read(place: Path, readouts: tuple[str, ...], source: Source) -> Features | None:
     try:
         written = json.loads(durable.read(place / ABOUT, longest=LONGEST_ABOUT))["file"]
         tensors = load_safetensors(durable.read(place / FILE, written=written))
         by_readout = {readout: tensors[f"readout {readout}"] for readout in readouts}
-        return Features(by_readout, tensors.get("labels"), tensors["ids"], tensors["unreadable"])
+        ids = tensors["ids"]
+        labels = None if source.labels is None else torch.from_numpy(source.labels[ids.numpy()])
+        return Features(by_readout, labels, ids, tensors["unreadable"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -88,8 +92,6 @@ def _read(place: Path, readouts: tuple[str, ...]) -> Features | None:
 def _write(place: Path, features: Features, about: dict[str, Any]) -> None:
     tensors = {f"readout {readout}": values for readout, values in features.by_readout.items()}
     tensors |= {"ids": features.ids, "unreadable": features.unreadable}
-    if features.labels is not None:
-        tensors["labels"] = features.labels
     durable.make_folder(place.parent)
     temporary = durable.temporary(place.parent, place.name)
     try:

@@ -1,5 +1,6 @@
 """A model by the command line: ours, or anybody's checkpoint with what its file does not say."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,36 @@ def _truth(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def _numbers(kind: type) -> Any:
-    return lambda text: tuple(kind(one) for one in text.split(","))
+def _above_zero(kind: type) -> Any:
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    return read
 
 
-def _pixels(text: str) -> int | tuple[int, ...]:
-    return int(text) if text.isdecimal() else _numbers(int)(text)
+def _several(read: Any) -> Any:
+    return lambda text: tuple(read(one) for one in text.split(","))
 
 
-FACTS = {"family": str, "part": str, "gelu": str, "heads": int, "epsilon": float}
-FACTS |= {"mean": _numbers(float), "std": _numbers(float), "image_size": _pixels, "resize_to": _pixels}
+def _any(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _pixels(text: str) -> tuple[int, ...]:
+    sides = _several(_above_zero(int))(text)
+    if len(sides) > 2:
+        raise ValueError
+    return sides * 2 if len(sides) == 1 else sides
+
+
+FACTS = {"family": str, "part": str, "gelu": str, "heads": _above_zero(int), "epsilon": _above_zero(float)}
+FACTS |= {"mean": _several(_any), "std": _several(_above_zero(float)), "image_size": _pixels, "resize_to": _pixels}
 FACTS |= {"leave_head": _truth, "drop_distillation": _truth}
 
 
@@ -46,6 +67,8 @@ def facts(words: tuple[str, ...]) -> dict[str, Any]:
         name, _, value = word.partition("=")
         if name not in FACTS:
             raise ValueError(f"--foreign {word}: {name!r} is none of {', '.join(FACTS)}")
+        if name in found:
+            raise ValueError(f"--foreign {word}: {name} is said twice")
         try:
             if not value:
                 raise ValueError
