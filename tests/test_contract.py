@@ -5,13 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sslvit import rng
+from sslvit.config import TrainConfig
+from sslvit.data.labels import Labels
+from sslvit.data.source import ArraySource
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.errors import DataError
 from sslvit.masking import random_order
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
@@ -19,6 +27,8 @@ from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.supervised import Supervised
+from sslvit.resnet import BiT
+from sslvit.train import pretrain
 from sslvit.vit import ViT
 
 STEPS = 20
@@ -29,6 +39,10 @@ WHOLE = 32  # images of a batch over all of them. With 8, MoCo v3's batch norm m
 def vit(seed: int, **changes) -> ViT:
     sizes = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
     return ViT(**(sizes | {"seed": seed, "drop_path": 0.2} | changes))
+
+
+def bit(seed: int) -> BiT:
+    return BiT(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=16, seed=seed)
 
 
 class Case(NamedTuple):
@@ -48,6 +62,8 @@ OBJECTIVES = {
     "moco_v3-in-parts": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, parts=2), views=(16, 16)),
     "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
+    "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
+    "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
 }
 EXAMPLE = (Path(__file__).parent.parent / "README.md").read_text().split("<!-- worked example -->\n```python\n")[1]
 EXAMPLE = EXAMPLE.split("```")[0]
@@ -94,11 +110,48 @@ def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[
     for step, batch in enumerate(batches):
         loss, _ = objective(batch, step / len(batches))
         loss.backward()
+        for parameter in objective.held(step / len(batches)):
+            parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()
         objective.after_step((step + 1) / len(batches))
         losses.append(loss.item())
     return losses
+
+
+class Views:
+    """As many as the case wants, of the sizes that it wants."""
+
+    def __init__(self, case: Case, broken_at: int = 1000):
+        self.case, self.calls, self.broken_at = case, 0, broken_at
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        self.calls += 1
+        if self.calls == self.broken_at:
+            raise DataError("the machine stopped here")
+        views = (Light(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views))
+        return tuple(views)
+
+
+def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="", labels=Labels(np.arange(16) % 3, None, ""))
+
+    def run(name: str, views: Views) -> Objective:
+        config = TrainConfig(out=tmp_path / name, epochs=2, batch_size=8, lr=1e-3, save_every=1, threads=1, resume=True)
+        objective = case.make(0)
+        pretrain(objective, source, views, config, start(threads=1))
+        return objective
+
+    whole, before = run("whole", Views(case)), case.make(0).state_dict()
+    for name, parameter in whole.named_parameters():
+        if parameter.requires_grad:
+            held = any(parameter is other for other in whole.held(0.99))
+            assert torch.equal(parameter, before[name]) == held, name
+    with pytest.raises(DataError, match="stopped here"):
+        run("stopped", Views(case, broken_at=4))  # the first is for the cost, so this is the third step
+    for name, value in run("stopped", Views(case)).state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
 
 
 def test_the_readmes_example_is_as_short_as_it_says_and_is_simmim():
@@ -233,6 +286,8 @@ def train_together(rank: int, folder: Path) -> None:
             part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
             loss, _ = model(part, step / STEPS)
             loss.backward()
+            for parameter in objective.held(step / STEPS):
+                parameter.grad = None
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step((step + 1) / STEPS)
