@@ -191,6 +191,46 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, scaled, monk
     assert all(torch.equal(a, b) for a, b in zip(run.parameters(), before.parameters(), strict=True))
 
 
+POISONED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tiny_run
+from sslvit import distributed
+from sslvit.errors import at_the_door
+from sslvit.objectives.mpp import MPP
+forward = MPP.forward
+def poisoned(self, batch, progress):
+    loss, metrics = forward(self, batch, progress)
+    if progress >= 0.5 and distributed.rank() == 1:
+        if sys.argv[3] == "loss":
+            loss = loss * float("nan")
+        else:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+    return loss, metrics
+MPP.forward = poisoned
+at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("what", "port"), [("loss", "29531"), ("gradient", "29532")])
+def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(tmp_path, what, port):
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    words = [str(tmp_path / "poisoned.py"), str(HERE), str(tmp_path / "run"), what]
+    done = launch([*TORCHRUN, port, *words], ACCELERATE_USE_CPU="true")
+    assert "exitcode  : 3" in done.stderr
+    assert f"not finite at 3 steps in a row, up to step {STEPS // 2 + 2}" in done.stderr
+    for step in range(STEPS // 2, STEPS // 2 + 3):
+        kept = sorted(file.name for file in (tmp_path / "run" / "bad_steps" / f"step-{step:08d}").glob("*.json"))
+        assert kept == ["process-0.json", "process-1.json"]
+    last = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert all(tensor.isfinite().all() for tensor in last.tensors.values())
+    # Until the first of them the run was that of one process.
+    tiny_run(tmp_path / "one")
+    logged = [line["loss"] for line in losses(tmp_path / "run")][: STEPS // 2]
+    assert logged == pytest.approx([line["loss"] for line in losses(tmp_path / "one")][: STEPS // 2], rel=1e-5)
+
+
 def test_twenty_kills_at_random_moments_end_bit_identical(tmp_path):
     result = campaign(20, 0, tmp_path)
     assert result["failed"] == []
