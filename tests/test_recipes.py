@@ -156,7 +156,11 @@ def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(reci
     run(recipe, f"{TRAINING[recipe]} --out {out} --dry_run")
     printed = capsys.readouterr().out
     assert not out.exists()
-    assert {path.name for path in (tmp_path / "run-dry_run").iterdir()} == {"data.txt", "first_batch.png", "views.png"}
+    left = {path.name for path in (tmp_path / "run-dry_run").iterdir()}
+    assert left == {"data.txt", "first_batch.png", "views.png", "measured.json"}
+    measured = json.loads((tmp_path / "run-dry_run" / "measured.json").read_text())
+    assert set(measured) == {"seconds_per_image", "flops_per_image"}
+    assert min(measured.values()) > 0
     assert "all get a gradient" in printed
     assert "the run     4 steps" in printed  # 64 images, 16 a step
     assert "read back the same" in printed
