@@ -2,7 +2,7 @@
 
 An image is compared by a thumbnail: 16 x 16 pixels, each channel as it is, its mean taken away and its length set to 1.
 Two images are near-duplicates if their thumbnails, or one and the mirrored other, correlate above 0.998; or above
-0.99, if the most alike image is also at most half as far away as the tenth, for there are sets in which all are
+0.99, if the most alike image is also at most a quarter as far away as the tenth, for there are sets in which all are
 alike: of Fashion-MNIST's test images a tenth are above 0.99, most of other clothes of the same cut. That survives
 resizing, compression, and changes of brightness and contrast; not crops or rotations, so the count is a lower bound.
 An image without contrast is compared with nothing.
@@ -94,6 +94,6 @@ def leaks(pretraining: Tensor, test: Tensor, *, threshold: float = THRESHOLD, ch
         rows = (here > others[:, -1]).nonzero().squeeze(1)  # in most pieces next to none
         several = torch.cat([others[rows], similarity[rows]], 1)
         others[rows] = several.topk(OTHERS).values
-    stand_out = 1 - best < (1 - others[:, -1]) / 2
+    stand_out = 1 - best < (1 - others[:, -1]) / 4
     ids = ((best > SURE) | ((best > threshold) & stand_out)).nonzero().squeeze(1)
     return Leaks(ids, twins[ids], best[ids], len(test))

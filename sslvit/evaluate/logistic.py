@@ -18,7 +18,7 @@ from sslvit.evaluate.split import hold_out
 log = logging.getLogger(__name__)
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))  # of DINOv2's range 10^-6 to 10^5
 WHOLE = 4096  # weights of which the whole curvature is looked at
-SAMPLE = 6000  # images that it is looked at on
+SAMPLE = 4000  # images that it is looked at on
 
 
 def fit(
@@ -73,16 +73,16 @@ def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[
     optimum.
     """
     n, (k, d) = len(inputs), first.shape
-    some = inputs[:: max(1, n // SAMPLE)].double()
+    some = inputs[:: max(1, n // SAMPLE)]
     if k * d > min(WHOLE, n // 4):
-        root, inverse = (each.to(inputs) for each in root_of(some.T @ some / (len(some) * k), penalty))
+        root, inverse = (each.to(inputs) for each in root_of((some.T @ some).double() / (len(some) * k), penalty))
         return lambda point: point @ inverse, first @ root
-    chances = F.linear(some, first.double()).softmax(-1)
+    chances = F.linear(some, first).softmax(-1)
     curvature = torch.empty(k, d, k, d, dtype=torch.float64, device=inputs.device)
     for a in range(k):
         for b in range(a, k):
             weight = chances[:, a] * (float(a == b) - chances[:, b])
-            curvature[a, :, b] = (weight[:, None] * some).T @ some / len(some)
+            curvature[a, :, b] = ((weight[:, None] * some).T @ some).double() / len(some)
             if a != b:
                 curvature[b, :, a] = curvature[a, :, b].T
     root, inverse = (each.to(inputs) for each in root_of(curvature.view(k * d, k * d), penalty.repeat(k)))
