@@ -332,3 +332,29 @@ def test_many_heads_cost_little_more_than_one():
         probe(found.by_readout["mean"], found.labels, replace(GRID, rates=rates, decays=(0.0,)))
         seconds[rates] = min(seconds.get(rates, 1e9), time.perf_counter() - began)
     assert seconds[DINOV2.rates] < 1.5 * seconds[(0.1,)]
+    x, labels, alone = torch.randn(10_000, 384), torch.randint(10, (10_000,)), {}
+    for rates in ((0.1,), DINOV2.rates) * 5:
+        began = time.perf_counter()
+        probe(x, labels, replace(GRID, rates=rates, decays=(0.0,), epochs=5))
+        alone[rates] = min(alone.get(rates, 1e9), time.perf_counter() - began)
+    print(f"the heads alone: {alone[DINOV2.rates] / alone[(0.1,)]:.2f} times")
+
+
+@pytest.mark.slow
+def test_extraction_is_the_forward_pass_for_85_percent_of_its_time():
+    accelerator, vit, forward, spent = start(), ViT.variant("XS/7", image_size=28), ViT.forward, []
+
+    class Timed(ViT):
+        def forward(self, *given):
+            began = time.perf_counter()
+            encoded = forward(self, *given)
+            spent.append(time.perf_counter() - began)
+            return encoded
+
+    vit.__class__ = Timed
+    source = open_source("shapes:n=20000", image_size=28)
+    began = time.perf_counter()
+    extract(vit, source, Plain(28), accelerator)
+    share = sum(spent) / (time.perf_counter() - began)
+    print(f"{100 * share:.1f} % of extraction is the forward pass")
+    assert share > 0.85
