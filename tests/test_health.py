@@ -177,7 +177,7 @@ def clean_deviation(objective: Objective, data: str) -> float:
 @pytest.mark.parametrize("data", ["shapes", "digits"])
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_a_collapse_is_caught_within_50_steps(name, data):
-    """Twelve of twelve. Where features are said to be lost, they are: of clean images, without masks, crops or dropout."""
+    """Twelve of twelve. Where features are said to be lost, they are: of clean images, without masks or crops."""
     make, options, metrics = COLLAPSES[name]
     objective = make(data, 0)
     before = clean_deviation(objective, data)
@@ -203,8 +203,8 @@ def test_a_healthy_run_raises_no_alarm(name, data, seed):
 
 @pytest.mark.slow
 def test_dino_on_1024_digits_is_not_healthy_and_told_so():
-    """Its teacher forgets the image (0.6 nats to 0.001): no false alarm. A lower rate or temperature, larger crops, or a
-    slower teacher only put it off."""
+    """Its teacher forgets the image (0.6 nats to 0.001): no false alarm. A lower rate or temperature, larger crops, or
+    a slower teacher only put it off."""
     make, options = HEALTHY["DINO"]
     values = list(run(make("digits", 0), "digits", 0, 100, **options))
     assert values[0]["teacher_information"] > 0.5
