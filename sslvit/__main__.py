@@ -1,4 +1,4 @@
-"""python -m sslvit doctor [FOLDER] | report RUN"""
+"""python -m sslvit doctor [FOLDER] | report RUN | pair FIRST.parquet SECOND.parquet"""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,12 @@ def main() -> None:
         write_report(run)
         print(run / "report.html")
         return
-    usage = "python -m sslvit doctor [FOLDER], or report RUN"
+    if command == "pair" and len(words) == 2:
+        from sslvit.evaluate.predictions import pair
+
+        print(pair(*map(Path, words)))
+        return
+    usage = "python -m sslvit doctor [FOLDER], report RUN, or pair FIRST.parquet SECOND.parquet"
     print(f"error: {' '.join(sys.argv[1:])!r} is no command: {usage}", file=sys.stderr)
     sys.exit(BAD_CONFIGURATION)
 

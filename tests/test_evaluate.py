@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from sslvit.data.labels import Labels
 from sslvit.data.source import ArraySource
-from sslvit.data.views import Plain
+from sslvit.data.views import Light, Plain
 from sslvit.distributed import start
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
 from sslvit.evaluate.knn import knn, knn_votes, neighbours
+from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
 from sslvit.vit import ViT
 
@@ -277,10 +278,39 @@ def test_an_image_that_cannot_be_read_is_left_out_and_told_of():
         extract(vit, source, Plain(8), accelerator, ids=np.array([3]))
 
 
+def test_an_augmented_version_is_one_thing_for_any_batching_and_another_one_each(tmp_path):
+    accelerator, vit, source = start(threads=1), small(), numbered(9)
+    given = {"readouts": ("mean",)}
+    first, again, second = (
+        extract(vit, source, Light(8), accelerator, version=v, batch_size=b, **given).by_readout["mean"]
+        for v, b in ((0, 9), (0, 2), (1, 9))
+    )
+    torch.testing.assert_close(first, again, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(first, second, atol=1e-3)
+    kept = [stored(tmp_path, vit, source, Light(8), accelerator, version=v, **given) for v in (0, 1)]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(kept[0].by_readout["mean"], first)
+    assert torch.equal(kept[1].by_readout["mean"], second)
+
+
 def test_workers_change_nothing():
     accelerator, vit, source = start(threads=1), small(), numbered(9)
     none, two = (extract(vit, source, Plain(8), accelerator, batch_size=2, workers=n) for n in (0, 2))
     assert torch.equal(none.by_readout["both"], two.by_readout["both"])
+
+
+def numbers_of_digits(batch_size: int) -> dict[str, float]:
+    """All that a probe says of a random ViT's digits, 397 of them to be asked about."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = images.reshape(-1, 1, 8, 8).astype(np.uint8) * 15
+    sources = [
+        ArraySource(pixels[part], name="digits", fingerprint=str(part), labels=Labels(labels[part], None, ""))
+        for part in (slice(800), slice(1400, None))
+    ]
+    vit = ViT(image_size=8, patch_size=2, width=32, depth=2, heads=2, channels=1)
+    x, y = (extract(vit, source, Plain(8), start(threads=1), batch_size=batch_size) for source in sources)
+    found = [probed(x, y, readout, Protocols(), {}) for readout in ("cls", "mean")]
+    return {f"{i} {name}": value for i, one in enumerate(found) for name, value in one.numbers.items()}
 
 
 def on_each(rank: int, folder: Path) -> None:
@@ -291,6 +321,7 @@ def on_each(rank: int, folder: Path) -> None:
     for size in range(1, 41):
         found = extract(vit, numbered(size), Plain(8), accelerator, readouts=("cls", "patches"), batch_size=7)
         results.append((found.ids, found.labels, found.by_readout["cls"], found.by_readout["patches"]))
+    torch.save(numbers_of_digits(7), folder / f"numbers {rank}.pt")
     kept = stored(folder / "kept", vit, numbered(5), Plain(8), accelerator)
     again = stored(folder / "kept", vit, numbered(5), Plain(8), accelerator)
     assert torch.equal(kept.by_readout["cls"], again.by_readout["cls"])
@@ -302,6 +333,10 @@ def test_two_processes_give_the_features_of_one_for_1_to_40_images(tmp_path, mon
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     torch.multiprocessing.spawn(on_each, (tmp_path,), nprocs=2)
+    numbers = numbers_of_digits(256)
+    assert len(numbers) == 2 * 7
+    for other in (torch.load(tmp_path / "numbers 0.pt"), torch.load(tmp_path / "numbers 1.pt"), numbers_of_digits(1)):
+        assert other == numbers
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     accelerator, vit = start(threads=1), small()
     for size, first, second in zip(range(1, 41), *both, strict=True):

@@ -146,6 +146,16 @@ def test_a_wide_grid_finds_what_its_best_rate_finds_alone(digits):
     assert many > alone - 0.02
 
 
+@pytest.mark.parametrize("name", ["grid", "dinov2"])
+def test_the_head_that_is_chosen_is_worth_what_it_is_worth_alone(digits, name):
+    x, y, test, test_labels = digits
+    many = probe(x, y, PROTOCOLS[name])
+    chosen = {"rates": (many.settings["rate"],), "decays": (many.settings["decay"],)}
+    alone = probe(x, y, replace(PROTOCOLS[name], **chosen))
+    # 0.3 points of 597 digits are one.
+    assert abs(top(many.probabilities(test), test_labels) - top(alone.probabilities(test), test_labels)) < 0.003
+
+
 def test_no_probe_can_be_given_a_test_set():
     for function in (probe, train_heads, logistic_probe, attentive_probe, fit):
         assert not any("test" in name for name in inspect.signature(function).parameters), function

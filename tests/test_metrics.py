@@ -1,8 +1,11 @@
 """Metrics, splits of labels, saved predictions, near-duplicates: toy sets with answers known by hand."""
 
 import io
+import re
+import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,8 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
+from sslvit.__main__ import main
 from sslvit.data import shapes
 from sslvit.data.source import ArraySource
+from sslvit.errors import NoInput
 from sslvit.evaluate.leaks import leaks, thumbnails
 from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
@@ -131,6 +136,42 @@ def test_predictions_come_back_and_pair_by_id(tmp_path):
         paired(back, Predictions(ids[1:], labels[1:], probabilities[1:], {}))
     with pytest.raises(ValueError, match="not all different"):
         save_predictions(file, Predictions(torch.zeros(20).long(), labels, probabilities, {}))
+
+
+def test_two_files_of_predictions_are_compared_image_by_image(tmp_path, capsys, monkeypatch):
+    labels, ids = torch.arange(400) % 4, torch.arange(400)
+    right = F.one_hot(labels, 4).float()
+    wrong = right.roll(1, -1)
+    first = torch.where((ids < 300)[:, None], right, wrong)  # right on 300, of which 100 the second is not
+    second = torch.where(((ids >= 100) & (ids < 340))[:, None], right, wrong)
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    save_predictions(files[0], Predictions(ids, labels, first, {"model": "one"}))
+    save_predictions(files[1], Predictions(ids.flip(0), labels.flip(0), second.flip(0), {"model": "two"}))
+    monkeypatch.setattr(sys, "argv", ["sslvit", "pair", *map(str, files)])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"first: {files[0]}, 75.00 %, model one")
+    assert lines[1].startswith(f"second: {files[1]}, 60.00 %, model two")
+    assert lines[2] == (
+        "of 400 images both are right on 200, the first alone on 100, the second alone on 40, neither on 60"
+    )
+    # The gaps are +1, -1 and 0: mean 0.15, deviation sqrt(0.35 - 0.15^2) = 0.572, so 1.96 errors are 5.6 points.
+    low, high = map(float, re.search(r"by 15\.0 points .*\[(.*), (.*)\]", lines[3]).groups())
+    assert low == pytest.approx(15 - 5.6, abs=0.3)
+    assert high == pytest.approx(15 + 5.6, abs=0.3)
+    assert "one seed" in lines[3]
+
+
+def test_a_file_that_holds_no_predictions_is_refused(tmp_path):
+    with pytest.raises(NoInput, match="there is no such file"):
+        load_predictions(tmp_path / "no.parquet")
+    file = tmp_path / "other.parquet"
+    file.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match="holds no predictions"):
+        load_predictions(file)
+    pq.write_table(pa.table({"id": [1], "label": [2]}), file)
+    with pytest.raises(ValueError, match=r"no columns \['probabilities'\]"):
+        load_predictions(file)
 
 
 def photos(first: int, count: int, size: int = 48) -> np.ndarray:

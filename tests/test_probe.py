@@ -147,3 +147,15 @@ def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_a
         assert all("held out" in line for line in one[1:])
     else:
         assert one[0].split()[-3:] == ["linear", "10-shot", "20-nn"]
+
+
+def test_a_protocol_may_learn_from_augmented_versions(tmp_path, capsys, monkeypatch):
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "mean"})
+    words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", write(tmp_path / "data.npz")]
+    words += ["--cache", str(tmp_path / "kept"), "--augmented", "2"]
+    lines = printed("linear_probe.py", capsys, monkeypatch, *words, "--protocol", "grid", "--smallest_crop", "0.5")
+    assert len(lines) == 1 + 2 * 2  # two starts, cls and mean
+    assert len(list((tmp_path / "kept").iterdir())) == 2 * (2 + 2)  # training and test images as they are, two versions
+    with pytest.raises(SystemExit):
+        printed("linear_probe.py", capsys, monkeypatch, *words)
+    assert "--augmented 2 is for --protocol grid, moco_v3" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The one extractor: every image once, in order, not augmented, through a backbone in eval mode, in float32.
+"""The one extractor: every image once, in order, through a backbone in eval mode, in float32; not augmented, unless a
+probe that trains on augmented versions asks for one.
 
 An image that cannot be read has no features: another that stood in for it would be counted as if it were this one.
 """
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslvit import distributed, rng
 from sslvit.data.source import Samples, Source
-from sslvit.data.views import Plain
+from sslvit.data.views import Light, Plain
 from sslvit.errors import DataError
 from sslvit.readout import Encoded, read
 
@@ -59,11 +60,12 @@ class _Batches(Dataset):
 def extract(
     backbone: nn.Module,
     source: Source,
-    view: Plain,
+    view: Plain | Light,
     accelerator: Accelerator,
     *,
     ids: np.ndarray | None = None,
     readouts: tuple[str, ...] | None = None,
+    version: int = 0,
     batch_size: int = 256,
     workers: int = 0,
 ) -> Features:
@@ -71,7 +73,8 @@ def extract(
 
     One forward pass serves all readouts: cls, mean and both; cls:4 and mean:4, of the last four blocks, joined; both:4,
     cls of the last four and mean of the last, as DINOv2's probe; patches, all of them. The default is what the backbone
-    declares. Always in float32, whatever training runs in, so that monitored and later numbers are the same.
+    declares. Always in float32, whatever training runs in, so that monitored and later numbers are the same. version:
+    which one of an augmenting view, the same for any batching.
 
     Each process takes one contiguous part; parts are padded for the collective and the padding is cut off again, so no
     image is counted twice, whatever the number of processes.
@@ -91,8 +94,8 @@ def extract(
     with _eval_mode(backbone), torch.autocast(accelerator.device.type, enabled=False):
         for samples in batches:
             pixels = samples.pixels.to(accelerator.device, non_blocking=True)
-            # An evaluation view draws nothing; views want a key all the same.
-            (images,) = view(pixels, rng.key(0, samples.ids.to(pixels.device)), samples.extents)
+            # Plain draws nothing; views want a key all the same.
+            (images,) = view(pixels, rng.key(version, "version", samples.ids.to(pixels.device)), samples.extents)
             last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
             for name in readouts:
                 rows[name].append(_read(last, name).float().cpu())

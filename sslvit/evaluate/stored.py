@@ -24,7 +24,7 @@ from xxhash import xxh3_128
 
 from sslvit import __version__, distributed, durable
 from sslvit.data.source import Source
-from sslvit.data.views import Plain
+from sslvit.data.views import Light, Plain
 from sslvit.evaluate.features import Features, extract
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,12 @@ def stored(
     folder: Path,
     backbone: nn.Module,
     source: Source,
-    view: Plain,
+    view: Plain | Light,
     accelerator: Accelerator,
     *,
     ids: np.ndarray | None = None,
     readouts: tuple[str, ...] | None = None,
+    version: int = 0,
     **options: Any,
 ) -> Features:
     """What `extract` gives, read from the folder if it is there, and else written there."""
@@ -52,7 +53,7 @@ def stored(
         "backbone": [type(backbone).__name__, backbone.config],
         "data": [source.name, source.version],
         "ids": xxh3_128(ids.astype(np.int64).tobytes()).hexdigest(),
-        "view": repr(view),
+        "view": [repr(view), version],
         "readouts": readouts,
         "device": accelerator.device.type,
     }
@@ -61,7 +62,7 @@ def stored(
     # All processes read, or all extract: extraction is a collective.
     if distributed.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
         return found
-    features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, **options)
+    features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, version=version, **options)
     if distributed.rank() == 0:
         _write(place, features, about)
     return features
