@@ -46,7 +46,7 @@ class Config(DataConfig):
     """Recipes, each with flags of its own if need be; scratch, the random start, is always there."""
     seeds: int = 1
     """How many, from 0."""
-    epochs: float = 3
+    epochs: float = 2
     """Passes over the images in pretraining, of the first method."""
     budget: Literal["images", "operations", "seconds"] = "images"
     """What the others get as much of: the images of these passes, or the operations or the seconds that the first
@@ -54,7 +54,7 @@ class Config(DataConfig):
     batch_size: int = 64
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the labels that are learned from."""
-    finetune_steps: int = 150
+    finetune_steps: int = 100
     """Of fine-tuning, with each share of the labels; 0 leaves it out."""
     finetune_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Fine-tuning's learning rates, of which each method takes the best on held-out training labels."""

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
             process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
             process.start()
             running[part] = (process, slot, time.perf_counter())
+        display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
         if not running and (failed or not waiting):
             break
         time.sleep(0.2)
@@ -164,13 +166,24 @@ def taken(lock: Path) -> Iterator[bool]:
 
 
 class Display:
-    """A line whenever a part ends: how many are done, and about how long the rest will take."""
+    """A line whenever a part ends: how many are done, and about how long the rest will take. Before the first and, on
+    a terminal, all the time, what is being done."""
 
     def __init__(self, parts: list[Part]):
         self.parts, self.began = parts, time.perf_counter()
         self.before = sum(part.work for part in parts if part.product.exists())
         done = sum(part.product.exists() for part in parts)
         print(f"{len(parts)} parts, {done} of them done", flush=True)
+        self.next_look, self.looks = 0.0, 0
+
+    def goes_on(self, seconds: dict[str, float]) -> None:
+        terminal = sys.stdout.isatty()
+        if not seconds or time.perf_counter() < self.next_look or (self.looks and not terminal):
+            return
+        now = ", ".join(f"{name} for {duration(value)}" if self.looks else name for name, value in seconds.items())
+        self.next_look, self.looks = time.perf_counter() + 1, self.looks + 1
+        room = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{f'now {now}'[:room]}" if terminal else f"now {now}", end="" if terminal else "\n", flush=True)
 
     def ended(self, part: Part, seconds: float, *, failed: bool) -> None:
         done = [part for part in self.parts if part.product.exists()]
@@ -180,4 +193,6 @@ class Display:
         here = work - self.before
         left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
         rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
         print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.records import duration
 from sslvit.report import Run, curves, files, markdown_table, pictures
-from sslvit.statistics import Difference, difference, over_seeds, sentence
+from sslvit.statistics import Difference, difference, sentence
 
 SCRATCH = "scratch"
 
@@ -32,13 +33,14 @@ def collect(out: Path, methods: dict[str, str], seeds: list[int], models: dict[s
                 for column, value in numbers.items():
                     if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
                         values.setdefault(where + column, {}).setdefault(name, []).append(value)
+                linear = [column for column in numbers if column.startswith("linear")]
+                if linear:  # of the last, which has the most labels, the predictions are there
+                    hit = hits(file.with_name(f"pretrained-{readout}.parquet"))
+                    right.setdefault(where + linear[-1], {}).setdefault(name, []).append(hit)
             for file in sorted((out / "finetuned" / f"{method}-{seed}").glob("*/test.json"), key=fraction_of):
                 column = f"fine-tuned {100 * fraction_of(file):g} %"
-                tested, found = json.loads(file.read_text()), load_predictions(file.with_name("predictions.parquet"))
-                values.setdefault(column, {}).setdefault(name, []).append(tested["top1"])
-                order = found.ids.argsort()
-                hit = (found.probabilities.argmax(-1) == found.labels)[order]
-                right.setdefault(column, {}).setdefault(name, []).append(hit)
+                values.setdefault(column, {}).setdefault(name, []).append(json.loads(file.read_text())["top1"])
+                right.setdefault(column, {}).setdefault(name, []).append(hits(file.with_name("predictions.parquet")))
     costs = {name: cost_of(out, method, seeds) for method, name in methods.items()}
     found = [
         {"column": column, "first": a, "second": b} | difference(by_method[a], by_method[b])._asdict()
@@ -47,6 +49,12 @@ def collect(out: Path, methods: dict[str, str], seeds: list[int], models: dict[s
         for a in list(by_method)[i + 1 :]
     ]
     return {"methods": list(methods.values()), "seeds": seeds, "values": values, "costs": costs, "differences": found}
+
+
+def hits(predictions: Path) -> Tensor:
+    """Whether each image was right, in the order of their ids."""
+    found = load_predictions(predictions)
+    return (found.probabilities.argmax(-1) == found.labels)[found.ids.argsort()]
 
 
 def fraction_of(file: Path) -> float:
@@ -60,7 +68,10 @@ def cost_of(out: Path, method: str, seeds: list[int]) -> list[dict[str, Any]]:
 
 def sentences(results: dict[str, Any], column: str) -> list[str]:
     """What the differences of a column support, those to scratch first."""
-    where = f"with {column.removeprefix('fine-tuned ')} of the labels"
+    place, _, column_there = column.rpartition(": ")
+    how, _, share = column_there.partition(" ")
+    how = "when fine-tuned" if how == "fine-tuned" else "by a linear probe"
+    where = f"{how} with {share} of the labels" + (f" of {place}" if place else "")
     mine = [one for one in results["differences"] if one["column"] == column]
     mine.sort(key=lambda one: SCRATCH not in (one["first"], one["second"]))
     return [
@@ -87,7 +98,9 @@ def accuracy_table(
     for j, column in enumerate(columns):
         means = [sum(v) / len(v) for v in (results["values"][column].get(n, [0.0]) for n in results["methods"])]
         best.add((means.index(max(means)), j + 1))
-    return ["accuracy, %", *columns], rows, best
+    kinds = {name.rpartition(" ")[0].rpartition(" ")[0] for name in columns}
+    kind = next(iter(kinds)) if len(kinds) == 1 else ""  # said once, a narrow screen has room for more columns
+    return [f"{kind}, %" if kind else "accuracy, %", *(name.removeprefix(f"{kind} ") for name in columns)], rows, best
 
 
 def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -113,14 +126,13 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def by_share(results: dict[str, Any], kind: str) -> str:
-    """Accuracy over the share of the labels, with the interval over seeds where there are several."""
+    """Accuracy over the share of the labels, with the deviation over seeds where there are several."""
     columns = [name for name in results["values"] if name.startswith(kind)]
     shares = [float(name.removeprefix(kind).removesuffix("%")) for name in columns]
     lines = []
     for name in results["methods"]:
         values = [results["values"][column][name] for column in columns]
-        intervals = [over_seeds(v) for v in values]
-        spread = [100 * (i.high - i.mean) for i in intervals if i] if all(intervals) else None
+        spread = [100 * stdev(v) for v in values] if all(len(v) > 1 for v in values) else None
         lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
     if len(shares) < 2:
         return ""
@@ -146,8 +158,9 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
     tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
     own = [name for name in results["values"] if name not in tuned and ": " not in name]
     other = [name for name in results["values"] if ": " in name]
-    lead = sentences(results, tuned[0]) if tuned else []
-    about = [one for one in lead if SCRATCH in one]
+    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
+    about = [one for name in lead for one in sentences(results, name) if SCRATCH in one]
+    told = list(dict.fromkeys(one["column"] for one in results["differences"]))
     kinds = {"fine-tuned ": "All weights trained.", "linear ": "Logistic regression on frozen features."}
     return page.page(
         f"What pretraining bought: {results['data']}",
@@ -162,7 +175,7 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
             page.bullets(notes(results)),
             page.heading("Cost"),
             page.table(*cost_table(results)),
-            page.folded("What every difference supports", *(page.bullets(sentences(results, name)) for name in tuned)),
+            page.folded("What every difference supports", *(page.bullets(sentences(results, name)) for name in told)),
             page.heading("How each was trained") if runs else "",
             *(one_run(name, Run(folder)) for name, folder in runs.items()),
             page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
@@ -178,5 +191,6 @@ def as_markdown(results: dict[str, Any]) -> str:
     parts = [f"# What pretraining bought: {results['data']}", ""]
     for columns in filter(None, (tuned, others)):
         parts += [*markdown_table(*accuracy_table(results, columns)[:2]), ""]
-    parts += [f"- {text}" for text in [*notes(results), *(s for name in tuned for s in sentences(results, name))]]
+    told = dict.fromkeys(one["column"] for one in results["differences"])
+    parts += [f"- {text}" for text in [*notes(results), *(s for name in told for s in sentences(results, name))]]
     return "\n".join([*parts, ""])

@@ -87,7 +87,7 @@ def difference(first: list[Tensor], second: list[Tensor], level: float = LEVEL) 
 
 def sentence(first: str, second: str, found: Difference, where: str) -> str:
     """What the data supports, e.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
-    alone = "" if found.seeds > 1 else "; one seed, so what another seed would give was not measured"
+    alone = "" if found.seeds > 1 else "; seeds were not measured"
     if not found.told_apart:
         return (
             f"{first} and {second} cannot be told apart {where}: {100 * found.mean:+.1f} points "

@@ -159,7 +159,7 @@ def test_two_files_of_predictions_are_compared_image_by_image(tmp_path, capsys, 
     low, high = map(float, re.search(r"by 15\.0 points .*\[(.*), (.*)\]", lines[3]).groups())
     assert low == pytest.approx(15 - 5.6, abs=0.3)
     assert high == pytest.approx(15 + 5.6, abs=0.3)
-    assert "one seed" in lines[3]
+    assert "seeds were not measured" in lines[3]
 
 
 def test_a_file_that_holds_no_predictions_is_refused(tmp_path):

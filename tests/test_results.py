@@ -38,7 +38,9 @@ def comparison(out: Path, accuracies: dict[str, list[float]], seed: int = 0) -> 
             for place in ("own", "transfer 1"):
                 file = out / "probes" / name / place / "numbers.json"
                 file.parent.mkdir(parents=True)
-                file.write_text(json.dumps({"pretrained/mean": {"20-nn": accuracy}, "pretrained/cls": {"20-nn": 0.0}}))
+                numbers = {"20-nn": accuracy, "linear 1 %": 0.1, "linear 100 %": right.double().mean().item()}
+                file.write_text(json.dumps({"pretrained/mean": numbers, "pretrained/cls": {"20-nn": 0.0}}))
+                save_predictions(file.with_name("pretrained-mean.parquet"), found)
     seeds = list(range(len(next(iter(accuracies.values())))))
     methods = {name: METHODS[name] for name in accuracies}
     return {"data": "made up", "settings": {}} | collect(out, methods, seeds, models)
@@ -52,12 +54,17 @@ def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_no
     told = sentences(results, "fine-tuned 1 %")
     assert len(told) == 3
     assert re.match(
-        r"mae is ahead of scratch by 1[2-8]\.\d points with 1 % of the labels \[\d+\.\d, \d+\.\d\]\.$", told[0]
+        r"mae is ahead of scratch by 1[2-8]\.\d points when fine-tuned with 1 % of the labels \[\d+\.\d, \d+\.\d\]\.$",
+        told[0],
     )
-    assert re.match(r"mpp:target=pixels is ahead of scratch by 1[2-8]\.\d points with 1 % of", told[1])
-    assert re.match(r"mpp:target=pixels and mae cannot be told apart with 1 % of the labels", told[2])
+    assert re.match(r"mpp:target=pixels is ahead of scratch by 1[2-8]\.\d points when fine-tuned with 1 % of", told[1])
+    assert re.match(r"mpp:target=pixels and mae cannot be told apart when fine-tuned with 1 % of the labels", told[2])
+    linear, elsewhere = (sentences(results, place + "linear 100 %") for place in ("", "transfer 1: "))
+    assert linear == [one.replace("when fine-tuned with 1 %", "by a linear probe with 100 %") for one in told]
+    assert elsewhere == [one.replace("of the labels", "of the labels of transfer 1") for one in linear]
+    assert sentences(results, "linear 1 %") == []  # its predictions are not kept
     text = as_markdown(results)
-    assert all(sentence in text for sentence in told)
+    assert all(sentence in text for sentence in [*told, *linear, *elsewhere])
     assert "Mean ± deviation of 3 seeds; intervals are of 95 %, over test images and seeds." in text
 
 
@@ -65,7 +72,7 @@ def test_one_seed_says_in_every_sentence_that_seeds_were_not_measured(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.6], "mae": [0.8], "mpp-target-pixels": [0.6]})
     told = sentences(results, "fine-tuned 1 %")
     assert [("ahead" in text, "cannot be told apart" in text) for text in told] == [(1, 0), (0, 1), (1, 0)]
-    assert all(text.endswith("; one seed, so what another seed would give was not measured.") for text in told)
+    assert all(text.endswith("; seeds were not measured.") for text in told)
     assert "One seed: what another seed would give was not measured" in as_markdown(results)
 
 
