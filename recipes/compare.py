@@ -76,7 +76,7 @@ def pretraining(config: Config, method: Method, start: Path, out: Path, epochs: 
     labels = set(config.source(channels=config.channels).required_labels().tolist())
     seen = flags(only=sorted(labels - set(config.held_out))) if config.held_out else ()
     words = flags(data=config.data, image_size=config.image_size, threads=1, start=start, seed=seed, out=out)
-    long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 4:g}")
+    long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
     return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *seen, *method.words)
 
 

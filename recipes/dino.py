@@ -22,7 +22,7 @@ import tyro
 from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
-from sslvit.distributed import start
+from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
@@ -85,7 +85,7 @@ def main() -> None:
             f"--held_epochs {config.held_epochs:g} of --epochs {config.epochs:g}: the last layer would never learn; "
             f"--held_epochs {config.epochs / 20:g} holds it for a twentieth"
         )
-    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    accelerator = start_run(config)
     size, (small, middle, large) = config.image_size, config.areas
     source = config.open()
     start_of = {"init": config.init, "seed": config.seed}

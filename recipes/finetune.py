@@ -17,7 +17,7 @@ from sslvit import durable
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
 from sslvit.data.subset import Subset
-from sslvit.distributed import start
+from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.confusion import draw_confusion
@@ -40,7 +40,7 @@ class Config(ModelConfig, FinetuneConfig, ImagesConfig):
 
 def main() -> None:
     config = settled(choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol"))
-    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    accelerator = start_run(config)
     backbone, written = config.open()
     size, readout = config.image_size or backbone.image_size, config.readout
     readout = written["readout"] if readout == "declared" else readout

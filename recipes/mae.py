@@ -20,7 +20,7 @@ import tyro
 from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
@@ -64,7 +64,7 @@ PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 def main() -> None:
     config = choose(PRESETS)
-    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    accelerator = start_run(config)
     size = config.image_size
     source = config.open()
     start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}

@@ -18,7 +18,7 @@ import tyro
 from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
@@ -60,7 +60,7 @@ PRESETS = {"small": Config(), "paper": Config(preset="paper", **PAPER)}
 
 def main() -> None:
     config = choose(PRESETS)
-    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    accelerator = start_run(config)
     source = config.open()
     given = {"image_size": config.image_size, "channels": source.channels}
     backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)

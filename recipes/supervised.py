@@ -25,7 +25,7 @@ import tyro
 from sslvit.command_line import choose
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.supervised import Supervised as Views
-from sslvit.distributed import start
+from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
@@ -80,7 +80,7 @@ PRESETS = {"plain": Config(), "vit": Config(preset="vit", **VIT), "small": Confi
 
 def main() -> None:
     config = choose(PRESETS)
-    accelerator = start(config.precision, threads=config.threads, log_with=config.log_with, project_dir=str(config.out))
+    accelerator = start_run(config)
     size, seed = config.image_size, config.seed
     source = config.open()
     given = {"image_size": size, "channels": source.channels}

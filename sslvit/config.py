@@ -140,6 +140,8 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0
     """Processes that read images, for each training process. Images held in memory need none."""
+    timeout: float = 600
+    """Seconds that a process waits for images from a worker, or for another process, before the run stops."""
     max_bad: float = 0.01
     """The share of images that may be unreadable: they are named in bad_images.jsonl and replaced by others. In a set
     of fewer than 800 as many as in 800, but at most an eighth of it. 0 stops at the first."""
@@ -171,7 +173,7 @@ class TrainConfig:
     def check(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay is {self.layer_decay}; it must be in (0, 1]")
-        for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep"):
+        for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")
         for name in (
@@ -196,6 +198,7 @@ FREE = frozenset(
         "allow_data_change",
         "max_bad",
         "workers",
+        "timeout",
         "log_every",
         "save_every",
         "keep",

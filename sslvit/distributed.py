@@ -2,11 +2,13 @@
 
 import atexit
 import ctypes
+import hashlib
 import os
 import signal
 import sys
+import zlib
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -15,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+_pids: dict[int, int] = {}  # of the other processes on this machine, by rank
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
@@ -88,12 +91,43 @@ def start(
     stop_with_the_launcher()
     if accelerator.num_processes > 1:
         atexit.register(dist.destroy_process_group)
+        meet(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
+
+
+def start_run(config: Any) -> Accelerator:
+    """By a TrainConfig."""
+    given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
+    return start(**given, project_dir=str(config.out))
+
+
+def meet(device: torch.device) -> None:
+    """Learns who else is on this machine, for when one of them does not answer any more."""
+    mine = torch.tensor([[zlib.crc32(os.uname().nodename.encode()), os.getpid()]], device=device)
+    others = all_gather(mine).tolist()
+    _pids.update({r: pid for r, (host, pid) in enumerate(others) if host == others[rank()][0] and r != rank()})
+
+
+def peers() -> dict[int, int]:
+    """The pids of the other processes on this machine, by rank."""
+    return dict(_pids)
+
+
+def agree(facts: dict[str, str], device: torch.device) -> None:
+    """Stops all processes if a fact is not the same in each: they would train different things as one."""
+    mine = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) for text in facts.values()]
+    found = all_gather(torch.tensor([mine], device=device)).tolist()
+    for other, theirs in enumerate(found):
+        if different := [name for name, a, b in zip(facts, found[0], theirs, strict=True) if a != b]:
+            raise ValueError(
+                f"process {other} has other {' and '.join(different)} than process 0: start all with one command, on "
+                "the same files, with the same versions"
+            )
 
 
 def check_together(seen: int) -> None:

@@ -55,7 +55,12 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     model, prepared = accelerator.prepare(objective, optimizer)
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)
-    given = {"steps": 1 + TIMED, "workers": config.workers, "timeout": 600.0, "pin": accelerator.device.type == "cuda"}
+    given = {
+        "steps": 1 + TIMED,
+        "workers": config.workers,
+        "timeout": config.timeout,
+        "pin": accelerator.device.type == "cuda",
+    }
     ahead = views if config.workers and not given["pin"] else None
     parts = load(row, first_step=0, **given, views=ahead)
     seconds, losses, entered = [], [], []

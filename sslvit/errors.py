@@ -51,5 +51,7 @@ def at_the_door(main: Callable[[], None]) -> None:
     except (Stop, ValueError) as error:
         if os.environ.get("SSLVIT_TRACEBACK"):
             traceback.print_exc()
+        for bar in list(sys.modules["tqdm"].tqdm._instances) if "tqdm" in sys.modules else ():
+            bar.close()  # which ends its line
         print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code if isinstance(error, Stop) else BAD_CONFIGURATION)

@@ -1,14 +1,16 @@
 """What a run consists of between two steps: into a checkpoint, and back."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import accelerate
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from xxhash import xxh3_128
 
-from sslvit import checkpoint
+from sslvit import __version__, checkpoint, durable
 from sslvit.config import TrainConfig, check_unchanged, configuration
 from sslvit.data.samples import Images
 from sslvit.errors import DataError
@@ -64,6 +66,20 @@ def identity(source: Images) -> dict[str, Any]:
     to make one: its name must do, and if its content changes nobody is told."""
     labels = None if source.labels is None else xxh3_128(source.labels.tobytes()).hexdigest()
     return {"images": len(source), "content": getattr(source, "fingerprint", source.name), "labels": labels}
+
+
+def facts(objective: nn.Module, source: Images, config: TrainConfig) -> dict[str, str]:
+    """What all processes of a run must agree on."""
+    weights = xxh3_128()
+    for piece in durable.tensor_pieces(objective.state_dict()):
+        weights.update(piece)
+    versions = [__version__, torch.__version__, accelerate.__version__]
+    return {
+        "settings": json.dumps(configuration(config)),
+        "images": json.dumps(identity(source)),
+        "weights": weights.hexdigest(),
+        "versions": json.dumps(versions),
+    }
 
 
 def check_same_images(saved: dict[str, Any], source: Images, *, allowed: bool) -> str:

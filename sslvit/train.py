@@ -30,10 +30,11 @@ from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
 from sslvit.data.stream_row import StreamRow
 from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
+from sslvit.lost import watched
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.records import Log, check_trackers, evaluations
-from sslvit.resume import Progress, identity, keep, restore
+from sslvit.resume import Progress, facts, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -77,6 +78,8 @@ def pretrain(
         optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
         now = restore(objective, optimizer, source, config, accelerator)
         row.go_on_at(now.places)
+        if accelerator.num_processes > 1:
+            distributed.agree(facts(objective, source, config), accelerator.device)
         first = now.step
         model = config.out / "model"
         if now.step == 0 and accelerator.is_main_process:
@@ -85,7 +88,8 @@ def pretrain(
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
             log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
-            train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
+            with watched(row, config.out):
+                train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
             log.close()
             if accelerator.is_main_process:
                 spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
@@ -142,7 +146,7 @@ def train(
     model, prepared = accelerator.prepare(objective, optimizer)
     gpu, workers = accelerator.device.type == "cuda", config.workers
     ahead = None if gpu or not workers else views
-    parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=600.0, pin=gpu, views=ahead)
+    parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
     if evaluate and now.step == 0:
         log.write(0, evaluate(objective.backbone))
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)

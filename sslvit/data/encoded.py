@@ -1,7 +1,7 @@
 """Images that are decoded as they are read: in the loader's workers, at reduced size, onto a canvas of one size."""
 
 import json
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
 from sslvit.errors import DataError
 
 TRIES = 1000  # substitutes tried for one bad image before the set is called unusable
+reading: tuple[Any, int] = None, 0  # in a loader's worker: an array that others see, and its place to tell its image
 
 
 class Store(Protocol):
@@ -61,7 +62,10 @@ class EncodedSource(Source):
         pixels = torch.from_numpy(np.empty((len(ids), self.channels, *self.canvas), np.uint8))
         extents = torch.empty(len(ids), 2, dtype=torch.int64)
         shown, bad = ids.copy(), []
+        now, worker = reading
         for slot, id in enumerate(ids.tolist()):
+            if now is not None:
+                now[worker] = id
             try:
                 image = self.image(id)
             except BadImage as error:

@@ -8,14 +8,16 @@ end, a set smaller than a batch works, and a position in the row is all that a r
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from multiprocessing.sharedctypes import RawArray
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslvit import rng
+from sslvit.data import encoded
 from sslvit.data.samples import Images, Samples, Source
 
 
@@ -58,6 +60,8 @@ class Parts(Dataset, ABC):
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
         self.part = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
+        self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
+        self.begun, self.awaited = 0, 0  # the first item that was loaded, and the one that training waits for, or has
 
     @property
     @abstractmethod
@@ -134,18 +138,29 @@ def load(
     views: made by the workers, for training on a CPU; a GPU makes them faster itself, of fewer bytes to send.
     """
     items = range(first_step * row.accumulation, steps * row.accumulation)
-    return iter(
-        DataLoader(
-            row,
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            timeout=timeout if workers else 0,
-            pin_memory=pin,
-            prefetch_factor=4 if workers else None,
-            collate_fn=partial(viewed, views) if views else None,
-        )
+    row.reading, row.begun = RawArray("q", [-1] * workers), items.start
+    loader = DataLoader(
+        row,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        timeout=timeout if workers else 0,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        collate_fn=partial(viewed, views) if views else None,
+        worker_init_fn=tell_what_is_read,
     )
+    return awaited(row, items, iter(loader))
+
+
+def tell_what_is_read(worker: int) -> None:
+    encoded.reading = get_worker_info().dataset.reading, worker
+
+
+def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+    for item in items:
+        row.awaited = item
+        yield next(loaded)
 
 
 def viewed(views: Views, loaded: Loaded) -> Loaded:

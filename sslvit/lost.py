@@ -1,0 +1,88 @@
+"""A worker or another process is gone, or hangs: who, at what, and what to do, instead of what torch says of it."""
+
+import multiprocessing
+import os
+import re
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from sslvit import distributed
+from sslvit.data.encoded import EncodedSource
+from sslvit.data.loader import Parts
+from sslvit.data.samples import Images
+from sslvit.data.subset import Subset
+from sslvit.errors import INTERNAL, Stop
+
+OF_PROCESSES = re.compile(r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out", re.I)
+GO_ON = "The same command with --resume goes on from the newest checkpoint"
+
+
+class Lost(Stop):
+    """Part of a run is gone or hangs."""
+
+    code = INTERNAL
+
+
+@contextmanager
+def watched(row: Parts, out: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" in str(error):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again, of those ended here
+            for worker in multiprocessing.active_children():  # torch would wait for one that hangs
+                worker.kill()
+            raise Lost(of_workers(str(error), row)) from error
+        if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
+            raise
+        stack = out / "stacks" / f"process-{distributed.rank()}.txt"
+        stack.parent.mkdir(parents=True, exist_ok=True)
+        stack.write_text("".join(traceback.format_exception(error)))
+        raise Lost(of_processes(str(error), stack)) from error
+
+
+def of_workers(said: str, row: Parts) -> str:
+    """said: by torch."""
+    at = {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
+    if "timed out" in said:
+        worker = (row.awaited - row.begun) % len(row.reading)
+        place, limit = f" at {at[worker]}" if worker in at else "", re.search("[0-9.]+ second", said)
+        return (
+            f"worker {worker} gave no images within {limit[0]}s and seems to hang{place}. Look whether that file can "
+            f"be read, or give --timeout more seconds. {GO_ON}"
+        )
+    pid = re.search(r"pid[^0-9]*([0-9]+)", said)
+    reading = f" Workers were at {', '.join(at.values())}." if at else ""
+    return (
+        f"a worker that reads images{f' (pid {pid[1]})' if pid else ''} is gone: it crashed or was killed, as happens "
+        f"when memory runs out.{reading} Fewer --workers need less memory and shared memory (/dev/shm). {GO_ON}. torch "
+        f"says: {said.splitlines()[0]}"
+    )
+
+
+def where(source: Images, id: int) -> str:
+    while isinstance(source, Subset):
+        source = source.inner
+    return source.store.where(id) if isinstance(source, EncodedSource) else f"image {id}"
+
+
+def of_processes(said: str, stack: Path) -> str:
+    """Which of the others on this machine is gone or stopped. One that is stopped is ended: nobody else will."""
+    lines = []
+    for rank, pid in distributed.peers().items():
+        try:
+            status = psutil.Process(pid).status()
+        except psutil.NoSuchProcess:
+            status = psutil.STATUS_DEAD
+        if status in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
+            lines.append(f"process {rank} (pid {pid}) is gone")
+        elif status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            os.kill(pid, signal.SIGKILL)
+            lines.append(f"process {rank} (pid {pid}) had been stopped, and was ended")
+    who = "; ".join(lines) or "another process does not answer, and all on this machine are there"
+    return f"{who}. {GO_ON}. Where this one waited is in {stack}. torch says: {said.splitlines()[0][:200]}"

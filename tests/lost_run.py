@@ -1,0 +1,48 @@
+"""A run of images in files, one of which can be slow: python tests/lost_run.py FOLDER OUT [field=value ...]
+
+SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from tiny_run import DEFAULTS, objective
+from torch.utils.data import get_worker_info
+
+from sslvit.config import TrainConfig
+from sslvit.data.files import FileStore
+from sslvit.data.source import open_source
+from sslvit.data.views import Light
+from sslvit.distributed import start_run
+from sslvit.errors import at_the_door
+from sslvit.train import pretrain
+
+read = FileStore.read
+
+
+def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
+    if get_worker_info() and id == int(os.environ.get("SLOW_IMAGE", -1)):
+        time.sleep(float(os.environ["SLOW_SECONDS"]))
+    time.sleep(float(os.environ.get("SLOW_READS", 0)))
+    return read(self, id, max_pixels)
+
+
+def main() -> None:
+    FileStore.read = slow_read
+    kinds = {f.name: type(getattr(TrainConfig(), f.name)) for f in fields(TrainConfig)}
+    given = dict(word.split("=") for word in sys.argv[3:])
+    given = {k: json.loads(v) if kinds[k] in (int, float, bool) else v for k, v in given.items()}
+    if os.environ.get("RANK") == os.environ.get("ODD_RANK", "none"):
+        given |= json.loads(os.environ["ODD_SETTINGS"])
+    config = TrainConfig(out=Path(sys.argv[2]), **(DEFAULTS | given))
+    accelerator = start_run(config)
+    source = open_source(f"folder:{sys.argv[1]}", image_size=32, cache=False)
+    pretrain(objective(), source, Light(32), config, accelerator)
+
+
+if __name__ == "__main__":
+    at_the_door(main)

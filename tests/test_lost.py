@@ -1,0 +1,175 @@
+"""Dead and hanging workers and processes are noticed in time, named, and leave nobody behind; a run goes on after."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from tiny_run import fingerprint, losses
+
+from sslvit import checkpoint
+
+HERE = Path(__file__).parent
+SCRIPT = str(HERE / "lost_run.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(32):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def begin(command: list[str], out: Path, *words: str, **environment: str) -> subprocess.Popen:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    with (out.parent / f"{out.name}.stderr").open("w") as file:
+        return subprocess.Popen([*command, str(out), *words], env=env, stderr=file, stdout=file)
+
+
+def said(out: Path) -> str:
+    return (out.parent / f"{out.name}.stderr").read_text()
+
+
+def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 90
+    while not (log.exists() and log.read_text().count("\n") >= step):
+        assert process.poll() is None, said(out)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ends(process: subprocess.Popen, family: list[psutil.Process], seconds: float) -> float:
+    """How long the process takes to end; nobody of its family is left three seconds later."""
+    began = time.monotonic()
+    process.wait(timeout=seconds)
+    took = time.monotonic() - began
+    assert not psutil.wait_procs(family, timeout=3)[1]
+    return took
+
+
+def kill_a_worker(images: Path, out: Path, step: int, which: int) -> None:
+    words = ["workers=2", "epochs=8", "resume=true"]
+    process = begin([sys.executable, SCRIPT, str(images)], out, *words, SLOW_READS="0.004")
+    until_step(out, step, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 2
+    family[which].kill()
+    assert ends(process, family, 10) < 2
+    assert process.returncode == 70
+    (sentence,) = [line for line in said(out).splitlines() if line.startswith("error:")]
+    assert sentence.startswith(f"error: a worker that reads images (pid {family[which].pid}) is gone: it crashed or")
+    assert re.search(rf"Workers were at {images}/\d\d\.png, {images}/\d\d\.png\. Fewer --workers", sentence)
+    assert "--resume goes on from the newest checkpoint" in sentence
+    assert checkpoint.latest(out / "checkpoints").step >= step - 3
+    again = begin([sys.executable, SCRIPT, str(images)], out, *words)
+    assert again.wait(60) == 0
+
+
+def test_a_worker_that_is_killed_is_noticed_in_two_seconds_and_the_run_goes_on_bit_for_bit(images, tmp_path):
+    kill_a_worker(images, tmp_path / "run", 8, 1)
+    whole = begin([sys.executable, SCRIPT, str(images)], tmp_path / "whole", "epochs=8")
+    assert whole.wait(60) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_five_workers_that_are_killed_at_any_time(images, tmp_path):
+    for number, step in enumerate(np.random.default_rng(0).integers(3, 28, 5).tolist()):
+        kill_a_worker(images, tmp_path / f"{number}", step, number % 2)
+
+
+def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its_file(images, tmp_path):
+    out = tmp_path / "run"
+    slow = {"SLOW_IMAGE": "9", "SLOW_SECONDS": "60"}
+    process = begin([sys.executable, SCRIPT, str(images)], out, "workers=2", "timeout=4", **slow)
+    log, last = out / "metrics.jsonl", time.monotonic()
+    while process.poll() is None and "error: worker" not in said(out):
+        if log.exists():
+            last = max(last, time.monotonic() - (time.time() - log.stat().st_mtime))
+        time.sleep(0.02)
+    noticed = time.monotonic() - last
+    assert "error: worker" in said(out)
+    assert noticed < 4 + 1 + 1  # of which a second is for the steps whose images were there
+    assert ends(process, [], 10) < 10
+    assert process.returncode == 70
+    assert re.search(
+        rf"worker [01] gave no images within 4(\.0)? seconds and seems to hang at {images}/09\.png", said(out)
+    )
+
+
+def two(images: Path, out: Path, port: int, *words: str, **environment: str) -> subprocess.Popen:
+    return begin([*TORCHRUN, str(port), SCRIPT, str(images)], out, *words, **environment)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of torchrun by rank."""
+    children = psutil.Process(process.pid).children()
+    return sorted((c for c in children if "RANK" in c.environ()), key=lambda child: int(child.environ()["RANK"]))
+
+
+def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_one_process_goes_on(images, tmp_path):
+    out = tmp_path / "run"
+    process = two(images, out, 29541, "epochs=500", "save_every=5")
+    until_step(out, 12, process)
+    lead, other = ranks(process)
+    other.kill()
+    began = time.monotonic()
+    psutil.wait_procs([lead], timeout=10)
+    assert time.monotonic() - began < 5
+    process.wait(40)
+    assert f"process 1 (pid {other.pid}) is gone" in said(out)
+    assert (out / "stacks" / "process-0.txt").read_text().startswith("Traceback")
+    reached = checkpoint.latest(out / "checkpoints").step
+    assert reached >= 10
+    again = begin([sys.executable, SCRIPT, str(images)], out, "epochs=500", "save_every=5", "resume=true")
+    until_step(out, reached + 5, again)
+    again.kill()
+    again.wait()
+    assert [line["step"] for line in losses(out)][: reached + 5] == list(range(1, reached + 6))
+
+
+def test_a_process_that_hangs_ends_all_within_the_timeout_and_three_seconds(images, tmp_path):
+    out = tmp_path / "run"
+    process = two(images, out, 29542, "epochs=500", "timeout=5")
+    until_step(out, 12, process)
+    lead, other = ranks(process)
+    os.kill(other.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert not psutil.wait_procs([lead, other], timeout=20)[1]
+    assert time.monotonic() - began < 5 + 3
+    process.wait(40)
+    assert f"process 1 (pid {other.pid}) had been stopped, and was ended" in said(out)
+    assert (out / "stacks" / "process-0.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"lr": 0.5}, "settings"), ({"lr": 0.5, "seed": 3}, "settings")], ids=["rate", "seed"]
+)
+def test_processes_that_disagree_do_not_train(images, tmp_path, settings, named):
+    out = tmp_path / "run"
+    process = two(images, out, 29543, ODD_RANK="1", ODD_SETTINGS=json.dumps(settings))
+    process.wait(90)
+    assert process.returncode != 0
+    assert f"process 1 has other {named} than process 0: start all with one command" in said(out)
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_a_run_whose_parent_is_killed_leaves_no_worker(images, tmp_path):
+    out = tmp_path / "run"
+    process = begin([sys.executable, SCRIPT, str(images)], out, "workers=2", "epochs=500")
+    until_step(out, 3, process)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
