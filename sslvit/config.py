@@ -1,6 +1,8 @@
 """What a user chooses about images and training, and which of it may change when a run goes on."""
 
 import json
+import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,9 @@ from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
+
+LARGEST_SIDE = 1 << 14  # of the images that a model sees
+WORKERS_A_CORE = 64
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class ImagesConfig:
         for name in ("image_size", "canvas", "max_pixels"):
             if given[name] is not None and np.min(given[name]) < 1:
                 raise ValueError(f"--{name} is {given[name]}; it must be above 0")
+        if np.max(given["image_size"]) > LARGEST_SIDE:
+            raise ValueError(f"--image_size is {given['image_size']}; it must not be above {LARGEST_SIDE}")
         return given
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
@@ -171,8 +178,20 @@ class TrainConfig:
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
 
     def check(self) -> None:
+        for name, value in asdict(self).items():
+            if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
+                raise ValueError(f"--{name} is {value}; it must be finite")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay is {self.layer_decay}; it must be in (0, 1]")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"--max_bad is {self.max_bad}; it is a share, from 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--betas are {self.betas}; they must be in [0, 1)")
+        if self.workers > WORKERS_A_CORE * (os.cpu_count() or 1):
+            raise ValueError(
+                f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and a worker or two a core is "
+                "usual"
+            )
         for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")

@@ -48,6 +48,8 @@ def at_the_door(main: Callable[[], None]) -> None:
     """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
     try:
         main()
+    except SystemExit as end:
+        sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
     except (Stop, ValueError) as error:
         if os.environ.get("SSLVIT_TRACEBACK"):
             traceback.print_exc()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sslvit import __version__, durable
 from sslvit.blocks import EPSILON
-from sslvit.errors import CannotWrite, DataError
+from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -127,7 +127,8 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
         backbone = kind(**config)
     except OSError as error:
-        raise DataError(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
+        kind = NoInput if isinstance(error, FileNotFoundError) else DataError
+        raise kind(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))

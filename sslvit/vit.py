@@ -160,7 +160,7 @@ class ViT(nn.Module):
         stem, _, rest = name.rpartition("+")
         size, _, patch_size = rest.rpartition("/")
         hybrid, size, patch_size = HYBRIDS.get(name, (stem or None, size, patch_size))
-        if size not in VARIANTS or not str(patch_size).isdecimal():
+        if size not in VARIANTS or not str(patch_size).isdecimal() or int(patch_size) == 0:
             raise ValueError(
                 f"no variant {name!r}: it is one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"
             )

@@ -107,6 +107,22 @@ def test_view_keys_belong_to_the_sample_and_slot_keys_to_the_place():
     assert torch.equal(loaded.samples.labels, ids)
 
 
+def test_no_two_of_20000_views_share_a_draw_whoever_reads_them():
+    """96 images, 105 epochs, two views, two processes. With seeded workers, ranks draw the same."""
+    extents, draws = torch.full((8, 2), 100_000), {}
+    for process, mine in enumerate(rows(numbered(96), processes=2, batch_size=16)):
+        for item in range(96 * 105 // 16):
+            loaded = mine[item]
+            epochs = (16 * item + 8 * process + torch.arange(8)) // 96
+            for view in range(2):
+                crop = Light(32).draw(rng.fold(loaded.view_key, "view", view), extents)
+                drawn = torch.stack([field.double() for field in crop], 1).tolist()
+                for epoch, id, one in zip(epochs.tolist(), loaded.samples.ids.tolist(), drawn, strict=True):
+                    draws[epoch, id, view] = tuple(one)
+    assert len(draws) == 96 * 105 * 2 > 20_000
+    assert len(set(draws.values())) == len(draws)
+
+
 def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
     with pytest.raises(ValueError, match="batch_size 8 does not split into 3 processes x 1"):
         rows(numbered(9), processes=3)

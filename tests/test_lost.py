@@ -5,48 +5,21 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from started import draw_images, one, ranks, said, two, until_step
 from tiny_run import fingerprint, losses
 
 from sslvit import checkpoint
 
-HERE = Path(__file__).parent
-SCRIPT = str(HERE / "lost_run.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for i in range(32):
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i:02d}.png")
-    return folder
-
-
-def begin(command: list[str], out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
-    with (out.parent / f"{out.name}.stderr").open("w") as file:
-        return subprocess.Popen([*command, str(out), *words], env=env, stderr=file, stdout=file)
-
-
-def said(out: Path) -> str:
-    return (out.parent / f"{out.name}.stderr").read_text()
-
-
-def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
-    log, deadline = out / "metrics.jsonl", time.monotonic() + 90
-    while not (log.exists() and log.read_text().count("\n") >= step):
-        assert process.poll() is None, said(out)
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return draw_images(tmp_path_factory.mktemp("images"))
 
 
 def ends(process: subprocess.Popen, family: list[psutil.Process], seconds: float) -> float:
@@ -60,7 +33,7 @@ def ends(process: subprocess.Popen, family: list[psutil.Process], seconds: float
 
 def kill_a_worker(images: Path, out: Path, step: int, which: int) -> None:
     words = ["workers=2", "epochs=8", "resume=true"]
-    process = begin([sys.executable, SCRIPT, str(images)], out, *words, SLOW_READS="0.004")
+    process = one(images, out, *words, SLOW_READS="0.004")
     until_step(out, step, process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 2
@@ -72,13 +45,13 @@ def kill_a_worker(images: Path, out: Path, step: int, which: int) -> None:
     assert re.search(rf"Workers were at {images}/\d\d\.png, {images}/\d\d\.png\. Fewer --workers", sentence)
     assert "--resume goes on from the newest checkpoint" in sentence
     assert checkpoint.latest(out / "checkpoints").step >= step - 3
-    again = begin([sys.executable, SCRIPT, str(images)], out, *words)
+    again = one(images, out, *words)
     assert again.wait(60) == 0
 
 
 def test_a_worker_that_is_killed_is_noticed_in_two_seconds_and_the_run_goes_on_bit_for_bit(images, tmp_path):
     kill_a_worker(images, tmp_path / "run", 8, 1)
-    whole = begin([sys.executable, SCRIPT, str(images)], tmp_path / "whole", "epochs=8")
+    whole = one(images, tmp_path / "whole", "epochs=8")
     assert whole.wait(60) == 0
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
@@ -92,7 +65,7 @@ def test_five_workers_that_are_killed_at_any_time(images, tmp_path):
 def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its_file(images, tmp_path):
     out = tmp_path / "run"
     slow = {"SLOW_IMAGE": "9", "SLOW_SECONDS": "60"}
-    process = begin([sys.executable, SCRIPT, str(images)], out, "workers=2", "timeout=4", **slow)
+    process = one(images, out, "workers=2", "timeout=4", **slow)
     log, last = out / "metrics.jsonl", time.monotonic()
     while process.poll() is None and "error: worker" not in said(out):
         if log.exists():
@@ -106,16 +79,6 @@ def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its
     assert re.search(
         rf"worker [01] gave no images within 4(\.0)? seconds and seems to hang at {images}/09\.png", said(out)
     )
-
-
-def two(images: Path, out: Path, port: int, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([*TORCHRUN, str(port), SCRIPT, str(images)], out, *words, **environment)
-
-
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of torchrun by rank."""
-    children = psutil.Process(process.pid).children()
-    return sorted((c for c in children if "RANK" in c.environ()), key=lambda child: int(child.environ()["RANK"]))
 
 
 def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_one_process_goes_on(images, tmp_path):
@@ -132,7 +95,7 @@ def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_
     assert (out / "stacks" / "process-0.txt").read_text().startswith("Traceback")
     reached = checkpoint.latest(out / "checkpoints").step
     assert reached >= 10
-    again = begin([sys.executable, SCRIPT, str(images)], out, "epochs=500", "save_every=5", "resume=true")
+    again = one(images, out, "epochs=500", "save_every=5", "resume=true")
     until_step(out, reached + 5, again)
     again.kill()
     again.wait()
@@ -167,7 +130,7 @@ def test_processes_that_disagree_do_not_train(images, tmp_path, settings, named)
 
 def test_a_run_whose_parent_is_killed_leaves_no_worker(images, tmp_path):
     out = tmp_path / "run"
-    process = begin([sys.executable, SCRIPT, str(images)], out, "workers=2", "epochs=500")
+    process = one(images, out, "workers=2", "epochs=500")
     until_step(out, 3, process)
     workers = psutil.Process(process.pid).children()
     process.kill()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit import checkpoint
@@ -270,13 +271,55 @@ def test_a_step_that_is_not_finite_moves_nothing(tmp_path):
     pretrain(poisoned, source(), Light(32), config, start(threads=1))
     saved = [checkpoint.latest(tmp_path / "run" / "checkpoints")]
     folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
-    from safetensors.torch import load_file
-
     saved = [load_file(folder / "tensors.safetensors") for folder in folders]
     assert len(saved) == 4
     for before, after, moved in ((0, 1, False), (1, 2, True), (2, 3, False)):
         assert moved != all(torch.equal(saved[before][name], saved[after][name]) for name in saved[before])
     assert poisoned.moved == 2
+
+
+class Spoiled(Objective):
+    """In its third step a number of the loss, of a gradient, or of what it sees is another."""
+
+    def __init__(self, what: str, value: float):
+        super().__init__()
+        self.inner, self.what, self.value, self.step = objective(), what, value, 0
+        self.backbone, self.readout = self.inner.backbone, "mean"
+
+    def forward(self, batch, progress):
+        self.step += 1
+        if self.step != 3:
+            return self.inner(batch, progress)
+        if self.what == "pixel":
+            batch.views[0][0, 0, 0, 0] = self.value
+        loss, metrics = self.inner(batch, progress)
+        if self.what == "loss":
+            loss = loss * self.value
+        if self.what == "gradient":
+            self.backbone.norm.weight.register_hook(lambda gradient: gradient * self.value)
+        return loss, metrics
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("what", ["loss", "gradient", "pixel"])
+def test_nothing_that_is_not_finite_reaches_weights_moments_or_disk(tmp_path, what, value):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "save_every": 1, "keep": 9}))
+    # A hook stays, so that the fourth step is as bad; three in a row would stop the run.
+    pretrain(Spoiled(what, value), source(), Light(32), config, start(threads=1))
+    before, after = (
+        load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "tensors.safetensors") for step in (2, 3)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any("exp_avg" in name for name in before)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert (tmp_path / "run" / "bad_steps" / "step-00000002").exists()
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7, 8, 9, 17])
+def test_a_run_of_a_few_images_takes_its_steps(tmp_path, images):
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 3.0}))
+    pretrain(objective(), source(images), Light(32), config, start(threads=1))
+    assert [line["step"] for line in losses(tmp_path / "run")] == list(range(1, -(-3 * images // 8) + 1))
 
 
 def test_what_entered_a_step_that_is_not_finite_is_kept_with_its_numbers(tmp_path):
@@ -286,8 +329,6 @@ def test_what_entered_a_step_that_is_not_finite_is_kept_with_its_numbers(tmp_pat
     facts = json.loads((folder / "process-0.json").read_text())
     assert (folder.name, facts["step"], facts["loss"], facts["not_finite"]["pixels"]) == ("step-00000001", 1, "NaN", [])
     assert facts["not_finite"]["gradients"]
-    from safetensors.torch import load_file
-
     entered = load_file(folder / "process-0.safetensors")
     row = Row(source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0)
     second = [part.samples.ids.tolist() for part in load(row, first_step=1, steps=2, workers=0, timeout=0, pin=False)]

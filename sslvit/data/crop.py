@@ -22,6 +22,16 @@ class Crop(NamedTuple):
     flip: Tensor
 
 
+class Scaled:
+    """A view that crops: its scales are shares of the image's area."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "small_scale"):
+            low, high = getattr(self, name, (1.0, 1.0))
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} ({low:g}, {high:g}): crops are shares of an image, above 0 and at most 1")
+
+
 def draw_crop(
     key: Tensor, extents: Tensor, scale: tuple[float, float], ratio: tuple[float, float], flip: float
 ) -> Crop:

@@ -181,8 +181,7 @@ class ShapesSource(Source):
         self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
         self.name = f"shapes ({size:,} labelled by {by})"
         self.fingerprint = f"shapes:{first}+{size}@{image_size}"
-        small = size * 3 * image_size**2 <= IN_MEMORY
-        self._drawn = shapes.make(ids, image_size) if small else None
+        self.small, self._drawn = size * 3 * image_size**2 <= IN_MEMORY, None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -190,6 +189,8 @@ class ShapesSource(Source):
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
         asked = torch.from_numpy(ids.copy())
+        if self.small and self._drawn is None:
+            self._drawn = shapes.make(torch.arange(self.first, self.first + len(self)), self.image_size)
         return Samples(
             pixels=shapes.make(asked + self.first, self.image_size) if self._drawn is None else self._drawn[asked],
             extents=whole(self.canvas, len(ids)),

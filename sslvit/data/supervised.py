@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.data.crop import TRIES, Crop, draw_crop, resized
+from sslvit.data.crop import TRIES, Crop, Scaled, draw_crop, resized
 from sslvit.data.pieces import Size, batch, both, checked, piece_length, pieces, true
 from sslvit.data.randaugment import Augmentation, RandAugment
 from sslvit.data.resample import Interpolation, Resize
@@ -74,7 +74,7 @@ def normal(key: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Scaled):
     size: Size
     scale: tuple[float, float] = (0.05, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

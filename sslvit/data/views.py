@@ -18,7 +18,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.data import color
 from sslvit.data.color import Jitter, draw_jitter
-from sslvit.data.crop import Crop, centred, draw_crop, resized
+from sslvit.data.crop import Crop, Scaled, centred, draw_crop, resized
 from sslvit.data.pieces import Size, batch, both, checked, on, piece_length, pieces, true
 from sslvit.data.resample import Axis, Blur, Interpolation, Resize
 
@@ -34,7 +34,7 @@ def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpol
 
 
 @dataclass(frozen=True)
-class Light:
+class Light(Scaled):
     """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
 
     size: Size
@@ -88,7 +88,7 @@ class Distortion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Distorted:
+class Distorted(Scaled):
     """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
     four with their probabilities."""
 
@@ -164,7 +164,7 @@ def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: 
 
 
 @dataclass(frozen=True)
-class MoCoV3:
+class MoCoV3(Scaled):
     """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
     other seldom, and sometimes solarised."""
 
@@ -184,7 +184,7 @@ class MoCoV3:
 
 
 @dataclass(frozen=True)
-class DINO:
+class DINO(Scaled):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
     the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
 

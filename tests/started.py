@@ -1,0 +1,54 @@
+"""Runs in processes of their own, on 32 images in files, that tests stop, kill and start again."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+SCRIPT = str(Path(__file__).parent / "lost_run.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+def draw_images(folder: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for i in range(32):
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def begin(command: list[str], out: Path, *words: str, **environment: str) -> subprocess.Popen:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+    with (out.parent / f"{out.name}.stderr").open("w") as file:
+        return subprocess.Popen([*command, str(out), *words], env=env, stderr=file, stdout=file)
+
+
+def said(out: Path) -> str:
+    return (out.parent / f"{out.name}.stderr").read_text()
+
+
+def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 90
+    while not (log.exists() and log.read_text().count("\n") >= step):
+        assert process.poll() is None, said(out)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def two(images: Path, out: Path, port: int, *words: str, **environment: str) -> subprocess.Popen:
+    return begin([*TORCHRUN, str(port), SCRIPT, str(images)], out, *words, **environment)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of torchrun by rank."""
+    children = psutil.Process(process.pid).children()
+    return sorted((c for c in children if "RANK" in c.environ()), key=lambda child: int(child.environ()["RANK"]))
+
+
+def one(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
+    return begin([sys.executable, SCRIPT, str(images)], out, *words, **environment)
