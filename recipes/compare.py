@@ -5,11 +5,11 @@
         --seeds 3 --epochs 100
 
 Each method is trained from the weights that scratch has, on as many images, or --budget operations or seconds, as the
-first one. All are read by the same protocols: nearest neighbours,
-few-shot and linear on frozen features, and fine-tuning, with 1 %, 10 % and all of the labels. The report, with tables,
-curves and sentences about what the differences support, is in OUT/report.html and report.md, its numbers in
-results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A method may carry
-flags of its recipe: mpp:target=pixels,corrupt=0.15. Run in full only on a few hundred images.
+first one. All are read by the same protocols: nearest neighbours, few-shot and linear on frozen features, and
+fine-tuning, with 1 %, 10 % and all of the labels. The report, with tables, curves and sentences about what the
+differences support, is in OUT/report.html and report.md, its numbers in results.json. Stopped at any moment, the same
+command goes on; several machines can work in one OUT. A method may carry flags of its recipe:
+mpp:target=pixels,corrupt=0.15.
 """
 
 import json

