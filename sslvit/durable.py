@@ -125,6 +125,13 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
         yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    digest = xxh3_128()
+    for piece in tensor_pieces(tensors):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names inside a folder survive a power loss."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

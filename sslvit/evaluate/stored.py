@@ -49,7 +49,7 @@ def stored(
     readouts = tuple(readouts or backbone.readouts)
     about = {
         "version": [__version__, FORMAT],
-        "weights": weights_hash(backbone),
+        "weights": durable.tensors_hash(backbone.state_dict()),
         "backbone": [type(backbone).__name__, backbone.config],
         "data": [source.name, source.version],
         "ids": xxh3_128(ids.astype(np.int64).tobytes()).hexdigest(),
@@ -66,13 +66,6 @@ def stored(
     if distributed.rank() == 0:
         _write(place, features, about)
     return features
-
-
-def weights_hash(backbone: nn.Module) -> str:
-    digest = xxh3_128()
-    for piece in durable.tensor_pieces(backbone.state_dict()):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _read(place: Path, readouts: tuple[str, ...], source: Source) -> Features | None:
