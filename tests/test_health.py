@@ -204,7 +204,7 @@ def test_a_healthy_run_raises_no_alarm(name, data, seed):
 @pytest.mark.slow
 def test_dino_on_1024_digits_is_not_healthy_and_told_so():
     """Its teacher forgets the image (0.6 nats to 0.001): no false alarm. A lower rate or temperature, larger crops, or
-    a slower teacher only put it off."""
+    a slower teacher only slowed it."""
     make, options = HEALTHY["DINO"]
     values = list(run(make("digits", 0), "digits", 0, 100, **options))
     assert values[0]["teacher_information"] > 0.5
