@@ -67,12 +67,13 @@ class Run:
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
         self.model = described(folder)
-        self.parameters = sum(p.numel() for p in load_backbone(folder).parameters())
+        backbone = load_backbone(folder)
+        self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
         sentences = [
-            f"{model['objective']} trained {self.config['model']}, {self.parameters / 1e6:.1f} million parameters, on "
+            f"{model['objective']} trained {self.name}, {self.parameters / 1e6:.1f} million parameters, on "
             f"{model['data']}: {cost['images']:,} images of {self.config['image_size']} px in "
             f"{duration(cost['seconds'])} on {cost['device']}."
         ]

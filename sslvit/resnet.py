@@ -254,6 +254,13 @@ class BiT(nn.Module):
         return cls(**{"image_size": image_size, "version": "v1" if match[3] else "v2"} | shape | changes)
 
     @property
+    def name(self) -> str:
+        """What `variant` would be given."""
+        blocks = tuple(self.config["blocks"])
+        layers = next((f"{layers}" for layers, known in BLOCKS.items() if tuple(known) == blocks), f"{blocks}")
+        return f"R{layers}x{self.config['width_factor']:g}" + ("-v1" if self.config["version"] == "v1" else "")
+
+    @property
     def blocks(self) -> list[nn.Module]:
         return [block for stage in self.stages for block in stage.blocks]
 

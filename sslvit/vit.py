@@ -169,6 +169,19 @@ class ViT(nn.Module):
             del sizes["mlp_width"]  # another width has its own
         return cls(**({"image_size": image_size, "patch_size": int(patch_size), "hybrid": hybrid} | sizes | changes))
 
+    @property
+    def name(self) -> str:
+        """What `variant` would be given, or the sizes in words."""
+        shape = (self.width, self.depth, self.heads, self.config["mlp_width"])
+        size = next((name for name, sizes in VARIANTS.items() if sizes == shape), None)
+        height, width = self.patch_size
+        patch = height if height == width else f"{height}x{width}"
+        if size is None or height != width:
+            return f"ViT of width {self.width}, depth {self.depth}, heads {self.heads}, patches of {patch}"
+        stem = self.config["hybrid"]
+        official = (name for name, parts in HYBRIDS.items() if parts == (stem, size, patch))
+        return next(official, f"{stem}+{size}/{patch}" if stem else f"{size}/{patch}")
+
     def resized(self, image_size: int | Sequence[int]) -> "ViT":
         """A copy whose position table is resized for good, so that fine-tuning trains the new one, as in the ViT paper.
         (`forward` takes images of any size, and resizes the table that was trained each time.)"""

@@ -41,6 +41,13 @@ def test_the_table_holds_the_logged_numbers_and_the_summary_the_cost(finished):
     assert "The readout to use is mean." in card
 
 
+def test_a_run_that_began_with_a_model_is_called_by_that_model_s_name(finished):
+    text = f"--start {finished} --overwrite --out {finished}-again --model M/8"
+    run("mpp", f"{TINY} {text}")
+    for folder in (finished, Path(f"{finished}-again")):
+        assert "trained XS/8, 1.2 million" in (folder / "report.md").read_text()
+
+
 def test_the_page_is_one_file_and_each_picture_is_in_it(finished):
     html = (finished / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)

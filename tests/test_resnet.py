@@ -191,6 +191,12 @@ def test_variants_have_timms_parameters_exactly(name, oracle):
         assert {k: v.shape for k, v in BiT.variant(name, image_size=224).state_dict().items()} == expected
 
 
+@pytest.mark.parametrize("name", ["R50x1", "R20x0.5", "R26x1-v1", "R152x2"])
+def test_a_model_knows_the_name_of_its_variant(name):
+    with torch.device("meta"):
+        assert BiT.variant(name, image_size=32).name == name
+
+
 # --- Sizes -----------------------------------------------------------------------------------------------------------
 
 

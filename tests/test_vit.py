@@ -171,6 +171,14 @@ def test_a_variant_can_be_changed_and_another_width_has_an_mlp_of_four_times_it(
     assert ViT.variant("S/16", image_size=(32, 64), patch_size=(8, 16), depth=1).grid == (4, 4)
 
 
+@pytest.mark.parametrize("name", ["XS/7", "S/16", "S-moco_v3/16", "G/14", "R50+B/16", "R50+L/32", "R+Ti/16", "R+XS/8"])
+def test_a_model_knows_the_name_of_its_variant(name):
+    with torch.device("meta"):
+        assert ViT.variant(name, image_size=224).name == name
+        changed = ViT.variant(name, image_size=224, depth=3)
+    assert changed.name.startswith(f"ViT of width {changed.width}, depth 3, heads {changed.heads}, patches of ")
+
+
 TIMM_NAMES = {
     "Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "H/14": "vit_huge_patch14_224",
     "g/14": "vit_giant_patch14_224", "G/14": "vit_gigantic_patch14_224", "R50+B/16": "vit_base_r50_s16_224",
