@@ -1,5 +1,7 @@
 """The row of images: each once an epoch, the same for any number of processes, parts and workers."""
 
+import signal
+import time
 from itertools import chain
 
 import numpy as np
@@ -75,6 +77,29 @@ def test_workers_change_nothing():
         got = list(load(rows(source)[0], first_step=1, steps=7, workers=workers, timeout=30, pin=False))
         for a, b in zip(chain(*(one[:3] for one in expected)), chain(*(one[:3] for one in got)), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True) if isinstance(x, torch.Tensor))
+
+
+def test_a_dead_worker_is_noticed_even_if_its_signal_was_not_heard():
+    loaded = load(rows(numbered(20))[0], first_step=0, steps=1000, workers=2, timeout=60, pin=False)
+    next(loaded)
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        psutil.Process().children()[0].kill()
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            list(loaded)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert time.monotonic() - began < 2
+
+
+def test_slow_images_are_waited_for_as_long_as_was_asked():
+    source = numbered(20)
+    source.read = lambda ids, read=source.read: time.sleep(1.4) or read(ids)
+    given = {"first_step": 0, "steps": 2, "workers": 1, "pin": False}
+    assert len(list(load(rows(source)[0], timeout=30, **given))) == 2
+    with pytest.raises(RuntimeError, match=r"timed out after 0\.5 seconds"):
+        list(load(rows(source)[0], timeout=0.5, **given))
 
 
 def test_views_made_by_workers_are_those_made_of_their_images():

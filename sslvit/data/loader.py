@@ -5,6 +5,7 @@ batch_size images from s * batch_size on, so every epoch shows each image once, 
 end, a set smaller than a batch works, and a position in the row is all that a restart needs.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -19,6 +20,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sslvit import rng
 from sslvit.data import encoded
 from sslvit.data.samples import Images, Samples, Source
+
+# Seconds. Torch tells of a dead worker by an exception in whatever the main thread is doing, which may swallow it; who
+# waits looks for himself.
+LOOK_EVERY = 1.0
 
 
 class Loaded(NamedTuple):
@@ -144,23 +149,32 @@ def load(
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        timeout=timeout if workers else 0,
+        timeout=min(timeout, LOOK_EVERY) if workers else 0,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         collate_fn=partial(viewed, views) if views else None,
         worker_init_fn=tell_what_is_read,
     )
-    return awaited(row, items, iter(loader))
+    return awaited(row, items, iter(loader), timeout)
 
 
 def tell_what_is_read(worker: int) -> None:
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+def awaited(row: Parts, items: range, loaded: Iterator[Loaded], timeout: float) -> Iterator[Loaded]:
     for item in items:
-        row.awaited = item
-        yield next(loaded)
+        row.awaited, began = item, time.monotonic()
+        while True:
+            try:
+                found = next(loaded)
+                break
+            except RuntimeError as error:  # of a dead worker, or since none gave anything for LOOK_EVERY seconds
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if time.monotonic() - began >= timeout:
+                    raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
+        yield found
 
 
 def viewed(views: Views, loaded: Loaded) -> Loaded:
