@@ -80,7 +80,9 @@ def test_workers_change_nothing():
 
 
 def test_a_dead_worker_is_noticed_even_if_its_signal_was_not_heard():
-    loaded = load(rows(numbered(20))[0], first_step=0, steps=1000, workers=2, timeout=60, pin=False)
+    source = numbered(20)
+    source.read = lambda ids, read=source.read: time.sleep(0.5) or read(ids)  # nothing it has read is on its way
+    loaded = load(rows(source)[0], first_step=0, steps=100, workers=1, timeout=60, pin=False)
     next(loaded)
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
