@@ -140,6 +140,8 @@ class TrainConfig:
     """The global gradient norm above which gradients are scaled down to it; 0 never does."""
     clip_each: float = 0.0
     """The same for each parameter by itself, as DINO does; 0 never does."""
+    skip_spikes: float = 0.0
+    """Leave out steps whose gradient norm is more than so many times the median of the last 64; 0 never does."""
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Mixed precision; by default what `accelerate launch` was told."""
     compile: bool = False
@@ -201,6 +203,7 @@ class TrainConfig:
             "weight_decay",
             "clip",
             "clip_each",
+            "skip_spikes",
             "workers",
             "threads",
             "evaluate_every",

@@ -19,6 +19,7 @@ soon collapses are caught, and that healthy runs raise no alarm.
 """
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PATIENCE = 20  # steps in a row below the limit
+SPIKE, REMEMBERED, FEW = 20.0, 64, 10  # times the median gradient norm of so many steps, of which there are so many
 
 
 @torch.no_grad()
@@ -112,6 +114,7 @@ class Watch:
 
     first: dict[str, float] = field(default_factory=dict)  # each metric's value at the first step
     below: dict[str, int] = field(default_factory=dict)  # how many steps in a row it has been too low
+    norms: list[float] = field(default_factory=list)  # of the gradients of the last steps
 
     def update(self, metrics: dict[str, float]) -> Verdict | None:
         """The verdict at the step at which a rule has applied PATIENCE times in a row; once, until it recovers."""
@@ -132,3 +135,10 @@ class Watch:
                 )
                 verdict = Verdict(sentence, rule.cause, rule.next_step)
         return verdict
+
+    def spike(self, norm: float) -> float:
+        """How many times the median of the last steps' gradient norms this step's is."""
+        median = statistics.median(self.norms) if len(self.norms) >= FEW else math.inf
+        if math.isfinite(norm):
+            self.norms = [*self.norms, norm][-REMEMBERED:]
+        return norm / median if median > 0 else 0.0

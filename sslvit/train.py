@@ -30,6 +30,7 @@ from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
 from sslvit.data.stream_row import StreamRow
 from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
+from sslvit.health import SPIKE
 from sslvit.lost import watched
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
@@ -164,8 +165,12 @@ def train(
             raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
         for parameter in objective.held(progress):
             parameter.grad = None
-        finite = math.isfinite(values["gradient_norm"])
-        if math.isfinite(values["loss"]) and (finite or accelerator.scaler):
+        finite, spike = math.isfinite(values["gradient_norm"]), now.watch.spike(values["gradient_norm"])
+        left_out = 0 < config.skip_spikes < spike < math.inf
+        if SPIKE < spike < math.inf:
+            told = "it is left out" if left_out else f"--skip_spikes {SPIKE:g} would leave it out"
+            accelerator.print(f"warning: step {now.step + 1}: the gradient norm is {spike:.3g} times the usual; {told}")
+        if not left_out and math.isfinite(values["loss"]) and (finite or accelerator.scaler):
             prepared.step()
             if finite:
                 objective.after_step((step + 1) / steps)
@@ -173,9 +178,12 @@ def train(
             else:  # fp16's scaler has skipped the step, since its scale was too large, and halved it
                 overflows += 1
         else:
-            bad += 1
-            facts = values | {"precision": accelerator.mixed_precision, "seed": config.seed}
-            save_bad_step(config.out, objective, entered, step=step, progress=progress, **facts)
+            if accelerator.scaler:  # or it would take the next gradients for these
+                accelerator.scaler.update(accelerator.scaler.get_scale())
+            bad = 0 if left_out else bad + 1
+            if bad:
+                facts = values | {"precision": accelerator.mixed_precision, "seed": config.seed}
+                save_bad_step(config.out, objective, entered, step=step, progress=progress, **facts)
         del entered  # its views need not wait for the next step's
         prepared.zero_grad()
         if bad == PATIENCE:

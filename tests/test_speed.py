@@ -46,7 +46,7 @@ def test_a_step_of_mpp_costs_at_most_a_tenth_more_than_timms_bare_backbone():
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "size", "batch", "limit"), [("XS/8", 32, 64, 0.015), ("S/16", 224, 8, 0.01)])
 def test_looking_whether_gradients_are_finite_costs_a_hundredth_of_a_step(model, size, batch, limit):
-    """By their norm, as the loop does, which also clips them. XS has many small ones, and may take half as much more."""
+    """By their norm, as the loop does, which also clips them. XS has many small ones."""
     objective = MPP(ViT.variant(model, image_size=size)).train()
     images, keys = torch.rand(batch, 3, size, size), rng.key(0, torch.arange(batch))
     optimizer, ratios = torch.optim.AdamW(objective.parameters(), fused=True), []

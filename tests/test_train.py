@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +165,16 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
 
 @pytest.fixture
 def scaled(monkeypatch) -> Accelerator:
-    """With fp16's scaler, on a CPU."""
+    """With fp16's scaler, on a CPU, which Accelerate would use with fp16 only."""
     accelerator = start(threads=1)
-    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu"))
+    scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(accelerator, "scaler", scaler)
+
+    def unscale(optimizer=None) -> None:
+        for one in accelerator._optimizers:
+            scaler.unscale_(one.optimizer)
+
+    monkeypatch.setattr(accelerator, "unscale_gradients", unscale)
     return accelerator
 
 
@@ -190,6 +199,12 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, scaled, monk
     with pytest.raises(Diverged, match="gradients overflowed at 5 steps in a row, up to step 4"):
         pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
     assert all(torch.equal(a, b) for a, b in zip(run.parameters(), before.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_under_fp16_is_left_out_and_the_run_goes_on(tmp_path, scaled):
+    poisoned = Poisoned({3})
+    pretrain(poisoned, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+    assert poisoned.moved == STEPS - 1
 
 
 POISONED = """
@@ -315,6 +330,28 @@ def test_nothing_that_is_not_finite_reaches_weights_moments_or_disk(tmp_path, wh
     assert (tmp_path / "run" / "bad_steps" / "step-00000002").exists()
 
 
+def exploding(at: int, factor: float) -> MPP:
+    """Whose gradients are so many times themselves in one step."""
+    run = objective()
+    for parameter in run.parameters():
+        steps = count()
+        parameter.register_hook(lambda g, steps=steps: g * factor if next(steps) == at else g)
+    return run
+
+
+@pytest.mark.parametrize("skip", [0.0, 20.0])
+def test_a_step_of_exploding_gradients_is_told_and_left_out_if_that_is_asked_for(tmp_path, capsys, skip):
+    changes = {"optimizer": "sgd", "clip": 0.0, "lr": 0.1, "skip_spikes": skip}
+    for name, factor in (("clean", 1.0), ("spiked", 1e6)):
+        config = TrainConfig(out=tmp_path / name, **(DEFAULTS | changes))
+        pretrain(exploding(12, factor), source(), Light(32), config, start(threads=1))
+        told = capsys.readouterr().out
+        assert told.count("warning: step 13: the gradient norm is") == (name == "spiked")
+        assert ("it is left out" in told) == (name == "spiked" and skip > 0)
+    clean, spiked = (losses(tmp_path / name)[-1]["loss"] for name in ("clean", "spiked"))
+    assert (spiked == pytest.approx(clean, rel=0.02)) == (skip > 0)
+
+
 @pytest.mark.parametrize("images", [1, 2, 3, 7, 8, 9, 17])
 def test_a_run_of_a_few_images_takes_its_steps(tmp_path, images):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 3.0}))
@@ -368,6 +405,16 @@ def test_three_in_a_row_stop_the_run_with_the_step(tmp_path):
     config = TrainConfig(out=tmp_path / "run", **DEFAULTS)
     with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
         pretrain(Poisoned({6, 7, 8}), source(), Light(32), config, start(threads=1))
+
+
+def test_going_on_with_other_threads_is_told_and_rounds_differently_only(reference, tmp_path, capsys):
+    tiny_run(tmp_path / "run", save_every=8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}")
+    capsys.readouterr()
+    tiny_run(tmp_path / "run", save_every=8, threads=2, resume=True)
+    assert capsys.readouterr().out.count("warning: threads was 1, is now 2") == 1
+    for ours, theirs in zip(losses(tmp_path / "run"), losses(reference), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_going_on_with_another_configuration_is_refused_key_by_key(tmp_path):
