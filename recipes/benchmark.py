@@ -1,25 +1,109 @@
 """What sslvit costs, beside what others do, in one run on this machine.
 
-    python recipes/benchmark.py views      views a second of one core, against torchvision, Pillow, kornia and lightly
-    python recipes/benchmark.py steps      a training step of each objective, against timm, transformers and lightly
-    python recipes/benchmark.py loader     from files to views, against torchvision's ImageFolder; and the loader alone
+    python recipes/benchmark.py all          everything below, one after the other, into runs/benchmark
+    python recipes/benchmark.py backbone     forward and a training step, against timm and transformers
+    python recipes/benchmark.py steps        a training step of each objective, against timm, transformers and lightly
+    python recipes/benchmark.py views        views a second of one core, against torchvision, Pillow, kornia and lightly
+    python recipes/benchmark.py loader       from files to views, against torchvision's ImageFolder; the loader alone
+    python recipes/benchmark.py run          from the command to the first step; end to end, against lightly
+    python recipes/benchmark.py evaluation   extraction, neighbours, linear probes, against scikit-learn and lightly
+    python recipes/benchmark.py growth       what more images, classes, pixels, weights and processes cost
 
-Each is a script of its own, recipes/benchmark_NAME.py, whose header says what it found; --help after the name shows
-its options.
+Each is a script of its own, recipes/benchmark_NAME.py; --help after the name shows its options. With --out FOLDER its
+numbers are kept there; `all --out FOLDER` also leaves benchmark.json, benchmark.md and, of all ratios, benchmark.svg.
+Contestants take turns, numbers are medians with the least and the most, and peers that are not installed are named.
 """
 
+import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import torch
+import tyro
+
+from sslvit import page
+from sslvit.benchmark import OURS, Result
+from sslvit.charts import dot_chart
+from sslvit.errors import at_the_door
+from sslvit.report import markdown_table
+
 HERE = Path(__file__).parent
-NAMES = sorted(path.stem.removeprefix("benchmark_") for path in HERE.glob("benchmark_*.py"))
+NAMES = ("backbone", "steps", "views", "loader", "run", "evaluation", "growth")
+S, B = (f"--model {size}/16 --image_size 224" for size in "SB")
+CPU = {
+    "backbone": "backbone",
+    "steps at 32 px": "steps --model XS/8 --image_size 32 --batch_size 64 --threads 1",
+    "steps at 224 px": "steps --rounds 3",
+    "views": "views --rounds 3",
+    "photographs": "loader photos --images 512",
+    "end to end at 32 px": "run",
+    "end to end at 224 px": f"run {S} --objectives moco_v3 dino --batch_size 4 --steps 2 --rounds 3 --no-start_up",
+    "evaluation": "evaluation",
+    "growth": "growth --rounds 3",
+}
+GPU = {
+    "backbone": "backbone --precision bf16",
+    "steps at 224 px": f"steps {B} --batch_size 128 --rounds 5 --precision bf16 --compile --no-memory",
+    "end to end at 224 px": f"run {B} --objectives mpp moco_v3 --batch_size 128 --workers 8 --threads 0",
+    "evaluation": "evaluation --rounds 2",
+    "growth": "growth --rounds 3",
+}
+
+
+def everything(out: Path = Path("runs/benchmark")) -> None:
+    """Every benchmark, each in a process of its own."""
+    reports = []
+    for number, (title, words) in enumerate((GPU if torch.cuda.is_available() else CPU).items()):
+        folder = out / f"{number}"
+        print(f"\n{title}", flush=True)
+        name, *rest = words.split()
+        done = subprocess.run([sys.executable, str(HERE / f"benchmark_{name}.py"), *rest, "--out", str(folder)])
+        if done.returncode:
+            print(f"benchmark.py {words} ended with exit code {done.returncode}, and is missing below")
+            continue
+        reports.append({"title": title} | json.loads((folder / f"{name}.json").read_text()))
+    if not reports:
+        raise ValueError("not one benchmark came to an end: see above")
+    write(reports, out)
+
+
+def write(reports: list[dict], out: Path) -> None:
+    lines, ratios = [f"{json.dumps(reports[0]['machine'])}", ""], []
+    for report in reports:
+        results = [Result(**one) for one in report["results"]]
+        rows = []
+        for one in results:
+            beside = "" if one.ratio is None else f"{one.ratio:.2f} ({one.ratio_low:.2f} to {one.ratio_high:.2f})"
+            rate = "" if one.images_per_second is None else f"{one.images_per_second:,.1f}"
+            share = "" if one.share is None else f"{one.share:.0%}"
+            memory = "" if one.mebibytes is None else f"{one.mebibytes:,.0f}"
+            spread = f"{one.milliseconds:,.1f} ({one.low:,.1f} to {one.high:,.1f})"
+            rows.append([one.case, one.who, spread, rate, share, memory, beside])
+            if one.ratio is not None and one.who != OURS:
+                ratios.append((f"{one.case}, {one.who}", one.ratio, (one.ratio_high - one.ratio_low) / 2))
+        header = ["", "who", "ms", "images/s", "of matrix rate", "MiB", "ours, in times theirs"]
+        lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, rows), ""]
+    (out / "benchmark.json").write_text(json.dumps(reports, indent=1) + "\n")
+    (out / "benchmark.md").write_text("\n".join(lines))
+    (out / "benchmark.svg").write_text(page.alone(dot_chart(ratios, x="our time, in times theirs")))
+    print(f"\nIn {out}: benchmark.json, benchmark.md, benchmark.svg")
+
+
+def main() -> None:
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        print(__doc__)
+    elif name == "all":
+        tyro.cli(everything)
+    elif name in NAMES:
+        sys.argv[0] = str(HERE / f"benchmark_{name}.py")
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        asked = f"{name!r} is no benchmark: choose" if name else "choose a benchmark:"
+        raise ValueError(f"{asked} all, {', '.join(NAMES[:-1])} or {NAMES[-1]}")
+
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        asked = f"{sys.argv[1]!r} is no benchmark: choose" if len(sys.argv) > 1 else "choose a benchmark:"
-        print(f"error: {asked} {' or '.join(NAMES)}", file=sys.stderr)
-        sys.exit(78)
-    script = str(HERE / f"benchmark_{sys.argv.pop(1)}.py")
-    sys.argv[0] = script
-    runpy.run_path(script, run_name="__main__")
+    at_the_door(main)

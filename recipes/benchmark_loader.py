@@ -11,11 +11,12 @@ a second, 1.81 times in the median (1.62 to 1.85).
 
 import os
 import random
+import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image, ImageFilter
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.loader import Row, Views, load
 from sslvit.data.source import Source, open_source
 from sslvit.data.views import Light, MoCoV3
@@ -75,7 +77,7 @@ def official(blur: float, solarise: float) -> v2.Compose:
     )
 
 
-def photos(images: int, rounds: int, workers: int) -> None:
+def photos(images: int, rounds: int, workers: int) -> list[Result]:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), images)
@@ -94,27 +96,19 @@ def photos(images: int, rounds: int, workers: int) -> None:
             for pair, _ in loader:
                 yield pair
 
-        ratios = []
-        for turn in range(rounds):
-            speeds = []
-            for run in (ours, theirs):
-                start, done = time.perf_counter(), 0
-                for pair in run():
-                    done += len(pair[0])
-                speeds.append(done / (time.perf_counter() - start))
-            ratios.append(speeds[0] / speeds[1])
-            print(
-                f"round {turn}: sslvit {speeds[0]:.1f}, ImageFolder {speeds[1]:.1f} images/s, {ratios[-1]:.2f}x",
-                flush=True,
-            )
-    print(f"median {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f}), both with starting their workers")
+        seconds = in_turns(
+            {OURS: lambda: deque(ours(), 0), "ImageFolder": lambda: deque(theirs(), 0)}, rounds=rounds, warm=0
+        )
+    seen = images // BATCH * BATCH
+    return compared("JPEGs of 500 x 375 to MoCo v3's pair at 224 px", seconds, images=seen)
 
 
-def arrays(data: str, image_size: int, workers: int, epochs: int) -> None:
+def arrays(data: str, image_size: int, workers: int, epochs: int) -> list[Result]:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     source, view = open_source(data, image_size=image_size), Light(image_size, scale=(0.5, 1.0))
     steps = len(source) // 256
     print(f"{len(source):,} images, batch 256, {workers} workers, {torch.get_num_threads()} threads")
+    seconds: dict[str, list[float]] = {}
     for name, step in {
         "loader": lambda loaded: None,
         "and light view": lambda loaded: view(loaded.samples.pixels, loaded.view_key),
@@ -123,9 +117,11 @@ def arrays(data: str, image_size: int, workers: int, epochs: int) -> None:
             start = time.perf_counter()
             for loaded in batches(source, 256, steps, workers, epoch * steps):
                 step(loaded)
-            speed = steps * 256 / (time.perf_counter() - start)
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            speed = steps * 256 / seconds[name][-1]
             memory = psutil.Process().memory_info().rss / 1e6
             print(f"{name:16} epoch {epoch}: {speed:>9,.0f} images/s, {memory:,.0f} MB", flush=True)
+    return compared(f"{data} at {image_size} px", seconds, images=steps * 256)
 
 
 def main(
@@ -138,12 +134,12 @@ def main(
     data: str = "shapes:n=60000",
     image_size: int = 28,
     epochs: int = 5,
+    out: Path | None = None,
 ) -> None:
-    """Images a second, from files or arrays to views."""
-    if what == "photos":
-        photos(images, rounds, workers)
-    else:
-        arrays(data, image_size, 0, epochs)
+    """Images a second, from files or arrays to views; starting the workers included."""
+    found = photos(images, rounds, workers) if what == "photos" else arrays(data, image_size, 0, epochs)
+    print("\n".join(map(line, found)))
+    save(found, out, "loader", " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

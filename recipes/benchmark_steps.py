@@ -13,20 +13,20 @@ import copy
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sslvit import rng
+from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
@@ -39,6 +39,8 @@ OBJECTIVES = ("supervised", "mpp", "mae", "moco_v3", "dino")
 PEERS = {"timm": ("supervised", "mpp"), "transformers": ("mae",), "lightly": ("mae", "moco_v3", "dino")}
 PEERS |= {"vit_pytorch": ("mpp",)}
 CLASSES, SMALL_CROPS = 1000, 8
+BLOCKS = ("Block", "ViTMAELayer")  # by their names: ours and timm's, and transformers'
+TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Sizes(NamedTuple):
@@ -197,21 +199,24 @@ def lightly_dino(sizes: Sizes, device: str) -> Contestant:
 BY = {"timm": by_timm, "transformers": by_transformers, "lightly": by_lightly, "vit_pytorch": by_vit_pytorch}
 
 
-def stepper(who: str, name: str, sizes: Sizes, device: str) -> Callable[[], float]:
-    """Takes one step, and gives its seconds."""
+def stepper(
+    who: str, name: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.float32, compile: bool = False
+) -> Callable[[], None]:
+    """Takes one step. Everybody's blocks are compiled, or nobody's."""
     contestant = (BY.get(who) or ours)(name, sizes, device)
+    for module in contestant.trained.modules():
+        if compile and type(module).__name__ in BLOCKS:
+            module.compile()
     views = sizes.views(name, device)
     optimizer = torch.optim.AdamW([p for p in contestant.trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
-    def step() -> float:
-        start = time.perf_counter()
-        contestant.loss(views).backward()
+    def step() -> None:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = contestant.loss(views)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         contestant.after()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
     return step
 
@@ -249,38 +254,40 @@ def main(
     rounds: int = 7,
     threads: int = 0,
     memory: bool = True,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    compile: bool = False,
+    out: Path | None = None,
 ) -> None:
     """Measure a step of each objective, and how many times a peer's seconds it takes: medians (least to most)."""
     torch.set_num_threads(threads or torch.get_num_threads())
+    results = []
     device, sizes = "cuda" if torch.cuda.is_available() else "cpu", Sizes(model, image_size, batch_size)
-    print(f"{model} at {image_size} px, batch {batch_size}, {device}, {torch.get_num_threads()} threads")
+    how = (sizes, device, TYPES[precision], compile)
+    rate = matrix_rate(device, TYPES[precision])
+    print(
+        f"{device}, {torch.get_num_threads()} threads; matrix products: {rate / 1e9:,.0f} GFLOP/s in {TYPES[precision]}"
+    )
     for name in objectives:
-        steps = {"sslvit": stepper("sslvit", name, sizes, device)}
+        steps = {OURS: stepper(OURS, name, *how)}
         for who in (who for who, has in PEERS.items() if name in has):
-            try:
-                steps[who] = stepper(who, name, sizes, device) if find_spec(who) else None
-                if steps[who]:
-                    steps[who]()
-            except Exception as error:  # a peer that does not run is part of the result
-                print(f"{name:11} {who:13} does not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
-                steps[who] = None
             if not find_spec(who):
                 print(f"{who} is not installed and takes no part")
-        steps = {who: step for who, step in steps.items() if step}
-        seconds: dict[str, list[float]] = {who: [] for who in steps}
-        for turn in range(rounds + 2):
-            for who, step in steps.items():
-                taken = step()
-                if turn >= 2:  # the first two warm up
-                    seconds[who].append(taken)
-        for who, numbers in seconds.items():
-            ratios = sorted(a / b for a, b in zip(seconds["sslvit"], numbers, strict=True))
-            beside = f"ours takes {median(ratios):.2f} of it ({ratios[0]:.2f} to {ratios[-1]:.2f})" if who in BY else ""
-            size = f"{peak(who, name, sizes, device, torch.get_num_threads()):6.0f} MiB" if memory else ""
-            rate = batch_size / median(numbers)
-            print(
-                f"{name:11} {who:13} {1000 * median(numbers):7.0f} ms {rate:8.1f} images/s {size}  {beside}", flush=True
-            )
+                continue
+            try:
+                step = stepper(who, name, *how)
+                step()
+                steps[who] = step
+            except Exception as error:  # a peer that does not run is part of the result
+                print(f"{name:11} {who:13} does not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        mebibytes = {who: peak(who, name, sizes, device, torch.get_num_threads()) for who in steps if memory}
+        with FlopCounterMode(display=False) as counter:
+            steps[OURS]()
+        about = {"images": batch_size, "flops": counter.get_total_flops(), "rate": rate, "mebibytes": mebibytes}
+        case = f"step of {name}, {model} at {image_size} px, batch {batch_size}"
+        found = compared(case, in_turns(steps, rounds=rounds), **about)
+        print("\n".join(map(line, found)), flush=True)
+        results += found
+    save(results, out, "steps", " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ multiples of the official pipeline (least to most); the README has all of them:
 """
 
 import random
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -24,6 +26,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
 from sslvit import rng
+from sslvit.benchmark import compared, save
 from sslvit.data.supervised import Supervised
 from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain
 
@@ -124,9 +127,15 @@ def measure(name: str, size: int, rounds: int = 5) -> dict[str, list[float]]:
     return speeds
 
 
-def main(sizes: tuple[int, ...] = (32, 96, 224), sets: tuple[str, ...] = tuple(OURS), rounds: int = 5) -> None:
+def main(
+    sizes: tuple[int, ...] = (32, 96, 224),
+    sets: tuple[str, ...] = tuple(OURS),
+    rounds: int = 5,
+    out: Path | None = None,
+) -> None:
     """Measure views a second, and how many times the official pipeline's that is: medians (least to most)."""
     torch.set_num_threads(1)
+    results = []
     for other in OTHERS:
         if not find_spec(other):
             print(f"{other} is not installed and takes no part")
@@ -138,6 +147,9 @@ def main(sizes: tuple[int, ...] = (32, 96, 224), sets: tuple[str, ...] = tuple(O
                 ratios = sorted(a / b for a, b in zip(numbers, base, strict=True))
                 times = f"{median(ratios):6.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 print(f"{name:8}{size:4} px  {who:12}{median(numbers):9.0f} views/s  {times}", flush=True)
+            seconds = {who: [1 / speed for speed in numbers] for who, numbers in speeds.items()}
+            results += compared(f"a view of {name} at {size} px", seconds, images=1)
+    save(results, out, "views", " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

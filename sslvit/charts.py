@@ -58,21 +58,22 @@ def dot_chart(rows: list[tuple[str, float, float]], *, x: str) -> str:
     """A row each: its name, its value, and the spread to either side."""
     if not rows:
         return ""
-    left, height = 170, TOP + 24 * len(rows) + BOTTOM
+    left, height = max(170, 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
+    width = WIDTH - 170 + left
     ticks = nice_ticks(min(v - s for _, v, s in rows), max(v + s for _, v, s in rows))
-    across, bottom = Scale(ticks[0], ticks[-1], left, WIDTH - 20), height - BOTTOM
+    across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
     parts = []
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
     for row, (name, value, spread) in enumerate(rows):
         y, ends = TOP + 24 * row + 12, f'x1="{across(value - spread):.1f}" x2="{across(value + spread):.1f}"'
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name[:26])}</text>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLOURS[0]}"/>')
         parts.append(mark("circle", across(value), y, COLOURS[0]))
-    parts.append(f'<text x="{(left + WIDTH - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
+    parts.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
     label = escape(f"{x}: " + ", ".join(f"{name} {number(value)}" for name, value, _ in rows))
-    return f'<svg viewBox="0 0 {WIDTH} {height}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 class Scale:

@@ -1,0 +1,153 @@
+"""End to end: from a command to its first step, and images a second from stored images to updated weights.
+
+    python recipes/benchmark.py run
+    python recipes/benchmark.py run --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
+
+Start-up is that of `recipes/mpp.py` on the built-in images, evaluation before the first step included, in processes of
+their own. Training reads images of 0 to 255 held in memory, makes the objective's views of them, and trains: ours by
+sslvit's loader and views, the other by lightly's transforms in a DataLoader of PIL images, with lightly's heads and
+losses on timm's backbone; both with as many workers and threads. Beside it a step alone, on views that are there.
+"""
+
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
+from sslvit.data.loader import Row, load
+from sslvit.data.source import Source, open_source
+from sslvit.data.views import DINO, Light, MoCoV3
+from sslvit.errors import at_the_door
+
+HERE = Path(__file__).parent
+STEPS = runpy.run_path(str(HERE / "benchmark_steps.py"))  # who takes part, and how a step is taken
+VIEWS = {"mpp": Light, "mae": Light, "supervised": Light, "moco_v3": MoCoV3, "dino": lambda s: DINO(s, s * 3 // 7)}
+
+
+def starting(rounds: int) -> list[Result]:
+    """From the command to the line of the first step, and to the end of the imports."""
+
+    def imports() -> None:
+        code = "import sslvit.train, sslvit.command_line, sslvit.report, sslvit.objectives.mpp, sslvit.evaluate.monitor"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def first_step() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            words = f"--epochs 1 --log_every 1 --out {folder}/run".split()
+            command = [sys.executable, str(HERE / "mpp.py"), *words]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            log = Path(folder) / "run" / "metrics.jsonl"
+            while not (log.exists() and any(json.loads(one)["step"] == 1 for one in log.read_text().splitlines()[:3])):
+                if process.poll() is not None:
+                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+
+    runs = {"first step": first_step, "imports": imports}
+    return compared("from the command, recipes/mpp.py", in_turns(runs, rounds=rounds, warm=1))
+
+
+class Pictures(Dataset):
+    """The same images as PIL's, each as a tuple of views."""
+
+    def __init__(self, pixels: np.ndarray, transform: Callable):
+        self.pixels, self.transform = pixels, transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, id: int) -> tuple[Tensor, ...]:
+        return tuple(self.transform(Image.fromarray(self.pixels[id])))
+
+
+def of_lightly(name: str, source: Source, size: int, batch: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+    from lightly.transforms import DINOTransform, MAETransform, MoCoV2Transform
+
+    transform = {
+        "moco_v3": lambda: MoCoV2Transform(input_size=size),
+        "mae": lambda: MAETransform(input_size=size),
+        "dino": lambda: DINOTransform(global_crop_size=size, local_crop_size=size * 3 // 7, n_local_views=8),
+    }[name]()
+    pixels = source.read(np.arange(len(source))).pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    loader = DataLoader(
+        Pictures(pixels, transform), batch, shuffle=True, num_workers=workers, drop_last=True,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+def of_ours(name: str, source: Source, size: int, batch: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+    row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
+    views = VIEWS[name](size)
+    made_there = views if workers else None
+    for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=False, views=made_there):
+        yield one.views or views(one.samples.pixels, one.view_key, one.samples.extents)
+
+
+def training(name: str, sizes: tuple, source: Source, workers: int, steps: int, rounds: int) -> list[Result]:
+    device, (model, size, batch) = "cuda" if torch.cuda.is_available() else "cpu", sizes
+    runs, peers = {}, {OURS: of_ours, "lightly": of_lightly}
+    for who, read in peers.items():
+        if who != OURS and (name not in STEPS["PEERS"][who] or not find_spec(who)):
+            continue
+        contestant = (STEPS["BY"].get(who) or STEPS["ours"])(name, STEPS["Sizes"](*sizes), device)
+        parameters = [p for p in contestant.trained.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+        batches = read(name, source, size, batch, workers)
+
+        def run(contestant=contestant, optimizer=optimizer, batches=batches) -> None:
+            for _ in range(steps):
+                contestant.loss(tuple(view.to(device, non_blocking=True) for view in next(batches))).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                contestant.after()
+
+        runs[who] = run
+    alone = STEPS["stepper"](OURS, name, STEPS["Sizes"](*sizes), device)
+    runs["our step alone"] = lambda: [alone() for _ in range(steps)]
+    seconds = in_turns(runs, rounds=rounds, warm=1)
+    return compared(f"{name}, {model} at {size} px, batch {batch}, end to end", seconds, images=batch * steps)
+
+
+def main(
+    objectives: tuple[str, ...] = ("mpp", "mae", "moco_v3", "dino"),
+    model: str = "XS/8",
+    image_size: int = 32,
+    batch_size: int = 64,
+    workers: int = 1,
+    steps: int = 8,
+    rounds: int = 5,
+    threads: int = 1,
+    start_up: bool = True,
+    out: Path | None = None,
+) -> None:
+    """Measure start-up, and training from images in memory to updated weights."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    results = starting(3) if start_up else []
+    print("\n".join(map(line, results)), flush=True)
+    source = open_source("shapes:n=2048", image_size=image_size)
+    source.read(np.arange(8))  # the built-in images are drawn when they are first read
+    for name in objectives:
+        found = training(name, (model, image_size, batch_size), source, workers, steps, rounds)
+        print("\n".join(map(line, found)), flush=True)
+        results += found
+    save(results, out, "run", " ".join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    at_the_door(lambda: tyro.cli(main))
