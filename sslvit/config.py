@@ -233,6 +233,8 @@ FREE = frozenset(
     ]
 )
 WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
+# Options that were added after runs had been saved without them, with what those runs did.
+LATER = {"skip_spikes": 0.0}
 
 
 def plain(value: Any) -> Any:
@@ -246,6 +248,7 @@ def configuration(config: Any) -> dict[str, Any]:
 
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
+    saved = {key: value for key, value in LATER.items() if key in now} | saved
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
     changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
     refused = [text for key, text in changed.items() if key not in WARNED]

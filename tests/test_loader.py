@@ -82,11 +82,13 @@ def test_workers_change_nothing():
 def test_a_dead_worker_is_noticed_even_if_its_signal_was_not_heard():
     source = numbered(20)
     source.read = lambda ids, read=source.read: time.sleep(0.5) or read(ids)  # nothing it has read is on its way
+    others = set(psutil.Process().children())
     loaded = load(rows(source)[0], first_step=0, steps=100, workers=1, timeout=60, pin=False)
     next(loaded)
+    (worker,) = set(psutil.Process().children()) - others
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        psutil.Process().children()[0].kill()
+        worker.kill()
         began = time.monotonic()
         with pytest.raises(RuntimeError, match="exited unexpectedly"):
             list(loaded)
