@@ -18,6 +18,7 @@ import stat
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -157,6 +158,24 @@ def temporary(parent: Path, name: str) -> Path:
     folder = parent / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
     os.mkdir(folder)
     return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which then is `folder`, in the place of an older one: whole, or not at all."""
+    make_folder(folder.parent)
+    written = temporary(folder.parent, folder.name)
+    try:
+        yield written
+        sync_folder(written)
+        older = hide(folder) if folder.exists() else None
+        os.rename(written, folder)
+        sync_folder(folder.parent)
+        if older is not None:
+            delete(older)
+    finally:
+        if written.exists():
+            discard(written)
 
 
 def hide(path: Path) -> Path:

@@ -48,11 +48,9 @@ def save_backbone(
     if extra.get("readout") not in backbone.readouts:
         raise ValueError(f"readout {extra.get('readout')!r} is none of this backbone's {backbone.readouts}")
     try:
-        durable.make_folder(folder.parent)
         if folder.exists() and (not folder.is_dir() or (os.listdir(folder) and not _is_ours(folder))):
             raise CannotWrite(f"{folder} exists and is no model of sslvit: choose another place")
-        temporary = durable.temporary(folder.parent, folder.name)
-        try:
+        with durable.whole_folder(folder) as temporary:
             written = durable.write(temporary / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
             config = _timm_config(backbone, extra["readout"], head) | {
                 "sslvit": {
@@ -65,15 +63,6 @@ def save_backbone(
                 | extra
             }
             durable.write(temporary / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
-            durable.sync_folder(temporary)
-            older = durable.hide(folder) if folder.exists() else None
-            os.rename(temporary, folder)
-            durable.sync_folder(folder.parent)
-            if older is not None:
-                durable.delete(older)
-        finally:
-            if temporary.exists():
-                durable.discard(temporary)
     except CannotWrite:
         raise
     except OSError as error:

@@ -81,7 +81,9 @@ def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
     timm's default, with antialias=True. Its kernel has a = -0.5; without, as in DeiT and MAE, it has a = -0.75, so the
     two differ even where the grid grows. Fixed tables are interpolated too, as MAE does for fine-tuning.
     """
-    if old == new:
+    if (
+        all(isinstance(size, int) for size in new) and old == new
+    ):  # while a program of any size is exported, they are none
         return table
     image = rearrange(table.float(), "l (h w) d -> l d h w", h=old[0])
     if how == "bicubic":

@@ -267,7 +267,7 @@ class ViT(nn.Module):
             prefix = torch.cat([token for token in (self.cls_token, self.reg_token) if token is not None], 1)
             if self._at_stem and self.prefix_positions:
                 prefix = prefix + self._positions(self.grid)[0]
-            x = torch.cat([prefix.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
         paths = keys = [None] * self.depth
         if self.training and (self.drop_path or self.dropout):
             if key is None or key.shape != (len(x),):
