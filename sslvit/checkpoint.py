@@ -86,7 +86,10 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any
     finally:
         if temporary is not None and temporary.exists():
             durable.discard(temporary)
-    _prune(root, final, max(keep, 2))
+    try:
+        _prune(root, final, max(keep, 2))
+    except (OSError, ValueError) as error:  # what is left over is no harm; ValueError: somebody moved the newest away
+        log.warning("%s: older checkpoints could not be looked through: %s", root, error)
     return final
 
 

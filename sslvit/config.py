@@ -16,6 +16,7 @@ from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
 
+MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
 LARGEST_SIDE = 1 << 14  # of the images that a model sees
 WORKERS_A_CORE = 64
 
@@ -49,8 +50,8 @@ class ImagesConfig:
         for name in ("image_size", "canvas", "max_pixels"):
             if given[name] is not None and np.min(given[name]) < 1:
                 raise ValueError(f"--{name} is {given[name]}; it must be above 0")
-        if np.max(given["image_size"]) > LARGEST_SIDE:
-            raise ValueError(f"--image_size is {given['image_size']}; it must not be above {LARGEST_SIDE}")
+            if name != "max_pixels" and given[name] is not None and np.max(given[name]) > LARGEST_SIDE:
+                raise ValueError(f"--{name} is {given[name]}; it must not be above {LARGEST_SIDE}")
         return given
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
@@ -194,6 +195,9 @@ class TrainConfig:
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and a worker or two a core is "
                 "usual"
             )
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"--{name} is {getattr(self, name):g}; it must not be above {most:g}")
         for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")
@@ -233,8 +237,6 @@ FREE = frozenset(
     ]
 )
 WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
-# Options that were added after runs had been saved without them, with what those runs did.
-LATER = {"skip_spikes": 0.0}
 
 
 def plain(value: Any) -> Any:
@@ -248,7 +250,6 @@ def configuration(config: Any) -> dict[str, Any]:
 
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
-    saved = {key: value for key, value in LATER.items() if key in now} | saved
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
     changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
     refused = [text for key, text in changed.items() if key not in WARNED]

@@ -17,6 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from sslvit import stopping
+
 _pids: dict[int, int] = {}  # of the other processes on this machine, by rank
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
@@ -102,6 +104,7 @@ def start(
 
 def start_run(config: Any) -> Accelerator:
     """By a TrainConfig."""
+    stopping.listen()
     given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
     return start(**given, project_dir=str(config.out))
 
@@ -141,9 +144,9 @@ def check_together(seen: int) -> None:
 
 
 def stop_with_the_launcher() -> None:
-    """`accelerate launch` dies of a signal and passes nothing on: the run would train on with nobody to wait for it.
-    On Linux it is then sent the signal that saves. (torchrun passes signals on itself.)"""
-    if sys.platform == "linux" and _launcher():
+    """`accelerate launch` dies of a signal and passes nothing on, torchrun of SIGKILL: the run would train on with
+    nobody to wait for it. On Linux it is then sent the signal that saves."""
+    if sys.platform == "linux" and (_launcher() or "TORCHELASTIC_RUN_ID" in os.environ):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 

@@ -36,7 +36,8 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     """Whether it was asked for; the recipe then ends."""
     if not config.dry_run:
         return False
-    say, folder = accelerator.print, config.out.with_name(f"{config.out.name}-dry_run")
+    out = config.out.absolute()
+    say, folder = accelerator.print, out.with_name(f"{out.name}-dry_run")
     config = replace(config, out=folder)
     config.check()
     if accelerator.is_main_process:

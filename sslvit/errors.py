@@ -1,6 +1,8 @@
 """What stops a run, in one sentence, and the exit code that says it to a script."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -50,10 +52,40 @@ def at_the_door(main: Callable[[], None]) -> None:
         main()
     except SystemExit as end:
         sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
+    except KeyboardInterrupt:
+        _say("stopped: interrupted")
+        sys.exit(128 + signal.SIGINT)
     except (Stop, ValueError) as error:
+        _say(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}")
         if os.environ.get("SSLVIT_TRACEBACK"):
             traceback.print_exc()
-        for bar in list(sys.modules["tqdm"].tqdm._instances) if "tqdm" in sys.modules else ():
-            bar.close()  # which ends its line
-        print(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
+    except OSError as error:
+        cannot_write = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {where}{error.strerror or in_a_line(error)}")
+        traceback.print_exc()
+        sys.exit(CANNOT_WRITE if cannot_write else INTERNAL)
+    except Exception as error:
+        _say(f"error: {type(error).__name__}: {in_a_line(error)[:500]}. Nobody foresaw this here; it came from:")
+        traceback.print_exc()
+        sys.exit(INTERNAL)
+
+
+def in_a_line(error: Exception) -> str:
+    """Its message; of one that torch brings from a loader's worker, with all of its traceback, the last line."""
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
+    return shown(text)
+
+
+def shown(text: str) -> str:
+    """Without control characters, which could rewrite a terminal: they come from names of files and classes."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _say(text: str) -> None:
+    for bar in list(sys.modules["tqdm"].tqdm._instances) if "tqdm" in sys.modules else ():
+        bar.close()  # which ends its line
+    print(text, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,15 +29,16 @@ class Lost(Stop):
 
 
 @contextmanager
-def watched(row: Parts, out: Path) -> Iterator[None]:
+def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
+    """save: keeps the steps that are done, which a lost worker does not undo: it is noticed between two steps."""
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader" in str(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again, of those ended here
+        if str(error).startswith("DataLoader"):
             for worker in multiprocessing.active_children():  # torch would wait for one that hangs
                 worker.kill()
-            raise Lost(of_workers(str(error), row)) from error
+            kept = distributed.processes() == 1 and save()
+            raise Lost(of_workers(str(error), row) + (". The last step is saved" if kept else "")) from error
         if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"

@@ -50,11 +50,14 @@ class Log:
         # Not accelerator.end_training(): that takes down the processes' group, which evaluation still needs.
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        if self.accelerator.is_main_process:
+            self.metrics.sync()
+            self.metrics.close()
 
 
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a log that hold an evaluation."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return [line for line in lines if any(name.startswith("eval/") for name in line)]
 
 

@@ -1,7 +1,9 @@
 """What a run consists of between two steps: into a checkpoint, and back."""
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -27,6 +29,7 @@ class Progress:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    owed: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
 
     def add(self, values: dict[str, float]) -> None:
@@ -50,7 +53,12 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
 def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Strictly: every weight is there, and nothing is left over."""
     weights = {name.removeprefix("objective."): t for name, t in tensors.items() if name.startswith("objective.")}
-    objective.load_state_dict(weights, strict=True)
+    try:
+        objective.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise DataError(
+            f"the checkpoint's weights do not fit this model: {' '.join(str(error).split())[:500]}"
+        ) from error
     left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
     for name, parameter in objective.named_parameters():
         prefix = f"optimizer.{name}."
@@ -109,7 +117,8 @@ def restore(
         found = checkpoint.latest(root)
     if found is None:
         return Progress()
-    for warning in check_unchanged(found.state["config"], configuration(config)):
+    absent = configuration(type(config)())  # options that were added since: what they do by default was done before
+    for warning in check_unchanged(absent | found.state["config"], configuration(config)):
         accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
         accelerator.print(f"warning: {warning}: the run goes on with these")
@@ -117,7 +126,12 @@ def restore(
     if accelerator.scaler is not None and found.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(found.state["scaler"])
     progress = found.state["progress"]
-    return Progress(**progress | {"watch": Watch(**progress["watch"])})
+    try:
+        return Progress(**progress | {"watch": Watch(**progress["watch"])})
+    except TypeError as error:
+        raise DataError(
+            f"{root}: its checkpoint of step {found.step} is of another version of sslvit: {error}"
+        ) from error
 
 
 def keep(
@@ -141,3 +155,17 @@ def keep(
             saved = False
             accelerator.print(f"warning: {error}. Training goes on; the next try is in {config.save_every} steps")
     return saved
+
+
+def elsewhere(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, accelerator: Accelerator
+) -> str:
+    """A last try to keep the weights of a run whose folder takes nothing any more; says where they are."""
+    if not accelerator.is_main_process:
+        return ""
+    try:
+        place = Path(tempfile.mkdtemp(prefix="sslvit-"))
+        durable.write(place / "tensors.safetensors", durable.tensor_pieces(training_tensors(objective, optimizer)))
+    except OSError as error:
+        return f"Nor could its weights be kept elsewhere: {error.strerror or error}"
+    return f"Its weights and moments at step {progress.step} are in {place}/tensors.safetensors"

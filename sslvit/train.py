@@ -6,11 +6,11 @@ one thing more to keep: how far each process has read.
 """
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sslvit import distributed, optim, schedule
+from sslvit import distributed, optim, schedule, stopping
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
@@ -35,7 +35,7 @@ from sslvit.lost import watched
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.records import Log, check_trackers, evaluations
-from sslvit.resume import Progress, facts, identity, keep, restore
+from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -53,6 +53,7 @@ def pretrain(
 ) -> list[dict[str, Any]]:
     """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
     config.check()
+    stopping.listen()
     if config.log_with:
         check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
@@ -89,7 +90,8 @@ def pretrain(
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
             log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
-            with watched(row, config.out):
+            rescue = partial(keep, objective, optimizer, now, source, config, accelerator)
+            with watched(row, config.out, rescue), stopping.stepping():
                 train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
             log.close()
             if accelerator.is_main_process:
@@ -148,10 +150,11 @@ def train(
     gpu, workers = accelerator.device.type == "cuda", config.workers
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
-    if evaluate and now.step == 0:
-        log.write(0, evaluate(objective.backbone))
+    if evaluate and (now.step == 0 or now.owed is not None):
+        log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
+        now.owed = None
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
-    asked, bad, overflows, failed, clock = stop_signals(), 0, 0, 0, time.perf_counter()
+    bad, overflows, failed, clock = 0, 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
@@ -159,7 +162,7 @@ def train(
         values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
         # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
-        values = distributed.all_means(values | {"stop": float(bool(asked)), "too many": float(bool(too_many))})
+        values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
         if values.pop("too many") > 0:
             raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
@@ -215,17 +218,25 @@ def train(
             line |= {"health": str(verdict)} if verdict else {}
             clock = time.perf_counter()
         if evaluate and (last or due(now.step, config, size)):
-            line |= evaluate(objective.backbone)
-            clock = time.perf_counter()
+            if stop and not last:
+                now.owed, line = line, {}  # who asks to stop may not wait for an evaluation
+            else:
+                line |= evaluate(objective.backbone)
+                clock = time.perf_counter()
         if line:
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
             log.sync()
             now.places = row.places(accelerator.device)
-            failed = 0 if keep(objective, optimizer, now, row.source, config, accelerator) else failed + 1
-            if failed == PATIENCE:
+            with stopping.saving():
+                saved = keep(objective, optimizer, now, row.source, config, accelerator)
+                # Which also keeps everybody here until the one that writes has written.
+                saved = distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
+            failed = 0 if saved else failed + 1
+            if failed == PATIENCE or (failed and (last or stop)):
                 raise CannotWrite(
-                    f"{PATIENCE} checkpoints in a row could not be written to {config.out}: see the warnings above"
+                    f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
+                    f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
                 )
         if stop and not last:
             bar.close()
@@ -292,20 +303,6 @@ def due(step: int, config: TrainConfig, size: int) -> bool:
         return False
     every = config.evaluate_every * size / config.batch_size
     return int(step / every) > int((step - 1) / every)
-
-
-def stop_signals() -> list[int]:
-    """Collects the signals that ask a run to stop, which it does at the end of its step; a second one stops it now."""
-    asked: list[int] = []
-
-    def on_signal(number: int, frame: Any) -> None:
-        if asked:
-            sys.exit(128 + number)
-        asked.append(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, on_signal)
-    return asked
 
 
 def progress_bar(shown: bool, start: int, total: int) -> tqdm:

@@ -58,7 +58,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None) -> ArraySo
             labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
             if column is not None:
                 labels = number(_read_npy(archive, column), column, classes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file} cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable
 from math import sqrt
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from sslvit.data.samples import Bad
 from sslvit.errors import DataError
 
+log = logging.getLogger(__name__)
 SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
 
 
@@ -30,6 +32,7 @@ class BadImages:
         self.file, self.size, self.max_bad = file, size, max_bad
         self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
         self._ids: set[int] = set()
+        self._waiting: dict[int, Bad] = {}  # for a disk that takes them
         self._end = 0  # of what is known of the file
         self._last = ""
 
@@ -39,20 +42,27 @@ class BadImages:
             with open(self.file, "r+b") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 self._catch_up(stream)
-        return len(self._ids)
+        return len(self._ids | self._waiting.keys())
 
     def add(self, bad: Iterable[Bad]) -> None:
-        new = {line.id: line for line in bad if line.id not in self._ids}
+        new = self._waiting | {line.id: line for line in bad if line.id not in self._ids}
         if not new:
             return
-        with open(self.file, "a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            self._catch_up(stream)
-            lines = [line for line in new.values() if line.id not in self._ids]
-            stream.write(b"".join(json.dumps(line._asdict()).encode() + b"\n" for line in lines))
-            stream.flush()
-            os.fsync(stream.fileno())
-            self._catch_up(stream)
+        try:
+            with open(self.file, "a+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                self._catch_up(stream)
+                lines = [line for line in new.values() if line.id not in self._ids]
+                stream.write(b"".join(json.dumps(line._asdict()).encode() + b"\n" for line in lines))
+                stream.flush()
+                os.fsync(stream.fileno())
+                self._catch_up(stream)
+        except OSError as error:  # a full disk does not end a run
+            self._waiting = new
+            self._last = f"not written, {error.strerror}"
+            log.warning("%s: %s; the bad images since then wait to be written", self.file, error.strerror)
+        else:
+            self._waiting = {}
 
     def _catch_up(self, stream: BinaryIO) -> None:
         stream.seek(self._end)

@@ -8,6 +8,7 @@ names. Here a row's image is its bytes, or else a path inside the data's own fol
 
 import glob
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -140,8 +141,12 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
     if not folder.is_dir():
         raise NoInput(f"disk:{folder} is not a folder: {nearest(folder)}")
     try:
+        for state in folder.glob("**/state.json"):
+            for file in json.loads(state.read_text())["_data_files"]:
+                if os.path.basename(file["filename"]) != file["filename"]:
+                    raise ValueError(f"{state} names a file elsewhere, {file['filename']!r}, which is not read")
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, IndexError) as error:  # IndexError: a dataset without rows
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # IndexError: no rows
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
     return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)

@@ -5,6 +5,8 @@ batch_size images from s * batch_size on, so every epoch shows each image once, 
 end, a set smaller than a batch works, and a position in the row is all that a restart needs.
 """
 
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,13 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sslvit import rng
+from sslvit import rng, stopping
 from sslvit.data import encoded
 from sslvit.data.samples import Images, Samples, Source
 
-# Seconds. Torch tells of a dead worker by an exception in whatever the main thread is doing, which may swallow it; who
-# waits looks for himself.
-LOOK_EVERY = 1.0
+LOOK_EVERY = 1.0  # seconds
 
 
 class Loaded(NamedTuple):
@@ -155,10 +155,18 @@ def load(
         collate_fn=partial(viewed, views) if views else None,
         worker_init_fn=tell_what_is_read,
     )
-    return awaited(row, items, iter(loader), timeout)
+    handler = signal.getsignal(signal.SIGCHLD)
+    loaded = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # Torch's handler would tell of a dead worker in the middle of whatever the main thread is doing, such as a
+        # step of the optimizer, or in a place that swallows it. Who waits for images looks for himself.
+        ours = handler if handler and not getattr(handler, "__module__", "").startswith("torch.") else signal.SIG_DFL
+        signal.signal(signal.SIGCHLD, ours)
+    return awaited(row, items, loaded, timeout)
 
 
 def tell_what_is_read(worker: int) -> None:
+    stopping.leave_to_the_parent()
     encoded.reading = get_worker_info().dataset.reading, worker
 
 

@@ -120,7 +120,7 @@ def _pax(text: bytes) -> dict[bytes, bytes]:
     records = {}
     while text:
         length, space, _ = text.partition(b" ")
-        if not space or not length.isdigit() or not 0 < int(length) <= len(text):
+        if not space or len(length) > 18 or not length.isdigit() or not 0 < int(length) <= len(text):
             break
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
         records[key] = value

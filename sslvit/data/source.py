@@ -24,17 +24,19 @@ to fill: scaling to 448 costs 1 ms more.
 import os
 from pathlib import Path
 
+import psutil
+
 from sslvit import distributed
 from sslvit.data.arrays import open_idx, open_npz
 from sslvit.data.bad import BadImages
 from sslvit.data.cache import cached, say
 from sslvit.data.encoded import EncodedSource, Store, choose_canvas
-from sslvit.data.files import nearest, open_folders, open_list
+from sslvit.data.files import lies_inside, nearest, open_folders, open_list
 from sslvit.data.hub import open_disk, open_hub, open_parquet
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import ArraySource, Bad, Samples, ShapesSource, Source
 from sslvit.data.tars import open_tars
-from sslvit.errors import NoInput
+from sslvit.errors import DataError, NoInput
 
 __all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
 
@@ -111,7 +113,7 @@ def _store(kind: str, rest: str, split: str, columns: dict, follow_links: bool) 
     classes = columns["classes"]
     if kind == "folder":
         roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]
-        roots = [_split_folder(root, split) for root in roots]
+        roots = [_split_folder(root, split, follow_links) for root in roots]
         store = open_folders(roots, follow_links=follow_links, classes=classes)
         return store, f"folder:{','.join(map(str, roots))}"
     if kind == "list":
@@ -140,15 +142,22 @@ def _shapes(options: str, split: str, side: int) -> Source:
             size = int(value) if split == "train" else size
         else:
             raise ValueError(f"shapes:{option} is unknown: shapes:texture, shapes:n=50000 or both with a comma between")
+    if size * 3 * side * side > psutil.virtual_memory().total:
+        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px are more than this machine's memory holds")
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
         raise NoInput(f"data {root} is not a folder of images: {nearest(root)}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
+            real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))
+            if not follow_links and not lies_inside(real, [own]):
+                raise DataError(
+                    f"{root / name} is a link to {os.path.realpath(root / name)}: --follow_links goes there"
+                )
             return root / name
     if split == "test":
         raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")

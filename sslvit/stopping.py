@@ -1,0 +1,80 @@
+"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sslvit.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ONCE = 1.0  # seconds in which launchers and schedulers send again what they mean once
+
+
+class _Asked:
+    """The process has one: signals are its own."""
+
+    number, first = 0, 0.0
+    stepping = saving = False
+
+
+def listen() -> None:
+    """From here on. Before the first step, between runs and after the last one a signal ends the process by Preempted:
+    what is worth keeping is on the disk."""
+    _Asked.number = 0
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    now = time.monotonic()
+    if not _Asked.number:
+        _Asked.number, _Asked.first = number, now
+        if not _Asked.stepping:
+            raise Preempted("asked to stop; what was saved is kept, and the same command with --resume goes on from it")
+    # A launcher that dies of the signal sends another one: only the same one again is somebody's impatience.
+    elif number == _Asked.number and now - _Asked.first > ONCE and not _Asked.saving:
+        sys.exit(128 + number)
+
+
+def asked() -> bool:
+    return bool(_Asked.number)
+
+
+@contextmanager
+def stepping() -> Iterator[None]:
+    """Signals wait for who asks about them, after each step."""
+    _Asked.stepping = True
+    try:
+        yield
+    finally:
+        _Asked.stepping = False
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Not even a second signal ends the process in here."""
+    _Asked.saving = True
+    try:
+        yield
+    finally:
+        _Asked.saving = False
+
+
+def leave_to_the_parent() -> None:
+    """In a loader's worker: who signals all processes of a run means the run, which saves and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def end_for_the_parent() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_for_the_parent, daemon=True).start()
