@@ -1,6 +1,7 @@
 """A run of images in files, one of which can be slow: python tests/lost_run.py FOLDER OUT [field=value ...]
 
 SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
+SLOW_SAVES=3 holds up each checkpoint; FAIL_SAVES=1 has a disk that takes none.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from tiny_run import DEFAULTS, objective
 from torch.utils.data import get_worker_info
 
+from sslvit import checkpoint
 from sslvit.config import TrainConfig
 from sslvit.data.files import FileStore
 from sslvit.data.source import open_source
@@ -21,7 +23,7 @@ from sslvit.distributed import start_run
 from sslvit.errors import at_the_door
 from sslvit.train import pretrain
 
-read = FileStore.read
+read, really_save = FileStore.read, checkpoint.save
 
 
 def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
@@ -31,8 +33,15 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
     return read(self, id, max_pixels)
 
 
+def save(root: Path, step: int, *given, **options) -> Path:
+    time.sleep(float(os.environ.get("SLOW_SAVES", 0)))
+    if "FAIL_SAVES" in os.environ:
+        raise checkpoint.SaveFailed(f"{root}: the checkpoint of step {step} was not saved: No space left on device")
+    return really_save(root, step, *given, **options)
+
+
 def main() -> None:
-    FileStore.read = slow_read
+    FileStore.read, checkpoint.save = slow_read, save
     kinds = {f.name: type(getattr(TrainConfig(), f.name)) for f in fields(TrainConfig)}
     given = dict(word.split("=") for word in sys.argv[3:])
     given = {k: json.loads(v) if kinds[k] in (int, float, bool) else v for k, v in given.items()}

@@ -122,3 +122,14 @@ def test_max_bad_zero_stops_at_the_first(tmp_path):
         filled(tmp_path, 1, 1000, max_bad=0).check(4)
     with pytest.raises(ValueError, match="max_bad 2"):
         BadImages(tmp_path / "x", size=3, max_bad=2)
+
+
+def test_a_full_disk_keeps_the_count_and_writes_later(tmp_path, caplog):
+    found = BadImages(tmp_path / "gone" / "bad.jsonl", size=1000)
+    found.add([Bad(3, "a.png", "empty file", 4)])
+    assert len(found) == 1
+    assert "wait to be written" in caplog.text
+    (tmp_path / "gone").mkdir()
+    found.add([Bad(3, "a.png", "empty file", 4), Bad(7, "b.png", "empty file", 8)])
+    assert len(found) == 2
+    assert [json.loads(line)["id"] for line in found.file.read_text().splitlines()] == [3, 7]

@@ -19,6 +19,11 @@ PROGRAM = "__import__('os').mkdir('canary')"
 BAD = [
     ("mpp", "--epchs 3", ("--epchs", "--epochs")),
     ("mpp", "--epochs three", ("--epochs", "three")),
+    ("mpp", "--epochs 1e308", ("--epochs", "1e+308", "above 1e+07")),
+    ("mpp", "--timeout 1e18", ("--timeout", "1e+18", "above 1e+07")),
+    ("mpp", "--batch_size 99999999999", ("--batch_size", "must not be above")),
+    ("mpp", "--canvas 10000000", ("--canvas", "10000000")),
+    ("mpp", "--data shapes:n=1000000000000", ("1,000,000,000,000 images", "memory")),
     ("mpp", "--epochs nan", ("--epochs", "nan")),
     ("mpp", "--epochs 1e400", ("--epochs", "inf", "finite")),
     ("mpp", "--epochs -1", ("--epochs", "-1", "above 0")),

@@ -318,3 +318,14 @@ def test_a_dataset_that_was_shuffled_or_selected_is_read_in_its_new_order(tmp_pa
     source = EncodedSource(store, name="selected", canvas=(6, 7))
     assert values(source) == [13, 11]
     assert source.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["[]", "null", '{"_data_files": [{"filename": "/etc/passwd"}]}', '{"_data_files": [{"filename": "../x.arrow"}]}'],
+)
+def test_a_saved_set_whose_state_is_odd_or_points_elsewhere_is_refused(tmp_path, state):
+    table(image=(STRUCT, cells(3))).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set" / "state.json").write_text(state)
+    with pytest.raises(NoInput, match=r"disk:.* is not a folder that Dataset.save_to_disk wrote images to"):
+        open_source(f"disk:{tmp_path}/set", image_size=6)

@@ -736,3 +736,25 @@ def test_two_hundred_thousand_real_paths_are_listed_in_seconds(tmp_path):
     assert time.process_time() - start < 10
     assert len(source) == 200_000
     assert len(source.classes) == 200
+
+
+def test_a_split_that_is_a_link_to_elsewhere_is_read_only_if_that_is_asked_for(tmp_path):
+    write(tmp_path / "elsewhere/a.png", flat(1))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"train is a link to .*elsewhere: --follow_links goes there"):
+        open_source(str(tmp_path / "set"), image_size=8)
+    assert len(open_source(str(tmp_path / "set"), image_size=8, follow_links=True)) == 1
+
+
+def test_npz_files_with_other_members_or_a_password_are_one_sentence(tmp_path):
+    np.savez(tmp_path / "locked.npz", x_train=np.zeros((2, 4, 4), np.uint8))
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+        archive.writestr("x_train", b"no array")
+    data = bytearray((tmp_path / "locked.npz").read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag of encryption, in both headers
+        data[data.index(mark) + place] |= 1
+    (tmp_path / "locked.npz").write_bytes(data)
+    for name in ("odd", "locked"):
+        with pytest.raises(DataError, match=f"{name}.npz"):
+            open_source(f"npz:{tmp_path}/{name}.npz", image_size=4)

@@ -1,0 +1,61 @@
+"""Whatever stops a program ends in a sentence and a documented exit code."""
+
+import errno
+import multiprocessing
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from sslvit.errors import CannotWrite, DataError, Diverged, NoInput, Preempted, Stop, at_the_door
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, item: int) -> int:
+        raise DataError("row 3 of labels.csv holds 'x', which is no number")
+
+
+def read_by_a_worker() -> None:
+    next(iter(DataLoader(Broken(), num_workers=1, multiprocessing_context=multiprocessing.get_context("fork"))))
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        (raising(Diverged("it did")), 3, "error: it did\n"),
+        (raising(DataError("bad")), 65, "error: bad\n"),
+        (raising(NoInput("none")), 66, "error: none\n"),
+        (raising(Stop("odd")), 70, "error: odd\n"),
+        (raising(CannotWrite("full")), 73, "error: full\n"),
+        (raising(Preempted("asked")), 75, "stopped: asked\n"),
+        (raising(ValueError("--lr is -1")), 78, "error: --lr is -1\n"),
+        (
+            raising(OSError(errno.ENOSPC, "No space left on device", "/a/b")),
+            73,
+            "error: /a/b: No space left on device\n",
+        ),
+        (raising(OSError(errno.EIO, "Input/output error", "/a/b")), 70, "error: /a/b: Input/output error\n"),
+        (
+            raising(ZeroDivisionError("division by zero")),
+            70,
+            "error: ZeroDivisionError: division by zero. Nobody foresaw",
+        ),
+        (raising(KeyboardInterrupt()), 130, "stopped: interrupted\n"),
+        (raising(NoInput("clear\x1b[2J\ttab")), 66, "error: clear\\x1b[2J\\x09tab\n"),
+        (read_by_a_worker, 65, "error: row 3 of labels.csv holds 'x', which is no number\n"),
+    ],
+)
+def test_an_error_is_a_sentence_and_a_code(main, code, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        at_the_door(main)
+    assert stopped.value.code == code
+    assert capsys.readouterr().err.startswith(said)
