@@ -1,9 +1,15 @@
-"""python -m sslvit doctor [FOLDER] | report RUN | pair FIRST.parquet SECOND.parquet"""
+"""python -m sslvit doctor, report, pair, info, convert: see USAGE."""
 
 import sys
 from pathlib import Path
 
-from sslvit.errors import BAD_CONFIGURATION, NoInput, at_the_door
+from sslvit.errors import NoInput, at_the_door
+
+USAGE = """doctor [FOLDER]            whether this machine can train
+report RUN                 its page and model card again
+pair A.parquet B.parquet   two files of predictions, image by image
+info MODEL [FACT=VALUE..]  what a model is, ours or anybody's
+convert MODEL OUT --to X   a model in timm's, transformers' or torchvision's layout, ONNX, torch.export"""
 
 
 def main() -> None:
@@ -23,15 +29,24 @@ def main() -> None:
             raise NoInput(f"{run} holds no run that has ended")
         write_report(run)
         print(run / "report.html")
-        return
-    if command == "pair" and len(words) == 2:
+    elif command == "pair" and len(words) == 2:
         from sslvit.evaluate.predictions import pair
 
         print(pair(*map(Path, words)))
-        return
-    usage = "python -m sslvit doctor [FOLDER], report RUN, or pair FIRST.parquet SECOND.parquet"
-    print(f"error: {' '.join(sys.argv[1:])!r} is no command: {usage}", file=sys.stderr)
-    sys.exit(BAD_CONFIGURATION)
+    elif command == "info" and words:
+        from sslvit.info import about
+
+        print(about(Path(words[0]), tuple(words[1:])))
+    elif command == "convert":
+        import tyro
+
+        from sslvit.info import Convert, convert
+
+        if len(words) > 1 and not any(word.startswith("-") for word in words[:2]):
+            words = ["--model", words[0], "--out", words[1], *words[2:]]
+        print(convert(tyro.cli(Convert, args=words, prog="python -m sslvit convert")))
+    else:
+        raise ValueError(f"{' '.join(sys.argv[1:])!r} is no command of python -m sslvit:\n{USAGE}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ then drops tokens (MAE). Parameter names are timm's, so weights travel both ways
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -182,6 +183,19 @@ class ViT(nn.Module):
         official = (name for name, parts in HYBRIDS.items() if parts == (stem, size, patch))
         return next(official, f"{stem}+{size}/{patch}" if stem else f"{size}/{patch}")
 
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, *, revision: str | None = None) -> "ViT":
+        """A run's or a model's folder, or OWNER/NAME on the Hugging Face Hub."""
+        from sslvit.hub import from_pretrained  # upstairs: only who calls this goes there
+
+        return from_pretrained(folder_or_repo, revision=revision)
+
+    def save_pretrained(self, folder: str | Path, *, readout: str, **about: Any) -> None:
+        """As a model folder, which timm opens too. about: what else to say of it."""
+        from sslvit.hub import save_pretrained
+
+        save_pretrained(self, folder, readout=readout, **about)
+
     def resized(self, image_size: int | Sequence[int]) -> "ViT":
         """A copy whose position table is resized for good, so that fine-tuning trains the new one, as in the ViT paper.
         (`forward` takes images of any size, and resizes the table that was trained each time.)"""
@@ -234,6 +248,19 @@ class ViT(nn.Module):
     def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
         grid = self.grid_of(images)
         return self.encode(self.add_positions(self.embed(images), grid), grid, key)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The patches where they lie, for detection and segmentation: `b c H W -> b d h w`."""
+        h, _ = self.grid_of(images)
+        return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
+
+    def freeze(self, blocks: int | None = None) -> "ViT":
+        """Nothing before the last so many blocks is trained any more, or nothing at all."""
+        kept = () if blocks == 0 or blocks is None else (*self.blocks[-blocks:], self.norm)
+        still = {id(parameter) for module in kept for parameter in module.parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in still and parameter.requires_grad)
+        return self
 
     def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
         """The outputs of the last so many blocks, or of these (from 0), in order of depth, by default normed."""

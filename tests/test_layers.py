@@ -22,10 +22,13 @@ LAYERS = {
     "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
     "evaluate": 8,
     "config": 6, "command_line": 7, "cost": 7, "resume": 7, "lost": 7, "records": 8, "doctor": 9, "train": 9,
-    "unpickle": 2, "weights": 7, "exports": 8,
+    "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
     "analysis": 8, "figures": 8, "finetune": 10, "show_views": 10, "dry_run": 11,
     "benchmark": 3, "compare": 10, "page": 0, "charts": 0, "pictures": 11, "report": 12, "results": 13,
 }  # fmt: skip
+
+
+UPSTAIRS = {("vit", "hub")}  # ViT.from_pretrained and save_pretrained, which import when they are called
 
 
 def part(module: str) -> str:
@@ -56,6 +59,8 @@ def test_imports_point_down(path):
     for name in imports(path):
         if name.startswith("sslvit.") and name != "sslvit.__version__":
             other = part(name)
+            if (mine, other) in UPSTAIRS:
+                continue
             assert other == mine or LAYERS[other] < LAYERS[mine], f"{mine} imports {name}"
 
 
@@ -77,7 +82,7 @@ def test_accelerate_and_the_command_line_stay_where_they_belong():
     allowed |= {"show_views", "dry_run", "pictures", "report"}
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
-        assert "tyro" not in names or path.name == "command_line.py", path
+        assert "tyro" not in names or path.name in ("command_line.py", "__main__.py"), path
         if "accelerate" in names:
             assert path.relative_to(PACKAGE).with_suffix("").parts[0] in allowed, path
 

@@ -21,6 +21,8 @@ def compare(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], limit: float, 
     for mine, other in zip(ours, theirs, strict=True):
         if mine.shape != other.shape:
             raise DataError(f"{what} gives outputs of shape {tuple(other.shape)}, not {tuple(mine.shape)}: not written")
+        if not other.isfinite().all():
+            raise DataError(f"{what}, read back, gives numbers that are not finite: not written")
         worst = max(worst, ((mine - other).abs().max() / mine.abs().max().clamp(min=1e-12)).item())
     if not worst <= limit:
         raise DataError(f"{what}, read back, computes otherwise by {worst:.1e} of the largest output: not written")

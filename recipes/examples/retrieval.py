@@ -1,0 +1,20 @@
+"""The images of a folder that are most like one of them: python recipes/examples/retrieval.py MODEL FOLDER NUMBER"""
+
+import sys
+
+import torch
+
+from sslvit.data.source import open_source
+from sslvit.data.views import Plain
+from sslvit.distributed import start
+from sslvit.evaluate.features import extract
+from sslvit.weights import open_backbone
+
+backbone, about = open_backbone(sys.argv[1])
+source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size, cache=False)
+accelerator = start()
+found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
+unit = torch.nn.functional.normalize(found.by_readout[about["readout"]], dim=-1)
+query = found.ids.tolist().index(int(sys.argv[3]))
+for place in (unit @ unit[query]).argsort(descending=True)[:6].tolist():
+    print(f"{unit[place] @ unit[query]:.3f} {source.store.where(int(found.ids[place]))}")

@@ -1,0 +1,307 @@
+"""What is exported computes the same where it is opened: in transformers, torchvision, onnxruntime and torch.export."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+from transformers import AutoImageProcessor, AutoModel
+
+from sslvit.errors import CannotWrite, DataError, NoInput
+from sslvit.exports import FORMATS, export
+from sslvit.exports.checks import compare
+from sslvit.exports.layouts import plain
+from sslvit.hub import from_pretrained, push_to_hub
+from sslvit.info import Convert, about, convert
+from sslvit.model_folder import save_backbone
+from sslvit.readout import Classifier, read
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+from sslvit.weights import load_foreign
+
+ROOT = Path(__file__).parent.parent
+
+
+def vit(**changes) -> ViT:
+    """With weights unlike any start's: LayerScale, norms and registers too."""
+    made = ViT(**({"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4} | changes))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+    return made.eval()
+
+
+ABOUT = {"readout": "mean", "objective": "MPP", "data": "noise"}
+KINDS = {
+    "plain": {},
+    "S/16 in small": {"patch_size": 16, "width": 48, "depth": 3, "heads": 6, "image_size": 64},
+    "registers": {"registers": 4, "layer_scale": 0.1},
+    "registers without scale": {"registers": 2, "gelu": "tanh"},
+    "layer scale, tanh, no bias": {"layer_scale": 0.3, "gelu": "tanh", "qkv_bias": False},
+    "oblong": {"image_size": (32, 48)},
+    "learned_2d": {"position": "learned_2d"},
+    "sincos": {"position": "sincos_mae"},
+    "no positions": {"position": "none"},
+    "a class token without position": {"class_position": False},
+    "other epsilon and constants": {"epsilon": 1e-12, "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.1)},
+    "one channel": {"channels": 1},
+}
+PROGRAMS = KINDS | {
+    "no class token": {"class_token": False},
+    "hybrid": {"hybrid": "R", "patch_size": 8},
+    "positions at every layer": {"position_at": "every_layer"},
+}
+
+
+def images_of(backbone: ViT, count: int = 3, size: tuple[int, int] | None = None) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(5)
+    return torch.rand(count, backbone.channels, *(size or backbone.image_size), generator=draw)
+
+
+def close(mine: torch.Tensor, theirs: torch.Tensor, limit: float = 1e-5) -> bool:
+    return bool((mine - theirs).abs().max() <= limit * mine.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_transformers_computes_the_same_from_its_own_layout_its_processor_included(kind, tmp_path):
+    backbone = vit(**KINDS[kind])
+    export(backbone, ABOUT, tmp_path / "out", "transformers")
+    peer, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not [n for n in loading["missing_keys"] if not n.startswith("pooler.")]
+    assert not loading["unexpected_keys"]
+    pixels = (images_of(backbone) * 255).round().to(torch.uint8)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    encoded = backbone(pixels / 255)
+    if backbone.channels == 3:
+        given = processor(list(pixels.permute(0, 2, 3, 1).numpy()), return_tensors="pt")["pixel_values"]
+    else:
+        given = backbone.standardise(pixels / 255)
+    tokens = peer.eval()(pixel_values=given).last_hidden_state
+    assert close(encoded.cls, tokens[:, 0])
+    assert close(encoded.patches, tokens[:, backbone.prefix :])
+    again, said = load_foreign(tmp_path / "out")
+    assert said["layout"] == "transformers"
+    assert close(encoded.patches, again(pixels / 255).patches)
+
+
+@pytest.mark.parametrize("kind", ["plain", "S/16 in small", "learned_2d", "sincos", "no positions"])
+@torch.no_grad()
+def test_torchvision_computes_the_same_from_its_own_layout(kind, tmp_path):
+    backbone = vit(**KINDS[kind])
+    export(backbone, ABOUT, tmp_path / "out", "torchvision")
+    described = json.loads((tmp_path / "out" / "torchvision.json").read_text())
+    peer = VisionTransformer(**described["VisionTransformer"])
+    peer.heads = nn.Identity()
+    peer.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=True)
+    images = images_of(backbone)
+    mean, std = (torch.tensor(described[name])[:, None, None] for name in ("mean", "std"))
+    assert close(backbone(images).cls, peer.eval()((images - mean) / std))
+
+
+@pytest.mark.parametrize("to", ["torch_export", "onnx"])
+@pytest.mark.parametrize("kind", ["plain", "registers", "no class token", "hybrid", "positions at every layer"])
+@torch.no_grad()
+def test_a_program_computes_the_same_for_any_batch(kind, to, tmp_path):
+    backbone = vit(**PROGRAMS[kind])
+    export(backbone, ABOUT, tmp_path / "out", to)
+    for count in (1, 2, 7):
+        images = images_of(backbone, count)
+        features, patches = program(tmp_path / "out", to)(images)
+        encoded = backbone(images)
+        assert close(read(encoded, "mean"), features, 1e-4 if to == "onnx" else 1e-5)
+        assert close(encoded.patches, patches, 1e-4 if to == "onnx" else 1e-5)
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert (described["outputs"], described["readout"]) == (["features", "patches"], "mean")
+
+
+def program(folder: Path, to: str):
+    if to == "torch_export":
+        return torch.export.load(folder / "model.pt2").module()
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    return lambda images: [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
+
+
+@pytest.mark.parametrize("to", ["torch_export", "onnx"])
+@torch.no_grad()
+def test_a_program_for_any_size_resizes_positions_as_the_backbone_does(to, tmp_path):
+    backbone = vit()
+    export(backbone, ABOUT, tmp_path / "out", to, any_size=True)
+    run = program(tmp_path / "out", to)
+    for size in ((32, 32), (64, 32), (24, 56), (128, 96)):
+        images = images_of(backbone, 2, size)
+        assert close(read(backbone(images), "mean"), run(images)[0], 1e-4 if to == "onnx" else 1e-5), size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["transformers", "torchvision", "torch_export", "onnx"])
+@pytest.mark.parametrize("size", [224, 288])
+def test_s_16_is_exported_at_its_own_and_at_another_size(to, size, tmp_path):
+    save_backbone(ViT.variant("S/16", image_size=224), tmp_path / "model", ABOUT)
+    said = convert(Convert(tmp_path / "model", tmp_path / "out", to=to, image_size=size * (size != 224)))
+    print(said)
+
+
+@torch.no_grad()
+def test_a_classifier_becomes_a_program_of_scores(tmp_path):
+    model = Classifier(vit(), readout="cls", classes=5).eval()
+    nn.init.normal_(model.head.weight)
+    head = {name: value for name, value in model.state_dict().items() if name.startswith("head.")}
+    save_backbone(model.backbone, tmp_path / "model", ABOUT | {"readout": "cls", "classes": list("abcde")}, head=head)
+    convert(Convert(tmp_path / "model", tmp_path / "out", to="onnx", head=True))
+    images = images_of(model.backbone)
+    assert close(model(images), program(tmp_path / "out", "onnx")(images)[0], 1e-4)
+
+
+REFUSED = [
+    ("transformers", {"class_token": False}, "models without a class token"),
+    ("transformers", {"hybrid": "R"}, "hybrid stems"),
+    ("transformers", {"position_at": "every_layer"}, "positions in the blocks"),
+    ("transformers", {"final_norm": False}, "models without a final norm"),
+    ("transformers", {"registers": 1, "mlp_width": 100}, "MLP beside registers that is no multiple"),
+    ("torchvision", {"registers": 1}, "registers"),
+    ("torchvision", {"gelu": "tanh"}, "GELU by tanh"),
+    ("torchvision", {"image_size": (32, 48)}, "oblong images"),
+    ("torchvision", {"channels": 1}, "images but of three channels"),
+    ("torchvision", {"epsilon": 1e-12}, "other epsilon"),
+]
+
+
+@pytest.mark.parametrize(("to", "changes", "reason"), REFUSED)
+def test_what_a_layout_has_no_place_for_is_refused_and_leaves_nothing(to, changes, reason, tmp_path):
+    with pytest.raises(ValueError, match=f"{to} has no {reason}"):
+        export(vit(**changes), ABOUT, tmp_path / "out", to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_computes_otherwise_when_it_is_read_back_is_not_written(tmp_path, monkeypatch):
+    def spoilt(backbone, **options):
+        weights = plain(backbone, **options)
+        return weights | {"norm.bias": weights["norm.bias"] + 0.1}
+
+    monkeypatch.setattr("sslvit.exports.layouts.plain", spoilt)
+    for to in ("torchvision", "transformers"):
+        with pytest.raises(DataError, match=r"computes otherwise by .* of the largest output: not written"):
+            export(vit(), ABOUT, tmp_path / "out", to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_and_other_mistakes_are_sentences(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "letter.txt").write_text("dear")
+    with pytest.raises(CannotWrite, match="there exists: choose another place"):
+        export(vit(), ABOUT, tmp_path / "there", "transformers")
+    with pytest.raises(
+        ValueError, match="--to pickle: choose one of timm, transformers, torchvision, onnx, torch_export"
+    ):
+        export(vit(), ABOUT, tmp_path / "out", "pickle")
+    with pytest.raises(ValueError, match="--any_size is for onnx and torch_export"):
+        export(vit(), ABOUT, tmp_path / "out", "transformers", any_size=True)
+    with pytest.raises(ValueError, match="no such ResNets"):
+        export(BiT(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=32), ABOUT, tmp_path / "out", "torchvision")
+    with pytest.raises(DataError, match="not written"):
+        compare((torch.ones(2),), (torch.full((2,), torch.nan),), 1e-5, "it")
+    assert set(FORMATS) == {"timm", "transformers", "torchvision", "onnx", "torch_export"}
+
+
+def test_a_foreign_checkpoint_becomes_a_model_folder_at_another_size(tmp_path):
+    backbone = vit(image_size=32)
+    export(backbone, ABOUT, tmp_path / "theirs", "transformers")
+    said = convert(Convert(tmp_path / "theirs", tmp_path / "ours", to="timm", readout="mean", image_size=64))
+    assert "timm.create_model('local-dir:" in said
+    again = ViT.from_pretrained(tmp_path / "ours")
+    images = images_of(backbone, size=(64, 64))
+    assert again.image_size == (64, 64)
+    with torch.no_grad():
+        assert close(backbone(images).patches, again(images).patches)
+    text = about(tmp_path / "ours")
+    assert "readout     mean, of cls, mean, both" in text
+    assert "ViT of width 32, depth 2, heads 4, patches of 8, 0.0 million parameters" in text
+
+
+def test_offline_the_hub_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        NoInput, match=r"nobody/nothing is no folder here, and cannot be had from the Hub .* Offline, give"
+    ):
+        from_pretrained("nobody/nothing")
+    with pytest.raises(NoInput, match="is no folder here, and no OWNER/NAME"):
+        from_pretrained("./nothing")
+    vit().save_pretrained(tmp_path / "model", readout="cls")
+    with pytest.raises(NoInput, match="nobody/nothing cannot be written on the Hub"):
+        push_to_hub(tmp_path / "model", "nobody/nothing")
+
+
+@torch.no_grad()
+def test_the_feature_map_has_the_patches_where_they_lie():
+    backbone = vit(image_size=(32, 48))
+    images = images_of(backbone)
+    maps, patches = backbone.feature_map(images), backbone(images).patches
+    assert maps.shape == (3, 32, 4, 6)
+    assert torch.equal(maps[:, :, 2, 5], patches[:, 2 * 6 + 5])
+
+
+def test_freezing_leaves_the_last_blocks_to_train():
+    def trained(model: ViT) -> set[str]:
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    assert trained(vit().freeze()) == set()
+    assert trained(vit().freeze(0)) == set()
+    assert {name.rsplit(".", 1)[0].split(".")[0] for name in trained(vit().freeze(1))} == {"blocks", "norm"}
+    assert all(name.startswith(("blocks.1.", "norm.")) for name in trained(vit().freeze(1)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root, draw = tmp_path_factory.mktemp("examples"), np.random.default_rng(0)
+    for number in range(24):
+        (root / "set" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 128, (32, 32, 3), np.uint8) + 100 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "set" / "ab"[number % 2] / f"{number:02d}.png")
+    save_backbone(vit(depth=4), root / "model", ABOUT)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("example", "words", "said"),
+    [
+        ("features", "model set out.parquet", "24 images, readout mean, in out.parquet"),
+        ("classifier", "model set", "2 classes, the last loss is 0."),
+        ("pyramid", "model", "level 0: (2, 32, 32, 32)"),
+        ("retrieval", "model set 3", "set/a/06.png"),
+    ],
+)
+def test_each_example_runs_and_is_short(example, words, said, folder):
+    script = ROOT / "recipes" / "examples" / f"{example}.py"
+    code = [line for line in script.read_text().splitlines() if line and not line.startswith(('"', "import", "from"))]
+    assert len(code) <= 20
+    done = subprocess.run(
+        [sys.executable, script, *words.split()], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_the_command_line_converts_and_tells(folder, tmp_path):
+    def said(words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "sslvit", *words.split()]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+    done = said(f"convert model {tmp_path}/out --to torchvision --readout cls")
+    assert done.returncode == 0, done.stderr
+    assert "in torchvision's layout" in done.stdout
+    told = said("info model")
+    assert "objective   MPP" in told.stdout
+    assert said("info nowhere").returncode == 66
+    assert said(f"convert model {tmp_path}/out --to torchvision").returncode == 73
+    assert said("convert model").returncode == 78
