@@ -1,6 +1,7 @@
 """Metrics, splits of labels, saved predictions, near-duplicates: toy sets with answers known by hand."""
 
 import io
+import json
 import re
 import sys
 
@@ -15,9 +16,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 
 from sslvit.__main__ import main
 from sslvit.data import shapes
-from sslvit.data.source import ArraySource
+from sslvit.data.source import ArraySource, open_source
 from sslvit.errors import NoInput
-from sslvit.evaluate.leaks import leaks, thumbnails
+from sslvit.evaluate.leaks import leaks, leaks_of_run, thumbnails
 from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
@@ -227,3 +228,16 @@ def test_a_resized_copy_is_a_near_duplicate():
 def test_images_without_contrast_match_nothing():
     grey = named(np.full((5, 3, 32, 32), 128, np.uint8))
     assert len(leaks(thumbnails(grey), thumbnails(grey)).ids) == 0
+
+
+def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
+    (tmp_path / "model").mkdir()
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "set.npz", x_train=draw.integers(0, 256, (40, 32, 32, 3), np.uint8))
+    source = open_source(f"npz:{tmp_path}/set.npz", image_size=32)
+    for images, expected in ((0, 40), (15, 15)):
+        config = {"data": f"npz:{tmp_path}/set.npz", "image_size": 32, "images": images}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        sentence, found = leaks_of_run(tmp_path, "", source, np.arange(40))
+        assert sentence.startswith(f"{expected} of 40 test images")
+        assert len(found.ids) == expected

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.config import ImagesConfig
+from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.source import Source
 from sslvit.data.views import Plain
 
@@ -45,16 +45,16 @@ def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple
     """A sentence on the test images with these ids and what the model was pretrained on: `seen`, in the words of
     --data, or else what its run says. And what was found."""
     run = (model if (model / "config.json").exists() and (model / "model").exists() else model.parent) / "config.json"
-    images = ImagesConfig(data=seen)
+    images = DataConfig(data=seen)
     if not seen:
         written = json.loads(run.read_text()) if run.exists() else {}
         named = {field.name: written[field.name] for field in fields(ImagesConfig) if field.name in written}
-        images = ImagesConfig(**named | {"only": tuple(written.get("only", ()))})
+        images = DataConfig(**named | {"only": tuple(written.get("only", ())), "images": written.get("images", 0)})
         if "data" not in written:
             why = "--seen names the images that the model has seen"
             return f"Near-duplicates in pretraining were not looked for: {why}", None
     try:
-        source = images.source(image_size=2 * SIDE, channels=test.channels)
+        source = images.some_of(images.source(image_size=2 * SIDE, channels=test.channels))
     except (ValueError, OSError) as error:
         return f"Near-duplicates in pretraining were not looked for: {error}", None
     if len(source) > MOST:
