@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from image_zoo import png, save, scene
 from sslvit.data.cache import cache_root, cached
 from sslvit.data.samples import ArraySource
 from sslvit.data.source import EncodedSource, open_source
+from sslvit.errors import Stop
 
 
 @pytest.fixture
@@ -168,6 +170,20 @@ def test_workers_that_decode_change_nothing(root, tmp_path, workers):
     decoded = source.read(np.arange(2100))
     assert torch.equal(stored.read(np.arange(2100)).pixels, decoded.pixels)
     assert stored.read(np.arange(2100)).bad == decoded.bad
+
+
+def test_a_file_that_hangs_the_decoding_ends_it_in_a_sentence_and_leaves_no_cache(root, tmp_path, monkeypatch):
+    spec = images(tmp_path / "set", 2100)
+    source = open_source(spec, image_size=8, cache=False)
+    read = type(source.store).read
+    hang = {1500: 30}
+    monkeypatch.setattr("sslvit.data.cache.PATIENCE", 3)
+    monkeypatch.setattr(
+        type(source.store), "read", lambda s, id, most: time.sleep(hang.get(id, 0)) or read(s, id, most)
+    )
+    with pytest.raises(Stop, match="a process that decodes its images died, or gave nothing for 3 seconds"):
+        cached(source, workers=2, say=lambda line: None)
+    assert not list(root.rglob("pixels.bin"))
 
 
 def test_without_room_or_a_place_to_write_images_are_decoded_as_they_are_read(root, tmp_path, capsys, monkeypatch):

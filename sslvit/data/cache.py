@@ -26,9 +26,11 @@ from sslvit.data.encoded import EncodedSource
 from sslvit.data.image import BadImage
 from sslvit.data.labels import Labels
 from sslvit.data.samples import ArraySource, Mapped, Source
+from sslvit.errors import Stop
 
 FORMAT = 1  # raise it when the opener decodes anything differently
 CHUNK = 1024
+PATIENCE = 600  # seconds for a chunk of a worker
 SPARE = 1.1  # the disk must have this much more room than is written
 
 
@@ -132,7 +134,15 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
-        about = _decode(new / "pixels.bin", source, workers)
+        try:
+            about = _decode(new / "pixels.bin", source, workers)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise Stop(
+                f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a file "
+                f"that cannot be read, or no memory left. The same command tries again. torch says: {error}"
+            ) from error
         with open(new / "about.json", "w") as stream:
             json.dump(about, stream)
             stream.flush()
@@ -145,7 +155,8 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
 def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     digest, bad = hashlib.blake2b(), []
     with open(file, "wb") as stream:
-        chunks = DataLoader(_Chunks(source), batch_size=None, num_workers=workers)
+        patience = PATIENCE if workers else 0
+        chunks = DataLoader(_Chunks(source), batch_size=None, num_workers=workers, timeout=patience)
         for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 stream.truncate(0)
