@@ -145,6 +145,8 @@ class TrainConfig:
     """Leave out steps whose gradient norm is more than so many times the median of the last 64; 0 never does."""
     precision: Literal["no", "bf16", "fp16"] | None = None
     """Mixed precision; by default what `accelerate launch` was told."""
+    grad_checkpointing: bool = False
+    """Keep only what goes into each block for the backward pass, which computes it again: a fraction of the memory."""
     compile: bool = False
     """Compile the backbone's blocks; pays on a GPU."""
     seed: int = 0
@@ -234,6 +236,7 @@ FREE = frozenset(
         "dry_run",
         "log_with",
         "stop_on_collapse",
+        "grad_checkpointing",
     ]
 )
 WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit

@@ -83,6 +83,12 @@ def start(
     precision None leaves the choice to `accelerate launch`. threads 0 shares this machine's cores among its processes:
     the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
     """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"{name} shards weights, which checkpoints hold whole here: use plain processes, as `accelerate launch "
+                "--multi_gpu` starts them (models up to ViT-H fit on GPUs of 80 GB), or choose so in `accelerate config`"
+            )
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(log_with) or None,

@@ -142,10 +142,11 @@ def train(
 ) -> None:
     """The steps from now.step on."""
     size = len(row.source)
-    if config.compile:
-        for module in objective.modules():
-            if isinstance(module, Block):
-                module.compile()
+    for module in objective.modules():
+        if config.grad_checkpointing and hasattr(module, "set_grad_checkpointing"):
+            module.set_grad_checkpointing()
+        if config.compile and isinstance(module, Block):
+            module.compile()
     model, prepared = accelerator.prepare(objective, optimizer)
     gpu, workers = accelerator.device.type == "cuda", config.workers
     ahead = None if gpu or not workers else views

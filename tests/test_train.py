@@ -82,11 +82,20 @@ def test_resuming_a_finished_run_does_nothing(reference):
     assert {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.name != "run.lock"} == before
 
 
-@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"accumulation": 8}, {"workers": 2}])
-def test_parts_and_workers_change_no_loss(reference, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes", [{"accumulation": 2}, {"accumulation": 8}, {"workers": 1}, {"workers": 2}, {"grad_checkpointing": True}]
+)
+def test_parts_workers_and_checkpointing_change_no_loss(reference, tmp_path, changes):
     tiny_run(tmp_path / "run", **changes)
     for ours, theirs in zip(losses(tmp_path / "run"), losses(reference), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0 if "workers" in changes else 1e-5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if "accumulation" in changes else 0)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused_in_a_sentence(name, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"{name} shards weights, which checkpoints hold whole here"):
+        start(threads=1)
 
 
 def test_two_processes_are_one(tmp_path):

@@ -140,8 +140,8 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
             if not str(error).startswith("DataLoader"):
                 raise
             raise Stop(
-                f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a file "
-                f"that cannot be read, or no memory left. The same command tries again. torch says: {error}"
+                f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a "
+                f"file that cannot be read, or no memory left. The same command tries again. torch says: {error}"
             ) from error
         with open(new / "about.json", "w") as stream:
             json.dump(about, stream)
