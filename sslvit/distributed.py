@@ -87,7 +87,7 @@ def start(
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
             raise ValueError(
                 f"{name} shards weights, which checkpoints hold whole here: use plain processes, as `accelerate launch "
-                "--multi_gpu` starts them (models up to ViT-H fit on GPUs of 80 GB), or choose so in `accelerate config`"
+                "--multi_gpu` starts them (models up to ViT-H fit on GPUs of 80 GB), or `accelerate config` without it"
             )
     accelerator = Accelerator(
         mixed_precision=precision,

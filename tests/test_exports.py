@@ -108,8 +108,11 @@ def test_torchvision_computes_the_same_from_its_own_layout(kind, tmp_path):
     assert close(backbone(images).cls, peer.eval()((images - mean) / std))
 
 
-@pytest.mark.parametrize("to", ["torch_export", "onnx"])
-@pytest.mark.parametrize("kind", ["plain", "registers", "no class token", "hybrid", "positions at every layer"])
+OFTEN = [("plain", "torch_export"), ("no class token", "torch_export"), ("registers", "onnx")]
+RARELY = [(kind, to) for kind in PROGRAMS for to in ("torch_export", "onnx") if (kind, to) not in OFTEN]
+
+
+@pytest.mark.parametrize(("kind", "to"), [*OFTEN, *(pytest.param(*one, marks=pytest.mark.slow) for one in RARELY)])
 @torch.no_grad()
 def test_a_program_computes_the_same_for_any_batch(kind, to, tmp_path):
     backbone = vit(**PROGRAMS[kind])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 
 from sslvit import checkpoint
@@ -50,6 +51,7 @@ def main() -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+@pytest.mark.slow
 def test_six_epochs_leave_what_two_left(tmp_path):
     draw, images = np.random.default_rng(0), 800
     for number in range(images):

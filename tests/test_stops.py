@@ -128,6 +128,7 @@ def test_a_signal_to_all_processes_of_a_run_with_workers_saves_and_goes_on(image
     assert not psutil.wait_procs(family, timeout=5)[1]
 
 
+@pytest.mark.slow
 def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
     out = tmp_path / "run"
     process = two(images, out, 29553, *RARELY, SLOW_SAVES="3")
@@ -140,6 +141,7 @@ def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
     assert checkpoint.latest(out / "checkpoints").step == losses(out)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_process_that_trains_on(images, tmp_path):
     out = tmp_path / "run"
     process = two(images, out, 29554, *RARELY)
