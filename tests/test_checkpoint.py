@@ -182,6 +182,27 @@ def test_who_looks_while_all_that_was_listed_is_pruned_looks_again(root, monkeyp
     assert found.rejected == []
 
 
+def test_a_clock_that_jumps_and_a_copied_or_moved_root_change_nothing(root, tmp_path):
+    for step, when in ((3, 4e9), (6, 0)):  # the older one seems to be of the future, the newer one of 1970
+        for path in [root / f"step-{step:08d}", *(root / f"step-{step:08d}").iterdir()]:
+            os.utime(path, (when, when))
+    assert checkpoint.latest(root).step == 6
+    shutil.copytree(root, tmp_path / "copied")
+    assert checkpoint.restore(tmp_path / "copied").step == 6
+    root.rename(tmp_path / "moved")
+    save(tmp_path / "moved", 9)
+    assert names(tmp_path / "moved") == ["step-00000006", "step-00000009"]
+
+
+def test_a_checkpoint_that_cannot_be_written_to_is_read(root):
+    for folder in (root, *root.iterdir()):
+        for path in [*folder.glob("*.*"), folder]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+    assert checkpoint.latest(root).step == 6
+    for folder in (root, *root.iterdir()):
+        folder.chmod(0o755)
+
+
 # Kills
 
 
