@@ -9,6 +9,7 @@ being wrong. scikit-learn's neighbours are those of the cosine, by brute force, 
 """
 
 import sys
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,7 +105,8 @@ def regression(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rounds
             n, strengths = len(train[0]), [0.001, 0.01, 0.1, 1.0]
             held_out = [(torch.arange(n // 10, n).numpy(), torch.arange(n // 10).numpy())]
             peer = LogisticRegressionCV(Cs=strengths, cv=held_out, max_iter=1000)
-            peer.fit(*(x.numpy() for x in train))
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                peer.fit(*(x.numpy() for x in train))
             said["scikit-learn"] = peer.score(*(x.numpy() for x in test))
 
         runs["scikit-learn"] = theirs
