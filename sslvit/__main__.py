@@ -21,7 +21,9 @@ def main() -> None:
         accelerator = start()
         code = examine(Path(words[0] if words else "runs"), accelerator.print)
         sys.exit(code)
-    if command == "report" and len(words) == 1:
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "report" and len(words) == 1:
         from sslvit.report import write_report
 
         run = Path(words[0])
@@ -46,7 +48,10 @@ def main() -> None:
             words = ["--model", words[0], "--out", words[1], *words[2:]]
         print(convert(tyro.cli(Convert, args=words, prog="python -m sslvit convert")))
     else:
-        raise ValueError(f"{' '.join(sys.argv[1:])!r} is no command of python -m sslvit:\n{USAGE}")
+        said = " ".join(sys.argv[1:])
+        raise ValueError(
+            f"{said!r} is no command: doctor, report, pair, info, convert; python -m sslvit --help tells more"
+        )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def audited(tmp_path_factory) -> tuple[Path, list[list[str]], str]:
     )
     words += f" --fractions 1 --limit_test 64 then finetune --model run --data shapes:n=64 {tiny} --steps 2"
     words += " --batch_size 8 --rates 0.01 --out fine"
-    own = {"HOME": f"{root}/home", "TMPDIR": f"{root}/tmp", "HF_TOKEN": TOKEN, "AWS_SECRET_ACCESS_KEY": KEY}
+    own = {"SSLVIT_CACHE": f"{root}/home/.cache/sslvit", "HF_HOME": f"{root}/home/.cache/hf"}
+    own |= {"HOME": f"{root}/home", "TMPDIR": f"{root}/tmp", "HF_TOKEN": TOKEN, "AWS_SECRET_ACCESS_KEY": KEY}
     command = [sys.executable, str(SCRIPT), str(root / "events"), *words.split()]
     done = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -73,6 +73,7 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     assert "6 parts, 6 of them done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_workers_in_one_folder_share_the_parts(out):
     both = [worker(out), worker(out)]
     assert [one.wait(timeout=120) for one in both] == [0, 0]

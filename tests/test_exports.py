@@ -15,7 +15,8 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
-from sslvit.errors import CannotWrite, DataError, NoInput
+from sslvit.__main__ import main
+from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
 from sslvit.exports import FORMATS, export
 from sslvit.exports.checks import compare
 from sslvit.exports.layouts import plain
@@ -305,6 +306,22 @@ def test_the_command_line_converts_and_tells(folder, tmp_path):
     assert "in torchvision's layout" in done.stdout
     told = said("info model")
     assert "objective   MPP" in told.stdout
-    assert said("info nowhere").returncode == 66
-    assert said(f"convert model {tmp_path}/out --to torchvision").returncode == 73
-    assert said("convert model").returncode == 78
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("info nowhere", 66),
+        ("convert model there --to torchvision", 73),
+        ("convert model", 78),
+        ("convert model x --to y", 78),
+    ],
+)
+def test_a_mistaken_command_line_is_one_sentence(folder, words, code, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "there").mkdir(exist_ok=True)
+    (folder / "there" / "letter.txt").write_text("dear")
+    monkeypatch.setattr(sys, "argv", ["sslvit", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        at_the_door(main)
+    assert stopped.value.code == code

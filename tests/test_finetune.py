@@ -101,7 +101,9 @@ def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(
         assert name == "backbone.cls_token" or not torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize(("protocol", "kills"), [("vit", (4, 11)), ("modern", (10,))])  # of 12 steps: two rates, all
+@pytest.mark.parametrize(
+    ("protocol", "kills"), [("vit", (4, 11)), pytest.param("modern", (10,), marks=pytest.mark.slow)]
+)  # of 12 steps: two rates, all
 def test_a_run_killed_in_its_choice_or_after_it_ends_bit_identical(tmp_path, protocol, kills):
     def work(out: Path, kill_after: int | None = None) -> None:
         seen, pwrite = 0, os.pwrite

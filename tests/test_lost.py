@@ -122,7 +122,7 @@ def test_a_process_that_hangs_ends_all_within_the_timeout_and_three_seconds(imag
     assert (out / "stacks" / "process-0.txt").exists()
 
 
-@pytest.mark.parametrize(("settings", "port"), [({"lr": 0.5}, 29543), ({"lr": 0.5, "seed": 3}, 29544)])
+@pytest.mark.parametrize(("settings", "port"), [({"lr": 0.5, "seed": 3}, 29543)])
 def test_processes_that_disagree_do_not_train(images, tmp_path, settings, port):
     out = tmp_path / "run"
     process = two(images, out, port, ODD_RANK="1", ODD_SETTINGS=json.dumps(settings))

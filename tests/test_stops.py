@@ -88,7 +88,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process
 
 def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
     out = tmp_path / "run"
-    process = one(images, out, *RARELY, SLOW_READS="0.5")  # a step of four seconds
+    process = one(images, out, *RARELY, SLOW_READS="0.25")  # a step of two seconds
     until_step(out, 1, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.3)
