@@ -80,6 +80,7 @@ def test_two_workers_in_one_folder_share_the_parts(out):
     assert len((out / "started.txt").read_text().split()) == 6
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
     draw = random.Random(0)
     for _ in range(4):

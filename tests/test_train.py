@@ -130,6 +130,7 @@ def test_processes_that_would_train_alone_are_stopped_with_the_way_out(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_exits_75_and_the_same_command_goes_on(tmp_path):
     long = {"epochs": 100.0, "save_every": 10_000}
     words = [f"{name}={json.dumps(value)}" for name, value in long.items()]
