@@ -90,6 +90,9 @@ def pretrain(
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
             log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
+            if evaluate and (now.step == 0 or now.owed is not None):
+                log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
+                now.owed = None
             rescue = partial(keep, objective, optimizer, now, source, config, accelerator)
             with watched(row, config.out, rescue), stopping.stepping():
                 train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
@@ -151,9 +154,6 @@ def train(
     gpu, workers = accelerator.device.type == "cuda", config.workers
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
-    if evaluate and (now.step == 0 or now.owed is not None):
-        log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
-        now.owed = None
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
     bad, overflows, failed, clock = 0, 0, 0, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
@@ -191,6 +191,7 @@ def train(
         del entered  # its views need not wait for the next step's
         prepared.zero_grad()
         if bad == PATIENCE:
+            accelerator.wait_for_everyone()  # who ends first has the others ended, which may still be writing theirs
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
                 f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "

@@ -1,7 +1,7 @@
 """A run of images in files, one of which can be slow: python tests/lost_run.py FOLDER OUT [field=value ...]
 
 SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
-SLOW_SAVES=3 holds up each checkpoint; FAIL_SAVES=1 has a disk that takes none.
+SLOW_STEPS=5 holds up each step and SLOW_SAVES=3 each checkpoint; FAIL_SAVES=1 has a disk that takes none.
 """
 
 import json
@@ -14,16 +14,15 @@ from pathlib import Path
 from tiny_run import DEFAULTS, objective
 from torch.utils.data import get_worker_info
 
-from sslvit import checkpoint
+from sslvit import checkpoint, train
 from sslvit.config import TrainConfig
 from sslvit.data.files import FileStore
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start_run
 from sslvit.errors import at_the_door
-from sslvit.train import pretrain
 
-read, really_save = FileStore.read, checkpoint.save
+read, really_save, gradients = FileStore.read, checkpoint.save, train.gradients
 
 
 def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
@@ -31,6 +30,11 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
         time.sleep(float(os.environ["SLOW_SECONDS"]))
     time.sleep(float(os.environ.get("SLOW_READS", 0)))
     return read(self, id, max_pixels)
+
+
+def slow_gradients(*given) -> tuple:
+    time.sleep(float(os.environ.get("SLOW_STEPS", 0)))
+    return gradients(*given)
 
 
 def save(root: Path, step: int, *given, **options) -> Path:
@@ -41,7 +45,7 @@ def save(root: Path, step: int, *given, **options) -> Path:
 
 
 def main() -> None:
-    FileStore.read, checkpoint.save = slow_read, save
+    FileStore.read, checkpoint.save, train.gradients = slow_read, save, slow_gradients
     kinds = {f.name: type(getattr(TrainConfig(), f.name)) for f in fields(TrainConfig)}
     given = dict(word.split("=") for word in sys.argv[3:])
     given = {k: json.loads(v) if kinds[k] in (int, float, bool) else v for k, v in given.items()}
@@ -50,7 +54,7 @@ def main() -> None:
     config = TrainConfig(out=Path(sys.argv[2]), **(DEFAULTS | given))
     accelerator = start_run(config)
     source = open_source(f"folder:{sys.argv[1]}", image_size=32, cache=False)
-    pretrain(objective(), source, Light(32), config, accelerator)
+    train.pretrain(objective(), source, Light(32), config, accelerator)
 
 
 if __name__ == "__main__":

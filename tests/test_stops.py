@@ -88,14 +88,14 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process
 
 def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
     out = tmp_path / "run"
-    process = one(images, out, *RARELY, SLOW_READS="0.25")  # a step of two seconds
+    process = one(images, out, *RARELY, SLOW_STEPS="6")
     until_step(out, 1, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(1.3)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    process.wait(10)
-    assert time.monotonic() - began < 2
+    process.wait(20)
+    assert time.monotonic() - began < 4  # python's own end takes two of them on a busy machine
     assert process.returncode == 128 + signal.SIGTERM
     assert checkpoint.latest(out / "checkpoints") is None
 
@@ -167,13 +167,16 @@ def test_a_stop_that_cannot_save_says_so_and_where_the_weights_are(images, tmp_p
 
 
 class Evaluates:
-    """Counts how often."""
+    """Counts how often, and may ask to stop in the middle."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, *, interrupt: bool = False) -> None:
+        self.calls, self.interrupt = 0, interrupt
 
     def __call__(self, backbone) -> dict[str, float]:
         self.calls += 1
+        if self.interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
         return {"eval/mean/sum": sum(p.double().sum().item() for p in backbone.parameters())}
 
 
@@ -184,21 +187,23 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
                 os.kill(os.getpid(), signal.SIGUSR1)
             return super().forward(batch, progress)
 
-    def run(out: Path) -> int:
-        evaluate = Evaluates()
+    def run(out: Path, evaluate: Evaluates) -> int:
         config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
         made = Asking(ViT(image_size=32, patch_size=8, width=64, depth=2, heads=2))
-        stops = pytest.raises(Preempted, match="asked to stop at step 4 of 16") if interrupt else nullcontext()
+        asked = "asked to stop at step 4 of 16" if interrupt else "asked to stop; what was saved is kept"
+        stops = pytest.raises(Preempted, match=asked) if interrupt or evaluate.interrupt else nullcontext()
         with stops:
             pretrain(made, source(), Light(32), config, start(threads=1), evaluate)
         return evaluate.calls
 
     interrupt = False
-    run(tmp_path / "whole")
+    run(tmp_path / "whole", Evaluates())
+    run(tmp_path / "run", Evaluates(interrupt=True))  # a stop before the first step waits for none either
     interrupt = True
-    assert run(tmp_path / "run") == 1  # before the first step
+    assert run(tmp_path / "run", Evaluates()) == 1  # the one before the first step
     interrupt = False
-    run(tmp_path / "run")
+    run(tmp_path / "run", Evaluates(interrupt=True))  # nor where it is made up for
+    run(tmp_path / "run", Evaluates())
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
