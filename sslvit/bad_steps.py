@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sslvit import durable
 from sslvit.distributed import rank
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.sharding import whole
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def save_bad_step(
 ) -> Path | None:
     """Called on every process, with the gradients in place. parts: sample ids and batch of each part of its step.
     facts: what else to write down, such as metrics and the precision. Returns the folder, if it was written."""
-    folder = out / "bad_steps" / f"step-{step:08d}"
+    folder, weights = out / "bad_steps" / f"step-{step:08d}", whole(objective.state_dict())
+    gradients = whole({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
     try:
         if not folder.is_dir() and len([*folder.parent.glob("step-*")]) >= KEPT:
             return None
@@ -43,9 +45,9 @@ def save_bad_step(
         if (folder / f"process-{rank()}.json").exists():  # a run that was resumed came to the same step
             return None
         if rank() == 0:
-            durable.write(folder / "weights.safetensors", durable.tensor_pieces(objective.state_dict()))
+            durable.write(folder / "weights.safetensors", durable.tensor_pieces(weights))
         durable.write(folder / f"process-{rank()}.safetensors", durable.tensor_pieces(tensors_of(parts)))
-        text = {"step": step, "progress": progress} | facts | {"not_finite": not_finite(objective, parts)}
+        text = {"step": step, "progress": progress} | facts | {"not_finite": not_finite(weights, gradients, parts)}
         # JSON has no word for NaN.
         text = json.loads(json.dumps(text, default=str), parse_constant=str)
         durable.write(folder / f"process-{rank()}.json", [json.dumps(text, indent=1).encode() + b"\n"])
@@ -65,7 +67,9 @@ def tensors_of(parts: Sequence[tuple[Tensor, Batch]]) -> dict[str, Tensor]:
     return tensors
 
 
-def not_finite(objective: nn.Module, parts: Sequence[tuple[Tensor, Batch]]) -> dict[str, list[str]]:
+def not_finite(
+    weights: dict[str, Tensor], gradients: dict[str, Tensor], parts: Sequence[tuple[Tensor, Batch]]
+) -> dict[str, list[str]]:
     """Names of what is not finite: pixels by sample and weights, before anything is computed; and gradients."""
     pixels = [
         f"view {i} of sample {sample}"
@@ -73,8 +77,7 @@ def not_finite(objective: nn.Module, parts: Sequence[tuple[Tensor, Batch]]) -> d
         for i, view in enumerate(batch.views)
         for sample in ids[(~view.isfinite().flatten(1).all(1)).to(ids.device)].tolist()
     ]
-    gradients = ((name, p.grad) for name, p in objective.named_parameters() if p.grad is not None)
-    return {"pixels": pixels[:NAMED], "weights": bad(objective.state_dict().items()), "gradients": bad(gradients)}
+    return {"pixels": pixels[:NAMED], "weights": bad(weights.items()), "gradients": bad(gradients.items())}
 
 
 def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -147,6 +147,8 @@ class TrainConfig:
     """Mixed precision; by default what `accelerate launch` was told."""
     grad_checkpointing: bool = False
     """Keep only what goes into each block for the backward pass, which computes it again: a fraction of the memory."""
+    shard: bool = False
+    """Split weights, gradients and moments among the processes (FSDP2), for models that are too large for one."""
     compile: bool = False
     """Compile the backbone's blocks; pays on a GPU."""
     seed: int = 0
@@ -239,7 +241,9 @@ FREE = frozenset(
         "grad_checkpointing",
     ]
 )
-WARNED = frozenset(["threads", "compile", "precision"])  # rounding differs, so the run goes on, but not bit for bit
+WARNED = frozenset(
+    ["threads", "compile", "precision", "shard"]
+)  # rounding differs, so the run goes on, but not bit for bit
 
 
 def plain(value: Any) -> Any:

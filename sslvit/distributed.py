@@ -20,6 +20,7 @@ from torch import Tensor
 from sslvit import stopping
 
 _pids: dict[int, int] = {}  # of the other processes on this machine, by rank
+_launch: set[str] = set()  # what else the launcher asked for
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
@@ -83,12 +84,7 @@ def start(
     precision None leaves the choice to `accelerate launch`. threads 0 shares this machine's cores among its processes:
     the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
     """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
-            raise ValueError(
-                f"{name} shards weights, which checkpoints hold whole here: use plain processes, as `accelerate launch "
-                "--multi_gpu` starts them (models up to ViT-H fit on GPUs of 80 GB), or `accelerate config` without it"
-            )
+    take_over_sharding()
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(log_with) or None,
@@ -98,7 +94,7 @@ def start(
     check_together(accelerator.num_processes)
     stop_with_the_launcher()
     if accelerator.num_processes > 1:
-        atexit.register(dist.destroy_process_group)
+        atexit.register(part)
         meet(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
@@ -108,11 +104,43 @@ def start(
     return accelerator
 
 
+def take_over_sharding() -> None:
+    """Sharding is the loop's here (sslvit/sharding.py), so that checkpoints stay whole: a launcher only asks for it."""
+    _launch.clear()
+    asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if truth(f"ACCELERATE_USE_{name}")]
+    if not asked:
+        return
+    if asked != ["FSDP"] or os.environ.get("FSDP_VERSION") != "2":
+        version = f" version {os.environ.get('FSDP_VERSION', 1)}" if asked == ["FSDP"] else ""
+        raise ValueError(
+            f"{asked[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
+            "weights and moments too (recipes/configs/fsdp2.yaml, or --shard under any launcher)"
+        )
+    for name, instead in (("OFFLOAD_PARAMS", "more processes"), ("ACTIVATION_CHECKPOINTING", "--grad_checkpointing")):
+        if truth(f"FSDP_{name}"):
+            raise ValueError(f"fsdp_{name.lower()} of accelerate's configuration is not done here: use {instead}")
+    del os.environ["ACCELERATE_USE_FSDP"]  # or Accelerate would do it
+    _launch.add("shard")
+
+
+def truth(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def launched_to_shard() -> bool:
+    return "shard" in _launch
+
+
 def start_run(config: Any) -> Accelerator:
     """By a TrainConfig."""
     stopping.listen()
     given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
     return start(**given, project_dir=str(config.out))
+
+
+def part() -> None:
+    if dist.is_initialized():  # not yet by another start
+        dist.destroy_process_group()
 
 
 def meet(device: torch.device) -> None:

@@ -17,6 +17,7 @@ from sslvit.config import TrainConfig, check_unchanged, configuration
 from sslvit.data.samples import Images
 from sslvit.errors import DataError
 from sslvit.health import Watch
+from sslvit.sharding import whole
 
 
 @dataclass
@@ -42,12 +43,12 @@ class Progress:
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, buffers and moments by name."""
+    """Weights, buffers and moments by name, whole: called by all processes."""
     tensors = {f"objective.{name}": value for name, value in objective.state_dict().items()}
     names = {parameter: name for name, parameter in objective.named_parameters()}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{moment}": value for moment, value in moments.items()}
-    return tensors
+    return whole(tensors)
 
 
 def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -143,12 +144,11 @@ def keep(
     accelerator: Accelerator,
 ) -> bool:
     """Saves a checkpoint; if that fails, training can go on to the next one, and this says so."""
-    saved = True
+    saved, tensors = True, training_tensors(objective, optimizer)
     if accelerator.is_main_process:
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
         state |= {"data": identity(source)}
-        tensors = training_tensors(objective, optimizer)
         try:
             checkpoint.save(config.out / "checkpoints", progress.step, tensors, state, keep=config.keep)
         except checkpoint.SaveFailed as error:
@@ -161,11 +161,12 @@ def elsewhere(
     objective: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, accelerator: Accelerator
 ) -> str:
     """A last try to keep the weights of a run whose folder takes nothing any more; says where they are."""
+    tensors = training_tensors(objective, optimizer)
     if not accelerator.is_main_process:
         return ""
     try:
         place = Path(tempfile.mkdtemp(prefix="sslvit-"))
-        durable.write(place / "tensors.safetensors", durable.tensor_pieces(training_tensors(objective, optimizer)))
+        durable.write(place / "tensors.safetensors", durable.tensor_pieces(tensors))
     except OSError as error:
         return f"Nor could its weights be kept elsewhere: {error.strerror or error}"
     return f"Its weights and moments at step {progress.step} are in {place}/tensors.safetensors"

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
-from sslvit import distributed, optim, schedule, stopping
+from sslvit import distributed, optim, schedule, sharding, stopping
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
 from sslvit.config import TrainConfig
@@ -66,6 +67,7 @@ def pretrain(
             f"warning: the learning rate only rises: --warmup_epochs {config.warmup_epochs:g} of --epochs "
             f"{config.epochs:g}. A tenth of the epochs is usual"
         )
+    shard = sharding.wanted(config, accelerator)
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = row_of(source, config, accelerator)
     with ExitStack() as held:
@@ -93,9 +95,14 @@ def pretrain(
             if evaluate and (now.step == 0 or now.owed is not None):
                 log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
                 now.owed = None
-            rescue = partial(keep, objective, optimizer, now, source, config, accelerator)
+            parts = objective
+            if shard:
+                parts = sharding.sharded(objective, optimizer, accelerator)
+                evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, parts, objective)
+            rescue = partial(keep, parts, optimizer, now, source, config, accelerator)
             with watched(row, config.out, rescue), stopping.stepping():
-                train(objective, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
+                train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
+                sharding.collect(parts, objective)
             log.close()
             if accelerator.is_main_process:
                 spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
@@ -150,7 +157,10 @@ def train(
             module.set_grad_checkpointing()
         if config.compile and isinstance(module, Block):
             module.compile()
-    model, prepared = accelerator.prepare(objective, optimizer)
+    shard = isinstance(objective, FSDPModule)
+    model, prepared = (
+        (objective, accelerator.prepare(optimizer)) if shard else accelerator.prepare(objective, optimizer)
+    )
     gpu, workers = accelerator.device.type == "cuda", config.workers
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
@@ -259,7 +269,7 @@ def gradients(
 ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Batch]]]:
     """The gradients of one step, over all its parts; returns the means of its metrics, and what entered it."""
     sums: dict[str, Tensor] = {}
-    entered = []
+    entered, shard = [], isinstance(model, FSDPModule)
     for part in range(config.accumulation):
         samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
         if samples.bad:
@@ -267,12 +277,16 @@ def gradients(
         batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
         entered.append((samples.ids, batch))
         last = part + 1 == config.accumulation
+        if shard:
+            model.set_requires_gradient_sync(last)
         with nullcontext() if last else accelerator.no_sync(model):
             loss, metrics = model(batch, progress)
             accelerator.backward(loss / config.accumulation)
         for name, value in ({"loss": loss.detach()} | metrics).items():
             sums[name] = sums.get(name, 0) + value.float() / config.accumulation
     parameters = [p for p in model.parameters() if p.grad is not None]
+    if shard:
+        return sums | {"gradient_norm": sharding.clip(parameters, config.clip or math.inf, config.clip_each)}, entered
     norm = accelerator.clip_grad_norm_(parameters, config.clip or math.inf)
     if config.clip_each:
         norms = torch._foreach_norm([p.grad for p in parameters])

@@ -131,7 +131,7 @@ def test_a_signal_to_all_processes_of_a_run_with_workers_saves_and_goes_on(image
 @pytest.mark.slow
 def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, 29553, *RARELY, SLOW_SAVES="3")
+    process = two(images, out, 29553, *RARELY, "shard=true", SLOW_SAVES="3")
     until_step(out, 5, process)
     parts = ranks(process)
     for part in parts:

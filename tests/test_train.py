@@ -91,11 +91,28 @@ def test_parts_workers_and_checkpointing_change_no_loss(reference, tmp_path, cha
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if "accumulation" in changes else 0)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharded_training_is_refused_in_a_sentence(name, monkeypatch):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ValueError, match=f"{name} shards weights, which checkpoints hold whole here"):
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED would take over the checkpoints.*use FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 would take over"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params of accelerate's configuration is not done here: use more processes",
+        ),
+    ],
+)
+def test_launchers_that_would_take_over_are_refused_in_a_sentence(asked, said, monkeypatch):
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
         start(threads=1)
+
+
+def test_one_process_has_nobody_to_share_with(tmp_path, capsys, reference):
+    tiny_run(tmp_path / "run", shard=True)
+    assert "warning: --shard with one process" in capsys.readouterr().out
+    assert fingerprint(tmp_path / "run") == fingerprint(reference)
 
 
 def test_two_processes_are_one(tmp_path):
@@ -235,14 +252,16 @@ def poisoned(self, batch, progress):
             loss.register_hook(lambda gradient: gradient * float("nan"))
     return loss, metrics
 MPP.forward = poisoned
-at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2])))
+at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "split"))
 """
 
 
-@pytest.mark.parametrize(("what", "port"), [("loss", "29531"), ("gradient", "29532")])
-def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(tmp_path, what, port):
+@pytest.mark.parametrize(("what", "weights", "port"), [("loss", "whole", "29531"), ("gradient", "split", "29532")])
+def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(
+    tmp_path, what, weights, port
+):
     (tmp_path / "poisoned.py").write_text(POISONED)
-    words = [str(tmp_path / "poisoned.py"), str(HERE), str(tmp_path / "run"), what]
+    words = [str(tmp_path / "poisoned.py"), str(HERE), str(tmp_path / "run"), what, weights]
     done = launch([*TORCHRUN, port, *words], ACCELERATE_USE_CPU="true")
     assert "exitcode  : 3" in done.stderr
     assert f"not finite at 3 steps in a row, up to step {STEPS // 2 + 2}" in done.stderr
