@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sslvit import distributed
 from sslvit.blocks import Block
@@ -37,6 +35,8 @@ def wanted(config: TrainConfig, accelerator: Accelerator) -> bool:
 def sharded(objective: Objective, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Objective:
     """A copy of the objective, of which every process holds its share: each block by itself, the rest together. From
     here on the optimizer, with the moments that it has, moves the copy."""
+    from torch.distributed.fsdp import fully_shard
+
     parts = copy.deepcopy(objective)
     for module in parts.modules():
         if isinstance(module, Block):
@@ -53,8 +53,14 @@ def sharded(objective: Objective, optimizer: torch.optim.Optimizer, accelerator:
     return parts
 
 
-def like(share: DTensor, value: Tensor) -> Tensor:
+def is_split(module: nn.Module) -> bool:
+    return hasattr(module, "set_requires_gradient_sync")
+
+
+def like(share: Any, value: Tensor) -> Tensor:
     """This process's share of a moment; counts of steps stay whole."""
+    from torch.distributed.tensor import distribute_tensor
+
     if value.shape != share.shape:
         return value
     return distribute_tensor(value, share.device_mesh, share.placements, src_data_rank=None)
@@ -62,7 +68,7 @@ def like(share: DTensor, value: Tensor) -> Tensor:
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors from everybody's shares, where there are any: called by all processes, or by none."""
-    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
 
 
 def under_autocast(forward: Callable, accelerator: Accelerator, batch: Batch, progress: float) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from sslvit import distributed, optim, schedule, sharding, stopping
@@ -157,7 +156,7 @@ def train(
             module.set_grad_checkpointing()
         if config.compile and isinstance(module, Block):
             module.compile()
-    shard = isinstance(objective, FSDPModule)
+    shard = sharding.is_split(objective)
     model, prepared = (
         (objective, accelerator.prepare(optimizer)) if shard else accelerator.prepare(objective, optimizer)
     )
@@ -269,7 +268,7 @@ def gradients(
 ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Batch]]]:
     """The gradients of one step, over all its parts; returns the means of its metrics, and what entered it."""
     sums: dict[str, Tensor] = {}
-    entered, shard = [], isinstance(model, FSDPModule)
+    entered, shard = [], sharding.is_split(model)
     for part in range(config.accumulation):
         samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
         if samples.bad:
