@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from sslvit.data.loader import Row, load
 from sslvit.data.source import Source, open_source
 from sslvit.data.views import DINO, Light, MoCoV3
 from sslvit.errors import at_the_door
+from sslvit.train import to_device
 
 HERE = Path(__file__).parent
 STEPS = runpy.run_path(str(HERE / "benchmark_steps.py"))  # who takes part, and how a step is taken
@@ -92,33 +94,41 @@ def of_lightly(name: str, source: Source, size: int, batch: int, workers: int) -
 
 
 def of_ours(name: str, source: Source, size: int, batch: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+    """As in training: a GPU makes its own views, workers those of a CPU."""
     row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
-    views = VIEWS[name](size)
-    made_there = views if workers else None
-    for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=False, views=made_there):
+    views, gpu = VIEWS[name](size), torch.cuda.is_available()
+    ahead = None if gpu or not workers else views
+    for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=gpu, views=ahead):
+        one = to_device(one, torch.device("cuda" if gpu else "cpu"))
         yield one.views or views(one.samples.pixels, one.view_key, one.samples.extents)
 
 
-def training(name: str, sizes: tuple, source: Source, workers: int, steps: int, rounds: int) -> list[Result]:
+def training(
+    name: str, sizes: tuple, source: Source, workers: int, steps: int, rounds: int, dtype: torch.dtype, compile: bool
+) -> list[Result]:
     device, (model, size, batch) = "cuda" if torch.cuda.is_available() else "cpu", sizes
     runs, peers = {}, {OURS: of_ours, "lightly": of_lightly}
     for who, read in peers.items():
         if who != OURS and (name not in STEPS["PEERS"][who] or not find_spec(who)):
             continue
         contestant = (STEPS["BY"].get(who) or STEPS["ours"])(name, STEPS["Sizes"](*sizes), device)
+        STEPS["compile_blocks"](contestant.trained, compile)
         parameters = [p for p in contestant.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         batches = read(name, source, size, batch, workers)
 
         def run(contestant=contestant, optimizer=optimizer, batches=batches) -> None:
             for _ in range(steps):
-                contestant.loss(tuple(view.to(device, non_blocking=True) for view in next(batches))).backward()
+                views = tuple(view.to(device, non_blocking=True) for view in next(batches))
+                with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                    loss = contestant.loss(views)
+                loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 contestant.after()
 
         runs[who] = run
-    alone = STEPS["stepper"](OURS, name, STEPS["Sizes"](*sizes), device)
+    alone = STEPS["stepper"](OURS, name, STEPS["Sizes"](*sizes), device, dtype, compile)
     runs["our step alone"] = lambda: [alone() for _ in range(steps)]
     seconds = in_turns(runs, rounds=rounds, warm=1)
     return compared(f"{name}, {model} at {size} px, batch {batch}, end to end", seconds, images=batch * steps)
@@ -133,6 +143,8 @@ def main(
     steps: int = 8,
     rounds: int = 5,
     threads: int = 1,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    compile: bool = False,
     start_up: bool = True,
     out: Path | None = None,
 ) -> None:
@@ -143,7 +155,8 @@ def main(
     source = open_source("shapes:n=2048", image_size=image_size)
     source.read(np.arange(8))  # the built-in images are drawn when they are first read
     for name in objectives:
-        found = training(name, (model, image_size, batch_size), source, workers, steps, rounds)
+        sizes, how = (model, image_size, batch_size), (STEPS["TYPES"][precision], compile)
+        found = training(name, sizes, source, workers, steps, rounds, *how)
         print("\n".join(map(line, found)), flush=True)
         results += found
     save(results, out, "run", " ".join(["python", *sys.argv]))

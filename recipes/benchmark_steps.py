@@ -199,14 +199,18 @@ def lightly_dino(sizes: Sizes, device: str) -> Contestant:
 BY = {"timm": by_timm, "transformers": by_transformers, "lightly": by_lightly, "vit_pytorch": by_vit_pytorch}
 
 
+def compile_blocks(trained: nn.Module, compile: bool) -> None:
+    for module in trained.modules():
+        if compile and type(module).__name__ in BLOCKS:
+            module.compile()
+
+
 def stepper(
     who: str, name: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.float32, compile: bool = False
 ) -> Callable[[], None]:
     """Takes one step. Everybody's blocks are compiled, or nobody's."""
     contestant = (BY.get(who) or ours)(name, sizes, device)
-    for module in contestant.trained.modules():
-        if compile and type(module).__name__ in BLOCKS:
-            module.compile()
+    compile_blocks(contestant.trained, compile)
     views = sizes.views(name, device)
     optimizer = torch.optim.AdamW([p for p in contestant.trained.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
@@ -222,7 +226,7 @@ def stepper(
 
 
 def peak(who: str, name: str, sizes: Sizes, device: str, threads: int) -> float:
-    """MiB that three steps need, in a process of their own: beyond the imports, or of the GPU."""
+    """MiB that three steps need on a CPU beyond the imports, in a process of their own."""
     given = json.dumps([who, name, sizes, device, threads])
     done = subprocess.run([sys.executable, __file__, "--peak-of", given], capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
@@ -238,9 +242,6 @@ def print_peak(who: str, name: str, sizes: list, device: str, threads: int) -> N
     step = stepper(who, name, sizes, device)
     for _ in range(3):
         step()
-    if device == "cuda":
-        print(torch.cuda.max_memory_allocated() / 2**20)
-        return
     lines = Path("/proc/self/status").read_text().splitlines()
     high = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     print((high - before) / 2**20)
@@ -268,18 +269,28 @@ def main(
         f"{device}, {torch.get_num_threads()} threads; matrix products: {rate / 1e9:,.0f} GFLOP/s in {TYPES[precision]}"
     )
     for name in objectives:
-        steps = {OURS: stepper(OURS, name, *how)}
-        for who in (who for who, has in PEERS.items() if name in has):
-            if not find_spec(who):
+        steps, mebibytes = {}, {}
+        for who in (OURS, *(who for who, has in PEERS.items() if name in has)):
+            if who != OURS and not find_spec(who):
                 print(f"{who} is not installed and takes no part")
                 continue
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated()
             try:
                 step = stepper(who, name, *how)
-                step()
-                steps[who] = step
+                for _ in range(3 if device == "cuda" else 1):
+                    step()
             except Exception as error:  # a peer that does not run is part of the result
+                if who == OURS:
+                    raise
                 print(f"{name:11} {who:13} does not run: {type(error).__name__}: {str(error).splitlines()[0][:90]}")
-        mebibytes = {who: peak(who, name, sizes, device, torch.get_num_threads()) for who in steps if memory}
+                continue
+            steps[who] = step
+            if device == "cuda":
+                mebibytes[who] = (torch.cuda.max_memory_allocated() - held) / 2**20
+            elif memory:
+                mebibytes[who] = peak(who, name, sizes, device, torch.get_num_threads())
         with FlopCounterMode(display=False) as counter:
             steps[OURS]()
         about = {"images": batch_size, "flops": counter.get_total_flops(), "rate": rate, "mebibytes": mebibytes}
