@@ -13,7 +13,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 Position = Literal["learned_1d", "learned_2d", "relative", "sincos_moco_v3", "sincos_mae", "sincos_big_vision", "none"]
 PositionAt = Literal["stem", "every_layer", "every_layer_shared"]
-PositionResize = Literal["bicubic", "bilinear_corners"]
+PositionResize = Literal["bicubic", "bilinear_corners", "bicubic_plain", "bicubic_offset", "bicubic_corners"]
 
 
 FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
@@ -75,21 +75,31 @@ def sincos(kind: str, grid: Grid, width: int) -> Tensor:
 
 
 def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
-    """2-D interpolation of a table: l (h w) d -> l (h' w') d.
+    """2-D interpolation of a table: l (h w) d -> l (h' w') d. Each code has its own, and weights were tuned with it.
 
-    bilinear_corners is the ViT paper's: scipy.ndimage.zoom with order=1, the corners stay where they are. bicubic is
-    timm's default, with antialias=True. Its kernel has a = -0.5; without, as in DeiT and MAE, it has a = -0.75, so the
-    two differ even where the grid grows. Fixed tables are interpolated too, as MAE does for fine-tuning.
+    - bicubic: timm's default, with antialias=True. Its kernel has a = -0.5; without it has a = -0.75, so that the two
+      differ even where the grid grows.
+    - bilinear_corners: the ViT paper's, scipy.ndimage.zoom with order=1: the corners stay where they are.
+    - bicubic_plain: without antialias, as in DeiT and MAE.
+    - bicubic_offset: that, with each size a tenth of a patch larger, to keep clear of rounding, as in DINO and DINOv2
+      (https://github.com/facebookresearch/dino/issues/8).
+    - bicubic_corners: that, and the corners stay where they are, as in torchvision.
+
+    Fixed tables are interpolated too, as MAE does for fine-tuning.
     """
     if (
         all(isinstance(size, int) for size in new) and old == new
     ):  # while a program of any size is exported, they are none
         return table
-    image = rearrange(table.float(), "l (h w) d -> l d h w", h=old[0])
+    image = rearrange(table if table.dtype == torch.float64 else table.float(), "l (h w) d -> l d h w", h=old[0])
     if how == "bicubic":
         image = F.interpolate(image, new, mode="bicubic", antialias=True)
+    elif how == "bicubic_offset":
+        scale = tuple((wanted + 0.1) / had for wanted, had in zip(new, old, strict=True))
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic")
     else:
-        image = F.interpolate(image, new, mode="bilinear", align_corners=True)
+        kind, _, corners = how.partition("_")
+        image = F.interpolate(image, new, mode=kind, align_corners=corners == "corners")
     return rearrange(image, "l d h w -> l (h w) d").to(table.dtype)
 
 

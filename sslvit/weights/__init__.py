@@ -56,8 +56,8 @@ def load_foreign(
 
     family: the release that a file is from, if its names do not say (one of FAMILIES). part: which of several backbones
     in a file, by a word of its path; without, DINO's teacher and MoCo v3's base encoder. image_size: as it was trained,
-    where the table of positions does not tell. resize_to: resizes that table as the code does that it is from; for
-    other images our ViT resizes it as timm does, Google's as Google does. drop_distillation: without, DeiT's token is
+    where the table of positions does not tell. resize_to: resizes that table for good; for other images it is resized
+    as they come, in both cases as the code does that it is from. drop_distillation: without, DeiT's token is
     kept, as a register, since the other tokens were trained to see it.
     """
     contents = files.read(path)
@@ -81,7 +81,7 @@ def load_foreign(
             backbone = build.vit(weights, facts.values, pair(resize_to), name, found)
     except (LookupError, RuntimeError, TypeError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
-    notes += build.differences(backbone, facts.values, found)
+    notes += build.differences(backbone, found)
     return backbone, _about(backbone, found, facts, family, notes)
 
 

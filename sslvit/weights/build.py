@@ -5,23 +5,17 @@ from math import isqrt
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from sslvit import resnet
 from sslvit.errors import DataError
 from sslvit.model_folder import load_strictly
-from sslvit.positions import FIXED, Grid, resize, sincos
+from sslvit.positions import FIXED, Grid, sincos
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 from sslvit.weights.facts import depth_of
 from sslvit.weights.names import Found
 
-# How each code resizes positions, where ours resizes as timm does (bicubic) or as Google does (bilinear_corners).
-# bicubic_plain: no antialias, a kernel of a = -0.75. bicubic_offset: that, and each size a tenth of a patch larger, to
-# keep clear of rounding (https://github.com/facebookresearch/dino/issues/8). bicubic_corners: corners stay corners.
-OURS = ("bicubic", "bilinear_corners")
 Backbone = TypeVar("Backbone", ViT, BiT)
 
 
@@ -63,10 +57,14 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | Non
         "hybrid": hybrid,
         "final_norm": "norm.weight" in weights,
         "epsilon": facts["epsilon"],
-        "position_resize": facts["resize"] if facts["resize"] in OURS else "bicubic",
+        "position_resize": facts["resize"],
     }
-    config |= _positions(weights, prefix, patch_size, facts, resize_to, file, found.layout)
-    return _filled(ViT, config, weights, file)
+    config |= _positions(weights, prefix, patch_size, facts, file, found.layout)
+    backbone = _filled(ViT, config, weights, file)
+    if resize_to is None:
+        return backbone
+    _grid_of(resize_to, patch_size, file)
+    return backbone.resized(resize_to)
 
 
 def _filled(kind: type[Backbone], config: dict[str, Any], weights: dict[str, Tensor], file: str) -> Backbone:
@@ -108,7 +106,6 @@ def _positions(
     prefix: int,
     patch_size: Grid,
     facts: dict[str, Any],
-    resize_to: Grid | None,
     file: str,
     layout: str,
 ) -> dict[str, Any]:
@@ -130,9 +127,7 @@ def _positions(
     for fixed in FIXED:
         if table.shape[-1] % 4 == 0 and table.shape[-1] >= 8 and not before.any():
             kind = fixed if torch.allclose(table, sincos(fixed, grid, table.shape[-1]), atol=1e-5) else kind
-    new = grid if resize_to is None else _grid_of(resize_to, patch_size, file)
-    weights["pos_embed"] = torch.cat([before, resize_as(facts["resize"], table, grid, new)], 1)
-    size = (new[0] * patch_size[0], new[1] * patch_size[1])
+    size = (grid[0] * patch_size[0], grid[1] * patch_size[1])
     return {"position": kind, "class_position": with_prefix or not prefix, "image_size": size}
 
 
@@ -160,29 +155,11 @@ def _grid_of(image_size: Grid, patch_size: Grid, file: str) -> Grid:
     return height // p, width // q
 
 
-def resize_as(rule: str, table: Tensor, old: Grid, new: Grid) -> Tensor:
-    """A table as the code it is from resizes it: `1 (h w) d -> 1 (h' w') d`."""
-    if old == new or rule in OURS:
-        return resize(table, old, new, rule if rule in OURS else "bicubic")
-    image = rearrange(table, "l (h w) d -> l d h w", h=old[0])
-    if rule == "bicubic_offset":
-        scale = tuple((wanted + 0.1) / had for wanted, had in zip(new, old, strict=True))
-        image = F.interpolate(image, scale_factor=scale, mode="bicubic")
-    else:
-        image = F.interpolate(image, new, mode="bicubic", align_corners=rule == "bicubic_corners")
-    return rearrange(image, "l d h w -> l (h w) d")
-
-
-def differences(backbone: ViT | BiT, facts: dict[str, Any], found: Found) -> list[str]:
+def differences(backbone: ViT | BiT, found: Found) -> list[str]:
     """Where what was built is not, for all inputs and digits, what the other code computes."""
     notes = []
     if found.layout in ("timm", "bit") and backbone.config.get("hybrid", "BiT"):
         notes.append("in the ResNet epsilons are Google's, whose weights these are; timm's move outputs by about 1e-4")
-    if isinstance(backbone, ViT) and facts["resize"] not in OURS:
-        notes.append(
-            f"at other image sizes than {backbone.image_size} positions are resized as timm does (bicubic, antialiased)"
-            f"; the code that these weights are from does it otherwise ({facts['resize']}), and so does resize_to="
-        )
     if isinstance(backbone, ViT) and not backbone.config["final_norm"]:
         notes.append("fine-tuned on the mean patch: its norm of the mean was left behind with the classifier")
     return notes

@@ -26,7 +26,7 @@ class Family(NamedTuple):
     gelu: str = "exact"
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
-    resize: str = "bicubic_plain"  # see sslvit.weights.build
+    resize: str = "bicubic_plain"  # see sslvit.positions
     readout: str = "cls"
     epsilon: float = 1e-6
 
