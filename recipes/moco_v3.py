@@ -24,13 +24,13 @@ from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
-from sslvit.model_folder import start_from
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.optim import Spares
 from sslvit.report import finish
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
+from sslvit.weights import start_from
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
-from sslvit.model_folder import start_from
 from sslvit.objectives.supervised import Supervised, balanced
 from sslvit.report import finish
 from sslvit.resnet import BiT
 from sslvit.show_views import show_views
 from sslvit.train import pretrain
 from sslvit.vit import ViT
+from sslvit.weights import start_from
 
 
 @dataclass(frozen=True)

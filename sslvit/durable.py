@@ -161,14 +161,15 @@ def temporary(parent: Path, name: str) -> Path:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which then is `folder`, in the place of an older one: whole, or not at all."""
+def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A folder to write in, which then is `folder`, whole or not at all: in the place of an older one, or OSError where
+    there is one by then that is not empty."""
     make_folder(folder.parent)
     written = temporary(folder.parent, folder.name)
     try:
         yield written
         sync_folder(written)
-        older = hide(folder) if folder.exists() else None
+        older = hide(folder) if replace and folder.exists() else None
         os.rename(written, folder)
         sync_folder(folder.parent)
         if older is not None:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sslvit.errors import NoInput
-from sslvit.model_folder import load_backbone, save_backbone
+from sslvit.model_folder import CARD, load_backbone, save_backbone
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
-FILES = ["model.safetensors", "config.json", "README.md"]
+FILES = ["model.safetensors", "config.json", CARD]
 
 
 def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
@@ -23,7 +23,7 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
 
     try:
         folder = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=FILES)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except Exception as error:  # its network library has kinds of its own
         raise NoInput(
             f"{text} is no folder here, and cannot be had from the Hub ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}). Offline, give a folder"
@@ -40,6 +40,8 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     """Uploads a model folder with its card, verified first; returns its address. The token is huggingface_hub's own."""
     folder = Path(folder) / "model" if (Path(folder) / "model" / "config.json").exists() else Path(folder)
     load_backbone(folder)
+    if not (folder / CARD).exists():
+        raise NoInput(f"{folder} has no model card, {CARD}: write one (`python -m sslvit report RUN` does, for a run)")
     import huggingface_hub
 
     there = [name for name in FILES if (folder / name).exists()]
@@ -47,7 +49,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
         api = huggingface_hub.HfApi()
         address = str(api.create_repo(repo, private=private, exist_ok=True))
         api.upload_folder(folder_path=os.fspath(folder), repo_id=repo, allow_patterns=there)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except Exception as error:
         raise NoInput(
             f"{repo} cannot be written on the Hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
             "Log in with `hf auth login`, and see that there is a network"

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sslvit.config import LARGEST_SIDE
+from sslvit.durable import read
 from sslvit.errors import DataError
 from sslvit.exports import export
-from sslvit.model_folder import described, load_classifier
+from sslvit.model_folder import load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -17,12 +19,33 @@ from sslvit.weights.given import facts
 
 def about(path: Path, foreign: tuple[str, ...] = ()) -> str:
     """For a terminal. foreign: what another's file does not say."""
+    if program := _program(path):
+        return _text({"file": str(path)} | program)
     backbone, written = open_backbone(path, **facts(foreign))
     lines = {"file": str(path)} | _of_model(backbone, written)
     run = path if (path / "cost.json").exists() else path.parent
     if (run / "cost.json").exists() and (run / "model").exists():
-        lines |= _of_run(run)
+        try:
+            lines |= _of_run(run)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            lines["run"] = f"its cost.json or metrics.jsonl is damaged: {type(error).__name__}: {error}"
+    return _text(lines)
+
+
+def _text(lines: dict[str, str]) -> str:
     return "\n".join(f"{name:11} {text}" for name, text in lines.items() if text)
+
+
+def _program(path: Path) -> dict[str, str]:
+    """Of a folder that `convert` made of a model for onnx or torch.export."""
+    file = path / "model.json" if path.is_dir() else path.with_name("model.json")
+    if not file.is_file() or path.suffix == ".safetensors":
+        return {}
+    try:
+        said = json.loads(read(file.resolve(), longest=1 << 20))
+        return {"layout": "a program", **{str(name): str(value) for name, value in said.items()}}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is not as sslvit writes it: {error}") from error
 
 
 def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
@@ -30,9 +53,11 @@ def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     config = backbone.config
     size = " x ".join(map(str, dict.fromkeys(backbone.image_size)))
     lines = {
-        "layout": written.get("layout", f"sslvit {written['version']}" if "version" in written else ""),
+        "layout": f"sslvit {written['version']}" if "version" in written else written.get("layout", ""),
+        "made of": written.get("layout", "") if "version" in written else "",
         "variant": f"{backbone.name}, {millions:.1f} million parameters",
-        "images": f"{backbone.channels} channels of {size} px, mean {config['mean']}, std {config['std']}",
+        "stem": config.get("hybrid") and f"the ResNet {config['hybrid']}",
+        "images": f"{backbone.channels} channels of {size} px, {_numbers(backbone)}",
     }
     if isinstance(backbone, ViT):
         tokens = ["a class token" if config["class_token"] else "no class token", f"{backbone.registers} registers"]
@@ -42,11 +67,17 @@ def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     lines["objective"], lines["data"] = written.get("objective", ""), written.get("data", "")
     lines["readout"] = f"{written['readout']}, of {', '.join(backbone.readouts)}"
     lines["head"] = f"{len(written['classes'])} classes" if written.get("head") and written.get("classes") else ""
-    for name, text in written.get("known", {}).items():
+    known = written.get("known")
+    for name, text in known.items() if isinstance(known, dict) else ():
         lines[f"  {name}"] = text
     lines["left behind"] = str(written.get("left_behind") or "")
-    lines["note"] = "; ".join(written.get("notes", ()))
+    lines["note"] = "; ".join(map(str, written.get("notes") or ()))
     return lines
+
+
+def _numbers(backbone: ViT | BiT) -> str:
+    constants = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    return ", ".join(f"{name} {' '.join(f'{value:g}' for value in values)}" for name, values in constants.items())
 
 
 def _of_run(run: Path) -> dict[str, str]:
@@ -77,7 +108,8 @@ class Convert:
     any_size: bool = False
     """Of a program (onnx, torch_export): images of any size that is a multiple of the patch."""
     head: bool = False
-    """Of a fine-tuned model, as a program: the scores of its classes instead of features."""
+    """Of a fine-tuned model, as a program: the scores of its classes instead of features. A model folder has its head
+    anyway, unless --readout is another."""
     foreign: tuple[str, ...] = ()
     """What another's checkpoint does not say of itself, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5
     std=.5,.5,.5."""
@@ -89,15 +121,22 @@ def convert(config: Convert) -> str:
     readout = written["readout"] if config.readout == "declared" else config.readout
     if readout not in backbone.readouts:
         raise ValueError(f"--readout {readout}: this {backbone.name} has {', '.join(backbone.readouts)}")
+    if not 0 <= config.image_size <= LARGEST_SIDE:
+        raise ValueError(f"--image_size {config.image_size}: it must be from 1 to {LARGEST_SIDE}, or 0 to leave it")
     if config.image_size:
         if isinstance(backbone, BiT):
             raise ValueError(f"--image_size {config.image_size}: a {backbone.name} takes images of any size as it is")
         backbone = backbone.resized(config.image_size)
-    model = backbone
-    if config.head:
-        if "head" not in written or not described(config.model)["head"] or config.image_size:
-            raise DataError(f"--head: {config.model} is no fine-tuned model of sslvit at its own --image_size")
+    has = bool(written.get("head")) and "version" in written
+    if config.head and not has:
+        raise DataError(f"--head: {config.model} is no model of sslvit that was trained on labels, with a head")
+    if config.head and readout != written["readout"]:
+        raise ValueError(f"--head: its classes are read from {written['readout']}: leave --readout {readout} out")
+    model, takes = backbone, has and (config.head or (config.to == "timm" and readout == written["readout"]))
+    if takes:
         model = load_classifier(config.model)
-    kept = {name: value for name, value in written.items() if name not in ("version", "backbone", "config", "files")}
-    kept.pop("head", None)
-    return export(model, kept | {"readout": readout}, config.out, config.to, any_size=config.any_size)
+        model.backbone = backbone
+    dropped = {"version", "backbone", "config", "files", "head"} | (set() if takes else {"classes"})
+    kept = {name: value for name, value in written.items() if name not in dropped}
+    said = export(model, kept | {"readout": readout}, config.out, config.to, any_size=config.any_size)
+    return f"{said} Its head of classes stays behind." if has and not takes else said

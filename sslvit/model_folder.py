@@ -23,7 +23,7 @@ from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BACKBONES = {"ViT": ViT, "BiT": BiT}
 LONGEST_CONFIG = 1 << 20
 # Any of timm's plain ViTs would do, since model_args say everything; these make a listing readable.
@@ -51,39 +51,51 @@ def save_backbone(
         if folder.exists() and (not folder.is_dir() or (os.listdir(folder) and not _is_ours(folder))):
             raise CannotWrite(f"{folder} exists and is no model of sslvit: choose another place")
         with durable.whole_folder(folder) as temporary:
-            written = durable.write(temporary / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
-            config = _timm_config(backbone, extra["readout"], head) | {
-                "sslvit": {
-                    "version": __version__,
-                    "backbone": type(backbone).__name__,
-                    "config": backbone.config,
-                    "files": {WEIGHTS: written},
-                    "head": sorted(head),
-                }
-                | extra
-            }
-            durable.write(temporary / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
+            write_model(backbone, temporary, extra, head)
     except CannotWrite:
         raise
     except OSError as error:
         raise CannotWrite(f"{folder}: the model was not written: {error.strerror or error}") from error
 
 
+def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: dict[str, Tensor]) -> None:
+    """The files of a model, into an empty folder."""
+    written = durable.write(folder / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
+    ours = {"version": __version__, "backbone": type(backbone).__name__, "config": backbone.config}
+    ours |= {"files": {WEIGHTS: written}, "head": sorted(head)} | extra
+    config = _timm_config(backbone, extra["readout"], head) | {"sslvit": ours}
+    durable.write(folder / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
+    durable.write(folder / CARD, [card(backbone, extra, config["architecture"]).encode()])
+
+
+def card(backbone: ViT | BiT, about: dict[str, Any], architecture: str) -> str:
+    """By the Hugging Face Hub's form. A run's report puts a longer one in its place."""
+    said = {name: about.get(name) for name in ("objective", "data", "layout", "file")}
+    by_timm = architecture in ARCHITECTURES.values()
+    lines = [
+        "---",
+        f"library_name: {'timm' if by_timm else 'sslvit'}",
+        "tags: [sslvit, image-feature-extraction]",
+        "---",
+        f"# {backbone.name}",
+        "",
+        *(f"- {name}: {text}" for name, text in said.items() if text),
+        f"- The readout to use is {about['readout']}. In sslvit images are in [0, 1].",
+        "",
+        "```python",
+        "from sslvit.vit import ViT",
+        "",
+        'vit = ViT.from_pretrained("FOLDER_OR_OWNER/NAME")  # cls, patches = vit(images)',
+        *(["", "import timm", "", 'model = timm.create_model("local-dir:FOLDER", pretrained=True)'] if by_timm else []),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def load_backbone(folder: str | Path) -> ViT | BiT:
     """The backbone, in evaluation mode. Raises DataError, a ValueError, if anything is not as it was saved."""
     return _load(folder)[0]
-
-
-def start_from(folder: str, *, image_size: int, channels: int) -> ViT | BiT | None:
-    """What a run goes on from that was told to --start somewhere, at its own image size; None if it was not."""
-    if not folder:
-        return None
-    backbone = load_backbone(folder)
-    if backbone.channels != channels:
-        raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
-    if isinstance(backbone, ViT) and backbone.image_size != (image_size, image_size):
-        backbone = backbone.resized(image_size)
-    return backbone.train()
 
 
 def load_classifier(folder: str | Path) -> Classifier:
@@ -108,17 +120,20 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
     folder = Path(folder)
     folder = folder / "model" if (folder / "model" / CONFIG).exists() else folder
     try:
-        ours = json.loads(durable.read(folder / CONFIG, longest=LONGEST_CONFIG))["sslvit"]
+        # The Hub's cache is made of links, of which the files that they point to are read.
+        ours = json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
-        contents = durable.read(folder / WEIGHTS, written=written)
+        contents = durable.read((folder / WEIGHTS).resolve(), written=written)
         tensors = load_safetensors(contents)
         del contents
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
         backbone = kind(**config)
+        if ours["readout"] not in backbone.readouts:
+            raise ValueError(f"its readout {ours['readout']!r} is none of {backbone.readouts}")
     except OSError as error:
         kind = NoInput if isinstance(error, FileNotFoundError) else DataError
         raise kind(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))
     return backbone.eval(), ours, head
@@ -143,7 +158,7 @@ def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) 
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return "sslvit" in json.loads(durable.read(folder / CONFIG, longest=LONGEST_CONFIG))
+        return "sslvit" in json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))
     except (OSError, ValueError, TypeError):
         return False
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 Spares = Literal["tokens_and_vectors", "vectors", "nothing"]
-BEFORE_BLOCKS = tuple(f"backbone.{name}" for name in ("cls_token", "reg_token", "pos_embed", "patch_embed"))
+BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed")
 TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")  # names, or how names begin
 
 
@@ -30,8 +30,8 @@ def layer_of(name: str, depth: int) -> int:
     As in the code of BEiT and MAE (util/lr_decay.py), where the last norm learns like the head. (timm lets that norm
     learn like the last block.)
     """
-    if name.startswith("backbone.blocks."):
-        return int(name.split(".")[2]) + 1
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
     return 0 if name.startswith(BEFORE_BLOCKS) else depth + 1
 
 
@@ -43,10 +43,14 @@ def parameter_groups(
     if spares not in get_args(Spares):
         raise ValueError(f"spares {spares!r} is none of {get_args(Spares)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    depth = len({name.split(".")[2] for name, _ in trainable if name.startswith("backbone.blocks.")})
+    # Of an objective or a classifier the backbone's; a backbone may be given by itself.
+    names = [name for name, _ in module.named_parameters()]
+    outside = "backbone." if any(name.startswith("backbone.") for name in names) else ""
+    inside = {name: name.removeprefix(outside) if name.startswith(outside) else "head" for name in names}
+    depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     if layer_decay != 1 and not depth:
         raise ValueError(f"layer_decay {layer_decay} needs a ViT's blocks to train, and there are none")
-    layers = {name: layer_of(name, depth) if layer_decay != 1 else depth + 1 for name, _ in trainable}
+    layers = {name: layer_of(inside[name], depth) if layer_decay != 1 else depth + 1 for name, _ in trainable}
     groups = []
     for layer in sorted(set(layers.values()), reverse=True):
         scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]

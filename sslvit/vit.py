@@ -4,6 +4,7 @@ An objective works between `embed` and `encode`: it replaces tokens and then add
 then drops tokens (MAE). Parameter names are timm's, so weights travel both ways; the head is apart, in `Classifier`.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -196,6 +197,14 @@ class ViT(nn.Module):
 
         save_pretrained(self, folder, readout=readout, **about)
 
+    def push_to_hub(self, repo: str, *, readout: str, private: bool = True, **about: Any) -> str:
+        """To OWNER/NAME on the Hugging Face Hub, with a model card; returns its address."""
+        from sslvit.hub import push_to_hub, save_pretrained
+
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(self, f"{folder}/model", readout=readout, **about)
+            return push_to_hub(f"{folder}/model", repo, private=private)
+
     def resized(self, image_size: int | Sequence[int]) -> "ViT":
         """A copy whose position table is resized for good, so that fine-tuning trains the new one, as in the ViT paper.
         (`forward` takes images of any size, and resizes the table that was trained each time.)"""
@@ -240,14 +249,27 @@ class ViT(nn.Module):
         Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
         need a key while training, `b`, one a sample.
         """
+        return self._named(self._tokens(tokens, grid, key))
+
+    def _tokens(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
         x, inputs = self._start(tokens, grid, key)
         for block, given in zip(self.blocks, inputs, strict=True):
             x = self._run(block, x, given)
-        return self._named(self.norm(x))
+        return self.norm(x)
 
     def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
         grid = self.grid_of(images)
         return self.encode(self.add_positions(self.embed(images), grid), grid, key)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """All tokens as one sequence, as timm's: class token, registers, patches, `b c H W -> b n d`."""
+        grid = self.grid_of(images)
+        return self._tokens(self.add_positions(self.embed(images), grid), grid, None)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tokens and positions, which timm's optimizers ask for; vectors are spared anyway."""
+        looked_up = ("_token", "_embed", "_embed_x", "_embed_y")
+        return {name for name, _ in self.named_parameters() if name.endswith(looked_up)}
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The patches where they lie, for detection and segmentation: `b c H W -> b d h w`."""
@@ -255,11 +277,13 @@ class ViT(nn.Module):
         return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
 
     def freeze(self, blocks: int | None = None) -> "ViT":
-        """Nothing before the last so many blocks is trained any more, or nothing at all."""
-        kept = () if blocks == 0 or blocks is None else (*self.blocks[-blocks:], self.norm)
+        """Only the last so many blocks and the norm after them are trained from here on, or nothing at all."""
+        if not 0 <= (blocks or 0) <= self.depth:
+            raise ValueError(f"freeze all but the last {blocks} blocks of {self.depth}")
+        kept = (*self.blocks[-blocks:], self.norm) if blocks else ()
         still = {id(parameter) for module in kept for parameter in module.parameters()}
         for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in still and parameter.requires_grad)
+            parameter.requires_grad_(id(parameter) in still)
         return self
 
     def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:

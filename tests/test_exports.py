@@ -1,6 +1,9 @@
 """What is exported computes the same where it is opened: in transformers, torchvision, onnxruntime and torch.export."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,11 +26,12 @@ from sslvit.exports.checks import compare
 from sslvit.exports.layouts import plain
 from sslvit.hub import from_pretrained, push_to_hub
 from sslvit.info import Convert, about, convert
-from sslvit.model_folder import save_backbone
+from sslvit.model_folder import load_classifier, save_backbone
+from sslvit.optim import parameter_groups
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
-from sslvit.weights import load_foreign
+from sslvit.weights import load_foreign, open_backbone
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,11 +230,142 @@ def test_a_foreign_checkpoint_becomes_a_model_folder_at_another_size(tmp_path):
     again = ViT.from_pretrained(tmp_path / "ours")
     images = images_of(backbone, size=(64, 64))
     assert again.image_size == (64, 64)
-    with torch.no_grad():
-        assert close(backbone(images).patches, again(images).patches)
+    with torch.no_grad():  # transformers' rule of positions came along
+        other = ViT(**(backbone.config | {"position_resize": "bicubic_plain"})).eval()
+        other.load_state_dict(backbone.state_dict())
+        assert close(other(images).patches, again(images).patches)
     text = about(tmp_path / "ours")
     assert "readout     mean, of cls, mean, both" in text
     assert "ViT of width 32, depth 2, heads 4, patches of 8, 0.0 million parameters" in text
+
+
+@torch.no_grad()
+def test_a_model_folder_is_read_back_by_timm_or_says_that_timm_would_not(tmp_path):
+    said = export(vit(), ABOUT, tmp_path / "a", "timm")
+    assert re.search(r"pretrained=True\) computes the same to \de-\d\d\.$", said)
+    said = export(vit(epsilon=1e-12), ABOUT, tmp_path / "b", "timm")
+    assert "that sslvit opens. timm would not: sslvit only (timm's configuration has no epsilon" in said
+    said = export(vit(position_resize="bicubic_offset"), ABOUT, tmp_path / "c", "timm")
+    assert "At other image sizes timm resizes positions its own way, this model bicubic_offset" in said
+    bit = BiT(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=32).eval()
+    assert "timm would not" in export(bit, ABOUT, tmp_path / "d", "timm")
+    export(bit, ABOUT, tmp_path / "e", "torch_export")
+    assert "any multiple" not in about(tmp_path / "e")
+    assert "layout      a program" in about(tmp_path / "e" / "model.pt2")
+
+
+@torch.no_grad()
+def test_a_head_goes_along_into_a_model_folder_and_is_said_to_stay_elsewhere(tmp_path):
+    classifier = Classifier(vit(), readout="mean", classes=3)
+    nn.init.normal_(classifier.head.weight)
+    head = {name: t for name, t in classifier.state_dict().items() if name.startswith("head.")}
+    save_backbone(classifier.backbone, tmp_path / "tuned", ABOUT | {"classes": ["a", "b", "c"]}, head=head)
+    said = convert(Convert(tmp_path / "tuned", tmp_path / "larger", to="timm", image_size=48))
+    assert "Its head" not in said
+    images = images_of(classifier.backbone, size=(48, 48))
+    assert close(classifier.eval()(images), load_classifier(tmp_path / "larger")(images))
+    assert timm.create_model(f"local-dir:{tmp_path}/larger", pretrained=True).head.weight.equal(head["head.weight"])
+    for number, to in enumerate(("transformers", "torch_export")):
+        said = convert(Convert(tmp_path / "tuned", tmp_path / f"{number}", to=to))
+        assert said.endswith("Its head of classes stays behind.")
+    with pytest.raises(ValueError, match="--head: its classes are read from mean"):
+        convert(Convert(tmp_path / "tuned", tmp_path / "x", to="torch_export", readout="cls", head=True))
+
+
+def test_the_readout_comes_back_from_the_layouts_of_others(tmp_path):
+    for to in ("transformers", "torchvision"):
+        export(vit(mean=(0.4, 0.5, 0.6)), ABOUT, tmp_path / to, to)
+        again, said = open_backbone(tmp_path / to)
+        assert said["readout"] == "mean"
+        assert again.config["mean"] == [0.4, 0.5, 0.6]
+
+
+def test_no_folder_is_written_over_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("words")
+    with pytest.raises(CannotWrite, match="thesis exists: choose another place"):
+        export(vit(), ABOUT, tmp_path / "new" / ".." / "thesis", "transformers")
+
+    def late(*given):
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "chapter").write_text("words")
+        return "written"
+
+    monkeypatch.setitem(FORMATS, "transformers", late)
+    with pytest.raises(CannotWrite, match="late: the export was not written: Directory not empty"):
+        export(vit(), ABOUT, tmp_path / "late", "transformers")
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["chapter", "chapter", "late", "thesis"]
+    with pytest.raises(CannotWrite, match="File name too long"):
+        export(vit(), ABOUT, tmp_path / ("x" * 300), "transformers")
+
+
+@pytest.mark.parametrize("to", ["timm", "torch_export"])
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, to):
+    def full(path, pieces):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sslvit.durable.write", full)
+    with pytest.raises(CannotWrite, match="out: the export was not written: No space left on device"):
+        export(vit(), ABOUT, tmp_path / "out", to)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_folders_of_ours_are_told_in_a_sentence(tmp_path):
+    save_backbone(vit(), tmp_path / "run" / "model", ABOUT)
+    (tmp_path / "run" / "cost.json").write_text("{}")
+    assert "run         its cost.json or metrics.jsonl is damaged: KeyError" in about(tmp_path / "run")
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    for wrong in ({"readout": "most"}, {"config": config["sslvit"]["config"] | {"heads": 0}}, {"readout": None}):
+        changed = config | {"sslvit": config["sslvit"] | wrong}
+        (tmp_path / "run/model/config.json").write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="is not a model folder as sslvit writes it"):
+            about(tmp_path / "run")
+
+
+@torch.no_grad()
+def test_a_backbone_has_the_names_that_other_code_asks_for():
+    backbone, peer = (
+        vit(registers=2),
+        timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, reg_tokens=2, num_classes=0
+        ),
+    )
+    peer.load_state_dict(backbone.state_dict())
+    images = images_of(backbone)
+    tokens = peer.eval().forward_features(backbone.standardise(images))
+    assert close(tokens, backbone.forward_features(images))
+    assert backbone.no_weight_decay() == {"cls_token", "reg_token", "pos_embed"}
+    groups = parameter_groups(backbone, 0.05, layer_decay=0.5)
+    assert sorted({group["scale"] for group in groups}) == [0.125, 0.25, 0.5, 1.0]
+    assert sum(len(group["params"]) for group in groups) == len([*backbone.parameters()])
+
+
+@torch.no_grad()
+def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
+    vit().save_pretrained(tmp_path / "model", readout="cls")
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True), snapshot.mkdir(parents=True)
+    for file in (tmp_path / "model").iterdir():
+        (blobs / f"{file.name}-hash").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}-hash")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **options: str(snapshot))
+    images = images_of(vit())
+    assert torch.equal(ViT.from_pretrained("somebody/something")(images).cls, vit()(images).cls)
+    assert "layout      sslvit" in about(snapshot)
+    assert "layout      sslvit" in about(tmp_path / "model" / "model.safetensors")
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
+    program = (
+        "import sys; from sslvit.vit import ViT; from sslvit.errors import at_the_door\n"
+        "vit = ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1)\n"
+        "at_the_door(lambda: vit.push_to_hub('nobody/nothing', readout='cls'))"
+    )
+    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 66
+    assert done.stderr.startswith("error: nobody/nothing cannot be written on the Hub (")
+    assert "Traceback" not in done.stderr
 
 
 def test_offline_the_hub_is_one_sentence(monkeypatch, tmp_path):
@@ -263,6 +399,10 @@ def test_freezing_leaves_the_last_blocks_to_train():
     assert trained(vit().freeze(0)) == set()
     assert {name.rsplit(".", 1)[0].split(".")[0] for name in trained(vit().freeze(1))} == {"blocks", "norm"}
     assert all(name.startswith(("blocks.1.", "norm.")) for name in trained(vit().freeze(1)))
+    assert trained(vit().freeze().freeze(1)) == trained(vit().freeze(1))
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"the last {wrong} blocks of 2"):
+            vit().freeze(wrong)
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,14 @@ def test_the_folder_says_what_it_is(tmp_path):
     assert {name: ours[name] for name in extra} == extra
     assert ours["backbone"] == "ViT"
     assert ours["config"] == vit.config
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (
+        "- objective: MPP\n- data: shapes\n- The readout to use is mean" in (tmp_path / "model/README.md").read_text()
+    )
     assert safetensors.torch.load_file(tmp_path / "model" / "model.safetensors").keys() == vit.state_dict().keys()
 
 

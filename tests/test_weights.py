@@ -31,11 +31,13 @@ from torch import Tensor, nn
 
 from sslvit.errors import DataError, NoInput
 from sslvit.model_folder import load_backbone, save_backbone
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.objective import Batch
 from sslvit.positions import resize
 from sslvit.resnet import BiT
 from sslvit.unpickle import tensors_of
 from sslvit.vit import ViT
-from sslvit.weights import load_foreign, open_backbone
+from sslvit.weights import load_foreign, mae_from, open_backbone
 from sslvit.weights.facts import ARCHITECTURE, FAMILIES, TIMM_HEADS
 from sslvit.weights.files import read
 
@@ -490,6 +492,23 @@ def test_mae_gives_its_encoder_and_tells_of_the_decoder(tmp_path):
     ]  # fmt: skip
 
 
+def test_mae_comes_with_its_decoder_as_the_objective_that_trained_it(tmp_path):
+    backbone = ViT(image_size=16, patch_size=4, width=24, depth=2, heads=3, position="sincos_mae")
+    trained = scramble(MAE(backbone, decoder_width=16, decoder_depth=2, decoder_heads=2))
+    state = {name.removeprefix("backbone."): tensor for name, tensor in trained.state_dict().items()}
+    state["decoder_pos_embed"] = nn.functional.pad(trained.decoder_pos_embed, (0, 0, 1, 0))  # the class token's
+    file = saved(tmp_path / "x.safetensors", with_prefix("model.", state))
+    again = mae_from(file, decoder_heads=2, heads=3)
+    batch = Batch((torch.rand(4, 3, 16, 16),), torch.arange(4))
+    assert again(batch, 0.0)[0] == trained.eval()(batch, 0.0)[0]
+    del state["decoder_pred.bias"]
+    with pytest.raises(DataError, match=r"missing decoder_pred\.bias"):
+        mae_from(saved(tmp_path / "y.safetensors", state), decoder_heads=2, heads=3)
+    encoder = {name: tensor for name, tensor in state.items() if "decoder" not in name and name != "mask_token"}
+    with pytest.raises(DataError, match=r"has no decoder: it is MAE's encoder alone"):
+        mae_from(saved(tmp_path / "z.safetensors", encoder), heads=3)
+
+
 def dinov2(width: int, registers: int) -> dict[str, Tensor]:
     """https://github.com/facebookresearch/dinov2: dinov2/models/vision_transformer.py and dinov2/layers/block.py."""
     block = {
@@ -819,7 +838,7 @@ def test_of_two_backbones_in_a_file_one_must_be_named(tmp_path):
     models = {"model": tiny(), "model_ema": tiny()}
     tensors = {f"{name}.{key}": t for name, model in models.items() for key, t in model.state_dict().items()}
     file = saved(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(ValueError, match=r"': model\.', ': model_ema\.'.*part="):
+    with pytest.raises(ValueError, match=r"': model\. \(timm\)', ': model_ema\. \(timm\)'.*part="):
         load_foreign(file, **SAID)
     images = torch.rand(1, 3, 16, 16)
     for name, model in models.items():
@@ -870,6 +889,137 @@ def test_a_probe_or_classifier_is_not_taken_for_the_pretraining(tmp_path):
     ours, about = load_foreign(saved(tmp_path / "x.safetensors", state | linear), leave_head=True, **SAID)
     assert about["left_behind"] == ["head (2)"]
     assert ours.depth == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear_probe",
+        "classifier.1",
+        "cls_head",
+        "probe",
+        "lin",
+        "classifier_head",
+        "linear_head",
+        "output",
+        "mlp_head.1",
+        "heads.0",
+        "last_linear",
+        "classif",
+        "logits",
+        "head",
+        "fc",
+        "module.fc",
+        "head.fc",
+    ],
+)
+def test_a_linear_layer_is_no_pretraining_under_any_of_its_names(tmp_path, name):
+    linear = with_prefix(f"{name}.", {"weight": torch.rand(5, 24), "bias": torch.rand(5)})
+    refused(tmp_path, with_prefix("backbone.", tiny().state_dict()) | linear, "holds a classifier.*leave_head=True")
+
+
+def test_a_probe_of_moco_v3_or_dino_is_not_the_pretraining(tmp_path):
+    state = with_prefix("module.base_encoder.", tiny().state_dict())
+    own = {"module.base_encoder.head.0.weight": torch.rand(64, 24), "module.predictor.0.weight": torch.rand(64, 64)}
+    said = {"gelu": None, "mean": None, "std": None}
+    assert load_foreign(saved(tmp_path / "x.safetensors", state | own), heads=3)[0].depth == 2
+    probe = {"module.base_encoder.head.weight": torch.rand(5, 24), "module.base_encoder.head.bias": torch.rand(5)}
+    refused(tmp_path, state | probe, "holds a classifier", **said)
+    dino = with_prefix("teacher.backbone.", tiny().state_dict()) | {"teacher.head.mlp.0.weight": torch.rand(64, 24)}
+    dino["teacher.head.last_layer.weight_v"] = torch.rand(99, 64)
+    assert load_foreign(saved(tmp_path / "x.safetensors", dino), heads=3)[0].depth == 2
+    refused(tmp_path, dino | {"linear_classifier.linear.weight": torch.rand(5, 24)}, "holds a classifier", **said)
+
+
+def test_lost_layers_are_noticed_by_the_config_beside_them(tmp_path):
+    def without(folder: Path, pattern: str) -> Path:
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        saved(folder / "model.safetensors", {n: t for n, t in tensors.items() if not re.search(pattern, n)})
+        return folder
+
+    folder = transformers_folder(transformers_model("ViTModel"), tmp_path / "a")
+    with pytest.raises(DataError, match=r"says depth 2 \(the weights: 1\): weights are missing"):
+        open_backbone(without(folder, r"layers?\.1\."))
+    folder = transformers_folder(transformers_model("ViTModel"), tmp_path / "b")
+    with pytest.raises(DataError, match=r"says qkv_bias True \(the weights: False\)"):
+        open_backbone(without(folder, r"(query|key|value|[qkv]_proj)\.bias"))
+    folder = transformers_folder(transformers_model("Dinov2WithRegistersModel"), tmp_path / "c")
+    with pytest.raises(DataError, match=r"says .*registers 4 \(the weights: 0\)"):
+        open_backbone(without(folder, "register_tokens"))
+    folder = transformers_folder(transformers_model("Dinov2Model"), tmp_path / "d")
+    with pytest.raises(DataError, match=r"says layer_scale True \(the weights: False\)"):
+        open_backbone(without(folder, "layer_scale"))
+    arguments = {"embed_dim": 24, "num_heads": 3, "img_size": 16, "patch_size": 4, "depth": 2}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments, "pretrained_cfg": HALF}
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text(json.dumps(config))
+    saved(tmp_path / "e" / "model.safetensors", tiny().state_dict())
+    assert open_backbone(tmp_path / "e")[1]["readout"] == "cls"
+    with pytest.raises(DataError, match=r"says depth 2 \(the weights: 1\)"):
+        open_backbone(without(tmp_path / "e", r"blocks\.1\."))
+    saved(tmp_path / "e" / "model.safetensors", tiny(fc_norm=False, global_pool="avg").state_dict())
+    config["model_args"]["global_pool"] = "avg"
+    (tmp_path / "e" / "config.json").write_text(json.dumps(config))
+    assert open_backbone(tmp_path / "e")[1]["readout"] == "mean"
+
+
+def test_preprocessors_that_leave_images_at_255_and_numbers_that_no_model_has(tmp_path):
+    folder = transformers_folder(transformers_model("ViTModel"), tmp_path / "model")
+    constants = {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(constants))
+    ours, _ = open_backbone(folder)
+    assert (ours.config["mean"], ours.config["std"]) == ([0.5] * 3, [0.2] * 3)
+    for wrong, said in (({"image_std": [0.0, 1, 1]}, "std is"), ({"image_mean": [1e999, 0, 0]}, "mean is")):
+        (folder / "preprocessor_config.json").write_text(json.dumps(constants | wrong))
+        with pytest.raises(DataError, match=f"{said} .* by its preprocessor_config.json, which no model has"):
+            open_backbone(folder)
+    (folder / "preprocessor_config.json").unlink()
+    for wrong in ({"num_attention_heads": -3}, {"image_size": [16]}, {"layer_norm_eps": "x"}):
+        config = json.loads((folder / "config.json").read_text()) | wrong
+        (folder / "wrong").mkdir(exist_ok=True)
+        (folder / "wrong" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        (folder / "wrong" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(DataError, match=f"{next(iter(wrong))[-4:]}|size of|which no model has"):
+            open_backbone(folder / "wrong", **HALF)
+
+
+def test_a_file_that_is_something_else_is_called_by_its_name(tmp_path):
+    tar = b"x".ljust(257, b"\0") + b"ustar"
+    kinds = {
+        b"": "empty",
+        b"<!DOCTYPE html>": "HTML",
+        b"version https://git-lfs": "git-lfs",
+        b"\x1f\x8b": "gzip",
+        tar: "tar",
+    }
+    for content, said in kinds.items():
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(DataError, match=f"x.pth is .*{said}"):
+            load_foreign(tmp_path / "x.pth")
+    (tmp_path / "x.pth").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError) as caught:
+        load_foreign(tmp_path / "x.pth")
+    assert "arbitrary code" not in str(caught.value)
+
+
+def test_constants_of_another_training_are_said_where_only_names_give_a_release_away(tmp_path):
+    state = {"model." + name: tensor for name, tensor in mae(tiny())["model"].items()}
+    file = saved(tmp_path / "x.safetensors", state)
+    assert load_foreign(file, heads=3)[0].config["mean"] == list(IMAGENET["mean"])
+    assert load_foreign(file, heads=3, **HALF)[0].config["mean"] == [0.5] * 3
+    with pytest.raises(ValueError, match="gelu is exact by the mae release, and tanh by you"):
+        load_foreign(file, heads=3, gelu="tanh")
+    with pytest.raises(ValueError, match=r"mean is .* by the mae release, and .* by you"):
+        load_foreign(file, heads=3, family="mae", **HALF)
+
+
+def test_two_layouts_in_one_file_must_be_told_apart(tmp_path):
+    tensors = with_prefix("mine.", tiny().state_dict())
+    tensors |= with_prefix("yours.", transformers_model("ViTModel").state_dict())
+    file = saved(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"': mine\. \(timm\)', ': yours\. \(transformers\)'.*part="):
+        load_foreign(file, **SAID)
+    assert load_foreign(file, part="mine", **SAID)[0].width == 24
 
 
 def test_a_classifier_of_the_mean_patch_has_its_norm_in_its_head(tmp_path):

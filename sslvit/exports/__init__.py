@@ -13,9 +13,8 @@ import torch
 
 from sslvit import durable
 from sslvit.errors import CannotWrite
-from sslvit.exports.layouts import as_torchvision, as_transformers
+from sslvit.exports.layouts import as_timm, as_torchvision, as_transformers
 from sslvit.exports.programs import as_onnx, as_torch_export
-from sslvit.model_folder import save_backbone
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -36,21 +35,22 @@ def export(
 
     to: one of FORMATS. any_size: a program (onnx, torch_export) for images of any size that is a multiple of the patch.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # or `new/../old` would name a folder that is looked for elsewhere
     if to not in FORMATS:
         raise ValueError(f"--to {to}: choose one of {', '.join(FORMATS)}")
     if any_size and to not in ("onnx", "torch_export"):
         raise ValueError(f"--any_size is for onnx and torch_export: a model in {to}'s layout resizes by its own rules")
     if isinstance(model, Classifier) and to in ("transformers", "torchvision"):
         raise ValueError(f"{to}: a classifier's head has no place there yet; export it to onnx or torch_export")
-    if out.exists() and (not out.is_dir() or os.listdir(out)):
-        raise CannotWrite(f"{out} exists: choose another place")
     model = model.eval()
-    if to == "timm":
-        save_backbone(model, out, about)
-        return f"{out} is a model folder: timm.create_model('local-dir:{out}', pretrained=True)"
     try:
-        with durable.whole_folder(out) as folder, torch.no_grad():
-            return FORMATS[to](model, about["readout"], folder, any_size).format(out=out)
+        if out.exists() and (not out.is_dir() or os.listdir(out)):
+            raise CannotWrite(f"{out} exists: choose another place")
+        with durable.whole_folder(out, replace=False) as folder, torch.no_grad():
+            if to == "timm":
+                return as_timm(model, about, folder).replace("{out}", str(out))
+            return FORMATS[to](model, about["readout"], folder, any_size).replace("{out}", str(out))
+    except CannotWrite:
+        raise
     except OSError as error:
         raise CannotWrite(f"{out}: the export was not written: {error.strerror or error}") from error

@@ -34,6 +34,13 @@ def sample(backbone: ViT | BiT, size: tuple[int, int], count: int = 3) -> Tensor
     return torch.rand(count, backbone.channels, *size, generator=draw)
 
 
+def elsewhere(backbone: ViT, theirs: str, rule: str) -> str:
+    """What is the same only at the size of the images it was trained on."""
+    if backbone.position in ("none", "relative") or backbone.position_resize == rule:
+        return ""
+    return f" At other image sizes {theirs} resizes positions its own way, this model {backbone.position_resize}."
+
+
 def refuse(backbone: ViT | BiT, layout: str, lacks: dict[str, bool]) -> None:
     """lacks: what a layout does not have, and whether this backbone needs it."""
     if reasons := [reason for reason, needed in lacks.items() if needed]:

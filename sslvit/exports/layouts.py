@@ -4,9 +4,11 @@ What a layout has no place for is folded into weights that it has, which changes
 into the layers before it, registers' positions into the registers.
 """
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from sslvit import durable
 from sslvit.blocks import EPSILON
 from sslvit.errors import DataError
-from sslvit.exports.checks import CLOSE, compare, refuse, sample, write_json
+from sslvit.exports.checks import CLOSE, compare, elsewhere, refuse, sample, write_json
+from sslvit.model_folder import ARCHITECTURES, CONFIG, load_backbone, load_classifier, write_model
+from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
+READOUT = "sslvit_readout"  # in a config.json of transformers, which keeps what it does not know
 TRANSFORMERS = (
     (r"^(cls_token|reg_token|mask_token)$", r"embeddings.\1"),
     (r"^embeddings\.reg_token$", "embeddings.register_tokens"),
@@ -118,6 +123,7 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
         "patch_size": backbone.patch_size[0] if len(set(backbone.patch_size)) == 1 else list(backbone.patch_size),
         "num_channels": backbone.channels,
         "qkv_bias": config["qkv_bias"],
+        READOUT: readout,
     }
     if registers:
         weights["mask_token"] = torch.zeros(1, backbone.width)
@@ -163,7 +169,38 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
     return (
         f"{{out}} is in transformers' layout ({described['model_type']}): AutoModel.from_pretrained('{{out}}'). It "
         f"computes the same to {worst:.0e}, by {who}. Its preprocessor standardises; the readout to use is {readout}."
+        f"{elsewhere(backbone, 'transformers', 'bicubic_plain')}"
     )
+
+
+def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) -> str:
+    """A model folder of ours, which timm opens where it has words for this model."""
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    head = {} if model is backbone else {n: t for n, t in model.state_dict().items() if not n.startswith("backbone.")}
+    write_model(backbone, folder, about, head)
+    images = sample(backbone, backbone.image_size)
+    again = load_classifier(folder) if head else load_backbone(folder)
+
+    def outputs(of: nn.Module) -> tuple[Tensor, ...]:
+        return (of(images),) if head else tuple(x for x in of(images) if x is not None)
+
+    compare(outputs(model), outputs(again), CLOSE, "what sslvit would open")
+    architecture = json.loads((folder / CONFIG).read_text())["architecture"]
+    if architecture not in ARCHITECTURES.values():
+        return f"{{out}} is a model folder that sslvit opens. timm would not: {architecture}."
+    opens = "{out} is a model folder: timm.create_model('local-dir:{out}', pretrained=True)"
+    if not find_spec("timm"):
+        return f"{opens}. timm is not installed, so only sslvit has read it back."
+    import timm
+
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    standardised = backbone.standardise(images)
+    tokens = peer.forward_features(standardised)
+    expected, found = backbone(images).patches, tokens[:, backbone.prefix :]
+    pairs = [(expected, found)] + [(backbone(images).cls, tokens[:, 0])] * ("cls" in backbone.readouts)
+    pairs += [(model(images), peer(standardised))] if head else []
+    worst = compare(*map(tuple, zip(*pairs, strict=True)), CLOSE, "what timm would open")
+    return f"{opens} computes the same to {worst:.0e}.{elsewhere(backbone, 'timm', 'bicubic')}"
 
 
 def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bool) -> str:
@@ -187,7 +224,7 @@ def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bo
         "mlp_dim": config["mlp_width"],
     }
     durable.write(folder / "model.safetensors", durable.tensor_pieces(names))
-    constants = {"mean": list(config["mean"]), "std": list(config["std"]), "readout": readout}
+    constants = {"mean": list(config["mean"]), "std": list(config["std"]), READOUT: readout}
     write_json(folder / "torchvision.json", {"VisionTransformer": arguments} | constants)
 
     peer = VisionTransformer(**arguments)

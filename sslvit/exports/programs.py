@@ -3,6 +3,7 @@
 It takes images in [0, 1], which it standardises itself, in batches of any size.
 """
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslvit import durable
 from sslvit.exports.checks import CLOSE, CLOSE_ONNX, compare, refuse, sample, write_json
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
@@ -41,6 +43,8 @@ def shapes(backbone: ViT | BiT, any_size: bool) -> tuple[Tensor, dict[int, Any],
     refuse(backbone, "a program for any size", {"ResNets": isinstance(backbone, BiT)})
     inside = backbone.position == "relative" or backbone.position_at != "stem"
     refuse(backbone, "a program for any size", {"positions in the blocks": inside})
+    offset = backbone.position_resize == "bicubic_offset"
+    refuse(backbone, "a program for any size", {"positions that are resized as in DINO": offset})
     (p, q), (h, w) = backbone.patch_size, backbone.grid
     free[2] = p * torch.export.Dim("height", min=2, max=ANY_SIZE)
     free[3] = q * torch.export.Dim("width", min=2, max=ANY_SIZE)
@@ -57,15 +61,18 @@ def program(model: nn.Module, readout: str, any_size: bool) -> tuple[Reading, Te
 def described(model: nn.Module, reading: Reading, any_size: bool) -> dict[str, Any]:
     backbone = model.backbone if isinstance(model, Classifier) else model
     outputs = ["scores"] if isinstance(model, Classifier) else ["features", "patches"]
-    size = "any multiple of the patch" if any_size else list(backbone.image_size)
+    size = f"any multiple of the patch, 2 to {ANY_SIZE} patches a side" if any_size else list(backbone.image_size)
     about = {"model": backbone.name, "inputs": {"images": f"b {backbone.channels} H W in [0, 1]"}, "outputs": outputs}
-    return about | {"readout": reading.readout, "image_size": size, "patch_size": list(backbone.patch_size)}
+    patch = {"patch_size": list(backbone.patch_size)} if isinstance(backbone, ViT) else {}
+    return about | {"readout": reading.readout, "image_size": size} | patch
 
 
 def as_torch_export(model: nn.Module, readout: str, folder: Path, any_size: bool) -> str:
     reading, example, free, trials = program(model, readout, any_size)
     made = torch.export.export(reading, (example,), dynamic_shapes=free)
-    torch.export.save(made, folder / "model.pt2")
+    written = io.BytesIO()  # torch's own writing to a full disk ends the process
+    torch.export.save(made, written)
+    durable.write(folder / "model.pt2", [written.getvalue()])
     found = torch.export.load(folder / "model.pt2").module()
     worst = max(compare(reading(images), found(images), CLOSE, "the exported program") for images in trials)
     write_json(folder / "model.json", described(model, reading, any_size))

@@ -15,12 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sslvit.errors import DataError
-from sslvit.model_folder import described, load_backbone
+from sslvit.model_folder import described, load_backbone, load_strictly
+from sslvit.objectives.mae import MAE
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 from sslvit.weights import build, files, google
-from sslvit.weights.facts import FAMILIES, Facts, add_family, add_timm_config, add_transformers_config, pair
+from sslvit.weights.facts import (
+    FAMILIES,
+    Facts,
+    add_family,
+    add_timm_config,
+    add_transformers_config,
+    check_claims,
+    pair,
+)
 from sslvit.weights.names import Found, classifiers, find, summary, to_timm, with_our_tokens
 
 Size = int | Sequence[int]
@@ -30,11 +41,26 @@ def open_backbone(path: str | Path, **said: Any) -> tuple[ViT | BiT, dict[str, A
     """A run's folder, a model folder of ours, or anybody's file or folder, for which see load_foreign. In evaluation
     mode, with what is written about it: at least its `readout`."""
     folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
+    if folder.name == "model.safetensors" and folder.is_file():
+        folder = path = folder.parent  # with the config.json that belongs to it
     if "sslvit" not in (files.config_of(folder) or {}):
         return load_foreign(path, **said)
     if said:
         raise ValueError(f"{path} is a model of sslvit, which says everything itself: leave out {', '.join(said)}")
     return load_backbone(path), described(path)
+
+
+def start_from(folder: str, *, image_size: int, channels: int) -> ViT | BiT | None:
+    """What a run goes on from that was told to --start somewhere, ours or another's that says all of itself, at its own
+    image size; None if it was not."""
+    if not folder:
+        return None
+    backbone = open_backbone(folder)[0]
+    if backbone.channels != channels:
+        raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
+    if isinstance(backbone, ViT) and backbone.image_size != (image_size, image_size):
+        backbone = backbone.resized(image_size)
+    return backbone.train()
 
 
 def load_foreign(
@@ -79,16 +105,59 @@ def load_foreign(
             weights, notes = with_our_tokens(found, drop_distillation, name)
             facts.require(weights)
             backbone = build.vit(weights, facts.values, pair(resize_to), name, found)
-    except (LookupError, RuntimeError, TypeError) as error:
+            if contents.config and found.layout in ("timm", "transformers") and "dist_token" not in found.weights:
+                check_claims(name, contents.config, backbone.config)
+    except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
     notes += build.differences(backbone, found)
-    return backbone, _about(backbone, found, facts, family, notes)
+    return backbone, _about(backbone, contents, found, facts, family, notes)
 
 
-def _about(backbone: ViT | BiT, found: Found, facts: Facts, family: str | None, notes: list[str]) -> dict[str, Any]:
+def mae_from(
+    path: str | Path,
+    *,
+    drop: float = 0.75,
+    decoder_heads: int = 16,
+    normalise_targets: bool = True,
+    part: str | None = None,
+    **said: Any,
+) -> MAE:
+    """A pretraining checkpoint of MAE's official code as the objective that it was trained by, decoder included, to
+    train on or to see what it predicts. decoder_heads: nothing in the file says them; 16 in all that were published.
+    said: as for load_foreign. (Visualisation checkpoints, whose targets are pixels: normalise_targets=False.)"""
+    backbone, _ = load_foreign(path, family="mae", part=part, **said)
+    contents = files.read(path)
+    rest = _translated(find(contents.parts, part, str(path)), str(path)).left_behind
+    decoder = {name: t for name, t in rest.items() if name.startswith(("decoder_", "mask_token"))}
+    if "decoder_embed.weight" not in decoder:
+        raise DataError(f"{path} has no decoder: it is MAE's encoder alone, or fine-tuned. load_foreign opens it")
+    depth = 1 + max((int(name.split(".")[1]) for name in decoder if name.startswith("decoder_blocks.")), default=-1)
+    objective = MAE(
+        backbone,
+        drop=drop,
+        decoder_width=len(decoder["decoder_embed.weight"]),
+        decoder_depth=depth,
+        decoder_heads=decoder_heads,
+        normalise_targets=normalise_targets,
+    )
+    table = decoder.pop("decoder_pos_embed", None)
+    if table is not None and not torch.allclose(table[:, 1:], objective.decoder_pos_embed, atol=1e-5):
+        raise DataError(f"{path}: the positions of its decoder are not those of MAE's code")
+    encoder = {f"backbone.{name}": t for name, t in backbone.state_dict().items()}
+    load_strictly(objective, encoder | decoder, str(path))
+    return objective
+
+
+def _about(
+    backbone: ViT | BiT, contents: files.Contents, found: Found, facts: Facts, family: str | None, notes: list[str]
+) -> dict[str, Any]:
     """What can be written beside it as it is: sslvit.model_folder.save_backbone takes this as its `extra`."""
-    release = found.family or family
+    release, config = found.family or family, contents.config or contents.torchvision or {}
     readout = FAMILIES[release].readout if release else "cls"
+    pooling = (config.get("model_args") or {}).get("global_pool") or config.get("global_pool")
+    if pooling == "avg" or not backbone.config.get("final_norm", True):
+        readout = "mean"
+    readout = config.get("sslvit_readout") or readout  # which an export of ours wrote
     return {
         "readout": readout if readout in backbone.readouts else "mean",
         "file": facts.name,
@@ -111,7 +180,7 @@ def _translated(found: Found, name: str) -> Found:
 
 def _known(contents: files.Contents, found: Found, family: str | None, said: dict[str, Any]) -> Facts:
     """From shapes, the config beside the file, the release, the user, and last what all code with such names does."""
-    name, config = str(contents.file), contents.config or {}
+    name, config, beside = str(contents.file), contents.config or {}, contents.torchvision or {}
     facts = Facts(name)
     facts.add("the shape of its kernels", heads=found.heads)
     if "architecture" in config and found.layout in ("timm", "bit"):
@@ -122,8 +191,11 @@ def _known(contents: files.Contents, found: Found, family: str | None, said: dic
         raise ValueError(f"family {family!r} is none of {', '.join(FAMILIES)}")
     if family is not None and found.family not in (None, family):
         raise ValueError(f"{name} has the names of {found.family}, not of family {family!r}")
+    if "VisionTransformer" in beside and found.layout == "torchvision":
+        heads = {"heads": beside["VisionTransformer"].get("num_heads")}
+        facts.add("its torchvision.json", **heads, mean=beside.get("mean"), std=beside.get("std"))
     if release := found.family or family:
-        add_family(facts, release, found.weights)
+        add_family(facts, release, found.weights, said if family is None else {})
     facts.add("you", **said)
     if found.layout == "timm" and "epsilon" not in facts.values:
         facts.add("timm, whose names it has", epsilon=1e-6)

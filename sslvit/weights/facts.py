@@ -6,6 +6,7 @@ the config file beside the weights, from the release that the names give away, o
 two that contradict each other stop the loading.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ ARCHITECTURE = re.compile(
     r"|vit_(tiny|small|base|large)_r(?:26|50)?_s\d+(?:_p8)?_\d+)"
 )
 TIMM_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16}
+TIMM_DEPTH = {"tiny": 12, "small": 12, "medium": 12, "base": 12, "large": 24, "huge": 32}
 TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
 # Of timm's arguments, those that shapes and names tell anyway, those of training, and those of the head.
 TIMM_PLAIN = {
@@ -64,6 +66,41 @@ TIMM_PLAIN = {
 }  # fmt: skip
 TRANSFORMERS_GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 TRANSFORMERS = {"vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers"}
+
+
+def claims(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json of timm or transformers says about shapes, which the weights must show."""
+    if "architecture" in config:
+        arguments = config.get("model_args") or {}
+        found = ARCHITECTURE.fullmatch(str(config["architecture"]))
+        said = {"depth": arguments.get("depth", TIMM_DEPTH.get(found[1] or found[2]) if found else None)}
+        said |= {"width": arguments.get("embed_dim"), "patch_size": arguments.get("patch_size")}
+        said |= {"registers": arguments.get("reg_tokens"), "qkv_bias": arguments.get("qkv_bias")}
+        if "init_values" in arguments:
+            said["layer_scale"] = arguments["init_values"] is not None
+    else:
+        kind = config.get("model_type")
+        said = {"depth": config.get("num_hidden_layers"), "width": config.get("hidden_size")}
+        said |= {"patch_size": config.get("patch_size"), "mlp_width": config.get("intermediate_size")}
+        said |= {"qkv_bias": config.get("qkv_bias")}
+        if kind in ("dinov2", "dinov2_with_registers"):
+            said |= {"layer_scale": True, "mlp_width": None, "registers": config.get("num_register_tokens", 0)}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def check_claims(name: str, config: dict[str, Any], shows: dict[str, Any]) -> None:
+    """shows: the arguments of the ViT that was built of the weights."""
+    shown = {name: shows[name] for name in ("depth", "width", "mlp_width", "registers", "qkv_bias")}
+    shown |= {"patch_size": tuple(shows["patch_size"]), "layer_scale": shows["layer_scale"] is not None}
+    wrong = []
+    for what, said in claims(config).items():
+        said = pair(said) if what == "patch_size" else said
+        if said != shown[what]:
+            wrong.append(f"{what} {said} (the weights: {shown[what]})")
+    if wrong:
+        raise DataError(
+            f"{name}: the config.json beside it says {', '.join(wrong)}: weights are missing, or it belongs to others"
+        )
 
 
 class Facts:
@@ -76,6 +113,7 @@ class Facts:
         for fact, value in facts.items():
             if value is None:
                 continue
+            check_number(self.name, fact, value, source)
             value = value if isinstance(value, str) or not isinstance(value, Sequence) else tuple(value)
             if fact == "resize" and fact in self.values:
                 continue  # a habit of code, not of weights: timm resizes the positions of DeiT in its own way
@@ -105,14 +143,29 @@ class Facts:
         return {fact: f"{value} ({self.sources[fact]})" for fact, value in self.values.items()}
 
 
-def add_family(facts: Facts, family: str, weights: dict[str, Tensor]) -> None:
+def check_number(name: str, fact: str, value: Any, source: str) -> None:
+    """Whatever a file says, these are numbers that a model can have."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    positive = fact in ("heads", "epsilon", "std", "image_size")
+    if fact not in ("gelu", "resize") and not all(
+        isinstance(one, int | float) and math.isfinite(one) and (one > 0 or not positive) for one in values
+    ):
+        raise DataError(f"{name}: {fact} is {value!r} by {source}, which no model has")
+
+
+def add_family(facts: Facts, family: str, weights: dict[str, Tensor], said: dict[str, Any]) -> None:
+    """said: by the user, where names alone gave the family away. They give away the code, and so what it computes; the
+    constants of images are those of what was published, and may be others of what somebody else trained with it."""
     chosen = FAMILIES[family]
+    constants = {
+        name: getattr(chosen, name) for name in ("mean", "std") if said.get(name) is None and name not in facts.values
+    }
     if family == "bit":
-        facts.add("the bit release", mean=chosen.mean, std=chosen.std)
+        facts.add("the bit release", **constants)
         return
     size = weights["patch_embed.proj.weight"].shape[0], depth_of(weights)
     resize = "bicubic" if family == "dinov2" and "register_tokens" in weights else chosen.resize
-    told = {"gelu": chosen.gelu, "mean": chosen.mean, "std": chosen.std, "epsilon": chosen.epsilon, "resize": resize}
+    told = {"gelu": chosen.gelu, "epsilon": chosen.epsilon, "resize": resize} | constants
     facts.add(f"the {family} release", heads=chosen.heads.get(size), **told)
 
 
@@ -158,17 +211,22 @@ def add_transformers_config(facts: Facts, config: dict[str, Any], preprocessor: 
         resize="bicubic" if kind == "dinov2_with_registers" else "bicubic_plain",
     )
     if preprocessor is not None:
-        if abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        rescales = preprocessor.get("do_rescale", True)
+        if rescales and abs(preprocessor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
             raise DataError(f"{facts.name}: its preprocessor_config.json has a rescale_factor other than 1/255")
-        normal = preprocessor.get("do_normalize", True)
+        normal, most = preprocessor.get("do_normalize", True), 1 if rescales else 255
         mean, std = (
             (preprocessor.get("image_mean"), preprocessor.get("image_std")) if normal else ((0.0,) * 3, (1.0,) * 3)
         )
+        mean, std = (values and tuple(value / most for value in values) for values in (mean, std))
         facts.add("its preprocessor_config.json", mean=mean, std=std)
 
 
 def pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if not size:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        height, width = (size, size) if isinstance(size, int) else size
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a size of {size!r} is neither one number nor height and width") from error
     return height, width

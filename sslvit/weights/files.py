@@ -36,6 +36,7 @@ class Contents(NamedTuple):
     parts: dict[str, dict[str, Tensor]]  # a state dict for each path of keys that leads to one; "" is the file itself
     config: dict[str, Any] | None  # of the folder, if it is one that timm or transformers wrote
     preprocessor: dict[str, Any] | None
+    torchvision: dict[str, Any] | None = None  # as our export to its layout says
 
 
 def read(path: str | Path, seconds: float = 600) -> Contents:
@@ -52,6 +53,7 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
         if size > MOST_BYTES:
             raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
         if file.suffix in PICKLES:
+            refuse_by_its_first_bytes(file, real)
             parts = _unpickled(file, real, seconds)
         elif file.suffix == ".npz":
             parts = {"": _arrays(file, real)}
@@ -65,8 +67,26 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
         raise DataError(f"{file} is not a whole safetensors file: {error}") from error
     # What lies beside a file of any other name may belong to another model.
     named = file.name in WEIGHTS
-    configs = (_json(file.with_name(n)) if named else None for n in ("config.json", "preprocessor_config.json"))
+    names = ("config.json", "preprocessor_config.json", "torchvision.json")
+    configs = (_json(file.with_name(name)) if named else None for name in names)
     return Contents(file, parts, *configs)
+
+
+def refuse_by_its_first_bytes(file: Path, real: Path) -> None:
+    """What is no file of torch's at all, and what it is instead."""
+    with real.open("rb") as stream:
+        first = stream.read(300)
+    kinds = {
+        "empty": not first,
+        "a page of HTML, such as a site gives instead of a file": re.match(
+            rb"\s*<(!doctype|html)", first, re.IGNORECASE
+        ),
+        "a pointer of git-lfs: fetch the file itself": first.startswith(b"version https://git-lfs"),
+        "compressed by gzip: unpack it": first.startswith(b"\x1f\x8b"),
+        "a tar archive: unpack it": first[257:262] == b"ustar",
+    }
+    if kind := next((kind for kind, it_is in kinds.items() if it_is), None):
+        raise DataError(f"{file} is {kind}")
 
 
 def config_of(folder: Path) -> dict[str, Any] | None:
@@ -127,7 +147,9 @@ def _reason(said: Path, code: int) -> str:
             f"asks for {named[1]}, which is no tensor and might run code: nothing of it was executed. If you trust "
             "where it is from, save its tensors as safetensors there"
         )
-    return f"is not a PyTorch file of tensors, or not a whole one: {text[:300].strip()}"
+    if "weights_only" in text:  # torch's advice to do without safety is not passed on
+        return "is not a PyTorch file of tensors, or not a whole one: save a state dict of it, best as safetensors"
+    return f"is not a PyTorch file of tensors, or not a whole one: {text[:300].strip() or 'its reader said nothing'}"
 
 
 def _arrays(file: Path, real: Path) -> dict[str, Tensor]:

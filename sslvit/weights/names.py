@@ -34,8 +34,14 @@ LACKING = {
 }
 # Trained on labels: a linear probe's head, a fine-tuned classifier's, with the norm and the hidden layer before it.
 CLASSIFIER = re.compile(
-    r"(?:.*[./])?(?:head|head_dist|classifier|cls_classifier|distillation_classifier|linear|heads\.head|fc|"
-    r"heads\.pre_logits|head\.fc|head/conv2d|pre_logits(?:\.fc)?|fc_norm|head\.\d+)[./](?:weight|bias|kernel|running_mean)"
+    r"(?:.*[./ ])?(?:\w*classif\w*(?:\.\w+)?|\w*linear\w*(?:\.\w+)?|\w*logits\w*(?:\.fc)?|\w*probe\w*(?:\.\w+)?|"
+    r"(?:cls|mlp|task)?_?heads?(?:_dist)?(?:\.\d+|\.fc|\.head|/conv2d)?|heads\.pre_logits|fc|lin|output|fc_norm)"
+    r"[./](?:weight|bias|kernel|running_mean)"
+)
+# What is like one by its name: MoCo v3's projector, DINO's head, MAE's decoder, and all of other backbones.
+NO_CLASSIFIER = re.compile(
+    r"(?:.*[./ ])?(?:(?:base_encoder|momentum_encoder)\.head\.\d+|predictor\.\d+|head\.(?:mlp\.\d+|last_layer)|"
+    r"decoder\w*(?:\..*)?|(?:blocks|layers?|encoder)\..*)\.\w+"
 )
 TIMM_REST = re.compile(r"(head|head_dist|pre_logits|fc_norm|attn_pool|decoder\w*|mask_token)(\..*)?")
 
@@ -93,8 +99,13 @@ def find(parts: dict[str, dict[str, Tensor]], wanted: str | None, file: str) -> 
                 if name == mark or name.endswith((f".{mark}", f"/{mark}")):
                     places.append((layout, part, name.removesuffix(mark)))
                     break
-    if any(layout == "timm" for layout, _, _ in places):
-        places = [place for place in places if place[0] == "timm"]
+    # A hybrid of timm's has a ResNet inside.
+    inside = [(part, prefix) for layout, part, prefix in places if layout == "timm"]
+    places = [
+        (layout, part, prefix)
+        for layout, part, prefix in places
+        if layout != "bit" or not any(part == other and prefix.startswith(start) for other, start in inside)
+    ]
     names = sorted(f"{part}: {name}" if part else name for part, tensors in parts.items() for name in tensors)
     if not places:
         refuse_what_we_lack(names, file)
@@ -117,7 +128,7 @@ def _chosen(places: Sequence[tuple[str, str, str]], wanted: str | None, file: st
         wanted = next((word for word in DEFAULTS if sum(word in w for w in words) == 1), None)
     fitting = [place for place, w in zip(places, words, strict=True) if wanted is None or wanted in w]
     if len(fitting) != 1:
-        there = [f"{part}: {prefix}" for _, part, prefix in places]
+        there = [f"{part}: {prefix} ({layout})" for layout, part, prefix in places]
         raise ValueError(f"{file} holds the backbones {there}: say part= one word that only the wanted one has")
     return fitting[0]
 
@@ -206,10 +217,10 @@ def with_our_tokens(found: Found, drop_distillation: bool, file: str) -> tuple[d
 
 
 def classifiers(found: Found) -> list[str]:
-    """Names of what was trained on labels. The heads of MoCo v3 and DINO were not."""
-    if found.family in ("moco_v3", "dino"):
-        return []
-    return sorted(name for name in found.left_behind if CLASSIFIER.fullmatch(name))
+    """Names of what was trained on labels."""
+    inside = found.part.rpartition(" ")[2]  # of a prefix, so that MoCo v3's own head can be told by it
+    full = {name: name if ":" in name else f"{inside}{name}" for name in found.left_behind}
+    return sorted(n for n, f in full.items() if CLASSIFIER.fullmatch(n) and not NO_CLASSIFIER.fullmatch(f))
 
 
 def summary(left_behind: dict[str, Tensor]) -> list[str]:
