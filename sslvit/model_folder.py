@@ -34,6 +34,15 @@ ARCHITECTURES = {
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
 }
+# By the ResNet in front; the sizes of the transformer are model_args too.
+HYBRIDS = {
+    "R": "vit_tiny_r_s16_p8_224",
+    "R26": "vit_small_r26_s32_224",
+    "R50": "vit_base_r50_s16_224",
+    "R50-4stage": "vit_large_r50_s32_224",
+}
+FIRST_CONV = {name: f"patch_embed.backbone.{'' if name == 'R' else 'stem.'}conv" for name in HYBRIDS}
+TIMM_OPENS = (*ARCHITECTURES.values(), *HYBRIDS.values())
 
 
 def save_backbone(
@@ -71,7 +80,7 @@ def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: 
 def card(backbone: ViT | BiT, about: dict[str, Any], architecture: str) -> str:
     """By the Hugging Face Hub's form. A run's report puts a longer one in its place."""
     said = {name: about.get(name) for name in ("objective", "data", "layout", "file")}
-    by_timm = architecture in ARCHITECTURES.values()
+    by_timm = architecture in TIMM_OPENS
     lines = [
         "---",
         f"library_name: {'timm' if by_timm else 'sslvit'}",
@@ -168,14 +177,16 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
     classes = len(head["head.bias"]) if head else 0
     if reason := _unknown_to_timm(backbone, readout, head):
         return {"architecture": f"sslvit only ({reason})", "num_classes": 0}
-    config = backbone.config
+    config, patch_size = backbone.config, backbone.patch_size
+    if hybrid := config["hybrid"]:  # of the ResNet's features, not of pixels
+        patch_size = tuple(pixels // backbone.patch_embed.backbone.stride for pixels in patch_size)
     return {
-        "architecture": ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),
+        "architecture": HYBRIDS.get(hybrid) or ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),
         "num_classes": classes,
         "num_features": backbone.width,
         "model_args": {
             "img_size": list(backbone.image_size),
-            "patch_size": list(backbone.patch_size),
+            "patch_size": list(patch_size),
             "in_chans": backbone.channels,
             "embed_dim": backbone.width,
             "depth": backbone.depth,
@@ -202,7 +213,7 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "mean": list(config["mean"]),
             "std": list(config["std"]),
             "num_classes": classes,
-            "first_conv": "patch_embed.proj",
+            "first_conv": FIRST_CONV.get(hybrid, "patch_embed.proj"),
             "classifier": "head",
         },
     }
@@ -212,8 +223,8 @@ def _unknown_to_timm(backbone: ViT | BiT, readout: str, head: dict[str, Tensor])
     if isinstance(backbone, BiT):
         return "timm's ResNets have other constants in their norms"
     config = backbone.config
-    if config["hybrid"] is not None:
-        return "timm's hybrids have other constants in their norms"
+    if config["hybrid"] is not None and config["hybrid_epsilons"] != "timm":
+        return "timm's hybrids have other epsilons in their ResNet"
     if config["position"] in ("learned_2d", "relative") or config["position_at"] != "stem":
         return f"timm has no position {config['position']} at {config['position_at']}"
     if config["epsilon"] != EPSILON:

@@ -11,7 +11,8 @@ v2  pre-activation bottlenecks, Big Transfer (https://arxiv.org/abs/1912.11370, 
     norm with ReLU ends the network.
 
 Parameter names are timm's, its values of eps are not: it has 1e-8 under the root and 1e-5 in group norm for both.
-Filters of deviation 0.03, say, then give v1 outputs that differ by about 1e-4 of their spread; we follow Google.
+Filters of deviation 0.03, say, then give v1 outputs that differ by about 1e-4 of their spread. We follow Google, and
+timm (epsilons="timm") with weights that come from it, so that they compute what they computed there.
 
 Two roots: "7x7" (stride 2, then a 3x3 max pool: stride 4) as in the papers, and "3x3" (stride 1, no pool) with three
 stages as for CIFAR in https://arxiv.org/abs/1603.05027, because 28 to 64 pixels do not survive a stride of 32.
@@ -34,6 +35,7 @@ from sslvit.readout import Encoded
 
 Version = Literal["v1", "v2"]
 Root = Literal["7x7", "3x3"]
+Epsilons = Literal["google", "timm"]
 
 BLOCKS = {
     # Three stages behind the 3x3 root, total stride 4: for small images.
@@ -63,11 +65,14 @@ class StandardisedConv(nn.Conv2d):
 
     def __init__(self, version: Version, channels: int, width: int, kernel: int, stride: int = 1) -> None:
         super().__init__(channels, width, kernel, stride, padding=kernel // 2 if version == "v2" else 0, bias=False)
-        self.version = version
+        self.version, self.timm = version, False
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        deviation = variance.sqrt() + 1e-5 if self.version == "v1" else (variance + 1e-10).sqrt()
+        if self.timm:
+            deviation = (variance + 1e-8).sqrt()
+        else:
+            deviation = variance.sqrt() + 1e-5 if self.version == "v1" else (variance + 1e-10).sqrt()
         if self.version == "v1":
             x = pad_same(x, self.kernel_size[0], self.stride[0])
         return F.conv2d(x, (self.weight - mean) / deviation, stride=self.stride, padding=self.padding)
@@ -157,6 +162,16 @@ def build_stages(version: Version, blocks: Sequence[int], width: int) -> nn.Sequ
     return result
 
 
+def set_epsilons(network: nn.Module, epsilons: Epsilons) -> None:
+    if epsilons not in get_args(Epsilons):
+        raise ValueError(f"epsilons {epsilons!r} are none of {get_args(Epsilons)}")
+    for module in network.modules() if epsilons == "timm" else ():
+        if isinstance(module, StandardisedConv):
+            module.timm = True
+        elif isinstance(module, Norm):
+            module.eps = 1e-5
+
+
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
     """flax's defaults, from a seed: LeCun normal kernels, scales 1, shifts 0; but the last scale of a v1 block is 0."""
@@ -209,6 +224,7 @@ class BiT(nn.Module):
         seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        epsilons: Epsilons = "google",
     ) -> None:
         """blocks: how many in each stage. width_factor: the N of R50xN, all widths times N. mean, std: what images in
         [0, 1] are standardised with; if not given .5, as in BiT. image_size sets `grid`; any size is accepted later.
@@ -240,6 +256,7 @@ class BiT(nn.Module):
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.stride = (4 if root == "7x7" else 1) * 2 ** (len(blocks) - 1)
         self.grid = tuple(math.ceil(n / self.stride) for n in self.image_size)
+        set_epsilons(self, epsilons)
         initialise(self, seed)
 
     @classmethod

@@ -21,6 +21,7 @@ from sslvit.init import Init, initialise
 from sslvit.patches import PatchEmbed, patchify, unpatchify
 from sslvit.positions import FIXED, Grid, Position, PositionAt, PositionResize, join_2d, position_tables, resize
 from sslvit.readout import Classifier, Encoded, Readout, read
+from sslvit.resnet import Epsilons, set_epsilons
 
 __all__ = ["HYBRIDS", "VARIANTS", "Classifier", "Encoded", "Readout", "ViT", "patchify", "read", "unpatchify"]
 
@@ -96,6 +97,7 @@ class ViT(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         hybrid: str | None = None,
+        hybrid_epsilons: Epsilons = "google",
         final_norm: bool = True,
         epsilon: float = EPSILON,
     ) -> None:
@@ -106,6 +108,7 @@ class ViT(nn.Module):
         mean, std: what images in [0, 1] are standardised with; ImageNet's for three channels, else .5, if not given.
         final_norm: a norm after the last block. Fine-tuned classifiers of the mean patch norm the mean instead.
         epsilon: of every LayerNorm. 1e-6 in the papers' code, but 1e-12 in transformers' ViT, DeiT and MAE.
+        hybrid_epsilons: of the ResNet's norms and convolutions, see sslvit.resnet.
         hybrid: a ResNet (R50, R50-4stage, R26, R) whose features are embedded, not pixels; patch_size stays in pixels.
         """
         mlp_width = mlp_width or 4 * width
@@ -143,6 +146,7 @@ class ViT(nn.Module):
             self.patch_embed = PatchEmbed(self.patch_size, channels, width, hybrid, seed)
             self.blocks = nn.ModuleList(Block(**sizes, **options) for _ in range(depth))
             self.norm = nn.LayerNorm(width, EPSILON) if final_norm else nn.Identity()
+        set_epsilons(self.patch_embed, hybrid_epsilons)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = epsilon

@@ -30,6 +30,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from sslvit.errors import DataError, NoInput
+from sslvit.exports import export
 from sslvit.model_folder import load_backbone, save_backbone
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.objective import Batch
@@ -178,13 +179,25 @@ def test_the_hubs_cache_of_links_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224"])
-def test_a_hybrid_of_timm_where_its_epsilons_do_not_count(tmp_path, name):
-    theirs = scramble(timm.create_model(name, depth=1, img_size=64, num_classes=0), kernel_std=100.0)
-    save_for_hf(theirs, tmp_path, safe_serialization=True)
-    ours, about = open_backbone(tmp_path)
+def test_a_hybrid_of_timm_goes_in_and_out_with_its_epsilons(tmp_path, name):
+    theirs = scramble(timm.create_model(name, depth=1, img_size=64, num_classes=0), kernel_std=0.03)
+    save_for_hf(theirs, tmp_path / "in", safe_serialization=True)
+    ours, about = open_backbone(tmp_path / "in")
+    assert "timm's" in about["notes"][0]
+    said = export(ours, about, tmp_path / "out", "timm")
+    assert re.search(r"pretrained=True\) computes the same to \de-\d\d", said)
+    again, back = open_backbone(tmp_path / "out")[0], timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)  # so many layers round by more than 1e-5 in float32
-    assert_computes(ours.double(), images, theirs.double().forward_features(2 * images - 1))
-    assert "Google's" in about["notes"][0]
+    for side in (64, 96):
+        images = torch.rand(1, 3, side, side, dtype=torch.float64)
+        theirs.set_input_size((side, side)), back.eval().set_input_size((side, side))
+        tokens = theirs.double().forward_features(2 * images - 1)
+        assert_computes(ours.double(), images, tokens)
+        assert_computes(again.double(), images, tokens)
+        torch.testing.assert_close(back.double().forward_features(2 * images - 1), tokens, rtol=0, atol=1e-9)
+    google = ViT(**(ours.config | {"hybrid_epsilons": "google"})).double().eval()
+    google.load_state_dict(ours.state_dict())
+    assert (google(images).patches - tokens[:, 1:]).abs().max() > 1e-5
 
 
 @pytest.mark.slow
@@ -780,9 +793,9 @@ def test_timms_bit_in_its_own_names(tmp_path):
     assert isinstance(ours, BiT)
     assert ours.image_size == (448, 448)
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
-    expected = with_googles_epsilon(theirs).forward_features(2 * images - 1)
+    expected = theirs.double().forward_features(2 * images - 1)
     torch.testing.assert_close(ours.double().features(images), expected, rtol=0, atol=1e-9)
-    assert "Google's" in about["notes"][0]
+    assert "timm's" in about["notes"][0]
     (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "resnetv2_50"}))
     with pytest.raises(DataError, match="'resnetv2_50' is none of those"):
         open_backbone(tmp_path)

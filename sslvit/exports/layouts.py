@@ -18,7 +18,7 @@ from sslvit import durable
 from sslvit.blocks import EPSILON
 from sslvit.errors import DataError
 from sslvit.exports.checks import CLOSE, compare, elsewhere, refuse, sample, write_json
-from sslvit.model_folder import ARCHITECTURES, CONFIG, load_backbone, load_classifier, write_model
+from sslvit.model_folder import CONFIG, TIMM_OPENS, load_backbone, load_classifier, write_model
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -186,7 +186,7 @@ def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) 
 
     compare(outputs(model), outputs(again), CLOSE, "what sslvit would open")
     architecture = json.loads((folder / CONFIG).read_text())["architecture"]
-    if architecture not in ARCHITECTURES.values():
+    if architecture not in TIMM_OPENS:
         return f"{{out}} is a model folder that sslvit opens. timm would not: {architecture}."
     opens = "{out} is a model folder: timm.create_model('local-dir:{out}', pretrained=True)"
     if not find_spec("timm"):

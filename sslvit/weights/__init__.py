@@ -100,7 +100,7 @@ def load_foreign(
         if found.family == "bit":
             if drop_distillation or any(option is not None for option in (heads, gelu, epsilon, resize_to)):
                 raise ValueError(f"{name} is a BiT: it has neither heads, gelu and epsilon nor positions and tokens")
-            backbone, notes = build.bit(found.weights, facts.values, name), []
+            backbone, notes = build.bit(found.weights, facts.values, name, found.layout), []
         else:
             weights, notes = with_our_tokens(found, drop_distillation, name)
             facts.require(weights)

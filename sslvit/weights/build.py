@@ -55,6 +55,7 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | Non
         "mean": facts["mean"],
         "std": facts["std"],
         "hybrid": hybrid,
+        "hybrid_epsilons": "timm" if hybrid and found.layout == "timm" else "google",
         "final_norm": "norm.weight" in weights,
         "epsilon": facts["epsilon"],
         "position_resize": facts["resize"],
@@ -159,13 +160,13 @@ def differences(backbone: ViT | BiT, found: Found) -> list[str]:
     """Where what was built is not, for all inputs and digits, what the other code computes."""
     notes = []
     if found.layout in ("timm", "bit") and backbone.config.get("hybrid", "BiT"):
-        notes.append("in the ResNet epsilons are Google's, whose weights these are; timm's move outputs by about 1e-4")
+        notes.append("in the ResNet epsilons are timm's, as in the code of such names; Google's move outputs by 1e-4")
     if isinstance(backbone, ViT) and not backbone.config["final_norm"]:
         notes.append("fine-tuned on the mean patch: its norm of the mean was left behind with the classifier")
     return notes
 
 
-def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str) -> BiT:
+def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, layout: str) -> BiT:
     blocks, root = _blocks(weights, ""), weights["stem.conv.weight"]
     if "norm.weight" not in weights:
         raise DataError(f"{file}: missing norm.weight: only BiTs of version 2, with a norm at their end, were released")
@@ -180,4 +181,5 @@ def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str) -> BiT:
         "mean": facts["mean"],
         "std": facts["std"],
     }
+    config["epsilons"] = "timm" if layout == "bit" else "google"
     return _filled(BiT, config, weights, file)

@@ -74,7 +74,8 @@ def claims(config: dict[str, Any]) -> dict[str, Any]:
         arguments = config.get("model_args") or {}
         found = ARCHITECTURE.fullmatch(str(config["architecture"]))
         said = {"depth": arguments.get("depth", TIMM_DEPTH.get(found[1] or found[2]) if found else None)}
-        said |= {"width": arguments.get("embed_dim"), "patch_size": arguments.get("patch_size")}
+        said |= {"width": arguments.get("embed_dim")}
+        said |= {"patch_size": None if found and found[2] else arguments.get("patch_size")}  # of hybrids, of features
         said |= {"registers": arguments.get("reg_tokens"), "qkv_bias": arguments.get("qkv_bias")}
         if "init_values" in arguments:
             said["layer_scale"] = arguments["init_values"] is not None
