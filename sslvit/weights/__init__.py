@@ -94,7 +94,7 @@ def load_foreign(
         if not leave_head and (head := classifiers(found)):
             raise DataError(
                 f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels. "
-                "If its backbone is what you want, say leave_head=True"
+                "If its backbone is what you want, say leave_head=True (--foreign leave_head=true)"
             )
         facts = _known(contents, found, family, said)
         if found.family == "bit":

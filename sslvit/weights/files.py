@@ -27,7 +27,7 @@ from sslvit.errors import DataError, NoInput
 MOST_BYTES, MOST_ENTRIES = 16 << 30, 100_000  # as in sslvit.unpickle
 LONGEST_CONFIG = 1 << 20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
 
 
@@ -52,12 +52,12 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
         size = real.stat().st_size
         if size > MOST_BYTES:
             raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
-        if file.suffix in PICKLES:
+        if (suffix := file.suffix.lower()) in PICKLES:
             refuse_by_its_first_bytes(file, real)
             parts = _unpickled(file, real, seconds)
-        elif file.suffix == ".npz":
+        elif suffix == ".npz":
             parts = {"": _arrays(file, real)}
-        elif file.suffix == ".safetensors":
+        elif suffix == ".safetensors":
             parts = {"": load_file(real)}
         else:
             raise DataError(f"{file} is none of .safetensors, .npz, {', '.join(PICKLES)}")
