@@ -19,7 +19,7 @@ LAYERS = {
     "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,
     "objectives": 6,
-    "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
+    "sharding": 6.5, "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
     "evaluate": 8,
     "config": 6, "command_line": 7, "cost": 7, "resume": 7, "lost": 7, "records": 8, "doctor": 9, "train": 9,
     "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
@@ -79,7 +79,7 @@ def test_data_knows_no_model():
 
 def test_accelerate_and_the_command_line_stay_where_they_belong():
     allowed = {"train", "cost", "resume", "records", "distributed", "evaluate", "finetune"}
-    allowed |= {"show_views", "dry_run", "pictures", "report"}
+    allowed |= {"show_views", "dry_run", "pictures", "report", "sharding"}
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
         assert "tyro" not in names or path.name in ("command_line.py", "__main__.py"), path

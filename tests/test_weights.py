@@ -178,7 +178,10 @@ def test_the_hubs_cache_of_links_is_read(tmp_path):
     assert open_backbone(tmp_path / "model")[0].heads == 3
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224"])
+LARGER = pytest.param("vit_small_r26_s32_224", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", LARGER])
 def test_a_hybrid_of_timm_goes_in_and_out_with_its_epsilons(tmp_path, name):
     theirs = scramble(timm.create_model(name, depth=1, img_size=64, num_classes=0), kernel_std=0.03)
     save_for_hf(theirs, tmp_path / "in", safe_serialization=True)
