@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslvit import durable
-from sslvit.distributed import rank
+from sslvit.distributed import of_the_first, rank
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.sharding import whole
 
@@ -36,11 +36,13 @@ def save_bad_step(
 ) -> Path | None:
     """Called on every process, with the gradients in place. parts: sample ids and batch of each part of its step.
     facts: what else to write down, such as metrics and the precision. Returns the folder, if it was written."""
-    folder, weights = out / "bad_steps" / f"step-{step:08d}", whole(objective.state_dict())
+    folder = out / "bad_steps" / f"step-{step:08d}"
+    there = [other for other in folder.parent.glob("step-*") if other != folder]
+    if not of_the_first(len(there) < KEPT, next(objective.parameters()).device):
+        return None
+    weights = whole(objective.state_dict())
     gradients = whole({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
     try:
-        if not folder.is_dir() and len([*folder.parent.glob("step-*")]) >= KEPT:
-            return None
         durable.make_folder(folder)
         if (folder / f"process-{rank()}.json").exists():  # a run that was resumed came to the same step
             return None

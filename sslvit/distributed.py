@@ -50,6 +50,15 @@ def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
     return dict(zip(values, all_mean(row).tolist(), strict=True))
 
 
+def of_the_first(value: bool, device: torch.device) -> bool:
+    """What the first process says."""
+    if processes() == 1:
+        return value
+    said = torch.tensor(float(value), device=device)
+    dist.broadcast(said, 0)
+    return bool(said.item())
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
@@ -106,7 +115,6 @@ def start(
 
 def take_over_sharding() -> None:
     """Sharding is the loop's here (sslvit/sharding.py), so that checkpoints stay whole: a launcher only asks for it."""
-    _launch.clear()
     asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if truth(f"ACCELERATE_USE_{name}")]
     if not asked:
         return

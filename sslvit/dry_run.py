@@ -25,6 +25,7 @@ from sslvit.data.samples import Images
 from sslvit.objectives.objective import Objective
 from sslvit.records import duration
 from sslvit.resume import training_tensors
+from sslvit.sharding import wanted
 from sslvit.show_views import show_views
 from sslvit.train import gradients, look, row_of, set_rates
 
@@ -36,6 +37,8 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     """Whether it was asked for; the recipe then ends."""
     if not config.dry_run:
         return False
+    if wanted(config, accelerator):
+        accelerator.print("note: this dry run splits nothing: of a run with --shard it measures more memory, less time")
     out = config.out.absolute()
     say, folder = accelerator.print, out.with_name(f"{out.name}-dry_run")
     config = replace(config, out=folder)

@@ -21,7 +21,7 @@ from sslvit.objectives.objective import Batch, Objective
 
 
 def wanted(config: TrainConfig, accelerator: Accelerator) -> bool:
-    """By --shard or by `accelerate launch`."""
+    """By --shard or by `accelerate launch`, and possible."""
     if not (config.shard or distributed.launched_to_shard()):
         return False
     if accelerator.mixed_precision == "fp16":
@@ -35,13 +35,15 @@ def wanted(config: TrainConfig, accelerator: Accelerator) -> bool:
 def sharded(objective: Objective, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Objective:
     """A copy of the objective, of which every process holds its share: each block by itself, the rest together. From
     here on the optimizer, with the moments that it has, moves the copy."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    parts = copy.deepcopy(objective)
+    # Of the devices that train: without a mesh torch takes a machine's GPUs, also for a run on its CPU.
+    mesh, parts = init_device_mesh(accelerator.device.type, (accelerator.num_processes,)), copy.deepcopy(objective)
     for module in parts.modules():
         if isinstance(module, Block):
-            fully_shard(module)
-    fully_shard(parts)
+            fully_shard(module, mesh=mesh)
+    fully_shard(parts, mesh=mesh)
     parts.forward = partial(under_autocast, parts.forward, accelerator)
     names = {parameter: name for name, parameter in objective.named_parameters()}
     shares = dict(parts.named_parameters())
@@ -67,8 +69,17 @@ def like(share: Any, value: Tensor) -> Tensor:
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors from everybody's shares, where there are any: called by all processes, or by none."""
-    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
+    """Tensors of which everybody may have a share, for the first process: whole, and in its main memory, one by one.
+    Called by all processes, or by none; others get only what is whole anyway. What nobody splits stays as it is."""
+    if not any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+        return tensors
+    gathered = {}
+    # Everybody must gather the same one at a time, and tensors that were read from a file have no order of their own.
+    for name, tensor in sorted(tensors.items()):
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if full is tensor or distributed.rank() == 0:
+            gathered[name] = full.cpu()
+    return gathered
 
 
 def under_autocast(forward: Callable, accelerator: Accelerator, batch: Batch, progress: float) -> Any:
@@ -82,9 +93,12 @@ def evaluate_whole(evaluate: Callable, parts: Objective, into: Objective, _: nn.
 
 
 def collect(parts: Objective, into: Objective) -> None:
-    """Weights and buffers of the copy."""
-    if parts is not into:
-        into.load_state_dict(whole(parts.state_dict()))
+    """Weights and buffers of the copy, one by one, on every process."""
+    if parts is into:
+        return
+    targets = into.state_dict()
+    for name, tensor in sorted(parts.state_dict().items()):
+        targets[name].copy_(tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float, each: float) -> Tensor:

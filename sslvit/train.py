@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +68,7 @@ def pretrain(
             f"{config.epochs:g}. A tenth of the epochs is usual"
         )
     shard = sharding.wanted(config, accelerator)
+    config = replace(config, shard=shard)  # as it is recorded, and compared among processes and with a restart
     steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = row_of(source, config, accelerator)
     with ExitStack() as held:
@@ -255,6 +257,9 @@ def train(
                 f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
             )
     bar.close()
+    for module in objective.modules():
+        if config.compile and isinstance(module, Block):
+            module._compiled_call_impl = None  # who looks into blocks from here on finds them as they are written
 
 
 def gradients(
@@ -276,8 +281,6 @@ def gradients(
         batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
         entered.append((samples.ids, batch))
         last = part + 1 == config.accumulation
-        if shard:
-            model.set_requires_gradient_sync(last)
         with nullcontext() if last else accelerator.no_sync(model):
             loss, metrics = model(batch, progress)
             accelerator.backward(loss / config.accumulation)

@@ -54,6 +54,8 @@ def count_shares(out: Path) -> None:
 def main() -> None:
     out = Path(sys.argv[1])
     count_shares(out)
+    if sys.argv[2:] == ["again"]:
+        return run("mae", out / "mae-True", shard=True, accumulation=2, resume=True)
     if sys.argv[2:] == ["launcher"]:
         return run("mae", out / "mae-launcher")
     for method in sys.argv[2:]:

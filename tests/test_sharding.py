@@ -12,7 +12,7 @@ from sharded_run import STEPS
 from sharded_run import run as train
 from started import TORCHRUN
 from test_contract import OBJECTIVES
-from tiny_run import losses
+from tiny_run import fingerprint, losses
 
 from sslvit import checkpoint
 
@@ -77,6 +77,16 @@ def test_one_process_goes_on_from_a_split_run(runs, tmp_path, monkeypatch):
     train("mae", split, accumulation=2, resume=True)
     for mine, other in zip(losses(split)[-4:], losses(whole)[-4:], strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_split_run_goes_on_split_bit_for_bit(runs):
+    """Moments come from a file in any order, another in each process: they must be gathered in one."""
+    out = runs / "again"
+    shutil.copytree(runs / "mae-True", out / "mae-True", ignore=shutil.ignore_patterns("model"))
+    shutil.rmtree(out / "mae-True" / "checkpoints" / f"step-{STEPS:08d}")
+    done = launch([*TORCHRUN, "29572", SCRIPT, str(out), "again"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert fingerprint(out / "mae-True") == fingerprint(runs / "mae-True")
 
 
 @pytest.mark.parametrize("config", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
