@@ -9,7 +9,7 @@ from sslvit.config import LARGEST_SIDE
 from sslvit.durable import read
 from sslvit.errors import DataError
 from sslvit.exports import export
-from sslvit.model_folder import load_classifier
+from sslvit.model_folder import LONGEST_CONFIG, load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -39,10 +39,10 @@ def _text(lines: dict[str, str]) -> str:
 def _program(path: Path) -> dict[str, str]:
     """Of a folder that `convert` made of a model for onnx or torch.export."""
     file = path / "model.json" if path.is_dir() else path.with_name("model.json")
-    if not file.is_file() or path.suffix == ".safetensors":
+    if not file.is_file() or (path.is_file() and path.suffix not in (".onnx", ".pt2")):
         return {}
     try:
-        said = json.loads(read(file.resolve(), longest=1 << 20))
+        said = json.loads(read(file.resolve(), longest=LONGEST_CONFIG))
         return {"layout": "a program", **{str(name): str(value) for name, value in said.items()}}
     except (ValueError, AttributeError) as error:
         raise DataError(f"{file} is not as sslvit writes it: {error}") from error

@@ -1,6 +1,7 @@
 """Runs in processes of their own, on 32 images in files, that tests stop, kill and start again."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,13 @@ from PIL import Image
 
 SCRIPT = str(Path(__file__).parent / "lost_run.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+
+
+def free_port() -> str:
+    """For tests whose fixture more than one worker of pytest may set up at a time."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
 
 
 def draw_images(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sharded_run import STEPS
 from sharded_run import run as train
-from started import TORCHRUN
+from started import TORCHRUN, free_port
 from test_contract import OBJECTIVES
 from tiny_run import fingerprint, losses
 
@@ -27,7 +27,7 @@ def launch(command: list[str], **environment: str) -> subprocess.CompletedProces
 
 
 def trained(out: Path, methods: list[str]) -> Path:
-    done = launch([*TORCHRUN, "29571", SCRIPT, str(out), *methods])
+    done = launch([*TORCHRUN, free_port(), SCRIPT, str(out), *methods])
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -79,12 +79,12 @@ def test_one_process_goes_on_from_a_split_run(runs, tmp_path, monkeypatch):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
-def test_a_split_run_goes_on_split_bit_for_bit(runs):
+def test_a_split_run_goes_on_split_bit_for_bit(runs, tmp_path):
     """Moments come from a file in any order, another in each process: they must be gathered in one."""
-    out = runs / "again"
+    out = tmp_path
     shutil.copytree(runs / "mae-True", out / "mae-True", ignore=shutil.ignore_patterns("model"))
     shutil.rmtree(out / "mae-True" / "checkpoints" / f"step-{STEPS:08d}")
-    done = launch([*TORCHRUN, "29572", SCRIPT, str(out), "again"])
+    done = launch([*TORCHRUN, free_port(), SCRIPT, str(out), "again"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert fingerprint(out / "mae-True") == fingerprint(runs / "mae-True")
 
@@ -92,7 +92,7 @@ def test_a_split_run_goes_on_split_bit_for_bit(runs):
 @pytest.mark.parametrize("config", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_the_config_files_start_processes_that_train_so(runs, tmp_path, config):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    command += ["--num_processes", "2", "--main_process_port", "29573", "--mixed_precision", "no"]
+    command += ["--num_processes", "2", "--main_process_port", free_port(), "--mixed_precision", "no"]
     done = launch([*command, SCRIPT, str(tmp_path), "launcher"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "share-1.json").exists() == (config == "fsdp2")

@@ -123,8 +123,8 @@ def mae_from(
     **said: Any,
 ) -> MAE:
     """A pretraining checkpoint of MAE's official code as the objective that it was trained by, decoder included, to
-    train on or to see what it predicts. decoder_heads: nothing in the file says them; 16 in all that were published.
-    said: as for load_foreign. (Visualisation checkpoints, whose targets are pixels: normalise_targets=False.)"""
+    train on or to see what it predicts. decoder_heads and normalise_targets: nothing in the file says them; the code's
+    defaults are 16 heads, and normalised targets are the paper's better models. said: as for load_foreign."""
     backbone, _ = load_foreign(path, family="mae", part=part, **said)
     contents = files.read(path)
     rest = _translated(find(contents.parts, part, str(path)), str(path)).left_behind
