@@ -110,7 +110,12 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
         waiting = [part for part in parts if not part.product.exists() and part not in running and part not in failed]
         done = {part.name for part in parts if part.product.exists()}
         ready = [part for part in waiting if done.issuperset(part.needs)]
-        for part in sorted(ready, key=lambda part: -part.work)[: len(free)] if not failed else []:
+        for part in sorted(ready, key=lambda part: -part.work) if not failed else []:
+            if not free:
+                break
+            with taken(out / "locks" / part.name) as not_elsewhere:
+                if not not_elsewhere:
+                    continue
             slot = free.pop()
             process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
             process.start()
@@ -132,8 +137,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
 def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
     """In a process of its own: the recipe as from the command line, its output in a log."""
     with taken(out / "locks" / part.name) as mine:
-        if not mine:
-            time.sleep(2)  # until its worker is done with it, or gone
+        if not mine:  # somebody was quicker
             sys.exit(TAKEN)
         if part.product.exists():
             return

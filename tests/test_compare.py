@@ -6,13 +6,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from sslvit.compare import Method, Part, PartFailed, check_settings, work_on
+from sslvit.compare import Method, Part, PartFailed, check_settings, taken, work_on
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
@@ -77,6 +78,20 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
 def test_two_workers_in_one_folder_share_the_parts(out):
     both = [worker(out), worker(out)]
     assert [one.wait(timeout=120) for one in both] == [0, 0]
+    assert len((out / "started.txt").read_text().split()) == 6
+
+
+def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_first(out):
+    with taken(out / "locks" / "a") as mine:
+        assert mine
+        worker = threading.Thread(target=work_on, args=(toys(out), out, out), kwargs={"jobs": 1, "devices": 0})
+        worker.start()
+        until = time.monotonic() + 60
+        while not all((out / name).exists() for name in ("b", "b-0", "b-1")) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert sorted(path.name for path in out.iterdir() if path.name[:1] in "ab") == ["b", "b-0", "b-1"]
+    worker.join(timeout=60)
+    assert not worker.is_alive()
     assert len((out / "started.txt").read_text().split()) == 6
 
 
