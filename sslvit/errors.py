@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
@@ -50,6 +51,7 @@ def at_the_door(main: Callable[[], None]) -> None:
     """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
     try:
         main()
+        sys.stdout.flush()
     except SystemExit as end:
         sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
     except KeyboardInterrupt:
@@ -61,6 +63,8 @@ def at_the_door(main: Callable[[], None]) -> None:
             traceback.print_exc()
         sys.exit(error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
     except OSError as error:
+        if error.errno == errno.EPIPE and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         cannot_write = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
         where = f"{error.filename}: " if error.filename else ""
         _say(f"error: {where}{error.strerror or in_a_line(error)}")
@@ -83,6 +87,15 @@ def in_a_line(error: Exception) -> str:
 def shown(text: str) -> str:
     """Without control characters, which could rewrite a terminal: they come from names of files and classes."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _nobody_reads() -> bool:
+    """Whether what read our output, `head` for one, has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it when it ends
+    return gone
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sslvit import manifest
+from sslvit.checkpoint import NAME
 from sslvit.config import LARGEST_SIDE
 from sslvit.durable import read
 from sslvit.errors import DataError
@@ -13,15 +15,24 @@ from sslvit.model_folder import LONGEST_CONFIG, load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
-from sslvit.weights import open_backbone
+from sslvit.weights import is_ours, load_foreign, open_backbone
+from sslvit.weights.facts import Unsaid
 from sslvit.weights.given import facts
 
 
 def about(path: Path, foreign: tuple[str, ...] = ()) -> str:
     """For a terminal. foreign: what another's file does not say."""
-    if program := _program(path):
-        return _text({"file": str(path)} | program)
-    backbone, written = open_backbone(path, **facts(foreign))
+    if found := _program(path) or _checkpoint(path):
+        return _text({"file": str(path)} | found)
+    said = facts(foreign)
+    try:
+        if is_ours(path):
+            backbone, written = open_backbone(path, **said)
+        else:  # what is asked for is what it is, not what its backbone was trained on
+            backbone, written = load_foreign(path, **({"leave_head": True} | said))
+    except Unsaid as unsaid:
+        told = unsaid.told | _indented(unsaid.told["known"]) | {"known": ""}
+        return _text({"file": str(path)} | told | {"to open it": str(unsaid)})
     lines = {"file": str(path)} | _of_model(backbone, written)
     run = path if (path / "cost.json").exists() else path.parent
     if (run / "cost.json").exists() and (run / "model").exists():
@@ -48,6 +59,33 @@ def _program(path: Path) -> dict[str, str]:
         raise DataError(f"{file} is not as sslvit writes it: {error}") from error
 
 
+def _checkpoint(path: Path) -> dict[str, str]:
+    """Of a checkpoint of ours, from which a run goes on. Its tensors are not looked at."""
+    folder = path if path.is_dir() else path.parent
+    if not NAME.fullmatch(folder.name) or not (folder / manifest.MANIFEST).is_file():
+        return {}
+    try:
+        versions = json.loads(read(folder / manifest.MANIFEST, longest=LONGEST_CONFIG))["manifest"]["versions"]
+        state = json.loads(read(folder / manifest.STATE, longest=LONGEST_CONFIG))
+        progress, config = state["progress"], state["config"]
+        seconds, step = duration(progress["seconds"]), f"{progress['step']:,}"
+        size = (folder / manifest.TENSORS).stat().st_size / 1e6
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder} is no whole checkpoint: {type(error).__name__}: {error}") from error
+    run = folder.parent.parent
+    return {
+        "layout": f"a checkpoint of sslvit {versions['sslvit']}, from which a run goes on, of {size:.1f} MB",
+        "variant": f"that of {config['start']}" if config.get("start") else str(config.get("model", "")),
+        "data": str(config.get("data", "")),
+        "steps": f"{step}, after {seconds}",
+        "the model": f"{run / 'model'}" if (run / "model").exists() else "is written when the run ends: go on with it",
+    }
+
+
+def _indented(known: Any) -> dict[str, str]:
+    return {f"  {name}": text for name, text in known.items()} if isinstance(known, dict) else {}
+
+
 def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     config = backbone.config
@@ -67,9 +105,7 @@ def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     lines["objective"], lines["data"] = written.get("objective", ""), written.get("data", "")
     lines["readout"] = f"{written['readout']}, of {', '.join(backbone.readouts)}"
     lines["head"] = f"{len(written['classes'])} classes" if written.get("head") and written.get("classes") else ""
-    known = written.get("known")
-    for name, text in known.items() if isinstance(known, dict) else ():
-        lines[f"  {name}"] = text
+    lines |= _indented(written.get("known"))
     lines["left behind"] = str(written.get("left_behind") or "")
     lines["note"] = "; ".join(map(str, written.get("notes") or ()))
     return lines

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
+from sslvit import checkpoint
 from sslvit.__main__ import main
 from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
 from sslvit.exports import FORMATS, export
@@ -446,6 +448,47 @@ def test_the_command_line_converts_and_tells(folder, tmp_path):
     assert "in torchvision's layout" in done.stdout
     told = said("info model")
     assert "objective   MPP" in told.stdout
+    for unbuffered in ("", "1"):  # what reads has gone before anything is written
+        read, write = os.pipe()
+        os.close(read)
+        env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        command = [sys.executable, "-m", "sslvit", "info", "model"]
+        gone = subprocess.run(command, cwd=folder, stdout=write, stderr=subprocess.PIPE, env=env, timeout=120)
+        os.close(write)
+        assert (gone.returncode, gone.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_info_tells_what_it_can_of_a_file_that_cannot_be_opened_yet(tmp_path):
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=7)
+    save_file(theirs.state_dict(), tmp_path / "x.safetensors")
+    told = about(tmp_path / "x.safetensors")
+    count = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith("head."))
+    for line in (
+        "layout      timm",
+        f"variant     width 192, depth 2, {count / 1e6:.1f} million parameters",
+        "images      3 channels, in patches of 16 x 16 px",
+        "positions   a table of 5 rows",
+        "left behind ['head (2)']",
+        "not known   heads, gelu, mean, std",
+    ):
+        assert line in told.splitlines()
+    said = about(tmp_path / "x.safetensors", ("heads=3", "gelu=exact", "mean=.5,.5,.5", "std=.5,.5,.5"))
+    assert "it came with a classifier (head.bias)" in said
+    with pytest.raises(DataError, match="holds a classifier"):  # to be opened it must be meant
+        open_backbone(tmp_path / "x.safetensors", heads=3, gelu="exact", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path):
+    state = {"progress": {"step": 1200, "seconds": 90.0}, "config": {"model": "Ti/16", "data": "folder:x", "start": ""}}
+    made = checkpoint.save(tmp_path / "run" / "checkpoints", 1200, {"objective.a": torch.zeros(1000)}, state)
+    for path in (made, made / "tensors.safetensors"):
+        told = about(path)
+        assert "steps       1,200, after 2 min" in told
+        assert "variant     Ti/16" in told
+        assert "the model   is written when the run ends" in told
+    (made / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="is no whole checkpoint"):
+        about(made)
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,20 @@ Size = int | Sequence[int]
 def open_backbone(path: str | Path, **said: Any) -> tuple[ViT | BiT, dict[str, Any]]:
     """A run's folder, a model folder of ours, or anybody's file or folder, for which see load_foreign. In evaluation
     mode, with what is written about it: at least its `readout`."""
-    folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
-    if folder.name == "model.safetensors" and folder.is_file():
-        folder = path = folder.parent  # with the config.json that belongs to it
-    if "sslvit" not in (files.config_of(folder) or {}):
+    if not is_ours(path):
         return load_foreign(path, **said)
     if said:
         raise ValueError(f"{path} is a model of sslvit, which says everything itself: leave out {', '.join(said)}")
-    return load_backbone(path), described(path)
+    folder = Path(path).parent if Path(path).is_file() else path  # with the config.json that belongs to it
+    return load_backbone(folder), described(folder)
+
+
+def is_ours(path: str | Path) -> bool:
+    """A run's folder, its model's, or the file in that."""
+    folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
+    if folder.name == "model.safetensors" and folder.is_file():
+        folder = folder.parent
+    return "sslvit" in (files.config_of(folder) or {})
 
 
 def start_from(folder: str, *, image_size: int, channels: int) -> ViT | BiT | None:
@@ -91,7 +97,8 @@ def load_foreign(
     said = {"heads": heads, "gelu": gelu, "epsilon": epsilon, "mean": mean, "std": std, "image_size": pair(image_size)}
     try:
         found = _translated(find(contents.parts, part, name), name)
-        if not leave_head and (head := classifiers(found)):
+        head = classifiers(found)
+        if head and not leave_head:
             raise DataError(
                 f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels. "
                 "If its backbone is what you want, say leave_head=True (--foreign leave_head=true)"
@@ -103,13 +110,14 @@ def load_foreign(
             backbone, notes = build.bit(found.weights, facts.values, name, found.layout), []
         else:
             weights, notes = with_our_tokens(found, drop_distillation, name)
-            facts.require(weights)
+            facts.require(weights, {"layout": found.layout, "left behind": str(summary(found.left_behind) or "")})
             backbone = build.vit(weights, facts.values, pair(resize_to), name, found)
             if contents.config and found.layout in ("timm", "transformers") and "dist_token" not in found.weights:
                 check_claims(name, contents.config, backbone.config)
     except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
     notes += build.differences(backbone, found)
+    notes += [f"it came with a classifier ({head[0]}): a linear probe's, or it was trained on labels"] if head else []
     return backbone, _about(backbone, contents, found, facts, family, notes)
 
 

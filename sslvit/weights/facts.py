@@ -129,15 +129,23 @@ class Facts:
     def missing(self, needed: Sequence[str] = NEEDED) -> list[str]:
         return [fact for fact in needed if fact not in self.values]
 
-    def require(self, weights: dict[str, Tensor]) -> None:
-        """What a ViT is made of beside its weights; else one sentence with all that is to be said."""
+    def require(self, weights: dict[str, Tensor], told: dict[str, Any]) -> None:
+        """What a ViT is made of beside its weights; else one sentence with all that is to be said.
+
+        told: what else is known of the file, `layout` at least.
+        """
         width, depth = weights["patch_embed.proj.weight"].shape[0], depth_of(weights)
         if missing := self.missing():
+            told = {"layout": told["layout"]} | shapes(weights) | told
             known = {name: f.heads[width, depth] for name, f in FAMILIES.items() if (width, depth) in f.heads}
-            raise ValueError(
+            raise Unsaid(
                 f"{self.name} (width {width}, depth {depth}): nothing in it says {', '.join(missing)}. Say them "
                 f"({', '.join(f'{name}=...' for name in missing)}), or say which release it is from, family= one of "
-                f"{', '.join(FAMILIES)}. Published heads of this size: {known or 'none'}"
+                f"{', '.join(FAMILIES)}. Published heads of this size: {known or 'none'}",
+                {"layout": told["layout"]}
+                | shapes(weights)
+                | told
+                | {"known": self.as_text(), "not known": ", ".join(missing)},
             )
 
     def as_text(self) -> dict[str, str]:
@@ -168,6 +176,29 @@ def add_family(facts: Facts, family: str, weights: dict[str, Tensor], said: dict
     resize = "bicubic" if family == "dinov2" and "register_tokens" in weights else chosen.resize
     told = {"gelu": chosen.gelu, "epsilon": chosen.epsilon, "resize": resize} | constants
     facts.add(f"the {family} release", heads=chosen.heads.get(size), **told)
+
+
+class Unsaid(ValueError):
+    """Not all is known that a file's weights need to become a model; `told` is what is."""
+
+    def __init__(self, sentence: str, told: dict[str, Any]):
+        super().__init__(sentence)
+        self.told = told
+
+
+def shapes(weights: dict[str, Tensor]) -> dict[str, str]:
+    """What weights under timm's names say of themselves."""
+    kernel, millions = weights["patch_embed.proj.weight"], sum(tensor.numel() for tensor in weights.values()) / 1e6
+    sizes = f"width {kernel.shape[0]}, depth {depth_of(weights)}, {millions:.1f} million parameters"
+    registers = f"{weights['reg_token'].shape[1]} registers" if "reg_token" in weights else ""
+    hybrid = any(name.startswith("patch_embed.backbone.") for name in weights)
+    patches = " x ".join(map(str, kernel.shape[2:]))
+    return {
+        "variant": f"{sizes}{', a ResNet as its stem' if hybrid else ''}",
+        "images": "" if hybrid else f"{kernel.shape[1]} channels, in patches of {patches} px",
+        "tokens": ", ".join(filter(None, ["a class token" if "cls_token" in weights else "no class token", registers])),
+        "positions": f"a table of {weights['pos_embed'].shape[1]} rows" if "pos_embed" in weights else "no table",
+    }
 
 
 def depth_of(weights: dict[str, Tensor]) -> int:
