@@ -438,6 +438,15 @@ def test_each_example_runs_and_is_short(example, words, said, folder):
     assert said in done.stdout
 
 
+@pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])
+def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
+    command = [sys.executable, ROOT / "recipes" / "examples" / "pyramid.py", *words.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_command_line_converts_and_tells(folder, tmp_path):
     def said(words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "sslvit", *words.split()]

@@ -7,20 +7,28 @@ import torch.nn.functional as F
 
 from sslvit.data.source import open_source
 from sslvit.data.views import Plain
+from sslvit.errors import at_the_door
 from sslvit.readout import Classifier
 from sslvit.weights import open_backbone
 
-backbone, about = open_backbone(sys.argv[1])
-source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size)
-labels = torch.from_numpy(source.required_labels())
-model = Classifier(backbone.freeze(blocks=2), readout=about["readout"], classes=len(source.classes)).train()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-for _ in range(20):
-    ids = torch.randint(len(source), (16,))
-    samples = source.read(ids.numpy())
-    (images,) = Plain(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
-    loss = F.cross_entropy(model(images), labels[ids])
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-print(f"{len(source.classes)} classes, the last loss is {loss.item():.3f}")
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise ValueError(__doc__)
+    backbone, about = open_backbone(sys.argv[1])
+    source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size)
+    labels = torch.from_numpy(source.required_labels())
+    model = Classifier(backbone.freeze(blocks=2), readout=about["readout"], classes=len(source.classes)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for _ in range(20):
+        ids = torch.randint(len(source), (16,))
+        samples = source.read(ids.numpy())
+        (images,) = Plain(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
+        loss = F.cross_entropy(model(images), labels[ids])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print(f"{len(source.classes)} classes, the last loss is {loss.item():.3f}")
+
+
+at_the_door(main)

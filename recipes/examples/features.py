@@ -8,14 +8,22 @@ import pyarrow.parquet as pq
 from sslvit.data.source import open_source
 from sslvit.data.views import Plain
 from sslvit.distributed import start
+from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
 from sslvit.weights import open_backbone
 
-model, folder, out = sys.argv[1:]
-backbone, about = open_backbone(model)
-source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
-accelerator = start()
-found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
-files = [source.store.where(id) for id in found.ids.tolist()]  # those that could not be read are left out
-pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
-print(f"{len(files)} images, readout {about['readout']}, in {out}")
+
+def main() -> None:
+    if len(sys.argv) != 4:
+        raise ValueError(__doc__)
+    model, folder, out = sys.argv[1:]
+    backbone, about = open_backbone(model)
+    source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
+    accelerator = start()
+    found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
+    files = [source.store.where(id) for id in found.ids.tolist()]  # those that could not be read are left out
+    pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
+    print(f"{len(files)} images, readout {about['readout']}, in {out}")
+
+
+at_the_door(main)
