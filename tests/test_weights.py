@@ -38,7 +38,7 @@ from sslvit.positions import resize
 from sslvit.resnet import BiT
 from sslvit.unpickle import tensors_of
 from sslvit.vit import ViT
-from sslvit.weights import load_foreign, mae_from, open_backbone
+from sslvit.weights import load_foreign, mae_from, open_backbone, start_from
 from sslvit.weights.facts import ARCHITECTURE, FAMILIES, TIMM_HEADS
 from sslvit.weights.files import read
 
@@ -176,6 +176,22 @@ def test_the_hubs_cache_of_links_is_read(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "model" / name).symlink_to(tmp_path / "blobs" / name)
     assert open_backbone(tmp_path / "model")[0].heads == 3
+
+
+def test_a_run_can_start_from_somebody_elses_weights_at_its_own_size(tmp_path):
+    theirs = scramble(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=0))
+    save_for_hf(theirs, tmp_path, safe_serialization=True)
+    ours = start_from(str(tmp_path), image_size=48, channels=3)
+    assert ours.training
+    images, theirs = torch.rand(2, 3, 48, 48), theirs.eval()
+    theirs.set_input_size((48, 48))
+    assert_computes(ours.eval(), images, theirs.forward_features(2 * images - 1))
+    with torch.enable_grad():
+        ours(images).cls.sum().backward()
+    assert all(p.grad is not None for p in ours.parameters() if p.requires_grad)
+    with pytest.raises(ValueError, match="takes images of 3 channels, these have 1"):
+        start_from(str(tmp_path), image_size=32, channels=1)
+    assert start_from("", image_size=32, channels=1) is None
 
 
 LARGER = pytest.param("vit_small_r26_s32_224", marks=pytest.mark.slow)
