@@ -9,6 +9,7 @@ A model that was trained on labels keeps its head: then timm opens a classifier,
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,28 +75,38 @@ def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: 
     ours |= {"files": {WEIGHTS: written}, "head": sorted(head)} | extra
     config = _timm_config(backbone, extra["readout"], head) | {"sslvit": ours}
     durable.write(folder / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
-    durable.write(folder / CARD, [card(backbone, extra, config["architecture"]).encode()])
+    about = [f"{name}: {extra[name]}" for name in ("objective", "data", "layout", "file") if extra.get(name)]
+    text = card(backbone.name, about, extra["readout"], config["architecture"])
+    durable.write(folder / CARD, [text.encode()])
 
 
-def card(backbone: ViT | BiT, about: dict[str, Any], architecture: str) -> str:
-    """By the Hugging Face Hub's form. A run's report puts a longer one in its place."""
-    said = {name: about.get(name) for name in ("objective", "data", "layout", "file")}
+def card(name: str, about: Sequence[str], readout: str, architecture: str, tables: Sequence[str] = ()) -> str:
+    """By the Hugging Face Hub's form. about: sentences. A run's report puts a longer one in the place of the first."""
     by_timm = architecture in TIMM_OPENS
+    timm = ["import timm", "", 'model = timm.create_model("local-dir:FOLDER", pretrained=True)  # standardise first']
+    hf = [
+        "from transformers import AutoModel  # with timm installed",
+        "",
+        'model = AutoModel.from_pretrained("FOLDER")',
+    ]
     lines = [
         "---",
         f"library_name: {'timm' if by_timm else 'sslvit'}",
-        "tags: [sslvit, image-feature-extraction]",
+        "tags: [sslvit, vision-transformer, image-feature-extraction]",
         "---",
-        f"# {backbone.name}",
+        f"# {name}",
         "",
-        *(f"- {name}: {text}" for name, text in said.items() if text),
-        f"- The readout to use is {about['readout']}. In sslvit images are in [0, 1].",
+        *(f"- {text}" for text in about),
+        f"- The readout to use is {readout}. In sslvit images are in [0, 1].",
+        "",
+        *tables,
+        "How to load it:",
         "",
         "```python",
         "from sslvit.vit import ViT",
         "",
         'vit = ViT.from_pretrained("FOLDER_OR_OWNER/NAME")  # cls, patches = vit(images)',
-        *(["", "import timm", "", 'model = timm.create_model("local-dir:FOLDER", pretrained=True)'] if by_timm else []),
+        *(["", *timm, "", *hf] if by_timm else []),
         "```",
         "",
     ]

@@ -16,7 +16,7 @@ from sslvit.config import TrainConfig, configuration
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
 from sslvit.evaluate.monitor import table
-from sslvit.model_folder import described, load_backbone
+from sslvit.model_folder import CONFIG, card, described, load_backbone
 from sslvit.objectives.objective import Objective
 from sslvit.pictures import draw_pictures
 from sslvit.records import duration
@@ -196,38 +196,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def as_card(run: Run) -> str:
-    """By the Hugging Face Hub's form."""
-    model, name = run.model, run.folder.name
-    return "\n".join(
-        [
-            "---",
-            "library_name: timm",
-            "tags: [sslvit, vision-transformer, self-supervised, image-feature-extraction]",
-            "---",
-            f"# {name}",
-            "",
-            *(f"- {text}" for text in run.summary()),
-            f"- The readout to use is {model['readout']}. In sslvit images are in [0, 1].",
-            "",
-            *markdown_table(*run.table()),
-            "",
-            *markdown_table(*run.costs()),
-            "",
-            "How to load it:",
-            "",
-            "```python",
-            "from sslvit.model_folder import load_backbone",
-            "",
-            'vit = load_backbone("FOLDER")  # cls, patches = vit(images), images in [0, 1]',
-            "",
-            "import timm",
-            "",
-            'model = timm.create_model("local-dir:FOLDER", pretrained=True)  # images standardised by the caller',
-            "",
-            "from transformers import AutoModel  # with timm installed",
-            "",
-            'model = AutoModel.from_pretrained("FOLDER")  # the same',
-            "```",
-            "",
-        ]
-    )
+    tables = [*markdown_table(*run.table()), "", *markdown_table(*run.costs()), ""]
+    architecture = json.loads((run.folder / "model" / CONFIG).read_text())["architecture"]
+    return card(run.folder.name, run.summary(), run.model["readout"], architecture, tables)
