@@ -153,10 +153,14 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
     expected, who = backbone(images), "our reader of transformers' layout, which is not installed"
     if find_spec("transformers"):
         from transformers import AutoModel
+        from transformers.utils import logging
 
-        who = "transformers"
+        who, progress = "transformers", logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         pooler = {} if registers else {"add_pooling_layer": False}
         peer, loading = AutoModel.from_pretrained(str(folder), output_loading_info=True, **pooler)
+        if progress:
+            logging.enable_progress_bar()
         if left := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loading[kind]]:
             raise DataError(f"transformers does not find its weights: {sorted(left)[:5]}: not written")
         tokens = peer.eval()(pixel_values=backbone.standardise(images)).last_hidden_state

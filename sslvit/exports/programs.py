@@ -4,6 +4,7 @@ It takes images in [0, 1], which it standardises itself, in batches of any size.
 """
 
 import io
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def as_onnx(model: nn.Module, readout: str, folder: Path, any_size: bool) -> str
     reading, example, free, trials = program(model, readout, any_size)
     outputs = described(model, reading, any_size)["outputs"]
     given = {"input_names": ["images"], "output_names": outputs, "dynamic_shapes": free}
+    for noisy in ("onnxscript", "onnx_ir"):  # they tell of constants that they do not fold
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     made = torch.onnx.export(reading, (example,), dynamo=True, verbose=False, **given)
     made.save(folder / "model.onnx")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
