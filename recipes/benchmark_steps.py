@@ -6,7 +6,9 @@ Forward, backward and AdamW (fused, for everybody), and the teacher's move, on t
 measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
 nothing on it (mpp, which nobody has faithfully; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
 backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads are the
-papers'. lightly's MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about the same.
+papers'. "floor" is what our step's operations would take at the rate at which timm's bare ViT of these sizes does its
+own, in the same rounds. lightly's MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about
+the same.
 """
 
 import copy
@@ -38,6 +40,7 @@ from sslvit.vit import ViT
 OBJECTIVES = ("supervised", "mpp", "mae", "moco_v3", "dino")
 PEERS = {"timm": ("supervised", "mpp"), "transformers": ("mae",), "lightly": ("mae", "moco_v3", "dino")}
 PEERS |= {"vit_pytorch": ("mpp",)}
+FLOOR = "floor, by timm"
 CLASSES, SMALL_CROPS = 1000, 8
 BLOCKS = ("Block", "ViTMAELayer")  # by their names: ours and timm's, and transformers'
 TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -225,6 +228,13 @@ def stepper(
     return step
 
 
+def counted(step: Callable[[], None]) -> int:
+    """Floating-point operations."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def peak(who: str, name: str, sizes: Sizes, device: str, threads: int) -> float:
     """MiB that three steps need on a CPU beyond the imports, in a process of their own."""
     given = json.dumps([who, name, sizes, device, threads])
@@ -291,11 +301,15 @@ def main(
                 mebibytes[who] = (torch.cuda.max_memory_allocated() - held) / 2**20
             elif memory:
                 mebibytes[who] = peak(who, name, sizes, device, torch.get_num_threads())
-        with FlopCounterMode(display=False) as counter:
-            steps[OURS]()
-        about = {"images": batch_size, "flops": counter.get_total_flops(), "rate": rate, "mebibytes": mebibytes}
+        if find_spec("timm"):
+            steps[FLOOR] = stepper("timm", "mpp", *how)
+        operations = {who: counted(steps[who]) for who in (OURS, FLOOR) if who in steps}
+        about = {"images": batch_size, "flops": operations[OURS], "rate": rate, "mebibytes": mebibytes}
         case = f"step of {name}, {model} at {image_size} px, batch {batch_size}"
-        found = compared(case, in_turns(steps, rounds=rounds), **about)
+        seconds = in_turns(steps, rounds=rounds)
+        if FLOOR in seconds:
+            seconds[FLOOR] = [operations[OURS] / operations[FLOOR] * bare for bare in seconds[FLOOR]]
+        found = compared(case, seconds, **about)
         print("\n".join(map(line, found)), flush=True)
         results += found
     save(results, out, "steps", " ".join(["python", *sys.argv]))
