@@ -19,7 +19,7 @@ from sslvit.distributed import start
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
-from sslvit.evaluate.knn import knn, knn_votes, neighbours
+from sslvit.evaluate.knn import knn, knn_votes, largest, neighbours
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
 from sslvit.vit import ViT
@@ -92,6 +92,21 @@ def test_neighbours_are_the_nearest_however_close_together_features_lie(spread):
     expected = products.argsort(dim=-1, descending=True, stable=True)[:, :20]
     found = torch.cat([part.rows for part in neighbours(train, test, k=20, chunk=7)])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("columns", [3, 1023, 1024, 5000, 5003])
+def test_the_largest_by_groups_are_torchs_largest(columns):
+    draw = torch.Generator().manual_seed(columns)
+    values = torch.randn(7, columns, generator=draw)
+    values[0] = torch.arange(columns).float()  # the largest are neighbours
+    values[1, 13:] = -torch.inf
+    for count in (1, 3, 15):
+        found, places = largest(values, min(count, columns))
+        expected = values.topk(min(count, columns), dim=-1)
+        assert torch.equal(found, expected.values)
+        assert torch.equal(values.gather(1, places), found)
+        finite = found.isfinite()
+        assert torch.equal(places[finite], expected.indices[finite])
 
 
 def test_knn_by_hand():

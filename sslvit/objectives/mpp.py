@@ -81,11 +81,11 @@ class MPP(Objective):
         """b n d, b m -> b n d"""
         mask = self.mask_embedding if mask is None else mask
         n, m = tokens.shape[1], chosen.shape[1]
-        fate = rng.uniform(rng.fold(key, "fate"), m).unsqueeze(-1)
+        fate = rng.uniform(rng.fold(key, "fate"), m)
         # 1..n-1 places further round the image is any other patch, each as likely.
         other = (chosen + 1 + rng.integers(rng.fold(key, "other"), max(n - 1, 1), m)) % n
-        replacement = torch.where(fate < 0.9, take(tokens, other), take(tokens, chosen))
-        replacement = torch.where(fate < 0.8, mask.to(tokens.dtype), replacement)
+        source = torch.where(fate < 0.9, other, chosen)
+        replacement = torch.where(fate.unsqueeze(-1) < 0.8, mask.to(tokens.dtype), take(tokens, source))
         return tokens.scatter(1, chosen.unsqueeze(-1).expand_as(replacement), replacement)
 
     @torch.no_grad()
