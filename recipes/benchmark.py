@@ -31,11 +31,11 @@ from sslvit.report import markdown_table
 
 HERE = Path(__file__).parent
 NAMES = ("backbone", "steps", "views", "loader", "run", "evaluation", "growth")
-S, B = (f"--model {size}/16 --image_size 224" for size in "SB")
+S, B = (f"--model {size}/16 --image_size 224 --heads paper" for size in "SB")
 FAST = "--precision bf16 --compile"
 CPU = {
     "backbone": "backbone",
-    "steps at 32 px": "steps --model XS/8 --image_size 32 --batch_size 64 --threads 1",
+    "steps at 32 px": "steps --model XS/8 --image_size 32 --batch_size 64 --threads 1 --heads small",
     "steps at 224 px": "steps --rounds 3",
     "views": "views --rounds 3",
     "photographs": "loader photos --images 512",

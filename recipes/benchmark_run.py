@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from sslvit.train import to_device
 
 HERE = Path(__file__).parent
 STEPS = runpy.run_path(str(HERE / "benchmark_steps.py"))  # who takes part, and how a step is taken
-VIEWS = {"mpp": Light, "mae": Light, "supervised": Light, "moco_v3": MoCoV3, "dino": lambda s: DINO(s, s * 3 // 7)}
+VIEWS = {"mpp": Light, "mae": Light, "supervised": Light, "moco_v3": MoCoV3}
 
 
 def starting(rounds: int) -> list[Result]:
@@ -76,27 +76,29 @@ class Pictures(Dataset):
         return tuple(self.transform(Image.fromarray(self.pixels[id])))
 
 
-def of_lightly(name: str, source: Source, size: int, batch: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+def of_lightly(name: str, source: Source, sizes: Any, workers: int) -> Iterator[tuple[Tensor, ...]]:
     from lightly.transforms import DINOTransform, MAETransform, MoCoV2Transform
 
+    size = sizes.image_size
     transform = {
         "moco_v3": lambda: MoCoV2Transform(input_size=size),
         "mae": lambda: MAETransform(input_size=size),
-        "dino": lambda: DINOTransform(global_crop_size=size, local_crop_size=size * 3 // 7, n_local_views=8),
+        "dino": lambda: DINOTransform(global_crop_size=size, local_crop_size=sizes.small_crop, n_local_views=8),
     }[name]()
     pixels = source.read(np.arange(len(source))).pixels.permute(0, 2, 3, 1).contiguous().numpy()
     loader = DataLoader(
-        Pictures(pixels, transform), batch, shuffle=True, num_workers=workers, drop_last=True,
+        Pictures(pixels, transform), sizes.batch_size, shuffle=True, num_workers=workers, drop_last=True,
         persistent_workers=workers > 0,
     )  # fmt: skip
     while True:
         yield from loader
 
 
-def of_ours(name: str, source: Source, size: int, batch: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+def of_ours(name: str, source: Source, sizes: Any, workers: int) -> Iterator[tuple[Tensor, ...]]:
     """As in training: a GPU makes its own views, workers those of a CPU."""
-    row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
-    views, gpu = VIEWS[name](size), torch.cuda.is_available()
+    row = Row(source, batch_size=sizes.batch_size, accumulation=1, rank=0, processes=1, seed=0)
+    size, gpu = sizes.image_size, torch.cuda.is_available()
+    views = DINO(size, sizes.small_crop) if name == "dino" else VIEWS[name](size)
     ahead = None if gpu or not workers else views
     for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=gpu, views=ahead):
         one = to_device(one, torch.device("cuda" if gpu else "cpu"))
@@ -104,18 +106,18 @@ def of_ours(name: str, source: Source, size: int, batch: int, workers: int) -> I
 
 
 def training(
-    name: str, sizes: tuple, source: Source, workers: int, steps: int, rounds: int, dtype: torch.dtype, compile: bool
+    name: str, sizes: Any, source: Source, workers: int, steps: int, rounds: int, dtype: torch.dtype, compile: bool
 ) -> list[Result]:
-    device, (model, size, batch) = "cuda" if torch.cuda.is_available() else "cpu", sizes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     runs, peers = {}, {OURS: of_ours, "lightly": of_lightly}
     for who, read in peers.items():
         if who != OURS and (name not in STEPS["PEERS"][who] or not find_spec(who)):
             continue
-        contestant = (STEPS["BY"].get(who) or STEPS["ours"])(name, STEPS["Sizes"](*sizes), device)
+        contestant = (STEPS["BY"].get(who) or STEPS["ours"])(name, sizes, device)
         STEPS["compile_blocks"](contestant.trained, compile)
         parameters = [p for p in contestant.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-        batches = read(name, source, size, batch, workers)
+        batches = read(name, source, sizes, workers)
 
         def run(contestant=contestant, optimizer=optimizer, batches=batches) -> None:
             for _ in range(steps):
@@ -128,10 +130,11 @@ def training(
                 contestant.after()
 
         runs[who] = run
-    alone = STEPS["stepper"](OURS, name, STEPS["Sizes"](*sizes), device, dtype, compile)
+    alone = STEPS["stepper"](OURS, name, sizes, device, dtype, compile)
     runs["our step alone"] = lambda: [alone() for _ in range(steps)]
     seconds = in_turns(runs, rounds=rounds, warm=1)
-    return compared(f"{name}, {model} at {size} px, batch {batch}, end to end", seconds, images=batch * steps)
+    case = f"{name}, {sizes.model} at {sizes.image_size} px, batch {sizes.batch_size}, {sizes.heads} heads, end to end"
+    return compared(case, seconds, images=sizes.batch_size * steps)
 
 
 def main(
@@ -145,6 +148,7 @@ def main(
     threads: int = 1,
     precision: Literal["no", "bf16", "fp16"] = "no",
     compile: bool = False,
+    heads: Literal["paper", "small"] = "small",
     start_up: bool = True,
     out: Path | None = None,
 ) -> None:
@@ -155,7 +159,7 @@ def main(
     source = open_source("shapes:n=2048", image_size=image_size)
     source.read(np.arange(8))  # the built-in images are drawn when they are first read
     for name in objectives:
-        sizes, how = (model, image_size, batch_size), (STEPS["TYPES"][precision], compile)
+        sizes, how = STEPS["Sizes"](model, image_size, batch_size, heads), (STEPS["TYPES"][precision], compile)
         found = training(name, sizes, source, workers, steps, rounds, *how)
         print("\n".join(map(line, found)), flush=True)
         results += found

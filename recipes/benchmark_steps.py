@@ -5,10 +5,10 @@
 Forward, backward and AdamW (fused, for everybody), and the teacher's move, on the same images; views and reading are
 measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
 nothing on it (mpp, which nobody has faithfully; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
-backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads are the
-papers'. "floor" is what our step's operations would take at the rate at which timm's bare ViT of these sizes does its
-own, in the same rounds. lightly's MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about
-the same.
+backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads and
+decoders are the papers' or, with --heads small, those of our recipes' small presets. "floor" is what our step's
+operations would take at the rate at which timm's bare ViT of these sizes does its own, in the same rounds. lightly's
+MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about the same.
 """
 
 import copy
@@ -46,21 +46,34 @@ BLOCKS = ("Block", "ViTMAELayer")  # by their names: ours and timm's, and transf
 TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Heads(NamedTuple):
+    hidden: int  # MoCo v3's
+    dino: tuple[int, int, int]  # hidden, bottleneck, outputs
+    decoder: tuple[int, int, int]  # MAE's width, depth, heads
+
+
+HEADS = {"paper": Heads(4096, (2048, 256, 65536), (512, 8, 16)), "small": Heads(512, (512, 64, 1024), (128, 2, 4))}
+
+
 class Sizes(NamedTuple):
     model: str
     image_size: int
     batch_size: int
+    heads: Literal["paper", "small"] = "paper"
 
     @property
     def vit(self) -> ViT:
         return ViT.variant(self.model, image_size=self.image_size)
 
-    def views(self, objective: str, device: str) -> tuple[Tensor, ...]:
-        """A patch fewer than three sevenths, as DINO's 96 of 224, for its small crops."""
+    @property
+    def small_crop(self) -> int:
+        """Whole patches, of at most three sevenths, as DINO's 96 of 224."""
         patch = self.vit.patch_size[0]
-        small = max(self.image_size * 3 // 7 // patch, 1) * patch
+        return max(self.image_size * 3 // 7 // patch, 1) * patch
+
+    def views(self, objective: str, device: str) -> tuple[Tensor, ...]:
         sizes = [self.image_size] * (2 if objective in ("moco_v3", "dino") else 1)
-        sizes += [small] * SMALL_CROPS if objective == "dino" else []
+        sizes += [self.small_crop] * SMALL_CROPS if objective == "dino" else []
         generator = torch.Generator().manual_seed(0)
         return tuple(torch.rand(self.batch_size, 3, s, s, generator=generator).to(device) for s in sizes)
 
@@ -72,13 +85,15 @@ class Contestant(NamedTuple):
 
 
 def ours(name: str, sizes: Sizes, device: str) -> Contestant:
-    vit = sizes.vit
+    vit, heads = sizes.vit, HEADS[sizes.heads]
+    decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), heads.decoder, strict=True))
+    dino = dict(zip(("hidden", "bottleneck", "outputs"), heads.dino, strict=True))
     objective = {
         "supervised": lambda: Supervised(vit, classes=CLASSES),
         "mpp": lambda: MPP(vit),
-        "mae": lambda: MAE(ViT.variant(sizes.model, image_size=sizes.image_size, position="sincos_mae")),
-        "moco_v3": lambda: MoCoV3(vit),
-        "dino": lambda: DINO(vit, drop_path=0.0),
+        "mae": lambda: MAE(ViT.variant(sizes.model, image_size=sizes.image_size, position="sincos_mae"), **decoder),
+        "moco_v3": lambda: MoCoV3(vit, hidden=heads.hidden),
+        "dino": lambda: DINO(vit, drop_path=0.0, **dino),
     }[name]()
     objective.to(device).train()
     keys = rng.key(0, torch.arange(sizes.batch_size, device=device))
@@ -125,6 +140,9 @@ def by_transformers(name: str, sizes: Sizes, device: str) -> Contestant:
     vit = sizes.vit
     shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.config["heads"]}
     shape |= {"intermediate_size": vit.config["mlp_width"], "image_size": sizes.image_size, "norm_pix_loss": True}
+    width, depth, count = HEADS[sizes.heads].decoder
+    shape |= {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth, "decoder_num_attention_heads": count}
+    shape |= {"decoder_intermediate_size": 4 * width}
     model = ViTMAEForPreTraining(ViTMAEConfig(**shape, patch_size=vit.patch_size[0])).to(device).train()
     return Contestant(model, lambda views: model(pixel_values=views[0]).loss)
 
@@ -139,8 +157,9 @@ def lightly_mae(sizes: Sizes, device: str) -> Contestant:
 
     patch, backbone = sizes.vit.patch_size[0], timm_vit(sizes, device)
     encoder = MaskedVisionTransformerTIMM(vit=backbone)
-    shape = {"patch_size": patch, "embed_dim": sizes.vit.width, "decoder_embed_dim": 512, "decoder_depth": 8}
-    decoder = MAEDecoderTIMM(num_patches=backbone.patch_embed.num_patches, decoder_num_heads=16, **shape).to(device)
+    width, depth, heads = HEADS[sizes.heads].decoder
+    shape = {"patch_size": patch, "embed_dim": sizes.vit.width, "decoder_embed_dim": width, "decoder_depth": depth}
+    decoder = MAEDecoderTIMM(num_patches=backbone.patch_embed.num_patches, decoder_num_heads=heads, **shape).to(device)
     model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
     def loss(views: tuple[Tensor, ...]) -> Tensor:
@@ -162,8 +181,10 @@ def lightly_moco(sizes: Sizes, device: str) -> Contestant:
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 
-    student = nn.Sequential(timm_vit(sizes, device), MoCoProjectionHead(sizes.vit.width, 4096, 256, 3, True)).to(device)
-    predictor = MoCoProjectionHead(256, 4096, 256, 2, True).to(device)
+    hidden = HEADS[sizes.heads].hidden
+    projector = MoCoProjectionHead(sizes.vit.width, hidden, 256, 3, True)
+    student = nn.Sequential(timm_vit(sizes, device), projector).to(device)
+    predictor = MoCoProjectionHead(256, hidden, 256, 2, True).to(device)
     teacher, criterion = copy.deepcopy(student), NTXentLoss(temperature=0.2)
     deactivate_requires_grad(teacher)
     student[0].patch_embed.proj.requires_grad_(False)
@@ -185,9 +206,10 @@ def lightly_dino(sizes: Sizes, device: str) -> Contestant:
 
     def both() -> nn.Module:
         vit = timm_vit(sizes, device, dynamic_img_size=True)
-        return nn.Sequential(vit, DINOProjectionHead(sizes.vit.width, 2048, 256, 65536)).to(device)
+        return nn.Sequential(vit, DINOProjectionHead(sizes.vit.width, *heads)).to(device)
 
-    student, teacher, criterion = both(), both(), DINOLoss(output_dim=65536).to(device)
+    heads = HEADS[sizes.heads].dino
+    student, teacher, criterion = both(), both(), DINOLoss(output_dim=heads[-1]).to(device)
     teacher.load_state_dict(student.state_dict())
     deactivate_requires_grad(teacher)
 
@@ -267,12 +289,13 @@ def main(
     memory: bool = True,
     precision: Literal["no", "bf16", "fp16"] = "no",
     compile: bool = False,
+    heads: Literal["paper", "small"] = "paper",
     out: Path | None = None,
 ) -> None:
     """Measure a step of each objective, and how many times a peer's seconds it takes: medians (least to most)."""
     torch.set_num_threads(threads or torch.get_num_threads())
     results = []
-    device, sizes = "cuda" if torch.cuda.is_available() else "cpu", Sizes(model, image_size, batch_size)
+    device, sizes = "cuda" if torch.cuda.is_available() else "cpu", Sizes(model, image_size, batch_size, heads)
     how = (sizes, device, TYPES[precision], compile)
     rate = matrix_rate(device, TYPES[precision])
     print(
@@ -305,7 +328,7 @@ def main(
             steps[FLOOR] = stepper("timm", "mpp", *how)
         operations = {who: counted(steps[who]) for who in (OURS, FLOOR) if who in steps}
         about = {"images": batch_size, "flops": operations[OURS], "rate": rate, "mebibytes": mebibytes}
-        case = f"step of {name}, {model} at {image_size} px, batch {batch_size}"
+        case = f"step of {name}, {model} at {image_size} px, batch {batch_size}, {heads} heads"
         seconds = in_turns(steps, rounds=rounds)
         if FLOOR in seconds:
             seconds[FLOOR] = [operations[OURS] / operations[FLOOR] * bare for bare in seconds[FLOOR]]
