@@ -5,13 +5,17 @@
 
 A case is a model, the side of its images and the batch. Forward is without gradients; a step is forward, backward of
 the mean class token, and fused AdamW. The share is that of the rate at which this machine multiplies two matrices,
-measured first; operations are counted in our model by torch's FlopCounterMode.
+measured first; operations are counted in our model by torch's FlopCounterMode. On a CPU the small cases are run once
+more with each contestant in a process of its own, ours begun as our recipes begin (sslvit.distributed.start keeps freed
+memory), the others as they are.
 """
 
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import torch
@@ -20,10 +24,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
+from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.vit import ViT
 
 SMALL = ("XS/7:28:64", "XS/4:28:64", "XS/8:64:32", "Ti/16:224:8", "S/16:224:8", "B/16:224:4")
+APART = ("XS/7:28:64", "XS/4:28:64")  # on a CPU, each contestant in a process of its own besides
 LARGE = ("Ti/16:224:256", "S/16:224:256", "B/16:224:128")
 TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +51,7 @@ def of_transformers(vit: ViT) -> tuple[nn.Module, Callable[[nn.Module, Tensor], 
     return model, lambda model, images: model(pixel_values=images).last_hidden_state[:, 0]
 
 
-def contestants(case: str, device: str) -> tuple[dict[str, tuple[nn.Module, Callable]], int, int]:
+def contestants(case: str, device: str, only: str = "") -> tuple[dict[str, tuple[nn.Module, Callable]], int, int]:
     """Models with how to get the class token from them; the side of images; the batch."""
     try:
         model, size, batch = case.split(":")
@@ -54,6 +60,8 @@ def contestants(case: str, device: str) -> tuple[dict[str, tuple[nn.Module, Call
         raise ValueError(f"--cases {case}: {error}. A case is like S/16:224:8, model, side of images, batch") from error
     models = {OURS: (vit, lambda model, images: model(images).cls)}
     for name, build in {"timm": of_timm, "transformers": of_transformers}.items():
+        if only not in ("", name):
+            continue
         if find_spec(name):
             models[name] = build(vit)
         else:
@@ -79,8 +87,24 @@ def runner(
     return run
 
 
+def in_a_process_of_its_own(who: str, case: str, threads: int, steps: int) -> float:
+    """The median seconds of a training step of one contestant where nobody else has been, as its users run it."""
+    given = [sys.executable, __file__, "--alone", who, case, str(threads), str(steps)]
+    return float(subprocess.run(given, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def alone(who: str, case: str, threads: int, steps: int) -> None:
+    if who == OURS:
+        start(threads=threads)  # as every recipe begins
+    torch.set_num_threads(threads)
+    models, size, batch = contestants(case, "cpu", only=who)
+    run = runner(*models[who], torch.rand(batch, 3, size, size), True, torch.float32)
+    print(median(in_turns({who: run}, rounds=steps, warm=3)[who]))
+
+
 def main(
     cases: tuple[str, ...] = (),
+    apart: tuple[str, ...] = APART,
     rounds: int = 7,
     threads: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
@@ -106,8 +130,21 @@ def main(
             found = compared(f"{kind} of {case}", seconds, **about)
             print("\n".join(map(line, found)), flush=True)
             results += found
+    whos = [who for who in (OURS, "timm", "transformers") if who == OURS or find_spec(who)]
+    for case in apart if device == "cpu" else ():
+        seconds = {who: [] for who in whos}
+        for _ in range(rounds):
+            for who in whos:
+                seconds[who].append(in_a_process_of_its_own(who, case, torch.get_num_threads(), 8))
+        about = {"images": int(case.rpartition(":")[2])}
+        found = compared(f"step of {case}, each in a process of its own", seconds, **about)
+        print("\n".join(map(line, found)), flush=True)
+        results += found
     save(results, out, "backbone", " ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
-    at_the_door(lambda: tyro.cli(main))
+    if sys.argv[1:2] == ["--alone"]:
+        alone(*sys.argv[2:4], *map(int, sys.argv[4:]))
+    else:
+        at_the_door(lambda: tyro.cli(main))

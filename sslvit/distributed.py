@@ -22,6 +22,7 @@ from sslvit import stopping
 _pids: dict[int, int] = {}  # of the other processes on this machine, by rank
 _launch: set[str] = set()  # what else the launcher asked for
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
 
@@ -108,6 +109,7 @@ def start(
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
+        keep_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
@@ -137,6 +139,17 @@ def truth(name: str) -> bool:
 
 def launched_to_shard() -> bool:
     return "shard" in _launch
+
+
+def keep_memory() -> None:
+    """Freed tensors stay in this process. By default glibc hands large ones back to the kernel, and each step pays for
+    clearing their pages again: a sixth of the time of a small model's step on a CPU."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 1 << 28)):
+        mallopt(option, value)
 
 
 def start_run(config: Any) -> Accelerator:
