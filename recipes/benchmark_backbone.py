@@ -140,7 +140,7 @@ def main(
         found = compared(f"step of {case}, each in a process of its own", seconds, **about)
         print("\n".join(map(line, found)), flush=True)
         results += found
-    save(results, out, "backbone", " ".join(["python", *sys.argv]))
+    save(results, out, "backbone")
 
 
 if __name__ == "__main__":

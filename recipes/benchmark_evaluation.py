@@ -8,7 +8,6 @@ Features for all but the first are random, in ten clouds that overlap; accuracie
 being wrong. scikit-learn's neighbours are those of the cosine, by brute force, unweighted.
 """
 
-import sys
 import warnings
 from dataclasses import replace
 from importlib.util import find_spec
@@ -139,7 +138,7 @@ def main(
     ):
         print("\n".join(map(line, found)), flush=True)
         results += found
-    save(results, out, "evaluation", " ".join(["python", *sys.argv]))
+    save(results, out, "evaluation")
 
 
 if __name__ == "__main__":

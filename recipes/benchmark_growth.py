@@ -25,6 +25,7 @@ from sslvit import rng
 from sslvit.benchmark import Result, compared, in_turns, line, matrix_rate, save
 from sslvit.data.loader import Row
 from sslvit.data.source import open_source
+from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
@@ -124,8 +125,7 @@ def main(
     out: Path | None = None,
 ) -> None:
     """Measure what more work costs."""
-    torch.set_num_threads(threads or torch.get_num_threads())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = start(threads=threads).device.type  # as every recipe begins
     rate = matrix_rate(device)
     print(f"{device}, {torch.get_num_threads()} threads; matrix products: {rate / 1e9:,.0f} GFLOP/s in float32")
     results = []
@@ -140,7 +140,7 @@ def main(
         found = measure()
         print("\n".join(map(line, found)), flush=True)
         results += found
-    save(results, out, "growth", " ".join(["python", *sys.argv]))
+    save(results, out, "growth")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ a second, 1.81 times in the median (1.62 to 1.85).
 
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import deque
@@ -139,7 +138,7 @@ def main(
     """Images a second, from files or arrays to views; starting the workers included."""
     found = photos(images, rounds, workers) if what == "photos" else arrays(data, image_size, 0, epochs)
     print("\n".join(map(line, found)))
-    save(found, out, "loader", " ".join(["python", *sys.argv]))
+    save(found, out, "loader")
 
 
 if __name__ == "__main__":

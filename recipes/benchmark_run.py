@@ -163,7 +163,7 @@ def main(
         found = training(name, sizes, source, workers, steps, rounds, *how)
         print("\n".join(map(line, found)), flush=True)
         results += found
-    save(results, out, "run", " ".join(["python", *sys.argv]))
+    save(results, out, "run")
 
 
 if __name__ == "__main__":

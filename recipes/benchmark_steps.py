@@ -335,7 +335,7 @@ def main(
         found = compared(case, seconds, **about)
         print("\n".join(map(line, found)), flush=True)
         results += found
-    save(results, out, "steps", " ".join(["python", *sys.argv]))
+    save(results, out, "steps")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,10 +115,14 @@ def _lines(file: str) -> list[str]:
     return Path(file).read_text().splitlines() if Path(file).exists() else []
 
 
-def save(results: list[Result], out: Path | None, name: str, command: str) -> None:
-    """In out/NAME.json, if there is an out."""
+def save(results: list[Result], out: Path | None, name: str) -> None:
+    """In out/NAME.json, if there is an out, with the command that measures it again."""
     if out is None:
         return
+    words = sys.argv[1:]
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    command = " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *words])
     durable.make_folder(out)
     found = {"name": name, "command": command, "machine": machine(), "results": [one._asdict() for one in results]}
     durable.replace(out / f"{name}.json", [(json.dumps(found, indent=1) + "\n").encode()])
