@@ -540,4 +540,4 @@ print((after - before) // 8)
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_tensors_are_not_paid_for_again_at_the_next_step():
     done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 100  # pages of 64 MiB; without, 16,385
+    assert int(done.stdout) < 4096  # pages a time, where 64 MiB have 16,384; the heap may still grow once
