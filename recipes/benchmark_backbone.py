@@ -104,7 +104,7 @@ def alone(who: str, case: str, threads: int, steps: int) -> None:
 
 def main(
     cases: tuple[str, ...] = (),
-    apart: tuple[str, ...] = APART,
+    apart: tuple[str, ...] | None = None,
     rounds: int = 7,
     threads: int = 0,
     precision: Literal["no", "bf16", "fp16"] = "no",
@@ -131,6 +131,7 @@ def main(
             print("\n".join(map(line, found)), flush=True)
             results += found
     whos = [who for who in (OURS, "timm", "transformers") if who == OURS or find_spec(who)]
+    apart = (() if cases else APART) if apart is None else apart
     for case in apart if device == "cpu" else ():
         seconds = {who: [] for who in whos}
         for _ in range(rounds):

@@ -51,7 +51,8 @@ def at_the_door(main: Callable[[], None]) -> None:
     """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed before we began
+            sys.stdout.flush()
     except SystemExit as end:
         sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
     except KeyboardInterrupt:
@@ -92,9 +93,13 @@ def shown(text: str) -> str:
 def _nobody_reads() -> bool:
     """Whether what read our output, `head` for one, has gone."""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    try:
+        output = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # it is something else, in a notebook for one
+        return False
+    poll.register(output, 0)
     if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python complains of it when it ends
     return gone
 
 

@@ -61,7 +61,7 @@ def _program(path: Path) -> dict[str, str]:
 
 def _checkpoint(path: Path) -> dict[str, str]:
     """Of a checkpoint of ours, from which a run goes on. Its tensors are not looked at."""
-    folder = path if path.is_dir() else path.parent
+    folder = (path if path.is_dir() else path.parent).resolve()
     if not NAME.fullmatch(folder.name) or not (folder / manifest.MANIFEST).is_file():
         return {}
     try:
@@ -70,12 +70,13 @@ def _checkpoint(path: Path) -> dict[str, str]:
         progress, config = state["progress"], state["config"]
         seconds, step = duration(progress["seconds"]), f"{progress['step']:,}"
         size = (folder / manifest.TENSORS).stat().st_size / 1e6
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        version, start = versions["sslvit"], config.get("start")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} is no whole checkpoint: {type(error).__name__}: {error}") from error
     run = folder.parent.parent
     return {
-        "layout": f"a checkpoint of sslvit {versions['sslvit']}, from which a run goes on, of {size:.1f} MB",
-        "variant": f"that of {config['start']}" if config.get("start") else str(config.get("model", "")),
+        "layout": f"a checkpoint of sslvit {version}, from which a run goes on, of {size:.1f} MB",
+        "variant": f"that of {start}" if start else str(config.get("model", "")),
         "data": str(config.get("data", "")),
         "steps": f"{step}, after {seconds}",
         "the model": f"{run / 'model'}" if (run / "model").exists() else "is written when the run ends: go on with it",

@@ -2,6 +2,8 @@
 
 import errno
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -59,3 +61,9 @@ def test_an_error_is_a_sentence_and_a_code(main, code, said, capsys):
         at_the_door(main)
     assert stopped.value.code == code
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_output_that_was_closed_before_is_no_error():
+    command = f"{sys.executable} -m sslvit --help >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

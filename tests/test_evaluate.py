@@ -109,6 +109,11 @@ def test_the_largest_by_groups_are_torchs_largest(columns):
         assert torch.equal(places[finite], expected.indices[finite])
 
 
+def test_knn_takes_features_that_still_have_their_gradient():
+    features, labels = torch.randn(30, 8, requires_grad=True) * 2, torch.arange(30) % 3
+    assert knn(features, labels, features, labels, k=1) == 1.0
+
+
 def test_knn_by_hand():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
     labels = torch.tensor([0, 1, 1])

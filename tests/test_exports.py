@@ -487,7 +487,7 @@ def test_info_tells_what_it_can_of_a_file_that_cannot_be_opened_yet(tmp_path):
         open_backbone(tmp_path / "x.safetensors", heads=3, gelu="exact", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path):
+def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path, monkeypatch):
     state = {"progress": {"step": 1200, "seconds": 90.0}, "config": {"model": "Ti/16", "data": "folder:x", "start": ""}}
     made = checkpoint.save(tmp_path / "run" / "checkpoints", 1200, {"objective.a": torch.zeros(1000)}, state)
     for path in (made, made / "tensors.safetensors"):
@@ -495,9 +495,14 @@ def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path):
         assert "steps       1,200, after 2 min" in told
         assert "variant     Ti/16" in told
         assert "the model   is written when the run ends" in told
-    (made / "state.json").write_text("{}")
-    with pytest.raises(DataError, match="is no whole checkpoint"):
-        about(made)
+    (tmp_path / "run" / "model").mkdir()
+    monkeypatch.chdir(made)
+    for path in (".", "tensors.safetensors", f"../{made.name}"):
+        assert f"the model   {tmp_path / 'run' / 'model'}" in about(Path(path))
+    for damaged in ("{}", '{"progress": {"step": 1, "seconds": 1}, "config": []}'):
+        (made / "state.json").write_text(damaged)
+        with pytest.raises(DataError, match="is no whole checkpoint"):
+            about(made)
 
 
 @pytest.mark.parametrize(

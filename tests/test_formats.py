@@ -20,6 +20,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from transformers import AutoModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
 
 from sslvit.exports import export
+from sslvit.readout import read
 from sslvit.vit import ViT
 from sslvit.weights import open_backbone
 
@@ -120,24 +121,29 @@ def test_what_a_library_saved_computes_the_same_here_at_both_sizes(library, kind
 
 
 def opened(folder: Path, to: str, backbone: ViT) -> Callable[[Tensor], Tensor]:
-    """What gives the patches' tokens of images, by the library that the export is for."""
-    standardise, prefix = backbone.standardise, backbone.prefix
+    """What gives the tokens of images by the library that the export is for: all, or of a program the readout before
+    the patches."""
+    standardise = backbone.standardise
     if to == "timm":
         peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        return lambda images: peer.forward_features(standardise(images))[:, prefix:]
+        return lambda images: peer.forward_features(standardise(images))
     if to == "transformers":
         peer = AutoModel.from_pretrained(folder).eval()
-        return lambda images: peer(standardise(images)).last_hidden_state[:, prefix:]
+        return lambda images: peer(standardise(images)).last_hidden_state
     if to == "torchvision":
         peer = VisionTransformer(**json.loads((folder / "torchvision.json").read_text())["VisionTransformer"]).eval()
         peer.heads = nn.Identity()
         peer.load_state_dict(load_file(folder / "model.safetensors"))
-        return lambda images: torchvision_tokens(peer, standardise(images))[:, 1:]
+        return lambda images: torchvision_tokens(peer, standardise(images))
     if to == "torch_export":
         program = torch.export.load(folder / "model.pt2").module()
-        return lambda images: program(images)[1]
+        return lambda images: joined(*program(images))
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    return lambda images: torch.from_numpy(session.run(["patches"], {"images": images.numpy()})[0])
+    return lambda images: joined(*map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
+
+
+def joined(readout: Tensor, patches: Tensor) -> Tensor:
+    return torch.cat([readout.unsqueeze(1), patches], 1)
 
 
 @pytest.mark.slow
@@ -155,6 +161,10 @@ def test_an_export_computes_the_same_where_it_is_opened_at_both_sizes_or_is_refu
         said = export(backbone, about, out, to)
         assert "the same to" in said
         images = torch.rand(2, 3, side, side)
-        mine, theirs = backbone(images).patches, opened(out, to, backbone)(images)
+        program, encoded = to in ("torch_export", "onnx"), backbone(images)
+        mine = (
+            joined(read(encoded, about["readout"]), encoded.patches) if program else backbone.forward_features(images)
+        )
+        theirs = opened(out, to, backbone)(images)
         limit = 1e-4 if to == "onnx" else 1e-5
         assert (mine - theirs).abs().max() <= limit * mine.abs().max()

@@ -523,9 +523,9 @@ def test_evaluations_are_due_when_their_pass_is_complete():
 
 KEEPS = """
 import resource, torch
-from sslvit.distributed import keep_memory
+from sslvit.distributed import keep_memory as keep
 torch.set_num_threads(1)
-keep_memory()
+keep()
 def faults():
     torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -539,5 +539,9 @@ print((after - before) // 8)
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_tensors_are_not_paid_for_again_at_the_next_step():
-    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 4096  # pages a time, where 64 MiB have 16,384; the heap may still grow once
+    def pages(code: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    if pages(KEEPS.replace("\nkeep()\n", "\n")) < 16_000:
+        pytest.skip("64 MiB are not 16,384 pages here: huge ones")
+    assert pages(KEEPS) < 4096  # the heap may still grow once

@@ -20,6 +20,8 @@ def main() -> None:
     accelerator = start()
     found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
     unit = torch.nn.functional.normalize(found.by_readout[about["readout"]], dim=-1)
+    if sys.argv[3] not in map(str, found.ids.tolist()):
+        raise ValueError(f"NUMBER {sys.argv[3]} is none of the {len(found.ids)} images, which are counted from 0")
     query = found.ids.tolist().index(int(sys.argv[3]))
     for place in (unit @ unit[query]).argsort(descending=True)[:6].tolist():
         print(f"{unit[place] @ unit[query]:.3f} {source.store.where(int(found.ids[place]))}")

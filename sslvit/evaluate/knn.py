@@ -41,7 +41,7 @@ def neighbours(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iter
     """The k nearest rows of train, or all if there are fewer, for `chunk` rows of test at a time."""
     if k < 1 or chunk < 1:
         raise ValueError(f"k {k} and chunk {chunk} must be at least 1")
-    train, test = directions(train), directions(test)
+    train, test = directions(train.detach()), directions(test.detach())
     k = min(k, len(train))
     candidates = min(k + SPARE, len(train))
     exact = torch.get_float32_matmul_precision() != "highest"  # TF32's products have three digits

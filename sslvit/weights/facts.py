@@ -136,16 +136,13 @@ class Facts:
         """
         width, depth = weights["patch_embed.proj.weight"].shape[0], depth_of(weights)
         if missing := self.missing():
-            told = {"layout": told["layout"]} | shapes(weights) | told
+            told = {"layout": told["layout"]} | shapes(weights) | told | {"known": self.as_text()}
             known = {name: f.heads[width, depth] for name, f in FAMILIES.items() if (width, depth) in f.heads}
             raise Unsaid(
                 f"{self.name} (width {width}, depth {depth}): nothing in it says {', '.join(missing)}. Say them "
                 f"({', '.join(f'{name}=...' for name in missing)}), or say which release it is from, family= one of "
                 f"{', '.join(FAMILIES)}. Published heads of this size: {known or 'none'}",
-                {"layout": told["layout"]}
-                | shapes(weights)
-                | told
-                | {"known": self.as_text(), "not known": ", ".join(missing)},
+                told | {"not known": ", ".join(missing)},
             )
 
     def as_text(self) -> dict[str, str]:
