@@ -162,9 +162,8 @@ def test_an_export_computes_the_same_where_it_is_opened_at_both_sizes_or_is_refu
         assert "the same to" in said
         images = torch.rand(2, 3, side, side)
         program, encoded = to in ("torch_export", "onnx"), backbone(images)
-        mine = (
-            joined(read(encoded, about["readout"]), encoded.patches) if program else backbone.forward_features(images)
-        )
+        outputs = joined(read(encoded, about["readout"]), encoded.patches)
+        mine = outputs if program else backbone.forward_features(images)
         theirs = opened(out, to, backbone)(images)
         limit = 1e-4 if to == "onnx" else 1e-5
         assert (mine - theirs).abs().max() <= limit * mine.abs().max()
