@@ -61,7 +61,8 @@ class Config(DataConfig):
     finetune_crop: float = 0.5
     """The smallest crop in fine-tuning, as a share of the image."""
     held_out: tuple[int, ...] = ()
-    """Classes, by number, of which pretraining sees no image; frozen features are then also read on these alone."""
+    """Classes, by number, of which pretraining sees no image. What is learned afterwards are the classes that it saw
+    and, from frozen features, these alone."""
     transfer: tuple[str, ...] = ()
     """Other labelled sets, in the words of --data, that are learned from frozen features."""
     limit_train: int = 10_000
@@ -71,13 +72,20 @@ class Config(DataConfig):
     """Parts at a time: by default one for each GPU, or for each core."""
 
 
+def own(config: Config) -> tuple[str, ...]:
+    """The words for the images that pretraining sees."""
+    words = flags(data=config.data)
+    if not config.held_out:
+        return words
+    labels = set(config.source(channels=config.channels).required_labels().tolist())
+    return (*words, *flags(only=sorted(labels - set(config.held_out))))
+
+
 def pretraining(config: Config, method: Method, start: Path, out: Path, epochs: float, seed: int) -> tuple[str, ...]:
     """The words of its recipe's command line."""
-    labels = set(config.source(channels=config.channels).required_labels().tolist())
-    seen = flags(only=sorted(labels - set(config.held_out))) if config.held_out else ()
-    words = flags(data=config.data, image_size=config.image_size, threads=1, start=start, seed=seed, out=out)
+    words = (*own(config), *flags(image_size=config.image_size, threads=1, start=start, seed=seed, out=out))
     long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
-    return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *seen, *method.words)
+    return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *method.words)
 
 
 def passes(config: Config, start: Path, devices: int) -> dict[str, float]:
@@ -118,13 +126,13 @@ def plan(config: Config, starts: dict[int, Path], epochs: dict[str, float]) -> l
 def evaluations(config: Config, method: str, seed: int, model: Path, needs: tuple[str, ...]) -> list[Part]:
     same = flags(image_size=config.image_size, threads=1, model=model)
     limits = flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
-    sets = {"own": flags(data=config.data)}
-    sets |= {"classes held out": (*sets["own"], *flags(only=config.held_out))} if config.held_out else {}
+    sets = {"own": own(config)}
+    sets |= {"classes held out": flags(data=config.data, only=config.held_out)} if config.held_out else {}
     sets |= {f"transfer {number}": flags(data=data) for number, data in enumerate(config.transfer, 1)}
     parts = []
     for name, data in sets.items():
         out = config.out / "probes" / f"{method}-{seed}" / name
-        words = (*same, *data, *limits, "--no-random", *flags(out=out, cache=config.out / "features"))
+        words = (*same, *data, *limits, "--no-random", "--declared", *flags(out=out, cache=config.out / "features"))
         parts.append(Part(f"probe/{method}-{seed}/{name}", "probe", words, out / "numbers.json", needs, work=0.3))
     for fraction in config.fractions if config.finetune_steps else ():
         name = f"finetune/{method}-{seed}/{fraction:g}"

@@ -44,6 +44,8 @@ class Config(ModelConfig, Protocols, ImagesConfig):
     """Also read the class tokens, and the mean patches, of the last so many blocks, joined; 1 does not."""
     random: bool = True
     """Show the same architecture at its random start as well."""
+    declared: bool = False
+    """Read by no other readout than that which the model's objective declares."""
     limit_train: int = 10_000
     """At most so many random training images; 0 takes all."""
     limit_test: int = 5_000
@@ -65,7 +67,9 @@ def main() -> None:
         source.required_labels()
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
     readouts, blocks = pretrained.readouts, min(config.blocks, getattr(pretrained, "depth", 1))
-    if isinstance(pretrained, ViT) and blocks > 1:
+    if config.declared:
+        readouts = (about["readout"],)
+    elif isinstance(pretrained, ViT) and blocks > 1:
         readouts += tuple(f"{readout}:{blocks}" for readout in pretrained.readouts)
     numbers: dict[str, dict[str, float]] = {}
     backbones = {"random start": type(pretrained)(**pretrained.config)} if config.random else {}

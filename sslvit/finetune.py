@@ -103,6 +103,8 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
         if config.rates != protocol.rates:
             raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
         config = replace(config, rates=())
+    if len(config.rates) == 1:  # nothing to choose from, so nothing is held out
+        config = replace(config, lr=config.rates[0], rates=())
     if config.steps and (config.epochs, config.warmup_epochs) != (protocol.epochs, protocol.warmup_epochs):
         if config.steps != protocol.steps or config.epochs == protocol.epochs:
             raise ValueError("--steps sets epochs and their warm-up itself: give --epochs, with --steps 0")
