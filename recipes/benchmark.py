@@ -25,7 +25,7 @@ import tyro
 
 from sslvit import page
 from sslvit.benchmark import OURS, Result
-from sslvit.charts import dot_chart
+from sslvit.charts import Dot, dot_chart
 from sslvit.errors import at_the_door
 from sslvit.report import markdown_table
 
@@ -83,7 +83,7 @@ def write(reports: list[dict], out: Path) -> None:
             spread = f"{one.milliseconds:,.1f} ({one.low:,.1f} to {one.high:,.1f})"
             rows.append([one.case, one.who, spread, rate, share, memory, beside])
             if one.ratio is not None and one.who != OURS:
-                ratios.append((f"{one.case}, {one.who}", one.ratio, (one.ratio_high - one.ratio_low) / 2))
+                ratios.append(Dot(f"{one.case}, {one.who}", one.ratio, one.ratio_low, one.ratio_high))
         header = ["", "who", "ms", "images/s", "of matrix rate", "MiB", "ours, in times theirs"]
         lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, rows), ""]
     (out / "benchmark.json").write_text(json.dumps(reports, indent=1) + "\n")

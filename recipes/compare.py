@@ -26,7 +26,8 @@ from sslvit.config import DataConfig
 from sslvit.dry_run import MEASURED
 from sslvit.errors import at_the_door
 from sslvit.model_folder import save_backbone
-from sslvit.results import SCRATCH, as_markdown, as_page, collect
+from sslvit.results import SCRATCH, collect
+from sslvit.results_page import as_markdown, as_page
 from sslvit.vit import ViT
 
 HERE = Path(__file__).parent
@@ -171,11 +172,14 @@ def main() -> None:
     parts = plan(config, models, passes(config, models[0], gpus))
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
-    methods = {SCRATCH: SCRATCH} | {method.folder: method.text for method in map(Method, config.methods)}
+    chosen = [Method(text) for text in config.methods]
+    names = [method.name for method in chosen]
+    methods = {m.folder: name if names.count(name) == 1 else m.text for m, name in zip(chosen, names, strict=True)}
+    methods = {SCRATCH: SCRATCH} | methods
     folders = {f"{SCRATCH}-{seed}": start for seed, start in models.items()}
     folders |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods if m != SCRATCH for s in models}
     results = {"data": config.data, "settings": settings} | collect(config.out, methods, list(models), folders)
-    runs = {text: config.out / "runs" / f"{folder}-0" for folder, text in methods.items() if text != SCRATCH}
+    runs = {name: config.out / "runs" / f"{folder}-0" for folder, name in methods.items() if name != SCRATCH}
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (config.out / "report.html").write_text(as_page(results, runs, [part.command() for part in parts]))
     (config.out / "report.md").write_text(as_markdown(results))

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from sslvit import page
-from sslvit.charts import Line, dot_chart, line_chart
+from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.compare import Part, check_settings, flags, work_on
 from sslvit.config import DataConfig
 from sslvit.errors import at_the_door
@@ -154,7 +154,8 @@ def write(results: dict, out: Path) -> None:
         lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
         plot = line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
     else:
-        plot = dot_chart([(name, value, spread) for name, _, value, spread in drawn], x=f"{SHOWN}, %")
+        dots = [Dot(name, value, value - spread, value + spread) for name, _, value, spread in drawn]
+        plot = dot_chart(dots, x=f"{SHOWN}, %")
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(text)
     (out / "study.svg").write_text(page.alone(plot))

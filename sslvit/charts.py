@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
 MARKERS = ("circle", "square", "diamond", "triangle")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 260, 50, 128, 12, 42
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 50, 148, 12, 42
 
 
 class Line(NamedTuple):
@@ -47,32 +47,46 @@ def line_chart(
             ends = f'y1="{up(b - s):.1f}" y2="{up(b + s):.1f}"'
             parts.append(f'<line x1="{across(a):.1f}" x2="{across(a):.1f}" {ends} stroke="{colour}"/>')
     for place, number in zip(apart([up(line.y[-1]) for line in lines]), range(len(lines)), strict=True):
-        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:17])
+        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:20])
         parts.append(mark(MARKERS[number % len(MARKERS)], WIDTH - RIGHT + 12, place, colour))
         parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{name}</text>')
     label = escape(f"{y} over {x}: {', '.join(line.name for line in lines)}")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def dot_chart(rows: list[tuple[str, float, float]], *, x: str) -> str:
-    """A row each: its name, its value, and the spread to either side."""
+class Dot(NamedTuple):
+    """A row: its name, its value, and from where to where the value may be."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
+    """origin: a value that is always shown, as a line that the others are read against."""
     if not rows:
         return ""
-    left, height = max(170, 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
-    width = WIDTH - 170 + left
-    ticks = nice_ticks(min(v - s for _, v, s in rows), max(v + s for _, v, s in rows))
+    left, height = max(90, 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
+    width = WIDTH - LEFT - 140 + left
+    shown = [] if origin is None else [origin]
+    ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))
     across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
     parts = []
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
-    for row, (name, value, spread) in enumerate(rows):
-        y, ends = TOP + 24 * row + 12, f'x1="{across(value - spread):.1f}" x2="{across(value + spread):.1f}"'
+    if origin is not None:
+        parts.append(
+            f'<line class="axis" x1="{across(origin):.1f}" x2="{across(origin):.1f}" y1="{TOP}" y2="{bottom}"/>'
+        )
+    for row, (name, value, low, high) in enumerate(rows):
+        y, ends = TOP + 24 * row + 12, f'x1="{across(low):.1f}" x2="{across(high):.1f}"'
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLOURS[0]}"/>')
         parts.append(mark("circle", across(value), y, COLOURS[0]))
     parts.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
-    label = escape(f"{x}: " + ", ".join(f"{name} {number(value)}" for name, value, _ in rows))
+    label = escape(f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows))
     return f'<svg viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 

@@ -26,6 +26,7 @@ from sslvit.records import duration
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAST_LINES = 12
+NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 TAKEN = 113  # the exit code of a part that another worker is doing
 
 
@@ -57,6 +58,13 @@ class Method:
         return tuple(
             word for pair in given for word in (f"--{pair.partition('=')[0]}", *pair.partition("=")[2].split())
         )
+
+    @property
+    def name(self) -> str:
+        """For people: MPP, pixels, corrupt 0.15. Numbers need the name of their flag."""
+        pairs = [pair.partition("=") for pair in self.text.partition(":")[2].split(",") if pair]
+        values = [value if value[:1].isalpha() else f"{flag} {value}" for flag, _, value in pairs]
+        return ", ".join([NAMES.get(self.recipe, self.recipe), *values])
 
     @property
     def folder(self) -> str:

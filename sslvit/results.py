@@ -1,22 +1,16 @@
-"""The results of a comparison: every number of its parts, what the differences support, a page about it."""
+"""The results of a comparison: every number of its parts, and in words what the differences support."""
 
 import json
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sslvit import page
-from sslvit.charts import Line, line_chart
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
-from sslvit.records import duration
-from sslvit.report import Run, curves, files, markdown_table, pictures
 from sslvit.statistics import Difference, difference, sentence
 
-SCRATCH = "scratch"
+SCRATCH, SUPERVISED = "scratch", "supervised"
 
 
 def collect(out: Path, methods: dict[str, str], seeds: list[int], models: dict[str, Path]) -> dict[str, Any]:
@@ -66,12 +60,17 @@ def cost_of(out: Path, method: str, seeds: list[int]) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
-def sentences(results: dict[str, Any], column: str) -> list[str]:
-    """What the differences of a column support, those to scratch first."""
+def in_words(column: str) -> str:
+    """The linear 100 % of classes held out: by a linear probe with 100 % of the labels of classes held out."""
     place, _, column_there = column.rpartition(": ")
     how, _, share = column_there.partition(" ")
     how = "when fine-tuned" if how == "fine-tuned" else "by a linear probe"
-    where = f"{how} with {share} of the labels" + (f" of {place}" if place else "")
+    return f"{how} with {share} of the labels" + (f" of {place}" if place else "")
+
+
+def sentences(results: dict[str, Any], column: str) -> list[str]:
+    """What the differences of a column support, those to scratch first."""
+    where = in_words(column)
     mine = [one for one in results["differences"] if one["column"] == column]
     mine.sort(key=lambda one: SCRATCH not in (one["first"], one["second"]))
     return [
@@ -81,62 +80,16 @@ def sentences(results: dict[str, Any], column: str) -> list[str]:
     ]
 
 
-def cell(values: list[float]) -> str:
-    """The mean, and the deviation over seeds if there are several."""
-    tensor = 100 * torch.tensor(values, dtype=torch.float64)
-    return f"{tensor.mean():.1f}" + (f" ± {tensor.std():.1f}" if len(values) > 1 else "")
-
-
-def accuracy_table(
-    results: dict[str, Any], columns: list[str]
-) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    rows = [
-        [name, *(cell(results["values"][column].get(name, [float("nan")])) for column in columns)]
-        for name in results["methods"]
-    ]
-    best = set()
-    for j, column in enumerate(columns):
-        means = [sum(v) / len(v) for v in (results["values"][column].get(n, [0.0]) for n in results["methods"])]
-        best.add((means.index(max(means)), j + 1))
-    kinds = {name.rpartition(" ")[0].rpartition(" ")[0] for name in columns}
-    kind = next(iter(kinds)) if len(kinds) == 1 else ""  # said once, a narrow screen has room for more columns
-    return [f"{kind}, %" if kind else "accuracy, %", *(name.removeprefix(f"{kind} ") for name in columns)], rows, best
-
-
-def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for name, costs in results["costs"].items():
-        if not costs:
-            rows.append([name, "0", "-", "-", "-", "-", "-"])
-            continue
-        first, seconds = costs[0], [cost["seconds"] for cost in costs]
-        mean = sum(seconds) / len(seconds)
-        rows.append(
-            [
-                name,
-                f"{first['images']:,}",
-                duration(mean),
-                f"{first['images'] / mean:,.0f}",
-                "-" if first["flops"] is None else f"{first['flops']:.2e}",
-                f"{first['peak_memory_bytes'] / 2**20:,.0f} MiB",
-                first["device"],
-            ]
-        )
-    return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
-
-
-def by_share(results: dict[str, Any], kind: str) -> str:
-    """Accuracy over the share of the labels, with the deviation over seeds where there are several."""
-    columns = [name for name in results["values"] if name.startswith(kind)]
-    shares = [float(name.removeprefix(kind).removesuffix("%")) for name in columns]
-    lines = []
-    for name in results["methods"]:
-        values = [results["values"][column][name] for column in columns]
-        spread = [100 * stdev(v) for v in values] if all(len(v) > 1 for v in values) else None
-        lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
-    if len(shares) < 2:
-        return ""
-    return line_chart(lines, x="% of the labels", y="accuracy, %", logarithmic=True, ticks=shares)
+def ahead_of(results: dict[str, Any], base: str, column: str) -> dict[str, Difference]:
+    """Every other method against this one, in points."""
+    found = {}
+    for one in results["differences"]:
+        if one["column"] == column and base in (one["first"], one["second"]):
+            sign = 100 if one["second"] == base else -100
+            low, high = sorted((sign * one["low"], sign * one["high"]))
+            other = one["first"] if one["second"] == base else one["second"]
+            found[other] = Difference(sign * one["mean"], low, high, one["seeds"])
+    return {name: found[name] for name in results["methods"] if name in found}
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -146,51 +99,8 @@ def notes(results: dict[str, Any]) -> list[str]:
         texts.append("One seed: what another seed would give was not measured; intervals are over test images alone.")
     else:
         texts.append(f"Mean ± deviation of {seeds} seeds; intervals are of 95 %, over test images and seeds.")
+    if held := results["settings"].get("held_out"):
+        texts.append(f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held))}.")
+    if limit := results["settings"].get("limit_train"):
+        texts.append(f"Frozen features were read on at most {limit:,} training images; shares of labels are of these.")
     return [*texts, "Intervals are not widened for the number of pairs that are compared."]
-
-
-def one_run(name: str, run: Run) -> str:
-    return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *files(run))
-
-
-def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
-    """runs: of each method, the run of the first seed."""
-    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
-    own = [name for name in results["values"] if name not in tuned and ": " not in name]
-    other = [name for name in results["values"] if ": " in name]
-    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
-    about = [one for name in lead for one in sentences(results, name) if SCRATCH in one]
-    told = list(dict.fromkeys(one["column"] for one in results["differences"]))
-    kinds = {"fine-tuned ": "All weights trained.", "linear ": "Logistic regression on frozen features."}
-    return page.page(
-        f"What pretraining bought: {results['data']}",
-        [
-            page.bullets(about),
-            page.heading("Fine-tuned") if tuned else "",
-            page.table(*accuracy_table(results, tuned)) if tuned else "",
-            page.columns(*(page.chart(by_share(results, kind), caption) for kind, caption in kinds.items())),
-            page.heading("Frozen features"),
-            page.table(*accuracy_table(results, own)),
-            *([page.heading("Other images"), page.table(*accuracy_table(results, other))] if other else []),
-            page.bullets(notes(results)),
-            page.heading("Cost"),
-            page.table(*cost_table(results)),
-            page.folded("What every difference supports", *(page.bullets(sentences(results, name)) for name in told)),
-            page.heading("How each was trained") if runs else "",
-            *(one_run(name, Run(folder)) for name, folder in runs.items()),
-            page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
-            page.folded("Commands", page.code("\n".join(commands))),
-        ],
-    )
-
-
-def as_markdown(results: dict[str, Any]) -> str:
-    """Without times, so that it is the same for a comparison that was stopped and went on."""
-    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
-    others = [name for name in results["values"] if name not in tuned]
-    parts = [f"# What pretraining bought: {results['data']}", ""]
-    for columns in filter(None, (tuned, others)):
-        parts += [*markdown_table(*accuracy_table(results, columns)[:2]), ""]
-    told = dict.fromkeys(one["column"] for one in results["differences"])
-    parts += [f"- {text}" for text in [*notes(results), *(s for name in told for s in sentences(results, name))]]
-    return "\n".join([*parts, ""])

@@ -9,7 +9,8 @@ import torch
 
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.model_folder import save_backbone
-from sslvit.results import as_markdown, as_page, collect, sentences
+from sslvit.results import collect, sentences
+from sslvit.results_page import as_markdown, as_page
 from sslvit.vit import ViT
 
 IMAGES = 1000

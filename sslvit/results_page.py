@@ -1,0 +1,156 @@
+"""A comparison's results for the eye: the page, and the same in Markdown."""
+
+import json
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import torch
+
+from sslvit import page
+from sslvit.charts import Dot, Line, dot_chart, line_chart
+from sslvit.records import duration
+from sslvit.report import Run, curves, files, markdown_table, pictures
+from sslvit.results import SCRATCH, SUPERVISED, ahead_of, in_words, notes, sentences
+
+
+def cell(values: list[float]) -> str:
+    """The mean, and the deviation over seeds if there are several."""
+    tensor = 100 * torch.tensor(values, dtype=torch.float64)
+    return f"{tensor.mean():.1f}" + (f" ± {tensor.std():.1f}" if len(values) > 1 else "")
+
+
+def cost_in_short(costs: list[dict[str, Any]], *, timed: bool) -> str:
+    if not costs:
+        return "none"
+    flops, seconds = costs[0]["flops"], sum(cost["seconds"] for cost in costs) / len(costs)
+    counted = [] if flops is None else [f"{flops:.1e} operations"]
+    return ", ".join([f"{costs[0]['images']:,} images", *([duration(seconds)] if timed else counted)])
+
+
+def accuracy_table(
+    results: dict[str, Any], columns: list[str], *, timed: bool = True
+) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """timed: with seconds beside the numbers, which are never the same again, or with operations."""
+    rows = [
+        [
+            name,
+            *(cell(results["values"][column].get(name, [float("nan")])) for column in columns),
+            cost_in_short(results["costs"][name], timed=timed),
+        ]
+        for name in results["methods"]
+    ]
+    best = set()
+    for j, column in enumerate(columns):
+        means = [sum(v) / len(v) for v in (results["values"][column].get(n, [0.0]) for n in results["methods"])]
+        best.add((means.index(max(means)), j + 1))
+    kinds = {name.rpartition(" ")[0].rpartition(" ")[0] for name in columns}
+    kind = next(iter(kinds)) if len(kinds) == 1 else ""  # said once, a narrow screen has room for more columns
+    named = [name.removeprefix(f"{kind} ") for name in columns]
+    return [f"{kind}, %" if kind else "accuracy, %", *named, "pretraining"], rows, best
+
+
+def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, costs in results["costs"].items():
+        if not costs:
+            rows.append([name, "0", "-", "-", "-", "-", "-"])
+            continue
+        first, seconds = costs[0], [cost["seconds"] for cost in costs]
+        mean = sum(seconds) / len(seconds)
+        rows.append(
+            [
+                name,
+                f"{first['images']:,}",
+                duration(mean),
+                f"{first['images'] / mean:,.0f}",
+                "-" if first["flops"] is None else f"{first['flops']:.2e}",
+                f"{first['peak_memory_bytes'] / 2**20:,.0f} MiB",
+                first["device"],
+            ]
+        )
+    return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
+
+
+def by_share(results: dict[str, Any], kind: str) -> str:
+    """Accuracy over the share of the labels, with the deviation over seeds where there are several."""
+    columns = [name for name in results["values"] if name.startswith(kind)]
+    shares = [float(name.removeprefix(kind).removesuffix("%")) for name in columns]
+    lines = []
+    for name in results["methods"]:
+        values = [results["values"][column][name] for column in columns]
+        spread = [100 * stdev(v) for v in values] if all(len(v) > 1 for v in values) else None
+        lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
+    if len(shares) < 2:
+        return ""
+    return line_chart(lines, x="% of the labels", y="accuracy, %", logarithmic=True, ticks=shares)
+
+
+def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
+    by_column = [ahead_of(results, base, column) for column in columns]
+    rows = []
+    for name in results["methods"]:
+        found = [each.get(name) for each in by_column]
+        if any(found):
+            rows.append([name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" if x else "-" for x in found)])
+    return [f"points ahead of {base}", *columns], rows
+
+
+def ahead_chart(results: dict[str, Any], column: str) -> str:
+    dots = [Dot(name, *found[:3]) for name, found in ahead_of(results, SCRATCH, column).items()]
+    return dot_chart(dots, x=f"points ahead of {SCRATCH} (95 %)", origin=0.0)
+
+
+def every_difference(results: dict[str, Any], column: str) -> str:
+    return page.folded(in_words(column).capitalize(), page.bullets(sentences(results, column)))
+
+
+def one_run(name: str, run: Run) -> str:
+    return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *files(run))
+
+
+def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
+    """runs: of each method, the run of the first seed."""
+    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
+    own = [name for name in results["values"] if name not in tuned and ": " not in name]
+    other = [name for name in results["values"] if ": " in name]
+    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
+    about = [one for name in lead[:1] for one in sentences(results, name) if SCRATCH in one]
+    told = list(dict.fromkeys(one["column"] for one in results["differences"]))
+    bases = [base for base in (SCRATCH, SUPERVISED) if base in results["methods"]]
+    kinds = {"fine-tuned ": "All weights trained.", "linear ": "Logistic regression on frozen features."}
+    return page.page(
+        f"What pretraining bought: {results['data']}",
+        [
+            page.bullets(about),
+            page.columns(*(page.chart(ahead_chart(results, name), in_words(name).capitalize()) for name in lead)),
+            page.heading("Fine-tuned") if tuned else "",
+            page.table(*accuracy_table(results, tuned)) if tuned else "",
+            page.columns(*(page.chart(by_share(results, kind), caption) for kind, caption in kinds.items())),
+            page.heading("Frozen features"),
+            page.table(*accuracy_table(results, own)),
+            *([page.heading("Other images"), page.table(*accuracy_table(results, other))] if other else []),
+            page.bullets(notes(results)),
+            page.heading("What pretraining was worth"),
+            *(page.table(*ahead_table(results, base, told)) for base in bases),
+            page.heading("Cost"),
+            page.table(*cost_table(results)),
+            page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
+            page.heading("How each was trained") if runs else "",
+            *(one_run(name, Run(folder)) for name, folder in runs.items()),
+            page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
+            page.folded("Commands", page.code("\n".join(commands))),
+        ],
+    )
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """Without times, so that it is the same for a comparison that was stopped and went on."""
+    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
+    others = [name for name in results["values"] if name not in tuned]
+    parts = [f"# What pretraining bought: {results['data']}", ""]
+    for columns in filter(None, (tuned, others)):
+        parts += [*markdown_table(*accuracy_table(results, columns, timed=False)[:2]), ""]
+    told = dict.fromkeys(one["column"] for one in results["differences"])
+    parts += [f"- {text}" for text in [*notes(results), *(s for name in told for s in sentences(results, name))]]
+    return "\n".join([*parts, ""])
