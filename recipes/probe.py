@@ -5,8 +5,9 @@
 Beside each number stands that of the same architecture at its random start. * marks the readout that the model's
 objective declares. With the default limits the 20-nn and 10-shot numbers are those that the run logged of the same
 weights, to the last digit. In --out are all digits (numbers.json), each logistic regression's predictions by image, in
-parquet, and its confusion matrices as pictures. Features are kept in --cache, by hash of weights and data. Test images
-with near-duplicates among those that the model was pretrained on are counted, where these are known.
+parquet files by readout and share of the labels, and confusion matrices with most labels as pictures. Features are kept
+in --cache, by hash of weights and data. Test images with near-duplicates among those that the model was pretrained on
+are counted, where these are known.
 """
 
 import json
@@ -87,13 +88,16 @@ def main() -> None:
             mark = " *" if readout == about["readout"] else ""
             accelerator.print(f"{f'{name}, {readout}{mark}':<26}" + "".join(f"{cell:>13}" for cell in cells))
             numbers[f"{name}/{readout}"] = row | {f"{c} spread": v for c, v in spread.items()}
-            if found:
-                numbers[f"{name}/{readout}"] |= metrics(found.probabilities, found.labels)._asdict()
-            if found and accelerator.is_main_process:
-                file = config.out / f"{name.split()[0]}-{readout.replace(':', '-')}"
-                save_predictions(file.with_suffix(".parquet"), found)
-                counts = confusion(found.probabilities, found.labels)
-                draw_confusion(counts, train.classes, file.with_suffix(".png"))
+            if not found:
+                continue
+            *_, most = found.values()
+            numbers[f"{name}/{readout}"] |= metrics(most.probabilities, most.labels)._asdict()
+            if accelerator.is_main_process:
+                file = f"{name.split()[0]}-{readout.replace(':', '-')}"
+                for fraction, one in found.items():
+                    save_predictions(config.out / f"{file}-{fraction:g}.parquet", one)
+                counts = confusion(most.probabilities, most.labels)
+                draw_confusion(counts, train.classes, config.out / f"{file}.png")
     accelerator.print(
         f"* the readout that the objective declares. {len(x.ids):,} training and {len(y.ids):,} test images of "
         f"{train.name}.\n{config.k}-nn: cosine, votes weighted by exp(similarity / {config.temperature:g}). "

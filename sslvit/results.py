@@ -27,10 +27,10 @@ def collect(out: Path, methods: dict[str, str], seeds: list[int], models: dict[s
                 for column, value in numbers.items():
                     if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
                         values.setdefault(where + column, {}).setdefault(name, []).append(value)
-                linear = [column for column in numbers if column.startswith("linear")]
-                if linear:  # of the last, which has the most labels, the predictions are there
-                    hit = hits(file.with_name(f"pretrained-{readout}.parquet"))
-                    right.setdefault(where + linear[-1], {}).setdefault(name, []).append(hit)
+                for column in (column for column in numbers if column.startswith("linear")):
+                    share = float(column.split()[1]) / 100
+                    hit = hits(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
+                    right.setdefault(where + column, {}).setdefault(name, []).append(hit)
             for file in sorted((out / "finetuned" / f"{method}-{seed}").glob("*/test.json"), key=fraction_of):
                 column = f"fine-tuned {100 * fraction_of(file):g} %"
                 values.setdefault(column, {}).setdefault(name, []).append(json.loads(file.read_text())["top1"])

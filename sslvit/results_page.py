@@ -12,6 +12,7 @@ from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.records import duration
 from sslvit.report import Run, curves, files, markdown_table, pictures
 from sslvit.results import SCRATCH, SUPERVISED, ahead_of, in_words, notes, sentences
+from sslvit.statistics import over_seeds
 
 
 def cell(values: list[float]) -> str:
@@ -101,6 +102,16 @@ def ahead_chart(results: dict[str, Any], column: str) -> str:
     return dot_chart(dots, x=f"points ahead of {SCRATCH} (95 %)", origin=0.0)
 
 
+def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Means and Student's intervals for them over seeds."""
+    rows = []
+    for name in results["methods"]:
+        found = [over_seeds(results["values"][column].get(name, [])) for column in columns]
+        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" if x else "-" for x in found]
+        rows.append([name, *cells])
+    return ["%, over seeds alone", *columns], rows
+
+
 def every_difference(results: dict[str, Any], column: str) -> str:
     return page.folded(in_words(column).capitalize(), page.bullets(sentences(results, column)))
 
@@ -114,9 +125,10 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
     tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
     own = [name for name in results["values"] if name not in tuned and ": " not in name]
     other = [name for name in results["values"] if ": " in name]
-    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
-    about = [one for name in lead[:1] for one in sentences(results, name) if SCRATCH in one]
     told = list(dict.fromkeys(one["column"] for one in results["differences"]))
+    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
+    groups = [group for group in (tuned, [name for name in own if name in told], other) if group]
+    about = [one for name in lead[:1] for one in sentences(results, name) if SCRATCH in one]
     bases = [base for base in (SCRATCH, SUPERVISED) if base in results["methods"]]
     kinds = {"fine-tuned ": "All weights trained.", "linear ": "Logistic regression on frozen features."}
     return page.page(
@@ -132,10 +144,16 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
             *([page.heading("Other images"), page.table(*accuracy_table(results, other))] if other else []),
             page.bullets(notes(results)),
             page.heading("What pretraining was worth"),
-            *(page.table(*ahead_table(results, base, told)) for base in bases),
+            *(page.table(*ahead_table(results, b, [n for n in g if n in told])) for b in bases for g in groups),
             page.heading("Cost"),
             page.table(*cost_table(results)),
             page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
+            page.folded(
+                "Means and their intervals",
+                *(page.table(*interval_table(results, g)) for g in (tuned, own, other) if g),
+            )
+            if len(results["seeds"]) > 1
+            else "",
             page.heading("How each was trained") if runs else "",
             *(one_run(name, Run(folder)) for name, folder in runs.items()),
             page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
@@ -151,6 +169,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     parts = [f"# What pretraining bought: {results['data']}", ""]
     for columns in filter(None, (tuned, others)):
         parts += [*markdown_table(*accuracy_table(results, columns, timed=False)[:2]), ""]
-    told = dict.fromkeys(one["column"] for one in results["differences"])
-    parts += [f"- {text}" for text in [*notes(results), *(s for name in told for s in sentences(results, name))]]
+    parts += [f"- {text}" for text in notes(results)]
+    for name in dict.fromkeys(one["column"] for one in results["differences"]):
+        told = [f"- {text}" for text in sentences(results, name)]
+        parts += ["", f"## {in_words(name).capitalize()}", "", *told]
     return "\n".join([*parts, ""])

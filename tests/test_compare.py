@@ -126,6 +126,12 @@ def test_a_method_carries_flags_of_its_recipe():
     assert Method("moco_v3").words == ()
 
 
+def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
+    texts = {"moco_v3": "MoCo v3", "mpp:target=pixels,corrupt=0.15": "MPP, pixels, corrupt 0.15"}
+    texts |= {"dino:crops=4 14": "DINO, crops 4 14", "supervised": "supervised", "of_mine:x=1": "of_mine, x 1"}
+    assert {text: Method(text).name for text in texts} == texts
+
+
 @dataclass(frozen=True)
 class Settings:
     out: str = "somewhere"

@@ -4,17 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.model_folder import save_backbone
-from sslvit.results import collect, sentences
-from sslvit.results_page import as_markdown, as_page
+from sslvit.results import ahead_of, collect, sentences
+from sslvit.results_page import as_markdown, as_page, interval_table
 from sslvit.vit import ViT
 
 IMAGES = 1000
-METHODS = {"scratch": "scratch", "mae": "mae", "mpp-target-pixels": "mpp:target=pixels"}
+METHODS = {"supervised": "supervised", "scratch": "scratch", "mae": "mae", "mpp-target-pixels": "mpp:target=pixels"}
 
 
 def comparison(out: Path, accuracies: dict[str, list[float]], seed: int = 0) -> dict:
@@ -41,7 +43,8 @@ def comparison(out: Path, accuracies: dict[str, list[float]], seed: int = 0) -> 
                 file.parent.mkdir(parents=True)
                 numbers = {"20-nn": accuracy, "linear 1 %": 0.1, "linear 100 %": right.double().mean().item()}
                 file.write_text(json.dumps({"pretrained/mean": numbers, "pretrained/cls": {"20-nn": 0.0}}))
-                save_predictions(file.with_name("pretrained-mean.parquet"), found)
+                save_predictions(file.with_name("pretrained-mean-1.parquet"), found)
+                save_predictions(file.with_name("pretrained-mean-0.01.parquet"), found)
     seeds = list(range(len(next(iter(accuracies.values())))))
     methods = {name: METHODS[name] for name in accuracies}
     return {"data": "made up", "settings": {}} | collect(out, methods, seeds, models)
@@ -63,10 +66,29 @@ def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_no
     linear, elsewhere = (sentences(results, place + "linear 100 %") for place in ("", "transfer 1: "))
     assert linear == [one.replace("when fine-tuned with 1 %", "by a linear probe with 100 %") for one in told]
     assert elsewhere == [one.replace("of the labels", "of the labels of transfer 1") for one in linear]
-    assert sentences(results, "linear 1 %") == []  # its predictions are not kept
+    assert sentences(results, "linear 1 %") == [one.replace("with 100 %", "with 1 %") for one in linear]
+    assert sentences(results, "20-nn") == []  # of which no predictions are kept
     text = as_markdown(results)
     assert all(sentence in text for sentence in [*told, *linear, *elsewhere])
     assert "Mean ± deviation of 3 seeds; intervals are of 95 %, over test images and seeds." in text
+
+
+def test_gains_and_intervals_over_seeds_are_those_of_the_sentences_and_of_scipy(tmp_path):
+    given = {"scratch": [0.60, 0.61, 0.59], "supervised": [0.80, 0.82, 0.81], "mae": [0.70, 0.72, 0.77]}
+    results = comparison(tmp_path, given)
+    by_scratch, by_supervised = (ahead_of(results, base, "fine-tuned 1 %") for base in ("scratch", "supervised"))
+    assert (list(by_scratch), list(by_supervised)) == (["supervised", "mae"], ["scratch", "mae"])
+    one = by_scratch["mae"]
+    assert f"by {one.mean:.1f} points when fine-tuned with 1 % of the labels [{one.low:.1f}, {one.high:.1f}]" in (
+        " ".join(sentences(results, "fine-tuned 1 %"))
+    )
+    there, back = by_scratch["supervised"], by_supervised["scratch"]
+    assert (there.mean, there.low, there.high) == (-back.mean, -back.high, -back.low)
+    assert by_supervised["mae"].mean == pytest.approx(one.mean - there.mean)
+    low, high = stats.t.interval(0.95, 2, np.mean([70, 72, 77]), stats.sem([70, 72, 77]))
+    _, rows = interval_table(results, ["20-nn"])
+    assert dict(rows)["mae"] == f"73.0 [{low:.1f}, {high:.1f}]"
+    assert "Means and their intervals" in as_page(results, {}, [])
 
 
 def test_one_seed_says_in_every_sentence_that_seeds_were_not_measured(tmp_path):

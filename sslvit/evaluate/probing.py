@@ -30,7 +30,7 @@ class Protocols:
 class Probed(NamedTuple):
     numbers: dict[str, float]  # accuracies in [0, 1], in the order of a table's columns
     spread: dict[str, float]  # deviation over draws, of those that are drawn
-    predictions: Predictions | None  # of logistic regression with the most labels
+    predictions: dict[float, Predictions]  # of logistic regression, by the share of the labels, the largest last
 
 
 def linear_name(fraction: float) -> str:
@@ -42,7 +42,7 @@ def probed(train: Features, test: Features, readout: str, protocols: Protocols, 
     x, y, labels = train.by_readout[readout], test.by_readout[readout], train.labels
     k, temperature = protocols.k, protocols.temperature
     numbers = {f"{k}-nn": knn(x, labels, y, test.labels, k=k, temperature=temperature)}
-    spread, classes, found = {}, int(labels.max()) + 1, None
+    spread, classes, found, about = {}, int(labels.max()) + 1, {}, about | {"readout": readout}
     for shots in protocols.shots:
         name = f"{shots}-shot"
         few = fewshot(x, labels, y, test.labels, shots=shots, draws=protocols.draws)
@@ -51,7 +51,7 @@ def probed(train: Features, test: Features, readout: str, protocols: Protocols, 
         part = choose_fraction(labels, fraction, seed=0)
         if labels[part].bincount().max() < 2:  # then nothing can be held out to choose C by
             continue
-        found = logistic(x[part], labels[part], y, classes=classes).float()
-        numbers[linear_name(fraction)] = metrics(found, test.labels).top1
-    about = about | {"readout": readout}
-    return Probed(numbers, spread, None if found is None else Predictions(test.ids, test.labels, found, about))
+        probabilities = logistic(x[part], labels[part], y, classes=classes).float()
+        numbers[linear_name(fraction)] = metrics(probabilities, test.labels).top1
+        found[fraction] = Predictions(test.ids, test.labels, probabilities, about | {"labels": fraction})
+    return Probed(numbers, spread, found)
