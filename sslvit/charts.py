@@ -68,7 +68,7 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     if not rows:
         return ""
     left, height = max(90, 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
-    width = WIDTH - LEFT - 140 + left
+    width = max(WIDTH, WIDTH - 190 + left)
     shown = [] if origin is None else [origin]
     ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))
     across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM

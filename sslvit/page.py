@@ -13,7 +13,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --paper: #0d1117; --faint: #9198a1; --line: #3d444d; --back: #161b22; } }
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--paper); max-width: 60rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--paper); max-width: 68rem;
   margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .lead { font-size: 1.1rem; } .faint, figcaption { color: var(--faint); font-size: .9rem; }
@@ -28,7 +28,7 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff
 details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;
   font-size: .8rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
 @media print { body { max-width: none; font-size: 11pt; } figure { break-inside: avoid; } }
 """
 

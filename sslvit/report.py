@@ -30,6 +30,7 @@ CAPTIONS = {
     "filters.png": "Principal components of the patch filters.",
     "positions.png": "How alike the positions' embeddings are: each tile is one patch against all.",
 }
+HARDWARE = {"process": "processes", "thread": "threads"}
 INSIDE = ("attention.png", "filters.png", "positions.png", "distances.svg")
 
 
@@ -101,6 +102,7 @@ class Run:
 
     def costs(self) -> tuple[list[str], list[list[str]]]:
         cost = self.cost
+        used = [f"1 {one}" if cost[many] == 1 else f"{cost[many]} {many}" for one, many in HARDWARE.items()]
         operations = "not counted" if cost["flops"] is None else f"{cost['flops']:.2e}"
         rows = [
             ["images seen", f"{cost['images']:,}"],
@@ -108,7 +110,7 @@ class Run:
             ["images a second", f"{cost['images_per_second']:,.0f}"],
             ["operations", operations],
             ["peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"],
-            ["device", f"{cost['device']}, {cost['processes']} processes, {cost['threads']} threads each"],
+            ["device", ", ".join([cost["device"], *used])],
         ]
         return ["cost", ""], rows
 

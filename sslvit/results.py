@@ -101,6 +101,8 @@ def notes(results: dict[str, Any]) -> list[str]:
         texts.append(f"Mean ± deviation of {seeds} seeds; intervals are of 95 %, over test images and seeds.")
     if held := results["settings"].get("held_out"):
         texts.append(f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held))}.")
+    for number, data in enumerate(results["settings"].get("transfer") or (), 1):
+        texts.append(f"Transfer {number} is {data}, of which pretraining saw nothing.")
     if limit := results["settings"].get("limit_train"):
         texts.append(f"Frozen features were read on at most {limit:,} training images; shares of labels are of these.")
     return [*texts, "Intervals are not widened for the number of pairs that are compared."]

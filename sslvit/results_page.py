@@ -14,6 +14,8 @@ from sslvit.report import Run, curves, files, markdown_table, pictures
 from sslvit.results import SCRATCH, SUPERVISED, ahead_of, in_words, notes, sentences
 from sslvit.statistics import over_seeds
 
+TUNED, FROZEN = "fine-tuned", "frozen features"
+
 
 def cell(values: list[float]) -> str:
     """The mean, and the deviation over seeds if there are several."""
@@ -25,12 +27,21 @@ def cost_in_short(costs: list[dict[str, Any]], *, timed: bool) -> str:
     if not costs:
         return "none"
     flops, seconds = costs[0]["flops"], sum(cost["seconds"] for cost in costs) / len(costs)
-    counted = [] if flops is None else [f"{flops:.1e} operations"]
-    return ", ".join([f"{costs[0]['images']:,} images", *([duration(seconds)] if timed else counted)])
+    counted = "-" if flops is None else f"{flops:.1e}".replace("e+", "e")
+    return f"{costs[0]['images']:,}, {duration(seconds) if timed else counted}"
+
+
+def groups(results: dict[str, Any]) -> dict[str, list[str]]:
+    """The columns of each table, by its title."""
+    found: dict[str, list[str]] = {}
+    for name in results["values"]:
+        place = name.rpartition(": ")[0]
+        found.setdefault(TUNED if name.startswith(TUNED) else place or FROZEN, []).append(name)
+    return {title: found[title] for title in sorted(found, key=[*(TUNED, FROZEN), *found].index)}
 
 
 def accuracy_table(
-    results: dict[str, Any], columns: list[str], *, timed: bool = True
+    results: dict[str, Any], title: str, columns: list[str], *, timed: bool = True
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
     """timed: with seconds beside the numbers, which are never the same again, or with operations."""
     rows = [
@@ -45,10 +56,12 @@ def accuracy_table(
     for j, column in enumerate(columns):
         means = [sum(v) / len(v) for v in (results["values"][column].get(n, [0.0]) for n in results["methods"])]
         best.add((means.index(max(means)), j + 1))
-    kinds = {name.rpartition(" ")[0].rpartition(" ")[0] for name in columns}
-    kind = next(iter(kinds)) if len(kinds) == 1 else ""  # said once, a narrow screen has room for more columns
-    named = [name.removeprefix(f"{kind} ") for name in columns]
-    return [f"{kind}, %" if kind else "accuracy, %", *named, "pretraining"], rows, best
+    named = [name.removeprefix(title).lstrip(": ") for name in columns]  # said once, a narrow screen has room for more
+    return (
+        ["accuracy, %" if title == FROZEN else f"{title}, %", *named, f"images, {'time' if timed else 'operations'}"],
+        rows,
+        best,
+    )
 
 
 def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -73,10 +86,10 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
 
 
-def by_share(results: dict[str, Any], kind: str) -> str:
+def by_share(results: dict[str, Any], columns: list[str]) -> str:
     """Accuracy over the share of the labels, with the deviation over seeds where there are several."""
-    columns = [name for name in results["values"] if name.startswith(kind)]
-    shares = [float(name.removeprefix(kind).removesuffix("%")) for name in columns]
+    columns = [name for name in columns if name.endswith("%")]
+    shares = [float(name.split()[-2]) for name in columns]
     lines = []
     for name in results["methods"]:
         values = [results["values"][column][name] for column in columns]
@@ -85,6 +98,11 @@ def by_share(results: dict[str, Any], kind: str) -> str:
     if len(shares) < 2:
         return ""
     return line_chart(lines, x="% of the labels", y="accuracy, %", logarithmic=True, ticks=shares)
+
+
+def curve_of(title: str) -> str:
+    where = "" if title == FROZEN else f" of {title}"
+    return "All weights trained." if title == TUNED else f"Logistic regression on frozen features{where}."
 
 
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -122,53 +140,41 @@ def one_run(name: str, run: Run) -> str:
 
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
     """runs: of each method, the run of the first seed."""
-    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
-    own = [name for name in results["values"] if name not in tuned and ": " not in name]
-    other = [name for name in results["values"] if ": " in name]
-    told = list(dict.fromkeys(one["column"] for one in results["differences"]))
-    lead = [*tuned[:1], *[name for name in own if name.startswith("linear")][-1:]]
-    groups = [group for group in (tuned, [name for name in own if name in told], other) if group]
+    shown, told = groups(results), list(dict.fromkeys(one["column"] for one in results["differences"]))
+    linear = [name for name in shown[FROZEN] if name.startswith("linear")]
+    lead = [*shown.get(TUNED, [])[:1], *linear[-1:]]
     about = [one for name in lead[:1] for one in sentences(results, name) if SCRATCH in one]
     bases = [base for base in (SCRATCH, SUPERVISED) if base in results["methods"]]
-    kinds = {"fine-tuned ": "All weights trained.", "linear ": "Logistic regression on frozen features."}
-    return page.page(
-        f"What pretraining bought: {results['data']}",
-        [
-            page.bullets(about),
-            page.columns(*(page.chart(ahead_chart(results, name), in_words(name).capitalize()) for name in lead)),
-            page.heading("Fine-tuned") if tuned else "",
-            page.table(*accuracy_table(results, tuned)) if tuned else "",
-            page.columns(*(page.chart(by_share(results, kind), caption) for kind, caption in kinds.items())),
-            page.heading("Frozen features"),
-            page.table(*accuracy_table(results, own)),
-            *([page.heading("Other images"), page.table(*accuracy_table(results, other))] if other else []),
-            page.bullets(notes(results)),
-            page.heading("What pretraining was worth"),
-            *(page.table(*ahead_table(results, b, [n for n in g if n in told])) for b in bases for g in groups),
-            page.heading("Cost"),
-            page.table(*cost_table(results)),
-            page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
-            page.folded(
-                "Means and their intervals",
-                *(page.table(*interval_table(results, g)) for g in (tuned, own, other) if g),
-            )
-            if len(results["seeds"]) > 1
-            else "",
-            page.heading("How each was trained") if runs else "",
-            *(one_run(name, Run(folder)) for name, folder in runs.items()),
-            page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
-            page.folded("Commands", page.code("\n".join(commands))),
-        ],
-    )
+    ahead = [(base, [name for name in columns if name in told]) for base in bases for columns in shown.values()]
+    parts = [
+        page.bullets(about),
+        page.columns(*(page.chart(ahead_chart(results, name), in_words(name).capitalize()) for name in lead)),
+    ]
+    for title, columns in shown.items():
+        parts += [page.heading(title.capitalize()), page.table(*accuracy_table(results, title, columns))]
+    means = [page.table(*interval_table(results, columns)) for columns in shown.values()]
+    parts += [
+        page.columns(*(page.chart(by_share(results, columns), curve_of(title)) for title, columns in shown.items())),
+        page.bullets(notes(results)),
+        page.heading("What pretraining was worth"),
+        *(page.table(*ahead_table(results, base, columns)) for base, columns in ahead if columns),
+        page.heading("Cost"),
+        page.table(*cost_table(results)),
+        page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
+        page.folded("Means and their intervals", *means) if len(results["seeds"]) > 1 else "",
+        page.heading("How each was trained") if runs else "",
+        *(one_run(name, Run(folder)) for name, folder in runs.items()),
+        page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
+        page.folded("Commands", page.code("\n".join(commands))),
+    ]
+    return page.page(f"What pretraining bought: {results['data']}", parts)
 
 
 def as_markdown(results: dict[str, Any]) -> str:
     """Without times, so that it is the same for a comparison that was stopped and went on."""
-    tuned = [name for name in results["values"] if name.startswith("fine-tuned")]
-    others = [name for name in results["values"] if name not in tuned]
     parts = [f"# What pretraining bought: {results['data']}", ""]
-    for columns in filter(None, (tuned, others)):
-        parts += [*markdown_table(*accuracy_table(results, columns, timed=False)[:2]), ""]
+    for title, columns in groups(results).items():
+        parts += [*markdown_table(*accuracy_table(results, title, columns, timed=False)[:2]), ""]
     parts += [f"- {text}" for text in notes(results)]
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         told = [f"- {text}" for text in sentences(results, name)]

@@ -111,5 +111,10 @@ def test_the_page_stands_alone_and_holds_table_sentences_and_settings(tmp_path, 
     results = comparison(tmp_path, {"scratch": [0.6] * seeds, "mae": [0.8] * seeds})
     html = as_page(results, {}, ["python recipes/mae.py --data x"])
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", html)
-    for text in (*sentences(results, "fine-tuned 1 %"), "20-nn", "transfer 1: 20-nn", "python recipes/mae.py --data x"):
+    for text in (
+        *sentences(results, "fine-tuned 1 %"),
+        "Frozen features",
+        "Transfer 1",
+        "python recipes/mae.py --data x",
+    ):
         assert text in html
