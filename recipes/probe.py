@@ -38,7 +38,7 @@ class Config(ModelConfig, Protocols, ImagesConfig):
     """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
 
     out: Path = Path("runs/probe")
-    """A folder for numbers, predictions and pictures; those of an older probe are replaced."""
+    """A folder for numbers, predictions and pictures; files of these names are replaced."""
     image_size: int = 0
     """0 takes the model's own."""
     blocks: int = 1
@@ -67,6 +67,8 @@ def main() -> None:
     for source in (train, test):
         source.required_labels()
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
+    if config.declared and config.blocks > 1:
+        raise ValueError(f"--declared reads no joined blocks: leave out --blocks {config.blocks}")
     readouts, blocks = pretrained.readouts, min(config.blocks, getattr(pretrained, "depth", 1))
     if config.declared:
         readouts = (about["readout"],)

@@ -22,8 +22,8 @@ import tyro
 
 from sslvit import page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
-from sslvit.compare import Part, check_settings, flags, work_on
-from sslvit.config import DataConfig
+from sslvit.compare import Part, check_settings, flags, reading, work_on
+from sslvit.config import ImagesConfig
 from sslvit.errors import at_the_door
 from sslvit.model_folder import described
 from sslvit.report import markdown_table
@@ -33,13 +33,15 @@ SHOWN = "10-shot"
 
 
 @dataclass(frozen=True)
-class Config(DataConfig):
+class Config(ImagesConfig):
     """Repeat one of the ViT paper's studies on labelled images."""
 
     study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
     out: Path = Path("runs/study")
     """A folder for everything; each study has one of its own in it."""
     image_size: int = 32
+    channels: Literal[1, 3] | None = None
+    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     resnet: str = "R20x0.5"
@@ -119,11 +121,12 @@ def main() -> None:
     for number, point in enumerate(points):
         for seed in range(config.seeds):
             run = out / "runs" / f"{number}-{seed}"
-            words = flags(data=config.data, image_size=config.image_size, threads=1, seed=seed, out=run)
+            words = (*reading(config), *flags(threads=1, seed=seed, out=run))
+            words += flags(channels=config.channels) if config.channels else ()
             words += ("--resume", "--preset", "small", *flags(batch_size=config.batch_size), *point.words)
             epochs = float(point.words[point.words.index("--epochs") + 1])
             words += flags(warmup_epochs=f"{epochs / 10:g}")
-            parts[number, seed] = Part(f"{number}-{seed}", point.recipe, words, run / "model" / "README.md")
+            parts[number, seed] = Part(f"{number}-{seed}", point.recipe, words, run / "report.md")
     gpus = torch.cuda.device_count()
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
     work_on(list(parts.values()), out, HERE, jobs=jobs, devices=gpus)

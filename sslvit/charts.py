@@ -37,7 +37,7 @@ def line_chart(
     up = Scale(min(y_ticks[0], *lows), max(y_ticks[-1], *highs), HEIGHT - BOTTOM, TOP)
     parts = [axes(across, up, x_ticks, y_ticks, x, y)]
     for number, line in enumerate(lines):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = look(number)
         points = [(across(a), up(b)) for a, b in zip(line.x, line.y, strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -47,11 +47,17 @@ def line_chart(
             ends = f'y1="{up(b - s):.1f}" y2="{up(b + s):.1f}"'
             parts.append(f'<line x1="{across(a):.1f}" x2="{across(a):.1f}" {ends} stroke="{colour}"/>')
     for place, number in zip(apart([up(line.y[-1]) for line in lines]), range(len(lines)), strict=True):
-        colour, name = COLOURS[number % len(COLOURS)], escape(lines[number].name[:20])
-        parts.append(mark(MARKERS[number % len(MARKERS)], WIDTH - RIGHT + 12, place, colour))
+        (colour, marker), name = look(number), escape(lines[number].name)
+        parts.append(mark(marker, WIDTH - RIGHT + 12, place, colour))
         parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{name}</text>')
+    width = WIDTH - RIGHT + max(RIGHT, 26 + 7 * max(len(line.name) for line in lines))
     label = escape(f"{y} over {x}: {', '.join(line.name for line in lines)}")
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line: no two of 32 are the same."""
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
 class Dot(NamedTuple):

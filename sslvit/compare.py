@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sslvit import durable
-from sslvit.config import configuration
+from sslvit.config import ImagesConfig, configuration
 from sslvit.errors import Stop
 from sslvit.records import duration
 
@@ -63,7 +63,7 @@ class Method:
     def name(self) -> str:
         """For people: MPP, pixels, corrupt 0.15. Numbers need the name of their flag."""
         pairs = [pair.partition("=") for pair in self.text.partition(":")[2].split(",") if pair]
-        values = [value if value[:1].isalpha() else f"{flag} {value}" for flag, _, value in pairs]
+        values = [value if value[:1].isalpha() else f"{flag} {value}".strip() for flag, _, value in pairs]
         return ", ".join([NAMES.get(self.recipe, self.recipe), *values])
 
     @property
@@ -83,13 +83,35 @@ def flags(**given: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def check_settings(config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What is in the folder was made with these settings, which are returned; only what adds parts, in `grows`, may
-    change, and what decides nothing, in `free`."""
+def names_of(methods: tuple[str, ...], recipes: Path) -> dict[str, str]:
+    """For people, by folder. Two that would be called alike are called by their text."""
+    chosen = [Method(text) for text in methods]
+    if missing := [method for method in chosen if not (recipes / f"{method.recipe}.py").exists()]:
+        raise ValueError(f"--methods {missing[0].text}: there is no recipe {recipes / missing[0].recipe}.py")
+    names = [method.name for method in chosen]
+    return {m.folder: name if names.count(name) == 1 else m.text for m, name in zip(chosen, names, strict=True)}
+
+
+def reading(config: ImagesConfig, **chosen: object) -> tuple[str, ...]:
+    """The words for the images of this configuration, of which some may be chosen otherwise."""
+    words = flags(data=config.data, image_size=config.image_size)
+    for one in fields(ImagesConfig):
+        value = chosen.get(one.name, getattr(config, one.name))
+        if one.name not in ("data", "image_size") and value != one.default:
+            words += (f"--{one.name}",) if value is True else flags(**{one.name: value})
+    return words
+
+
+def check_settings(
+    config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = (), appended: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What is in the folder was made with these settings, which are returned. What adds parts, in `grows`, may change,
+    and what decides nothing, in `free`; lists in `appended`, whose parts go by number, may go on."""
     now = {name: value for name, value in configuration(config).items() if name not in free}
     if file.exists():
         before = json.loads(file.read_text())
-        if changed := [k for k in now if k not in grows and now[k] != before.get(k)]:
+        same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
+        if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
             raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
     durable.make_folder(file.parent)

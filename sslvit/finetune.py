@@ -99,7 +99,8 @@ PROTOCOLS = {"vit": FinetuneConfig(), "modern": FinetuneConfig(protocol="modern"
 def settled(config: FinetuneConfig) -> FinetuneConfig:
     """Without the protocol's rates if a rate was given, and without its steps if epochs were; both is an error."""
     protocol = PROTOCOLS[config.protocol]
-    if config.rates and config.lr != protocol.lr:
+    not_given = (protocol.lr, protocol.lr or config.base_lr * config.batch_size / 256)
+    if config.rates and config.lr not in not_given:
         if config.rates != protocol.rates:
             raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
         config = replace(config, rates=())

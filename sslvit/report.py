@@ -122,9 +122,9 @@ class Run:
 def write_report(folder: Path) -> None:
     """report.html and report.md of a run, and its model's card."""
     run = Run(folder)
-    (folder / "report.html").write_text(as_page(run))
-    (folder / "report.md").write_text(as_markdown(run))
     (folder / "model" / "README.md").write_text(as_card(run))
+    (folder / "report.html").write_text(as_page(run))
+    (folder / "report.md").write_text(as_markdown(run))  # the last file of a run: a comparison waits for it
 
 
 def curves(run: Run) -> str:

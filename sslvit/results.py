@@ -10,54 +10,58 @@ from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.statistics import Difference, difference, sentence
 
-SCRATCH, SUPERVISED = "scratch", "supervised"
+SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
+OWN = "own"  # the labels of the images that pretraining saw
+SUPERVISED = "supervised"
 
 
-def collect(out: Path, methods: dict[str, str], seeds: list[int], models: dict[str, Path]) -> dict[str, Any]:
-    """methods: names by folder. models: the model of a method and seed, by "method-seed". Accuracies are lists, one for
-    each seed; differences are of which test images were right."""
+def collect(
+    out: Path, methods: dict[str, str], seeds: list[int], places: list[str], models: dict[str, Path]
+) -> dict[str, Any]:
+    """methods: names by folder, besides scratch. places: what was learned. models: the model of a method and seed, by
+    "method-seed". Accuracies are lists, one for each seed; differences are of which test images were right."""
     values: dict[str, dict[str, list[float]]] = {}
     right: dict[str, dict[str, list[Tensor]]] = {}
-    for method, name in methods.items():
-        for seed in seeds:
-            readout = described(models[f"{method}-{seed}"])["readout"]
-            for file in sorted((out / "probes" / f"{method}-{seed}").glob("*/numbers.json")):
-                numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
-                where = "" if file.parent.name == "own" else f"{file.parent.name}: "
-                for column, value in numbers.items():
-                    if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
-                        values.setdefault(where + column, {}).setdefault(name, []).append(value)
-                for column in (column for column in numbers if column.startswith("linear")):
-                    share = float(column.split()[1]) / 100
-                    hit = hits(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
-                    right.setdefault(where + column, {}).setdefault(name, []).append(hit)
-            for file in sorted((out / "finetuned" / f"{method}-{seed}").glob("*/test.json"), key=fraction_of):
-                column = f"fine-tuned {100 * fraction_of(file):g} %"
+    readouts: dict[str, str] = {}
+    for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
+        for seed, place in ((seed, place) for seed in seeds for place in places):
+            readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
+            where = "" if place == OWN else f"{place}: "
+            file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
+            numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
+            for column, value in numbers.items():
+                if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
+                    values.setdefault(where + column, {}).setdefault(name, []).append(value)
+            for column in (column for column in numbers if column.startswith("linear")):
+                share = float(column.split()[1]) / 100
+                hit = hits(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
+                right.setdefault(where + column, {}).setdefault(name, []).append(hit)
+            folder = out / "finetuned" / f"{method}-{seed}" / place
+            for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
+                column = f"{where}fine-tuned {100 * float(file.parent.name):g} %"
                 values.setdefault(column, {}).setdefault(name, []).append(json.loads(file.read_text())["top1"])
                 right.setdefault(column, {}).setdefault(name, []).append(hits(file.with_name("predictions.parquet")))
-    costs = {name: cost_of(out, method, seeds) for method, name in methods.items()}
+    costs = {name: [] for name in readouts}
+    for method, name in methods.items():
+        costs[name] = [json.loads((models[f"{method}-{seed}"] / "cost.json").read_text()) for seed in seeds]
     found = [
         {"column": column, "first": a, "second": b} | difference(by_method[a], by_method[b])._asdict()
         for column, by_method in right.items()
         for i, b in enumerate(by_method)
         for a in list(by_method)[i + 1 :]
     ]
-    return {"methods": list(methods.values()), "seeds": seeds, "values": values, "costs": costs, "differences": found}
+    about = {"methods": list(readouts), "readouts": readouts, "seeds": seeds}
+    return about | {"values": values, "costs": costs, "differences": found}
+
+
+def scratch(readout: str) -> str:
+    return f"scratch ({readout})"
 
 
 def hits(predictions: Path) -> Tensor:
     """Whether each image was right, in the order of their ids."""
     found = load_predictions(predictions)
     return (found.probabilities.argmax(-1) == found.labels)[found.ids.argsort()]
-
-
-def fraction_of(file: Path) -> float:
-    return float(file.parent.name)
-
-
-def cost_of(out: Path, method: str, seeds: list[int]) -> list[dict[str, Any]]:
-    files = [out / "runs" / f"{method}-{seed}" / "cost.json" for seed in seeds]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def in_words(column: str) -> str:
@@ -68,41 +72,63 @@ def in_words(column: str) -> str:
     return f"{how} with {share} of the labels" + (f" of {place}" if place else "")
 
 
-def sentences(results: dict[str, Any], column: str) -> list[str]:
-    """What the differences of a column support, those to scratch first."""
-    where = in_words(column)
+def sentences(results: dict[str, Any], column: str, *, to_scratch: bool = False) -> list[str]:
+    """What the differences of a column support, first (or only) those of a method to scratch read in the same way."""
+
+    def like_with_like(one: dict[str, Any]) -> bool:
+        return one["second"] == scratch(results["readouts"][one["first"]])
+
     mine = [one for one in results["differences"] if one["column"] == column]
-    mine.sort(key=lambda one: SCRATCH not in (one["first"], one["second"]))
+    mine.sort(
+        key=lambda one: results["methods"].index(one["first"]) if like_with_like(one) else len(results["methods"])
+    )
     return [
-        sentence(one["first"], one["second"], Difference(one["mean"], one["low"], one["high"], one["seeds"]), where)
+        sentence(one["first"], one["second"], Difference(*(one[name] for name in Difference._fields)), in_words(column))
         + "."
         for one in mine
+        if like_with_like(one) or not to_scratch
     ]
 
 
 def ahead_of(results: dict[str, Any], base: str, column: str) -> dict[str, Difference]:
-    """Every other method against this one, in points."""
+    """Each method against this one, in points; against "scratch", that which is read as the method is."""
     found = {}
-    for one in results["differences"]:
-        if one["column"] == column and base in (one["first"], one["second"]):
-            sign = 100 if one["second"] == base else -100
-            low, high = sorted((sign * one["low"], sign * one["high"]))
-            other = one["first"] if one["second"] == base else one["second"]
-            found[other] = Difference(sign * one["mean"], low, high, one["seeds"])
+    for one in (one for one in results["differences"] if one["column"] == column):
+        difference = Difference(*(one[name] for name in Difference._fields))
+        for name, other, sign in ((one["first"], one["second"], 100), (one["second"], one["first"], -100)):
+            if other == (scratch(results["readouts"][name]) if base == "scratch" else base):
+                low, high = sorted((sign * difference.low, sign * difference.high))
+                found[name] = Difference(sign * difference.mean, low, high, difference.seeds)
     return {name: found[name] for name in results["methods"] if name in found}
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-    seeds = len(results["seeds"])
-    texts = ["Every method started from scratch's weights and was read by the readout that its objective declares."]
+    """What must be known to read the numbers."""
+    seeds, settings = len(results["seeds"]), results["settings"]
+    read = {way: [n for n, r in results["readouts"].items() if r == way] for way in results["readouts"].values()}
+    ways = "; ".join(f"{way} of {', '.join(names)}" for way, names in read.items())
+    texts = [
+        "Every method started from scratch's weights.",
+        f"What is read of a model is what its objective declares: {ways}. A method is held against scratch that is "
+        "read in the same way.",
+    ]
     if seeds == 1:
         texts.append("One seed: what another seed would give was not measured; intervals are over test images alone.")
     else:
-        texts.append(f"Mean ± deviation of {seeds} seeds; intervals are of 95 %, over test images and seeds.")
-    if held := results["settings"].get("held_out"):
-        texts.append(f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held))}.")
-    for number, data in enumerate(results["settings"].get("transfer") or (), 1):
-        texts.append(f"Transfer {number} is {data}, of which pretraining saw nothing.")
-    if limit := results["settings"].get("limit_train"):
-        texts.append(f"Frozen features were read on at most {limit:,} training images; shares of labels are of these.")
+        texts.append(
+            f"Mean ± deviation of {seeds} seeds; intervals are of 95 %, over test images and seeds. Linear probes "
+            "learn from the same labelled images at every seed, fine-tuning from others."
+        )
+    if held := settings.get("held_out"):
+        texts.append(
+            f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held))}. These are the "
+            "classes held out; whatever does not say so is of the other classes alone."
+        )
+    for number, data in enumerate(settings.get("transfer") or (), 1):
+        texts.append(f"Transfer {number} is {data}, which pretraining did not train on.")
+    for name, kind in {"limit_train": "training", "limit_test": "test"}.items():
+        if limit := settings.get(name):
+            texts.append(f"Frozen features are of at most {limit:,} {kind} images, fine-tuning's of all.")
+    if settings.get("limit_train"):
+        texts.append("Shares of the labels are shares of these.")
     return [*texts, "Intervals are not widened for the number of pairs that are compared."]

@@ -11,7 +11,7 @@ from sslvit import page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.records import duration
 from sslvit.report import Run, curves, files, markdown_table, pictures
-from sslvit.results import SCRATCH, SUPERVISED, ahead_of, in_words, notes, sentences
+from sslvit.results import SUPERVISED, ahead_of, in_words, notes, sentences
 from sslvit.statistics import over_seeds
 
 TUNED, FROZEN = "fine-tuned", "frozen features"
@@ -71,6 +71,7 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             rows.append([name, "0", "-", "-", "-", "-", "-"])
             continue
         first, seconds = costs[0], [cost["seconds"] for cost in costs]
+        memory, devices = max(cost["peak_memory_bytes"] for cost in costs), dict.fromkeys(c["device"] for c in costs)
         mean = sum(seconds) / len(seconds)
         rows.append(
             [
@@ -79,30 +80,34 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 duration(mean),
                 f"{first['images'] / mean:,.0f}",
                 "-" if first["flops"] is None else f"{first['flops']:.2e}",
-                f"{first['peak_memory_bytes'] / 2**20:,.0f} MiB",
-                first["device"],
+                f"{memory / 2**20:,.0f} MiB",
+                ", ".join(devices),
             ]
         )
     return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
 
 
-def by_share(results: dict[str, Any], columns: list[str]) -> str:
-    """Accuracy over the share of the labels, with the deviation over seeds where there are several."""
-    columns = [name for name in columns if name.endswith("%")]
-    shares = [float(name.split()[-2]) for name in columns]
-    lines = []
-    for name in results["methods"]:
-        values = [results["values"][column][name] for column in columns]
-        spread = [100 * stdev(v) for v in values] if all(len(v) > 1 for v in values) else None
-        lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
-    if len(shares) < 2:
-        return ""
-    return line_chart(lines, x="% of the labels", y="accuracy, %", logarithmic=True, ticks=shares)
-
-
-def curve_of(title: str) -> str:
-    where = "" if title == FROZEN else f" of {title}"
-    return "All weights trained." if title == TUNED else f"Logistic regression on frozen features{where}."
+def by_share(results: dict[str, Any]) -> list[str]:
+    """Accuracy over the share of the labels, a figure for each way to learn and each set that is learned."""
+    kinds: dict[str, list[str]] = {}
+    for column in (column for column in results["values"] if column.endswith("%")):
+        kinds.setdefault(column.rsplit(" ", 2)[0], []).append(column)
+    several, figures = len(results["seeds"]) > 1, []
+    for kind, columns in kinds.items():
+        shares = [float(column.split()[-2]) for column in columns]
+        if len(shares) < 2:
+            continue
+        lines = []
+        for name in results["methods"]:
+            values = [results["values"][column][name] for column in columns]
+            spread = [100 * stdev(v) for v in values] if several else None
+            lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
+        place, _, how = kind.rpartition(": ")
+        caption = "All weights trained" if how == TUNED else "Logistic regression on frozen features"
+        caption += (f", {place}" if place else "") + ("; bars are deviations over seeds." if several else ".")
+        svg = line_chart(lines, x="% of the labels", y="accuracy, %", logarithmic=True, ticks=shares)
+        figures.append(page.chart(svg, caption))
+    return figures
 
 
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -116,8 +121,8 @@ def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple
 
 
 def ahead_chart(results: dict[str, Any], column: str) -> str:
-    dots = [Dot(name, *found[:3]) for name, found in ahead_of(results, SCRATCH, column).items()]
-    return dot_chart(dots, x=f"points ahead of {SCRATCH} (95 %)", origin=0.0)
+    dots = [Dot(name, *found[:3]) for name, found in ahead_of(results, "scratch", column).items()]
+    return dot_chart(dots, x="points ahead of scratch (95 %)", origin=0.0)
 
 
 def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -138,26 +143,31 @@ def one_run(name: str, run: Run) -> str:
     return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *files(run))
 
 
+def ahead_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Against scratch, and against supervised training where it took part."""
+    told = {one["column"] for one in results["differences"]}
+    bases = ["scratch", *(name for name in results["methods"] if name.startswith(SUPERVISED))]
+    by_group = [[name for name in columns if name in told] for columns in groups(results).values()]
+    return [ahead_table(results, base, columns) for base in bases for columns in by_group if columns]
+
+
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
     """runs: of each method, the run of the first seed."""
-    shown, told = groups(results), list(dict.fromkeys(one["column"] for one in results["differences"]))
-    linear = [name for name in shown[FROZEN] if name.startswith("linear")]
+    shown, told = groups(results), dict.fromkeys(one["column"] for one in results["differences"])
+    linear = [name for name in shown[FROZEN] if name in told]
     lead = [*shown.get(TUNED, [])[:1], *linear[-1:]]
-    about = [one for name in lead[:1] for one in sentences(results, name) if SCRATCH in one]
-    bases = [base for base in (SCRATCH, SUPERVISED) if base in results["methods"]]
-    ahead = [(base, [name for name in columns if name in told]) for base in bases for columns in shown.values()]
     parts = [
-        page.bullets(about),
+        page.bullets([text for name in lead[:1] for text in sentences(results, name, to_scratch=True)]),
         page.columns(*(page.chart(ahead_chart(results, name), in_words(name).capitalize()) for name in lead)),
     ]
     for title, columns in shown.items():
         parts += [page.heading(title.capitalize()), page.table(*accuracy_table(results, title, columns))]
     means = [page.table(*interval_table(results, columns)) for columns in shown.values()]
     parts += [
-        page.columns(*(page.chart(by_share(results, columns), curve_of(title)) for title, columns in shown.items())),
+        page.columns(*by_share(results)),
         page.bullets(notes(results)),
         page.heading("What pretraining was worth"),
-        *(page.table(*ahead_table(results, base, columns)) for base, columns in ahead if columns),
+        *(page.table(*one) for one in ahead_tables(results)),
         page.heading("Cost"),
         page.table(*cost_table(results)),
         page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
@@ -172,11 +182,15 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
 
 def as_markdown(results: dict[str, Any]) -> str:
     """Without times, so that it is the same for a comparison that was stopped and went on."""
+    tables = [accuracy_table(results, *group, timed=False)[:2] for group in groups(results).items()]
+    means = [interval_table(results, columns) for columns in groups(results).values()]
     parts = [f"# What pretraining bought: {results['data']}", ""]
-    for title, columns in groups(results).items():
-        parts += [*markdown_table(*accuracy_table(results, title, columns, timed=False)[:2]), ""]
-    parts += [f"- {text}" for text in notes(results)]
+    for header, rows in tables:
+        parts += [*markdown_table(header, rows), ""]
+    parts += [*(f"- {text}" for text in notes(results)), ""]
+    for header, rows in [*ahead_tables(results), *(means if len(results["seeds"]) > 1 else [])]:
+        parts += [*markdown_table(header, rows), ""]
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         told = [f"- {text}" for text in sentences(results, name)]
-        parts += ["", f"## {in_words(name).capitalize()}", "", *told]
-    return "\n".join([*parts, ""])
+        parts += [f"## {in_words(name).capitalize()}", "", *told, ""]
+    return "\n".join(parts)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sslvit.compare import Method, Part, PartFailed, check_settings, taken, work_on
+from sslvit.compare import Method, Part, PartFailed, check_settings, names_of, reading, taken, work_on
+from sslvit.config import ImagesConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
@@ -126,9 +127,21 @@ def test_a_method_carries_flags_of_its_recipe():
     assert Method("moco_v3").words == ()
 
 
+def test_two_methods_that_would_be_called_alike_are_called_by_their_flags():
+    given = ("mpp:target=mean", "mpp:optimizer=mean", "mae")
+    named = {"mpp-target-mean": given[0], "mpp-optimizer-mean": given[1], "mae": "MAE"}
+    assert names_of(given, RECIPES) == named
+    with pytest.raises(ValueError, match="--methods nobody:x=1: there is no recipe"):
+        names_of(("nobody:x=1",), RECIPES)
+
+
 def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
     texts = {"moco_v3": "MoCo v3", "mpp:target=pixels,corrupt=0.15": "MPP, pixels, corrupt 0.15"}
-    texts |= {"dino:crops=4 14": "DINO, crops 4 14", "supervised": "supervised", "of_mine:x=1": "of_mine, x 1"}
+    texts |= {
+        "dino:crops=4 14": "DINO, crops 4 14",
+        "supervised": "supervised",
+        "of_mine:x=1,no-y": "of_mine, x 1, no-y",
+    }
     assert {text: Method(text).name for text in texts} == texts
 
 
@@ -136,17 +149,24 @@ def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
 class Settings:
     out: str = "somewhere"
     methods: tuple[str, ...] = ("mpp",)
+    transfer: tuple[str, ...] = ()
     epochs: float = 3
 
 
 def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path):
     def check(**given) -> dict:
-        return check_settings(Settings(**given), tmp_path / "x" / "settings.json", free=("out",), grows=("methods",))
+        kinds = {"free": ("out",), "grows": ("methods",), "appended": ("transfer",)}
+        return check_settings(Settings(**given), tmp_path / "x" / "settings.json", **kinds)
 
-    assert check() == {"methods": ["mpp"], "epochs": 3}
-    assert check(out="elsewhere", methods=("mpp", "mae")) == {"methods": ["mpp", "mae"], "epochs": 3}
+    assert check() == {"methods": ["mpp"], "transfer": [], "epochs": 3}
+    both = {"methods": ("mpp", "mae"), "transfer": ("a", "b")}
+    assert check(out="elsewhere", **both) == {"methods": ["mpp", "mae"], "transfer": ["a", "b"], "epochs": 3}
+    for other in (("b", "a"), ("a",), ()):  # parts of the first have numbers of a's
+        with pytest.raises(ValueError, match=r"transfer was \['a', 'b'\], is now"):
+            check(transfer=other)
+    check(transfer=("a", "b", "c"))
     with pytest.raises(ValueError, match=r"epochs was 3, is now 4\. Give them, or another --out"):
-        check(epochs=4)
+        check(transfer=("a", "b", "c"), epochs=4)
 
 
 def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets_by_what_was_measured(tmp_path):
@@ -160,16 +180,32 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
         file.write_text(f'{{"flops_per_image": {flops}, "seconds_per_image": 1}}')
     epochs = recipe["passes"](config, tmp_path / "start", 0)
     assert epochs == {"supervised": 6, "moco_v3": 2, "mpp-target-pixels": 12}
-    parts = {part.name: part for part in recipe["plan"](config, {0: tmp_path / "start"}, epochs)}
+    starts = {f"{method}-0": tmp_path / "start" for method in ("scratch", "scratch-cls")}
+    parts = {part.name: part for part in recipe["plan"](config, starts, epochs)}
     trained = parts["pretrain/mpp-target-pixels-0"].command()
     assert "--only 0 1 2 4 6 7 8 9 10 11" in trained
     assert "--epochs 12 --warmup_epochs 1.2" in trained
     assert trained.endswith("--target pixels")
     assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["probe/moco_v3-0/own"].command()
     assert "--only 3 5" in parts["probe/moco_v3-0/classes held out"].command()
-    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["finetune/scratch-0/0.1"].command()
-    assert parts["finetune/moco_v3-0/0.1"].needs == ("pretrain/moco_v3-0",)
-    assert parts["probe/scratch-0/own"].needs == ()
+    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["finetune/scratch-0/own/0.1"].command()
+    assert parts["finetune/moco_v3-0/own/0.1"].needs == ("pretrain/moco_v3-0",)
+    assert "--only 3 5" in parts["finetune/moco_v3-0/classes held out/0.1"].command()
+    assert parts["probe/scratch-cls-0/own"].needs == ()
+    alone = recipe["plan"](recipe["Config"](**given, finetune_everywhere=False), starts, epochs)
+    assert not [part for part in alone if part.name.startswith("finetune") and "/own/" not in part.name]
+    for held, words in {(3,): "hold out two", (3, 99): "of the classes 0 1 2", tuple(range(11)): "leave two"}.items():
+        with pytest.raises(ValueError, match=words):
+            recipe["own"](recipe["Config"](**given | {"held_out": held}))
+
+
+def test_parts_read_the_images_as_the_comparison_was_told():
+    config = ImagesConfig("folder:/x", 32, label_column="kind", only=(1, 2), follow_links=True)
+    assert reading(config) == (
+        *("--data", "folder:/x", "--image_size", "32", "--label_column", "kind", "--only", "1", "2", "--follow_links"),
+    )
+    assert reading(config, only=[5])[-4:] == ("kind", "--only", "5", "--follow_links")
+    assert reading(ImagesConfig("shapes", 16)) == ("--data", "shapes", "--image_size", "16")
 
 
 @pytest.mark.slow

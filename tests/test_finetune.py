@@ -223,6 +223,8 @@ def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refuse
     assert settled(replace(vit, epochs=3)).steps == 0
     alone = settled(replace(vit, rates=(0.5,)))
     assert (alone.lr, alone.rates) == (0.5, ())
+    told = replace(modern, lr=modern.base_lr * modern.batch_size / 256, rates=(1e-3, 3e-3))  # its lr was not given
+    assert settled(told).rates == (1e-3, 3e-3)
     assert settled(replace(vit, rates=(), lr=0.5)).lr == 0.5
     for both in ({"lr": 0.5, "rates": (0.1, 0.2)}, {"steps": 7, "epochs": 3}, {"warmup_epochs": 3}):
         with pytest.raises(ValueError, match=r"give"):
