@@ -29,7 +29,8 @@ details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; pa
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;
   font-size: .8rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
-@media print { body { max-width: none; font-size: 11pt; } figure { break-inside: avoid; } }
+@media print { body { max-width: none; font-size: 11pt; } figure, .wide { break-inside: avoid; }
+  h2 { break-after: avoid; } .wide { overflow: visible; } table { font-size: 7pt; } th, td { padding: .1rem .25rem; } }
 """
 
 
