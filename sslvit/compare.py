@@ -61,10 +61,10 @@ class Method:
 
     @property
     def name(self) -> str:
-        """For people: MPP, pixels, corrupt 0.15. Numbers need the name of their flag."""
+        """For people: MPP (pixels, corrupt 0.15). Numbers need the name of their flag."""
         pairs = [pair.partition("=") for pair in self.text.partition(":")[2].split(",") if pair]
         values = [value if value[:1].isalpha() else f"{flag} {value}".strip() for flag, _, value in pairs]
-        return ", ".join([NAMES.get(self.recipe, self.recipe), *values])
+        return NAMES.get(self.recipe, self.recipe) + (f" ({', '.join(values)})" if values else "")
 
     @property
     def folder(self) -> str:

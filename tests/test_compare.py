@@ -136,11 +136,11 @@ def test_two_methods_that_would_be_called_alike_are_called_by_their_flags():
 
 
 def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
-    texts = {"moco_v3": "MoCo v3", "mpp:target=pixels,corrupt=0.15": "MPP, pixels, corrupt 0.15"}
+    texts = {"moco_v3": "MoCo v3", "mpp:target=pixels,corrupt=0.15": "MPP (pixels, corrupt 0.15)"}
     texts |= {
-        "dino:crops=4 14": "DINO, crops 4 14",
+        "dino:crops=4 14": "DINO (crops 4 14)",
         "supervised": "supervised",
-        "of_mine:x=1,no-y": "of_mine, x 1, no-y",
+        "of_mine:x=1,no-y": "of_mine (x 1, no-y)",
     }
     assert {text: Method(text).name for text in texts} == texts
 

@@ -18,7 +18,7 @@ from sslvit.vit import ViT
 
 IMAGES = 1000
 NAMES = {"scratch": "scratch (mean)", "scratch-cls": "scratch (cls)", "supervised": "supervised", "mae": "MAE"}
-NAMES |= {"mpp-target-pixels": "MPP, pixels"}
+NAMES |= {"mpp-target-pixels": "MPP (pixels)"}
 READOUTS = {"scratch-cls": "cls", "supervised": "cls"}  # the others' is mean
 COST = {"images": 500, "seconds": 2.0, "flops": 3e9, "peak_memory_bytes": 2**20, "device": "CPU"}
 
@@ -80,12 +80,12 @@ def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_no
         told[0],
     )
     assert re.match(
-        r"MPP, pixels is ahead of scratch \(mean\) by 1[2-8]\.\d points when fine-tuned with 1 % of", told[1]
+        r"MPP \(pixels\) is ahead of scratch \(mean\) by 1[2-8]\.\d points when fine-tuned with 1 % of", told[1]
     )
     told = sentences(results, "fine-tuned 1 %")
     assert len(told) == 6
     assert any(
-        re.match(r"MPP, pixels and MAE cannot be told apart when fine-tuned with 1 % of the labels", t) for t in told
+        re.match(r"MPP \(pixels\) and MAE cannot be told apart when fine-tuned with 1 % of the labels", t) for t in told
     )
     linear, elsewhere = (sentences(results, place + "linear 100 %") for place in ("", "transfer 1: "))
     assert linear == [one.replace("when fine-tuned with 1 %", "by a linear probe with 100 %") for one in told]
