@@ -27,6 +27,8 @@ from sslvit.config import ImagesConfig
 from sslvit.errors import at_the_door
 from sslvit.model_folder import described
 from sslvit.report import markdown_table
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
 
 HERE = Path(__file__).parent
 SHOWN = "10-shot"
@@ -70,6 +72,8 @@ class Point(NamedTuple):
 def amounts(config: Config) -> Iterator[Point]:
     images = len(config.source(channels=config.channels))
     models = {"ViT": config.model, "hybrid": f"{config.stem}+{config.model}", "BiT ResNet": config.resnet}
+    for model in models.values():  # what cannot be built is told now, and not after hours
+        (BiT if model == config.resnet else ViT).variant(model, image_size=config.image_size)
     for name, model in models.items():
         for share in sorted(config.shares):
             count = round(share * images)
