@@ -66,7 +66,7 @@ class Config(ImagesConfig):
     """Fine-tuning's learning rate, the same for all; of several each method takes the best on held-out training labels,
     which takes that many trainings more."""
     finetune_everywhere: bool = True
-    """Also on classes held out and on other sets, not on the classes that pretraining saw alone."""
+    """Fine-tune on classes held out and on other sets too, not only on the classes that pretraining saw."""
     finetune_crop: float = 0.5
     """The smallest crop in fine-tuning, as a share of the image."""
     held_out: tuple[int, ...] = ()

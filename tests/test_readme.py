@@ -1,4 +1,4 @@
-"""The README's numbers of comparisons and studies are those of the data files that are kept, line by line."""
+"""The README's numbers of comparisons are those of the data files that are kept, line by line."""
 
 import json
 import re
