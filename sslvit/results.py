@@ -64,6 +64,10 @@ def hits(predictions: Path) -> Tensor:
     return (found.probabilities.argmax(-1) == found.labels)[found.ids.argsort()]
 
 
+def kept(one: dict[str, Any]) -> Difference:
+    return Difference(*(one[name] for name in Difference._fields))
+
+
 def in_words(column: str) -> str:
     """The linear 100 % of classes held out: by a linear probe with 100 % of the labels of classes held out."""
     place, _, column_there = column.rpartition(": ")
@@ -83,8 +87,7 @@ def sentences(results: dict[str, Any], column: str, *, to_scratch: bool = False)
         key=lambda one: results["methods"].index(one["first"]) if like_with_like(one) else len(results["methods"])
     )
     return [
-        sentence(one["first"], one["second"], Difference(*(one[name] for name in Difference._fields)), in_words(column))
-        + "."
+        sentence(one["first"], one["second"], kept(one), in_words(column)) + "."
         for one in mine
         if like_with_like(one) or not to_scratch
     ]
@@ -94,11 +97,11 @@ def ahead_of(results: dict[str, Any], base: str, column: str) -> dict[str, Diffe
     """Each method against this one, in points; against "scratch", that which is read as the method is."""
     found = {}
     for one in (one for one in results["differences"] if one["column"] == column):
-        difference = Difference(*(one[name] for name in Difference._fields))
+        gap = kept(one)
         for name, other, sign in ((one["first"], one["second"], 100), (one["second"], one["first"], -100)):
             if other == (scratch(results["readouts"][name]) if base == "scratch" else base):
-                low, high = sorted((sign * difference.low, sign * difference.high))
-                found[name] = Difference(sign * difference.mean, low, high, difference.seeds)
+                low, high = sorted((sign * gap.low, sign * gap.high))
+                found[name] = Difference(sign * gap.mean, low, high, gap.seeds)
     return {name: found[name] for name in results["methods"] if name in found}
 
 

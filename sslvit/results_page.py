@@ -47,14 +47,14 @@ def accuracy_table(
     rows = [
         [
             name,
-            *(cell(results["values"][column].get(name, [float("nan")])) for column in columns),
+            *(cell(results["values"][column][name]) for column in columns),
             cost_in_short(results["costs"][name], timed=timed),
         ]
         for name in results["methods"]
     ]
     best = set()
     for j, column in enumerate(columns):
-        means = [sum(v) / len(v) for v in (results["values"][column].get(n, [0.0]) for n in results["methods"])]
+        means = [sum(v) / len(v) for v in (results["values"][column][n] for n in results["methods"])]
         best.add((means.index(max(means)), j + 1))
     named = [name.removeprefix(title).lstrip(": ") for name in columns]  # said once, a narrow screen has room for more
     return (
@@ -112,11 +112,10 @@ def by_share(results: dict[str, Any]) -> list[str]:
 
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
     by_column = [ahead_of(results, base, column) for column in columns]
-    rows = []
-    for name in results["methods"]:
-        found = [each.get(name) for each in by_column]
-        if any(found):
-            rows.append([name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" if x else "-" for x in found)])
+    rows = [
+        [name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" for x in (each[name] for each in by_column))]
+        for name in by_column[0]  # a method is in every column or in none
+    ]
     return [f"points ahead of {base}", *columns], rows
 
 
@@ -129,10 +128,16 @@ def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[st
     """Means and Student's intervals for them over seeds."""
     rows = []
     for name in results["methods"]:
-        found = [over_seeds(results["values"][column].get(name, [])) for column in columns]
-        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" if x else "-" for x in found]
+        found = [over_seeds(results["values"][column][name]) for column in columns]
+        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found]
         rows.append([name, *cells])
     return ["%, over seeds alone", *columns], rows
+
+
+def interval_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """None for one seed, of which there is no spread."""
+    several = len(results["seeds"]) > 1
+    return [interval_table(results, columns) for columns in groups(results).values()] if several else []
 
 
 def every_difference(results: dict[str, Any], column: str) -> str:
@@ -162,7 +167,6 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
     ]
     for title, columns in shown.items():
         parts += [page.heading(title.capitalize()), page.table(*accuracy_table(results, title, columns))]
-    means = [page.table(*interval_table(results, columns)) for columns in shown.values()]
     parts += [
         page.columns(*by_share(results)),
         page.bullets(notes(results)),
@@ -171,7 +175,7 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.heading("Cost"),
         page.table(*cost_table(results)),
         page.folded("What every difference supports", *(every_difference(results, name) for name in told)),
-        page.folded("Means and their intervals", *means) if len(results["seeds"]) > 1 else "",
+        page.folded("Means and their intervals", *(page.table(*one) for one in interval_tables(results))),
         page.heading("How each was trained") if runs else "",
         *(one_run(name, Run(folder)) for name, folder in runs.items()),
         page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
@@ -183,12 +187,11 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
 def as_markdown(results: dict[str, Any]) -> str:
     """Without times, so that it is the same for a comparison that was stopped and went on."""
     tables = [accuracy_table(results, *group, timed=False)[:2] for group in groups(results).items()]
-    means = [interval_table(results, columns) for columns in groups(results).values()]
     parts = [f"# What pretraining bought: {results['data']}", ""]
     for header, rows in tables:
         parts += [*markdown_table(header, rows), ""]
     parts += [*(f"- {text}" for text in notes(results)), ""]
-    for header, rows in [*ahead_tables(results), *(means if len(results["seeds"]) > 1 else [])]:
+    for header, rows in [*ahead_tables(results), *interval_tables(results)]:
         parts += [*markdown_table(header, rows), ""]
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         told = [f"- {text}" for text in sentences(results, name)]
