@@ -5,7 +5,7 @@
 
 A case is a model, the side of its images and the batch. Forward is without gradients; a step is forward, backward of
 the mean class token, and fused AdamW. The share is that of the rate at which this machine multiplies two matrices,
-measured first; operations are counted in our model by torch's FlopCounterMode. On a CPU the small cases are run once
+measured first; operations are counted in our model (sslvit/cost.py). On a CPU the small cases are run once
 more with each contestant in a process of its own, ours begun as our recipes begin (sslvit.distributed.start keeps freed
 memory), the others as they are.
 """
@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
+from sslvit.cost import counting
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.vit import ViT
@@ -123,7 +123,7 @@ def main(
         images = torch.rand(batch, 3, size, size, device=device)
         for kind in ("forward", "step"):
             runs = {who: runner(*one, images, kind == "step", TYPES[precision]) for who, one in models.items()}
-            with FlopCounterMode(display=False) as counter:
+            with counting() as counter:
                 runs[OURS]()
             seconds = in_turns(runs, rounds=rounds)
             about = {"images": batch, "flops": counter.get_total_flops(), "rate": rate}

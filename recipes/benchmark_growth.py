@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 import tyro
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from sslvit import rng
 from sslvit.benchmark import Result, compared, in_turns, line, matrix_rate, save
+from sslvit.cost import counting
 from sslvit.data.loader import Row
 from sslvit.data.source import open_source
 from sslvit.distributed import start
@@ -56,7 +56,7 @@ def steps(cases: list[tuple[str, int, int]], rounds: int, device: str, rate: flo
     found = []
     for model, size, batch in cases:
         run = step(model, size, batch, device)
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             run()
         seconds = in_turns({"step": run}, rounds=rounds)
         case = f"{model} at {size} px, batch {batch}"

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sslvit import rng
 from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
+from sslvit.cost import counting
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
@@ -252,7 +252,7 @@ def stepper(
 
 def counted(step: Callable[[], None]) -> int:
     """Floating-point operations."""
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         step()
     return counter.get_total_flops()
 

@@ -19,6 +19,23 @@ from sslvit.objectives.objective import Batch, Objective
 IMAGES = 2  # batch norm and mixing need two
 
 
+def counting() -> FlopCounterMode:
+    """Operations of what runs inside. Some releases of torch (2.14.1) take a CPU's fused attention to cost nothing."""
+
+    def forward(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * 2 * query.numel() * key[-2]  # two products
+
+    def backward(grad: torch.Size, query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+        return 5 * 2 * query.numel() * key[-2]  # the first product anew, and two for each
+
+    aten = torch.ops.aten
+    fused = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=fused)
+
+
 def flops_per_image(objective: Objective, views: Views, samples: Samples, device: torch.device) -> float | None:
     """Of a step's forward and backward passes, teachers included: products and sums counted apart, of matrix products,
     convolutions and attention. It is counted on a copy, of which nothing stays; None where that has no room."""
@@ -28,7 +45,7 @@ def flops_per_image(objective: Objective, views: Views, samples: Samples, device
     labels = None if samples.labels is None else samples.labels[rows].to(device)
     try:
         measured = copy.deepcopy(objective).train()
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             loss, _ = measured(Batch(views(samples.pixels[rows].to(device), key, extents), key, labels), 0.0)
             loss.backward()
     except torch.OutOfMemoryError:
