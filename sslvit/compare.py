@@ -1,45 +1,24 @@
-"""A comparison as a list of parts, each one command line with a file that is there when it is done.
+"""What a comparison consists of: what can be chosen, and the parts that this makes.
 
-So a comparison that is killed goes on where it was, finished parts are never done again, and several machines can work
-in one folder: a part is taken by locking its file, which is free again when its process is gone. What stands in the
-end depends on the parts alone, and not on who did them when.
+Pretraining, one part for each method and seed, and then of each model and of scratch the probes and the fine-tuning, in
+every place where something is learned: on the classes that pretraining saw, on classes held out, on other sets.
 """
 
-import fcntl
 import json
-import multiprocessing
-import os
-import runpy
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
-from sslvit import durable
-from sslvit.config import ImagesConfig, configuration
-from sslvit.errors import Stop
-from sslvit.records import duration
+from sslvit.config import ImagesConfig
+from sslvit.dry_run import MEASURED
+from sslvit.model_folder import save_backbone
+from sslvit.parts import Part, flags, reading, work_on
+from sslvit.results import OWN, SCRATCH
+from sslvit.vit import ViT
 
-DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-LAST_LINES = 12
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
-TAKEN = 113  # the exit code of a part that another worker is doing
-
-
-class Part(NamedTuple):
-    name: str  # unique, also a path
-    recipe: str
-    words: tuple[str, ...]  # after the recipe's name
-    product: Path
-    needs: tuple[str, ...] = ()  # names of parts
-    work: float = 1.0  # how long it takes, in any unit that is the same for all
-
-    def command(self) -> str:
-        return " ".join(["python", f"recipes/{self.recipe}.py", *self.words])
+WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 
 
 @dataclass(frozen=True)
@@ -71,18 +50,6 @@ class Method:
         return "".join(c if c.isalnum() or c in "._" else "-" for c in self.text)
 
 
-class PartFailed(Stop):
-    """A part ended with an error, which is in its log."""
-
-
-def flags(**given: object) -> tuple[str, ...]:
-    """A command line's words: threads=1 as --threads 1, a sequence as several values."""
-    words = []
-    for name, value in given.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    return tuple(words)
-
-
 def names_of(methods: tuple[str, ...], recipes: Path) -> dict[str, str]:
     """For people, by folder. Two that would be called alike are called by their text."""
     chosen = [Method(text) for text in methods]
@@ -92,141 +59,147 @@ def names_of(methods: tuple[str, ...], recipes: Path) -> dict[str, str]:
     return {m.folder: name if names.count(name) == 1 else m.text for m, name in zip(chosen, names, strict=True)}
 
 
-def reading(config: ImagesConfig, **chosen: object) -> tuple[str, ...]:
-    """The words for the images of this configuration, of which some may be chosen otherwise."""
-    words = flags(data=config.data, image_size=config.image_size)
-    for one in fields(ImagesConfig):
-        value = chosen.get(one.name, getattr(config, one.name))
-        if one.name not in ("data", "image_size") and value != one.default:
-            words += (f"--{one.name}",) if value is True else flags(**{one.name: value})
-    return words
+@dataclass(frozen=True)
+class ComparisonConfig(ImagesConfig):
+    """Compare ways to pretrain, on labelled images with a train and a test split."""
+
+    out: Path = Path("runs/compare")
+    """A folder for everything. A comparison that is there goes on, if its settings are the same."""
+    image_size: int = 32
+    channels: Literal[1, 3] | None = None
+    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    model: str = "XS/8"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    methods: tuple[str, ...] = ("supervised", "mpp", "moco_v3")
+    """Recipes, each with flags of its own if need be; scratch, the random start, is always there."""
+    seeds: int = 1
+    """How many, from 0."""
+    epochs: float = 2
+    """Passes over the images in pretraining, of the first method."""
+    budget: Literal["images", "operations", "seconds"] = "images"
+    """What the others get as much of: the images of these passes, or the operations or the seconds that the first
+    method needs for them. Seconds are measured beforehand, one method at a time."""
+    batch_size: int = 64
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the labels that are learned from."""
+    finetune_steps: int = 100
+    """Of fine-tuning, with each share of the labels; 0 leaves it out."""
+    finetune_rates: tuple[float, ...] = (0.1,)
+    """Fine-tuning's learning rate, the same for all; of several each method takes the best on held-out training labels,
+    which takes that many trainings more."""
+    finetune_everywhere: bool = True
+    """Fine-tune on classes held out and on other sets too, not only on the classes that pretraining saw."""
+    finetune_crop: float = 0.5
+    """The smallest crop in fine-tuning, as a share of the image."""
+    held_out: tuple[int, ...] = ()
+    """Classes, by number, of which pretraining sees no image. What is learned afterwards are the classes that it saw
+    and, apart from them, these."""
+    transfer: tuple[str, ...] = ()
+    """Other labelled sets, in the words of --data, that are learned afterwards."""
+    limit_train: int = 0
+    """At most so many images that frozen features are read on, and then shares of labels are of these; 0 takes all."""
+    limit_test: int = 0
+    jobs: int = 0
+    """Parts at a time: by default one for each GPU, or for each core."""
 
 
-def check_settings(
-    config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = (), appended: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """What is in the folder was made with these settings, which are returned. What adds parts, in `grows`, may change,
-    and what decides nothing, in `free`; lists in `appended`, whose parts go by number, may go on."""
-    now = {name: value for name, value in configuration(config).items() if name not in free}
-    if file.exists():
-        before = json.loads(file.read_text())
-        same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
-        if changed := [k for k, value in same.items() if value != before.get(k)]:
-            was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
-            raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
-    durable.make_folder(file.parent)
-    durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
-    return now
-
-
-def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
-    """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere."""
-    names = {part.name for part in parts}
-    if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
-        raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
-    context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
-    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
-    display, running, failed = Display(parts), {}, {}
-    free = list(range(jobs))
-    while True:
-        for part, (process, slot, started) in list(running.items()):
-            if process.is_alive():
-                continue
-            del running[part]
-            free.append(slot)
-            if not part.product.exists() and process.exitcode != TAKEN:
-                failed[part] = process.exitcode
-            display.ended(part, time.perf_counter() - started, failed=part in failed)
-        waiting = [part for part in parts if not part.product.exists() and part not in running and part not in failed]
-        done = {part.name for part in parts if part.product.exists()}
-        ready = [part for part in waiting if done.issuperset(part.needs)]
-        for part in sorted(ready, key=lambda part: -part.work) if not failed else []:
-            if not free:
-                break
-            with taken(out / "locks" / part.name) as not_elsewhere:
-                if not not_elsewhere:
-                    continue
-            slot = free.pop()
-            process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
-            process.start()
-            running[part] = (process, slot, time.perf_counter())
-        display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
-        if not running and (failed or not waiting):
-            break
-        time.sleep(0.2)
-    if failed:
-        part, code = next(iter(failed.items()))
-        log = out / "logs" / f"{part.name}.log"
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else "no log"
-        raise PartFailed(
-            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. "
-            f"{log} ends:\n{last}"
+@cache
+def own(config: ComparisonConfig) -> tuple[str, ...]:
+    """The words for the images that pretraining sees."""
+    if not config.held_out:
+        return reading(config)
+    labels = set(config.source(channels=config.channels).required_labels().tolist())
+    held, seen = set(config.held_out), sorted(labels - set(config.held_out))
+    if held - labels or len(held) < 2 or len(seen) < 2:
+        raise ValueError(
+            f"--held_out {' '.join(map(str, config.held_out))} of the classes {' '.join(map(str, sorted(labels)))}: "
+            "hold out two of them or more, and leave two or more"
         )
+    return reading(config, only=seen)
 
 
-def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
-    """In a process of its own: the recipe as from the command line, its output in a log."""
-    with taken(out / "locks" / part.name) as mine:
-        if not mine:  # somebody was quicker
-            sys.exit(TAKEN)
-        if part.product.exists():
-            return
-        log = out / "logs" / f"{part.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            for name in DISTRIBUTED:  # a part is one process, whatever the comparison is part of
-                os.environ.pop(name, None)
-            if device is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-            print(f"$ {part.command()}", flush=True)
-            sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
-            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-            runpy.run_path(sys.argv[0], run_name="__main__")
+def pretraining(
+    config: ComparisonConfig, method: Method, start: Path, out: Path, epochs: float, seed: int
+) -> tuple[str, ...]:
+    """The words of its recipe's command line."""
+    words = (*own(config), *flags(threads=1, start=start, seed=seed, out=out))
+    words += flags(channels=config.channels) if config.channels else ()
+    long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
+    return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *method.words)
 
 
-@contextmanager
-def taken(lock: Path) -> Iterator[bool]:
-    """Whether nobody else has it. It is free again when this process ends, however it ends."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -> dict[str, float]:
+    """How long each method is trained, by the budget."""
+    methods = [Method(text) for text in config.methods]
+    if config.budget == "images":
+        return {method.folder: config.epochs for method in methods}
+    measures = []
+    for method in methods:
+        out = config.out / "measured" / method.folder
+        words = (*pretraining(config, method, start, out, config.epochs, 0), "--dry_run")
+        product = out.with_name(f"{out.name}-dry_run") / MEASURED
+        measures.append(Part(f"measure/{method.folder}", method.recipe, words, product))
+    work_on(measures, config.out, recipes, jobs=1, devices=devices)
+    key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
+    each = {m.folder: json.loads(part.product.read_text())[key] for m, part in zip(methods, measures, strict=True)}
+    if None in each.values():
+        raise ValueError(f"operations could not be counted: {each}. Take --budget images or seconds")
+    return {name: config.epochs * each[methods[0].folder] / one for name, one in each.items()}
 
 
-class Display:
-    """A line whenever a part ends: how many are done, and about how long the rest will take. Before the first and, on
-    a terminal, all the time, what is being done."""
+def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:
+    """Everything that is to be done."""
+    parts: list[Part] = []
+    for name, start in starts.items():
+        parts += evaluations(config, name, start, ())
+    for seed in range(config.seeds):
+        for method in map(Method, config.methods):
+            name, run = f"{method.folder}-{seed}", config.out / "runs" / f"{method.folder}-{seed}"
+            start = starts[f"{SCRATCH['mean']}-{seed}"]
+            words = pretraining(config, method, start, run, epochs[method.folder], seed)
+            work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
+            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work))
+            parts += evaluations(config, name, run, (f"pretrain/{name}",))
+    return parts
 
-    def __init__(self, parts: list[Part]):
-        self.parts, self.began = parts, time.perf_counter()
-        self.before = sum(part.work for part in parts if part.product.exists())
-        done = sum(part.product.exists() for part in parts)
-        print(f"{len(parts)} parts, {done} of them done", flush=True)
-        self.next_look, self.looks = 0.0, 0
 
-    def goes_on(self, seconds: dict[str, float]) -> None:
-        terminal = sys.stdout.isatty()
-        if not seconds or time.perf_counter() < self.next_look or (self.looks and not terminal):
-            return
-        now = ", ".join(f"{name} for {duration(value)}" if self.looks else name for name, value in seconds.items())
-        self.next_look, self.looks = time.perf_counter() + 1, self.looks + 1
-        room = shutil.get_terminal_size().columns - 1
-        print(f"\r\x1b[K{f'now {now}'[:room]}" if terminal else f"now {now}", end="" if terminal else "\n", flush=True)
+def places(config: ComparisonConfig) -> dict[str, tuple[str, ...]]:
+    """What is learned afterwards, by name: the words for its images."""
+    found = {OWN: own(config)}
+    found |= {"classes held out": reading(config, only=config.held_out)} if config.held_out else {}
+    sizes = flags(image_size=config.image_size)
+    return found | {f"transfer {i}": (*flags(data=data), *sizes) for i, data in enumerate(config.transfer, 1)}
 
-    def ended(self, part: Part, seconds: float, *, failed: bool) -> None:
-        done = [part for part in self.parts if part.product.exists()]
-        if part not in done and not failed:
-            return  # another worker had it
-        work, all_work = sum(part.work for part in done), sum(part.work for part in self.parts)
-        here = work - self.before
-        left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
-        rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
-        if sys.stdout.isatty():
-            print("\r\x1b[K", end="")
-        print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)
+
+def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Part]:
+    """name: a method and a seed."""
+    same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
+    limits = flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
+    parts = []
+    for place, data in places(config).items():
+        out = config.out / "probes" / name / place
+        words = (*same, *data, *limits, "--no-random", "--declared", *flags(out=out, cache=config.out / "features"))
+        parts.append(Part(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
+        tuned = config.finetune_steps and (place == OWN or config.finetune_everywhere)
+        for fraction in config.fractions if tuned else ():
+            out = config.out / "finetuned" / name / place / f"{fraction:g}"
+            words = (*same, *data, *flags(fraction=fraction, seed=seed, out=out), "--resume")
+            words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
+            words += flags(smallest_crop=config.finetune_crop)
+            part = f"finetune/{name}/{place}/{fraction:g}"
+            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=0.2 * len(config.finetune_rates)))
+    return parts
+
+
+def starts(config: ComparisonConfig) -> dict[str, Path]:
+    """The weights that everything starts from, one set a seed, in a model to be read in each of the two ways."""
+    channels = config.source(channels=config.channels).channels
+    made = {}
+    for seed in range(config.seeds):
+        for readout, method in SCRATCH.items():
+            made[f"{method}-{seed}"] = folder = config.out / "starts" / f"{method}-{seed}"
+            if not folder.exists():
+                sizes = {"image_size": config.image_size, "channels": channels}
+                backbone = ViT.variant(config.model, **sizes, seed=seed, init="jax")
+                save_backbone(backbone, folder, {"objective": "random start", "readout": readout, "data": "nothing"})
+    return made

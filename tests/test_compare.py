@@ -2,7 +2,6 @@
 
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sslvit.compare import Method, Part, PartFailed, check_settings, names_of, reading, taken, work_on
+from sslvit.compare import ComparisonConfig, Method, names_of, own, passes, plan
 from sslvit.config import ImagesConfig
+from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
+from sslvit.study import StudyConfig, amounts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
@@ -34,7 +35,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_compare import toys
-from sslvit.compare import work_on
+from sslvit.parts import work_on
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     work_on(toys(out), out, out, jobs=2, devices=0)
@@ -170,18 +171,17 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
 
 
 def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets_by_what_was_measured(tmp_path):
-    recipe = runpy.run_path(str(RECIPES / "compare.py"), run_name="imported")
     methods = ("supervised", "moco_v3", "mpp:target=pixels")
     given = {"data": "shapes:n=300", "out": tmp_path, "methods": methods, "held_out": (3, 5), "fractions": (0.1,)}
-    config = recipe["Config"](**given, budget="operations", epochs=6)
+    config = ComparisonConfig(**given, budget="operations", epochs=6)
     for method, flops in zip(("supervised", "moco_v3", "mpp-target-pixels"), (100, 300, 50), strict=True):
         file = tmp_path / "measured" / f"{method}-dry_run" / "measured.json"
         file.parent.mkdir(parents=True)
         file.write_text(f'{{"flops_per_image": {flops}, "seconds_per_image": 1}}')
-    epochs = recipe["passes"](config, tmp_path / "start", 0)
+    epochs = passes(config, tmp_path / "start", RECIPES, 0)
     assert epochs == {"supervised": 6, "moco_v3": 2, "mpp-target-pixels": 12}
     starts = {f"{method}-0": tmp_path / "start" for method in ("scratch", "scratch-cls")}
-    parts = {part.name: part for part in recipe["plan"](config, starts, epochs)}
+    parts = {part.name: part for part in plan(config, starts, epochs)}
     trained = parts["pretrain/mpp-target-pixels-0"].command()
     assert "--only 0 1 2 4 6 7 8 9 10 11" in trained
     assert "--epochs 12 --warmup_epochs 1.2" in trained
@@ -192,11 +192,11 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
     assert parts["finetune/moco_v3-0/own/0.1"].needs == ("pretrain/moco_v3-0",)
     assert "--only 3 5" in parts["finetune/moco_v3-0/classes held out/0.1"].command()
     assert parts["probe/scratch-cls-0/own"].needs == ()
-    alone = recipe["plan"](recipe["Config"](**given, finetune_everywhere=False), starts, epochs)
+    alone = plan(ComparisonConfig(**given, finetune_everywhere=False), starts, epochs)
     assert not [part for part in alone if part.name.startswith("finetune") and "/own/" not in part.name]
     for held, words in {(3,): "hold out two", (3, 99): "of the classes 0 1 2", tuple(range(11)): "leave two"}.items():
         with pytest.raises(ValueError, match=words):
-            recipe["own"](recipe["Config"](**given | {"held_out": held}))
+            own(ComparisonConfig(**given | {"held_out": held}))
 
 
 def test_parts_read_the_images_as_the_comparison_was_told():
@@ -239,8 +239,7 @@ def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_n
 
 
 def test_a_study_tells_what_cannot_be_built_before_it_trains_anything():
-    recipe = runpy.run_path(str(RECIPES / "study.py"), run_name="imported")
-    points = list(recipe["amounts"](recipe["Config"](data="shapes:n=300", shares=(0.5, 1))))
+    points = list(amounts(StudyConfig(data="shapes:n=300", shares=(0.5, 1))))
     assert [(point.series, point.x) for point in points[::2]] == [("ViT", 150), ("hybrid", 150), ("BiT ResNet", 150)]
     with pytest.raises(ValueError, match=r"width_factor 0\.25 gives 16 channels, no multiple of 32"):
-        list(recipe["amounts"](recipe["Config"](data="shapes:n=300", resnet="R20x0.25")))
+        list(amounts(StudyConfig(data="shapes:n=300", resnet="R20x0.25")))

@@ -1,0 +1,193 @@
+"""Work as a list of parts, each one command line with a file that is there when it is done.
+
+So a comparison or a study that is killed goes on where it was, finished parts are never done again, and several
+machines can work in one folder: a part is taken by locking its file, which is free again when its process is gone. What
+stands in the end depends on the parts alone, and not on who did them when.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sslvit import durable
+from sslvit.config import ImagesConfig, configuration
+from sslvit.errors import Stop
+from sslvit.records import duration
+
+DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAST_LINES = 12
+TAKEN = 113  # the exit code of a part that another worker is doing
+
+
+class Part(NamedTuple):
+    name: str  # unique, also a path
+    recipe: str
+    words: tuple[str, ...]  # after the recipe's name
+    product: Path
+    needs: tuple[str, ...] = ()  # names of parts
+    work: float = 1.0  # how long it takes, in any unit that is the same for all
+
+    def command(self) -> str:
+        return " ".join(["python", f"recipes/{self.recipe}.py", *self.words])
+
+
+class PartFailed(Stop):
+    """A part ended with an error, which is in its log."""
+
+
+def flags(**given: object) -> tuple[str, ...]:
+    """A command line's words: threads=1 as --threads 1, a sequence as several values."""
+    words = []
+    for name, value in given.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return tuple(words)
+
+
+def reading(config: ImagesConfig, **chosen: object) -> tuple[str, ...]:
+    """The words for the images of this configuration, of which some may be chosen otherwise."""
+    words = flags(data=config.data, image_size=config.image_size)
+    for one in fields(ImagesConfig):
+        value = chosen.get(one.name, getattr(config, one.name))
+        if one.name not in ("data", "image_size") and value != one.default:
+            words += (f"--{one.name}",) if value is True else flags(**{one.name: value})
+    return words
+
+
+def check_settings(
+    config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = (), appended: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What is in the folder was made with these settings, which are returned. What adds parts, in `grows`, may change,
+    and what decides nothing, in `free`; lists in `appended`, whose parts go by number, may go on."""
+    now = {name: value for name, value in configuration(config).items() if name not in free}
+    if file.exists():
+        before = json.loads(file.read_text())
+        same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
+        if changed := [k for k, value in same.items() if value != before.get(k)]:
+            was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
+            raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
+    durable.make_folder(file.parent)
+    durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
+    return now
+
+
+def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
+    """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere."""
+    names = {part.name for part in parts}
+    if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
+        raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
+    display, running, failed = Display(parts), {}, {}
+    free = list(range(jobs))
+    while True:
+        for part, (process, slot, started) in list(running.items()):
+            if process.is_alive():
+                continue
+            del running[part]
+            free.append(slot)
+            if not part.product.exists() and process.exitcode != TAKEN:
+                failed[part] = process.exitcode
+            display.ended(part, time.perf_counter() - started, failed=part in failed)
+        waiting = [part for part in parts if not part.product.exists() and part not in running and part not in failed]
+        done = {part.name for part in parts if part.product.exists()}
+        ready = [part for part in waiting if done.issuperset(part.needs)]
+        for part in sorted(ready, key=lambda part: -part.work) if not failed else []:
+            if not free:
+                break
+            with taken(out / "locks" / part.name) as not_elsewhere:
+                if not not_elsewhere:
+                    continue
+            slot = free.pop()
+            process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
+            process.start()
+            running[part] = (process, slot, time.perf_counter())
+        display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
+        if not running and (failed or not waiting):
+            break
+        time.sleep(0.2)
+    if failed:
+        part, code = next(iter(failed.items()))
+        log = out / "logs" / f"{part.name}.log"
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else "no log"
+        raise PartFailed(
+            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. "
+            f"{log} ends:\n{last}"
+        )
+
+
+def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
+    """In a process of its own: the recipe as from the command line, its output in a log."""
+    with taken(out / "locks" / part.name) as mine:
+        if not mine:  # somebody was quicker
+            sys.exit(TAKEN)
+        if part.product.exists():
+            return
+        log = out / "logs" / f"{part.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            for name in DISTRIBUTED:  # a part is one process, whatever it is part of itself
+                os.environ.pop(name, None)
+            if device is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+            print(f"$ {part.command()}", flush=True)
+            sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+@contextmanager
+def taken(lock: Path) -> Iterator[bool]:
+    """Whether nobody else has it. It is free again when this process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Display:
+    """A line whenever a part ends: how many are done, and about how long the rest will take. Before the first and, on
+    a terminal, all the time, what is being done."""
+
+    def __init__(self, parts: list[Part]):
+        self.parts, self.began = parts, time.perf_counter()
+        self.before = sum(part.work for part in parts if part.product.exists())
+        done = sum(part.product.exists() for part in parts)
+        print(f"{len(parts)} parts, {done} of them done", flush=True)
+        self.next_look, self.looks = 0.0, 0
+
+    def goes_on(self, seconds: dict[str, float]) -> None:
+        terminal = sys.stdout.isatty()
+        if not seconds or time.perf_counter() < self.next_look or (self.looks and not terminal):
+            return
+        now = ", ".join(f"{name} for {duration(value)}" if self.looks else name for name, value in seconds.items())
+        self.next_look, self.looks = time.perf_counter() + 1, self.looks + 1
+        room = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{f'now {now}'[:room]}" if terminal else f"now {now}", end="" if terminal else "\n", flush=True)
+
+    def ended(self, part: Part, seconds: float, *, failed: bool) -> None:
+        done = [part for part in self.parts if part.product.exists()]
+        if part not in done and not failed:
+            return  # another worker had it
+        work, all_work = sum(part.work for part in done), sum(part.work for part in self.parts)
+        here = work - self.before
+        left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
+        rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+        print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)

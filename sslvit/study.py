@@ -1,0 +1,154 @@
+"""The ViT paper's studies: what can be chosen, the points of each, and the table and the plot of what came out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from sslvit import page
+from sslvit.charts import Dot, Line, dot_chart, line_chart
+from sslvit.config import ImagesConfig
+from sslvit.model_folder import described
+from sslvit.parts import Part, flags, reading
+from sslvit.report import markdown_table
+from sslvit.resnet import BiT
+from sslvit.vit import ViT
+
+SHOWN = "10-shot"
+
+
+@dataclass(frozen=True)
+class StudyConfig(ImagesConfig):
+    """Repeat one of the ViT paper's studies on labelled images."""
+
+    study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
+    out: Path = Path("runs/study")
+    """A folder for everything; each study has one of its own in it."""
+    image_size: int = 32
+    channels: Literal[1, 3] | None = None
+    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    model: str = "XS/8"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    resnet: str = "R20x0.5"
+    """The BiT ResNet of the study of amounts."""
+    stem: str = "R"
+    """The hybrid's."""
+    shares: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    """Of the images, in the study of amounts."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Learning rates in the study of readouts."""
+    epochs: float = 3
+    """Passes over all images; a part of them is passed over more often, for as many images in all."""
+    batch_size: int = 64
+    seeds: int = 1
+    jobs: int = 0
+    """Runs at a time: by default one for each GPU, or for each core."""
+
+
+class Point(NamedTuple):
+    series: str
+    x: float | None  # on an axis; None where points only have names
+    recipe: str
+    words: tuple[str, ...]
+
+
+def amounts(config: StudyConfig) -> Iterator[Point]:
+    images = len(config.source(channels=config.channels))
+    models = {"ViT": config.model, "hybrid": f"{config.stem}+{config.model}", "BiT ResNet": config.resnet}
+    for model in models.values():  # what cannot be built is told now, and not after hours
+        (BiT if model == config.resnet else ViT).variant(model, image_size=config.image_size)
+    for name, model in models.items():
+        for share in sorted(config.shares):
+            count = round(share * images)
+            words = flags(model=model, images=count, epochs=f"{config.epochs * images / count:g}")
+            yield Point(name, count, "supervised", words)
+
+
+def positions(config: StudyConfig) -> Iterator[Point]:
+    kinds = {"none": ("stem",), "relative": ("every_layer",)}  # which is inside attention
+    kinds |= dict.fromkeys(("learned_1d", "learned_2d"), ("stem", "every_layer", "every_layer_shared"))
+    for kind, places in kinds.items():
+        for place in places:
+            name = kind if len(places) == 1 else f"{kind}, {place}".replace("_", " ")
+            words = flags(model=config.model, position=kind, position_at=place, epochs=config.epochs)
+            yield Point(name, None, "supervised", (*words, "--class_token"))
+
+
+def readouts(config: StudyConfig) -> Iterator[Point]:
+    for name, token in {"class token": "--class_token", "mean patch": "--no-class_token"}.items():
+        for rate in sorted(config.rates):
+            words = flags(model=config.model, position="learned_1d", lr=f"{rate:g}", epochs=config.epochs)
+            yield Point(name, rate, "supervised", (*words, token))
+
+
+def targets(config: StudyConfig) -> Iterator[Point]:
+    for target, name in {"mean": "mean colour", "downsized": "4x4 downsized", "pixels": "pixels"}.items():
+        for share in (0.15, 0.5):
+            words = flags(model=config.model, target=target, corrupt=share, epochs=config.epochs)
+            yield Point(f"{name}, {100 * share:g} %", None, "mpp", words)
+
+
+STUDIES = {"amounts": amounts, "positions": positions, "readouts": readouts, "targets": targets}
+AXES = {"amounts": "training images", "readouts": "learning rate"}
+
+
+def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Part]]:
+    """Of each point, one run a seed."""
+    parts = []
+    for number, point in enumerate(points):
+        epochs = float(point.words[point.words.index("--epochs") + 1])
+        same = (*reading(config), *flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}"))
+        same += flags(channels=config.channels) if config.channels else ()
+        same += ("--resume", "--preset", "small", *point.words)
+        runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
+        parts.append(
+            [Part(n, point.recipe, (*same, *flags(seed=seed, out=run)), run / "report.md") for seed, n, run in runs]
+        )
+    return parts
+
+
+def accuracies(run: Path) -> dict[str, float]:
+    """At the end, by the readout that the objective declares."""
+    prefix = f"eval/{described(run)['readout']}/"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if any(name.startswith(prefix) for name in line)][-1]
+    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+
+
+def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
+    """The accuracies of each point, in the order of seeds, and the command of its first run."""
+    found = []
+    for point, runs in zip(points, parts, strict=True):
+        by_seed = [accuracies(run.product.parent) for run in runs]
+        values = {column: [one[column] for one in by_seed] for column in by_seed[0]}
+        found.append({"series": point.series, "x": point.x, "values": values, "command": runs[0].command()})
+    return found
+
+
+def write(results: dict, out: Path) -> None:
+    """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
+    columns = list(results["points"][0]["values"])
+    rows, drawn = [], []
+    for point in results["points"]:
+        by_column = {c: 100 * torch.tensor(v, dtype=torch.float64) for c, v in point["values"].items()}
+        spread = {c: v.std().item() if len(v) > 1 else 0.0 for c, v in by_column.items()}
+        cells = [f"{v.mean():.1f}" + (f" ± {spread[c]:.1f}" if len(v) > 1 else "") for c, v in by_column.items()]
+        where = [] if point["x"] is None else [f"{point['x']:,g}"]
+        rows.append([point["series"], *where, *cells])
+        drawn.append((point["series"], point["x"], by_column[SHOWN].mean().item(), spread[SHOWN]))
+    axis = AXES.get(results["study"])
+    text = "\n".join([*markdown_table(["accuracy, %", *([axis] if axis else []), *columns], rows), ""])
+    if axis:
+        series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
+        lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
+        plot = line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
+    else:
+        dots = [Dot(name, value, value - spread, value + spread) for name, _, value, spread in drawn]
+        plot = dot_chart(dots, x=f"{SHOWN}, %")
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "results.md").write_text(text)
+    (out / "study.svg").write_text(page.alone(plot))
+    print(f"{text}\nIn {out}: results.json, results.md, study.svg")
