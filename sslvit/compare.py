@@ -1,7 +1,8 @@
 """What a comparison consists of: what can be chosen, and the parts that this makes.
 
 Pretraining, one part for each method and seed, and then of each model and of scratch the probes and the fine-tuning, in
-every place where something is learned: on the classes that pretraining saw, on classes held out, on other sets.
+every place where something is learned: on the classes that pretraining saw, on classes held out, on other sets. The
+random starts are made here; with a budget of operations or seconds, a step of each method is measured first.
 """
 
 import json

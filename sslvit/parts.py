@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shlex
 import shutil
 import sys
 import time
@@ -38,7 +39,7 @@ class Part(NamedTuple):
     work: float = 1.0  # how long it takes, in any unit that is the same for all
 
     def command(self) -> str:
-        return " ".join(["python", f"recipes/{self.recipe}.py", *self.words])
+        return shlex.join(["python", f"recipes/{self.recipe}.py", *self.words])
 
 
 class PartFailed(Stop):
@@ -137,7 +138,7 @@ def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            for name in DISTRIBUTED:  # a part is one process, whatever it is part of itself
+            for name in DISTRIBUTED:  # a part is one process, whatever started the whole
                 os.environ.pop(name, None)
             if device is not None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = str(device)

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_run import objective as tiny_objective
 from tiny_run import source, tiny_run
 
-from sslvit.cost import IMAGES, flops_per_image, peak_memory
+from sslvit.cost import IMAGES, counting, flops_per_image, peak_memory
 from sslvit.data.views import Light
 from sslvit.objectives.mpp import MPP
 from sslvit.vit import ViT
@@ -28,6 +29,21 @@ def test_the_operations_of_a_step_are_those_of_its_matrix_products():
     # Backward costs twice as much again, and half a forward more where a fused kernel computes attention anew.
     rank = 2 * IMAGES * d  # the product of which health takes the effective rank
     assert linear + 3 * attention <= found - rank <= linear + 3.5 * attention
+
+
+@pytest.mark.parametrize("case", ["itself", "others", "bfloat16", "masked"])
+def test_attention_is_two_products_forward_and_five_back(case):
+    b, heads, d, n, m = 2, 3, 16, 17, 5 if case == "others" else 17
+    dtype = torch.bfloat16 if case == "bfloat16" else torch.float32
+    q = torch.randn(b, heads, n, d, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(b, heads, m, d, dtype=dtype, requires_grad=True) for _ in "kv")
+    mask = torch.ones(n, m, dtype=torch.bool).tril() if case == "masked" else None
+    product = 2 * b * heads * n * m * d
+    with counting() as forward:
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with counting() as backward:
+        attended.sum().backward()
+    assert (forward.get_total_flops(), backward.get_total_flops()) == (2 * product, 5 * product)
 
 
 def test_counting_changes_neither_the_objective_nor_the_run(tmp_path):
