@@ -44,14 +44,11 @@ def over_seeds(values: list[float], level: float = LEVEL) -> Interval | None:
 
 
 def bootstrap_means(values: Tensor, resamples: int = 10_000, seed: int = 0) -> Tensor:
-    """Means of so many samples drawn from the values with replacement: n -> resamples, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    values, means = values.double(), []
-    piece = max(1, 20_000_000 // len(values))
-    for first in range(0, resamples, piece):
-        rows = torch.randint(len(values), (min(piece, resamples - first), len(values)), generator=generator)
-        means.append(values[rows].mean(1))
-    return torch.cat(means)
+    """Means of so many samples drawn from the values with replacement: n -> resamples, float64. Of hits and their
+    differences few values are distinct; how often each is drawn is multinomial, and drawn at once."""
+    distinct, counts = values.double().unique(return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts.double().numpy() / len(values), resamples)
+    return torch.from_numpy(drawn).double() @ distinct / len(values)
 
 
 class Difference(NamedTuple):
