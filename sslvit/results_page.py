@@ -32,12 +32,15 @@ def cost_in_short(costs: list[dict[str, Any]], *, timed: bool) -> str:
 
 
 def groups(results: dict[str, Any]) -> dict[str, list[str]]:
-    """The columns of each table, by its title."""
-    found: dict[str, list[str]] = {}
+    """The columns of each table, by its title: fine-tuned and frozen, of each set that is learned."""
+    found: dict[tuple[str, bool], list[str]] = {}
     for name in results["values"]:
-        place = name.rpartition(": ")[0]
-        found.setdefault(TUNED if name.startswith(TUNED) else place or FROZEN, []).append(name)
-    return {title: found[title] for title in sorted(found, key=[*(TUNED, FROZEN), *found].index)}
+        place, _, column = name.rpartition(": ")
+        found.setdefault((place, column.startswith(TUNED)), []).append(name)
+    places = list(dict.fromkeys(place for place, _ in found))
+    ordered = sorted(found, key=lambda one: (places.index(one[0]), not one[1]))
+    kinds = {True: TUNED, False: FROZEN}
+    return {f"{place}, {kinds[tuned]}" if place else kinds[tuned]: found[place, tuned] for place, tuned in ordered}
 
 
 def accuracy_table(
@@ -56,7 +59,7 @@ def accuracy_table(
     for j, column in enumerate(columns):
         means = [sum(v) / len(v) for v in (results["values"][column][n] for n in results["methods"])]
         best.add((means.index(max(means)), j + 1))
-    named = [name.removeprefix(title).lstrip(": ") for name in columns]  # said once, a narrow screen has room for more
+    named = [name.rpartition(": ")[2].removeprefix(TUNED).lstrip() for name in columns]  # the title says the rest
     return (
         ["accuracy, %" if title == FROZEN else f"{title}, %", *named, f"images, {'time' if timed else 'operations'}"],
         rows,

@@ -155,7 +155,7 @@ def test_the_page_stands_alone_and_holds_tables_figures_sentences_and_settings(t
     for text in (
         *sentences(results, "fine-tuned 1 %"),
         "Frozen features",
-        "Transfer 1",
+        "Transfer 1, frozen features",
         "python recipes/mae.py --data x",
     ):
         assert text in html
@@ -173,9 +173,12 @@ def test_less_is_reported_too(tmp_path, given):
 
 def test_a_table_for_each_set_that_is_learned_and_notes_on_what_it_is(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.6], "mae": [0.8]}, places=("own", "classes held out", "transfer 1"))
-    assert list(groups(results)) == ["fine-tuned", "frozen features", "classes held out", "transfer 1"]
-    assert groups(results)["classes held out"][-1] == "classes held out: fine-tuned 100 %"
-    assert "| classes held out, % | 20-nn | linear 1 % | linear 100 % | fine-tuned 1 % |" in as_markdown(results)
+    kinds = ("fine-tuned", "frozen features")
+    titles = [place + kind for place in ("", "classes held out, ", "transfer 1, ") for kind in kinds]
+    assert list(groups(results)) == titles
+    assert groups(results)["classes held out, fine-tuned"][-1] == "classes held out: fine-tuned 100 %"
+    assert "| classes held out, frozen features, % | 20-nn | linear 1 % | linear 100 % |" in as_markdown(results)
+    assert "| classes held out, fine-tuned, % | 1 % | 100 % |" in as_markdown(results)
     results["settings"] = {"held_out": [2, 4], "transfer": ["idx:/x"], "limit_train": 1000, "limit_test": 0}
     told = " ".join(notes(results))
     for text in ("of the classes 2, 4.", "Transfer 1 is idx:/x,", "at most 1,000 training images", "shares of these"):
