@@ -20,7 +20,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .wide { overflow-x: auto; } .wide + .wide { margin-top: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } td.best { font-weight: 700; }
+th:first-child, td:first-child { text-align: left; } td.best { font-weight: 700; }
+th { font-weight: 600; vertical-align: bottom; white-space: normal; overflow-wrap: normal; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; }
 .small img { image-rendering: pixelated; width: 100%; max-width: 40rem; }
 .chart { width: 100%; max-width: 34rem; font: 12px system-ui, sans-serif; }
@@ -58,7 +59,7 @@ def bullets(sentences: list[str]) -> str:
 
 def table(header: list[str], rows: list[list[str]], best: set[tuple[int, int]] = frozenset()) -> str:
     """best: cells, by row and column, that are shown bold."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th>{escape(cell).replace(' %', '&nbsp;%')}</th>" for cell in header)
     body = []
     for i, row in enumerate(rows):
         kinds = [' class="best"' if (i, j) in best else "" for j in range(len(row))]

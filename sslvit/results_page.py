@@ -113,13 +113,19 @@ def by_share(results: dict[str, Any]) -> list[str]:
     return figures
 
 
+def header(first: str, columns: list[str]) -> list[str]:
+    """Of columns that are all of one set, which is said once."""
+    place = columns[0].rpartition(": ")[0]
+    return [f"{first}, {place}" if place else first, *(column.rpartition(": ")[2] for column in columns)]
+
+
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
     by_column = [ahead_of(results, base, column) for column in columns]
     rows = [
         [name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" for x in (each[name] for each in by_column))]
         for name in by_column[0]  # a method is in every column or in none
     ]
-    return [f"points ahead of {base}", *columns], rows
+    return header(f"points ahead of {base}", columns), rows
 
 
 def ahead_chart(results: dict[str, Any], column: str) -> str:
@@ -134,7 +140,7 @@ def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[st
         found = [over_seeds(results["values"][column][name]) for column in columns]
         cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found]
         rows.append([name, *cells])
-    return ["%, over seeds alone", *columns], rows
+    return header("%, over seeds alone", columns), rows
 
 
 def interval_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
@@ -191,11 +197,11 @@ def as_markdown(results: dict[str, Any]) -> str:
     """Without times, so that it is the same for a comparison that was stopped and went on."""
     tables = [accuracy_table(results, *group, timed=False)[:2] for group in groups(results).items()]
     parts = [f"# What pretraining bought: {results['data']}", ""]
-    for header, rows in tables:
-        parts += [*markdown_table(header, rows), ""]
+    for head, rows in tables:
+        parts += [*markdown_table(head, rows), ""]
     parts += [*(f"- {text}" for text in notes(results)), ""]
-    for header, rows in [*ahead_tables(results), *interval_tables(results)]:
-        parts += [*markdown_table(header, rows), ""]
+    for head, rows in [*ahead_tables(results), *interval_tables(results)]:
+        parts += [*markdown_table(head, rows), ""]
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         told = [f"- {text}" for text in sentences(results, name)]
         parts += [f"## {in_words(name).capitalize()}", "", *told, ""]
