@@ -110,45 +110,63 @@ def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[P
     return parts
 
 
-def accuracies(run: Path) -> dict[str, float]:
-    """At the end, by the readout that the objective declares."""
+def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if any(name.startswith(prefix) for name in line)][-1]
-    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+    found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
+    evaluated = [one for one in found if one]
+    return evaluated[0], evaluated[-1]
 
 
 def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
-    """The accuracies of each point, in the order of seeds, and the command of its first run."""
+    """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
     found = []
     for point, runs in zip(points, parts, strict=True):
-        by_seed = [accuracies(run.product.parent) for run in runs]
-        values = {column: [one[column] for one in by_seed] for column in by_seed[0]}
-        found.append({"series": point.series, "x": point.x, "values": values, "command": runs[0].command()})
+        starts, ends = zip(*(accuracies(run.product.parent) for run in runs), strict=True)
+        by_seed = {"start": starts, "values": ends}
+        columns = {kind: {column: [one[column] for one in all] for column in all[0]} for kind, all in by_seed.items()}
+        found.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
     return found
+
+
+def percent(values: list[float]) -> tuple[float, float]:
+    """The mean, and the deviation over seeds if there are several."""
+    tensor = 100 * torch.tensor(values, dtype=torch.float64)
+    return tensor.mean().item(), tensor.std().item() if len(values) > 1 else 0.0
+
+
+def table(results: dict) -> list[str]:
+    columns, axis, rows = list(results["points"][0]["values"]), AXES.get(results["study"]), []
+    for point in results["points"]:
+        cells = [point["series"], *([f"{point['x']:,g}"] if axis else [])]
+        for column in columns:
+            mean, spread = percent(point["values"][column])
+            several = len(point["values"][column]) > 1
+            cells += [f"{percent(point['start'][column])[0]:.1f}", f"{mean:.1f}" + f" ± {spread:.1f}" * several]
+        rows.append(cells)
+    titles = [title for column in columns for title in (f"{column}: random start", "trained")]
+    return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)
+
+
+def plot(results: dict) -> str:
+    """Of one column. A start that all points have is shown beside them."""
+    points, axis = results["points"], AXES.get(results["study"])
+    drawn = [(point["series"], point["x"], *percent(point["values"][SHOWN])) for point in points]
+    if axis:
+        series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
+        lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
+        return line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
+    starts = [point["start"][SHOWN] for point in points]
+    if all(start == starts[0] for start in starts):
+        drawn.insert(0, ("random start", None, *percent(starts[0])))
+    return dot_chart([Dot(name, y, y - spread, y + spread) for name, _, y, spread in drawn], x=f"{SHOWN}, %")
 
 
 def write(results: dict, out: Path) -> None:
     """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
-    columns = list(results["points"][0]["values"])
-    rows, drawn = [], []
-    for point in results["points"]:
-        by_column = {c: 100 * torch.tensor(v, dtype=torch.float64) for c, v in point["values"].items()}
-        spread = {c: v.std().item() if len(v) > 1 else 0.0 for c, v in by_column.items()}
-        cells = [f"{v.mean():.1f}" + (f" ± {spread[c]:.1f}" if len(v) > 1 else "") for c, v in by_column.items()]
-        where = [] if point["x"] is None else [f"{point['x']:,g}"]
-        rows.append([point["series"], *where, *cells])
-        drawn.append((point["series"], point["x"], by_column[SHOWN].mean().item(), spread[SHOWN]))
-    axis = AXES.get(results["study"])
-    text = "\n".join([*markdown_table(["accuracy, %", *([axis] if axis else []), *columns], rows), ""])
-    if axis:
-        series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
-        lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
-        plot = line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
-    else:
-        dots = [Dot(name, value, value - spread, value + spread) for name, _, value, spread in drawn]
-        plot = dot_chart(dots, x=f"{SHOWN}, %")
+    text = "\n".join([*table(results), ""])
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(text)
-    (out / "study.svg").write_text(page.alone(plot))
+    (out / "study.svg").write_text(page.alone(plot(results)))
     print(f"{text}\nIn {out}: results.json, results.md, study.svg")

@@ -1,5 +1,6 @@
 """A comparison's parts are done once each, in an order that fits, whoever is killed, and however many work on them."""
 
+import json
 import os
 import random
 import signal
@@ -14,8 +15,10 @@ import pytest
 
 from sslvit.compare import ComparisonConfig, Method, names_of, own, passes, plan
 from sslvit.config import ImagesConfig
+from sslvit.model_folder import save_backbone
 from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
-from sslvit.study import StudyConfig, amounts
+from sslvit.study import Point, StudyConfig, amounts, parts_of, results_of, write
+from sslvit.vit import ViT
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
@@ -243,3 +246,24 @@ def test_a_study_tells_what_cannot_be_built_before_it_trains_anything():
     assert [(point.series, point.x) for point in points[::2]] == [("ViT", 150), ("hybrid", 150), ("BiT ResNet", 150)]
     with pytest.raises(ValueError, match=r"width_factor 0\.25 gives 16 channels, no multiple of 32"):
         list(amounts(StudyConfig(data="shapes:n=300", resnet="R20x0.25")))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, alike):
+    config = StudyConfig(data="shapes:n=300", study="targets", seeds=2)
+    points = [Point(name, None, "mpp", ("--epochs", "1")) for name in ("this one", "that one")]
+    parts = parts_of(config, points, tmp_path)
+    for number, runs in enumerate(parts):
+        for seed, run in enumerate(runs):
+            assert f"--seed {seed}" in run.command()
+            start, end = 0.1 + (0 if alike else 0.05 * number), 0.3 + 0.2 * number + 0.02 * seed
+            folder = run.product.parent
+            save_backbone(ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1), folder, {"readout": "mean"})
+            told = [{"step": 0, "eval/mean/10-shot": start, "eval/cls/10-shot": 0.9}, {"step": 5, "loss": 1.0}]
+            lines = [*told, {"step": 9, "eval/mean/10-shot": end, "eval/cls/10-shot": 0.9}]
+            (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    write({"study": "targets", "points": results_of(points, parts)}, tmp_path)
+    table = (tmp_path / "results.md").read_text()
+    assert "| this one | 10.0 | 31.0 ± 1.4 |" in table  # the deviation of 30 and 32
+    assert f"| that one | {10 if alike else 15}.0 | 51.0 ± 1.4 |" in table
+    assert ("random start" in (tmp_path / "study.svg").read_text()) == alike
