@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit.compare import ComparisonConfig, names_of, own, passes, places, plan, starts
+from sslvit.compare import ComparisonConfig, check, names_of, passes, plan, sets, starts
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
 from sslvit.results import SCRATCH, collect
@@ -32,8 +32,8 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     config = tyro.cli(ComparisonConfig)
+    check(config, HERE)
     methods = names_of(config.methods, HERE)
-    own(config)
     settings = check_settings(
         config,
         config.out / "compare.json",
@@ -48,7 +48,7 @@ def main() -> None:
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
     models |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods for s in range(config.seeds)}
     results = {"data": config.data, "settings": settings}
-    results |= collect(config.out, methods, list(range(config.seeds)), list(places(config)), models)
+    results |= collect(config.out, methods, list(range(config.seeds)), list(sets(config)), models)
     runs = {name: models[f"{folder}-0"] for folder, name in methods.items()}
     (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (config.out / "report.html").write_text(as_page(results, runs, [part.command() for part in parts]))

@@ -18,13 +18,14 @@ import tyro
 
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
-from sslvit.study import STUDIES, StudyConfig, parts_of, results_of, write
+from sslvit.study import STUDIES, StudyConfig, check, parts_of, results_of, write
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     config = tyro.cli(StudyConfig)
+    check(config, HERE)
     out, points = config.out / config.study, list(STUDIES[config.study](config))
     settings = check_settings(config, out / "study.json", free=("out", "jobs"), grows=("seeds",))
     parts = parts_of(config, points, out)

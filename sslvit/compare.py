@@ -6,20 +6,24 @@ random starts are made here; with a budget of operations or seconds, a step of e
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from sslvit.config import ImagesConfig
 from sslvit.dry_run import MEASURED
 from sslvit.model_folder import save_backbone
-from sslvit.parts import Part, flags, reading, work_on
+from sslvit.parts import Part, check_numbers, check_words, flags, reading, work_on
 from sslvit.results import OWN, SCRATCH
 from sslvit.vit import ViT
 
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
+GIVEN = ("out", "data", "only", "images", "image_size", "model", "start", "seed", "epochs", "resume", "overwrite")
+GIVEN += ("dry_run", "show_views")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Method:
 def names_of(methods: tuple[str, ...], recipes: Path) -> dict[str, str]:
     """For people, by folder. Two that would be called alike are called by their text."""
     chosen = [Method(text) for text in methods]
+    if not chosen or len({method.folder for method in chosen}) < len(chosen):
+        raise ValueError(f"--methods {' '.join(methods)}: name one or more, and each once")
     if missing := [method for method in chosen if not (recipes / f"{method.recipe}.py").exists()]:
         raise ValueError(f"--methods {missing[0].text}: there is no recipe {recipes / missing[0].recipe}.py")
     names = [method.name for method in chosen]
@@ -104,26 +110,64 @@ class ComparisonConfig(ImagesConfig):
     """Parts at a time: by default one for each GPU, or for each core."""
 
 
-@cache
-def own(config: ComparisonConfig) -> tuple[str, ...]:
-    """The words for the images that pretraining sees."""
-    if not config.held_out:
-        return reading(config)
-    labels = set(config.source(channels=config.channels).required_labels().tolist())
-    held, seen = set(config.held_out), sorted(labels - set(config.held_out))
-    if held - labels or len(held) < 2 or len(seen) < 2:
-        raise ValueError(
-            f"--held_out {' '.join(map(str, config.held_out))} of the classes {' '.join(map(str, sorted(labels)))}: "
-            "hold out two of them or more, and leave two or more"
+def check(config: ComparisonConfig, recipes: Path) -> None:
+    """Tells what is wrong before anything is trained or written."""
+    names_of(config.methods, recipes)
+    check_numbers(
+        config, above="seeds epochs batch_size image_size", from_zero="limit_train limit_test finetune_steps jobs"
+    )
+    check_numbers(config, above="finetune_rates", shares="fractions finetune_crop")
+    for method in map(Method, config.methods):
+        words, said = (
+            pretraining(config, method, Path("start"), config.out, config.epochs, 0),
+            f"--methods {method.text}",
         )
-    return reading(config, only=seen)
+        if taken := [word for word in method.words if word.removeprefix("--") in GIVEN]:
+            raise ValueError(f"{said}: {taken[0]} is given to all by the comparison, which has an option for it")
+        words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
+        check_words(recipes / f"{method.recipe}.py", words, said)
+    if len({config.data, *config.transfer}) < 1 + len(config.transfer):
+        raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
+    for place in sets(config).values():
+        check_set(place, config)
+
+
+def check_set(place: ImagesConfig, config: ComparisonConfig) -> None:
+    """Labelled, with a train and a test split, and images enough for the smallest share."""
+    train = place.source(channels=config.channels)
+    counts = np.bincount(train.required_labels())
+    place.source("test", classes=train.classes, channels=config.channels).required_labels()
+    most = counts.max() * min(1, config.limit_train / len(train) if config.limit_train else 1)
+    if few := [fraction for fraction in config.fractions if round(most * fraction) < 2]:
+        raise ValueError(
+            f"--fractions {few[0]:g}: {train.name} has {most:.0f} images of its largest class to learn from, and this "
+            f"share of them is less than two, which a linear probe needs; take at least {2 / most:.2g}"
+        )
+
+
+@cache
+def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
+    """What is learned, by name. Pretraining sees the first."""
+    given = ImagesConfig(**{one.name: getattr(config, one.name) for one in fields(ImagesConfig)})
+    found = {OWN: given}
+    if config.held_out:
+        labels = set(config.source(channels=config.channels).required_labels().tolist())
+        held, seen = set(config.held_out), sorted(labels - set(config.held_out))
+        said = f"--held_out {' '.join(map(str, config.held_out))}"
+        if held - labels:
+            raise ValueError(f"{said}: there are the classes {' '.join(map(str, sorted(labels)))}")
+        if len(held) < 2 or len(seen) < 2:
+            raise ValueError(f"{said} of {len(labels)} classes: hold out two of them or more, and leave two or more")
+        found = {OWN: replace(given, only=tuple(seen)), "classes held out": replace(given, only=config.held_out)}
+    others = enumerate(config.transfer, 1)
+    return found | {f"transfer {i}": ImagesConfig(data, image_size=config.image_size) for i, data in others}
 
 
 def pretraining(
     config: ComparisonConfig, method: Method, start: Path, out: Path, epochs: float, seed: int
 ) -> tuple[str, ...]:
     """The words of its recipe's command line."""
-    words = (*own(config), *flags(threads=1, start=start, seed=seed, out=out))
+    words = (*reading(sets(config)[OWN]), *flags(threads=1, start=start, seed=seed, out=out))
     words += flags(channels=config.channels) if config.channels else ()
     long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
     return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *method.words)
@@ -164,20 +208,13 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
     return parts
 
 
-def places(config: ComparisonConfig) -> dict[str, tuple[str, ...]]:
-    """What is learned afterwards, by name: the words for its images."""
-    found = {OWN: own(config)}
-    found |= {"classes held out": reading(config, only=config.held_out)} if config.held_out else {}
-    sizes = flags(image_size=config.image_size)
-    return found | {f"transfer {i}": (*flags(data=data), *sizes) for i, data in enumerate(config.transfer, 1)}
-
-
 def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Part]:
     """name: a method and a seed."""
     same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
     limits = flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
     parts = []
-    for place, data in places(config).items():
+    for place, images in sets(config).items():
+        data = reading(images)
         out = config.out / "probes" / name / place
         words = (*same, *data, *limits, "--no-random", "--declared", *flags(out=out, cache=config.out / "features"))
         parts.append(Part(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))

@@ -7,12 +7,15 @@ stands in the end depends on the parts alone, and not on who did them when.
 
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import runpy
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +23,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslvit import durable
+from sslvit import durable, stopping
+from sslvit.command_line import choose
 from sslvit.config import ImagesConfig, configuration
-from sslvit.errors import Stop
+from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, DataError, Preempted, Stop
 from sslvit.records import duration
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -45,6 +49,10 @@ class Part(NamedTuple):
 class PartFailed(Stop):
     """A part ended with an error, which is in its log."""
 
+    def __init__(self, text: str, code: int):
+        super().__init__(text)
+        self.code = code
+
 
 def flags(**given: object) -> tuple[str, ...]:
     """A command line's words: threads=1 as --threads 1, a sequence as several values."""
@@ -64,70 +72,138 @@ def reading(config: ImagesConfig, **chosen: object) -> tuple[str, ...]:
     return words
 
 
+def check_numbers(config: Any, *, above: str = "", from_zero: str = "", shares: str = "") -> None:
+    """Of options that are named in these words, each value must be so, and be named once."""
+    kinds = {"above 0": (above, lambda x: x > 0), "0 or more": (from_zero, lambda x: x >= 0)}
+    kinds |= {"above 0 and at most 1": (shares, lambda x: 0 < x <= 1)}
+    for must, (names, fits) in kinds.items():
+        for name in names.split():
+            given = getattr(config, name)
+            values = given if isinstance(given, tuple) else (given,)
+            shown = " ".join(f"{value:g}" for value in values)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} {shown}: name one value or more, and each once")
+            if wrong := [value for value in values if not (math.isfinite(value) and fits(value))]:
+                raise ValueError(f"--{name} {shown}: {wrong[0]:g} must be {must}")
+
+
+def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
+    """A recipe's own parser and its checks, before anything is begun. said: what the user said that led to them."""
+    presets = runpy.run_path(str(recipe), run_name="looked_at").get("PRESETS")
+    if presets is None:
+        raise ValueError(f"{said}: {recipe} is no recipe that pretrains")
+    mine, sys.argv = sys.argv, [str(recipe), *words]
+    try:
+        choose(presets)
+    except SystemExit:
+        raise ValueError(f"{said}: {recipe.name} does not take these words; what is wrong stands above") from None
+    except ValueError as error:
+        raise ValueError(f"{said}: {error}") from error
+    finally:
+        sys.argv = mine
+
+
+@contextmanager
+def made_again(file: Path) -> Iterator[None]:
+    """What a part wrote and cannot be read is named, with the way out."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise DataError(
+            f"{file} cannot be read ({error}): delete {file.parent}, and the same command makes it again"
+        ) from error
+
+
 def check_settings(
     config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = (), appended: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """What is in the folder was made with these settings, which are returned. What adds parts, in `grows`, may change,
     and what decides nothing, in `free`; lists in `appended`, whose parts go by number, may go on."""
     now = {name: value for name, value in configuration(config).items() if name not in free}
+    try:
+        durable.make_folder(file.parent)
+    except OSError as error:
+        raise CannotWrite(f"--out: {file.parent} cannot be made: {error.strerror}; choose another place") from error
     if file.exists():
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{file} cannot be read ({error}). If these are the settings that {file.parent} was begun with, delete "
+                "it and give the same command again"
+            ) from error
         same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
             raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
-    durable.make_folder(file.parent)
     durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
     return now
 
 
 def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
-    """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere."""
+    """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere. A signal is
+    handed on to the parts, and ends it when they have saved."""
     names = {part.name for part in parts}
     if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
         raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
     display, running, failed = Display(parts), {}, {}
-    free = list(range(jobs))
-    while True:
-        for part, (process, slot, started) in list(running.items()):
-            if process.is_alive():
-                continue
-            del running[part]
-            free.append(slot)
-            if not part.product.exists() and process.exitcode != TAKEN:
-                failed[part] = process.exitcode
-            display.ended(part, time.perf_counter() - started, failed=part in failed)
-        waiting = [part for part in parts if not part.product.exists() and part not in running and part not in failed]
-        done = {part.name for part in parts if part.product.exists()}
-        ready = [part for part in waiting if done.issuperset(part.needs)]
-        for part in sorted(ready, key=lambda part: -part.work) if not failed else []:
-            if not free:
-                break
-            with taken(out / "locks" / part.name) as not_elsewhere:
-                if not not_elsewhere:
+    free, told = list(range(jobs)), False
+    stopping.listen()
+    with stopping.stepping():
+        while True:
+            for part, (process, slot, started) in list(running.items()):
+                if process.is_alive():
                     continue
-            slot = free.pop()
-            process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
-            process.start()
-            running[part] = (process, slot, time.perf_counter())
-        display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
-        if not running and (failed or not waiting):
-            break
-        time.sleep(0.2)
+                del running[part]
+                free.append(slot)
+                if not part.product.exists() and process.exitcode != TAKEN and not told:
+                    failed[part] = process.exitcode
+                display.ended(part, time.perf_counter() - started, failed=part in failed)
+            waiting = [part for part in parts if not (part.product.exists() or part in running or part in failed)]
+            done = {part.name for part in parts if part.product.exists()}
+            ready = [part for part in waiting if done.issuperset(part.needs)]
+            for part in sorted(ready, key=lambda part: -part.work) if not (failed or stopping.asked()) else []:
+                if not free:
+                    break
+                with taken(out / "locks" / part.name) as not_elsewhere:
+                    if not not_elsewhere:
+                        continue
+                slot = free.pop()
+                process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
+                process.start()
+                running[part] = (process, slot, time.perf_counter())
+            if stopping.asked() and not told:
+                told = True
+                for process, _, _ in running.values():
+                    process.terminate()
+            display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
+            if not running and (failed or told or not waiting):
+                break
+            time.sleep(0.2)
     if failed:
         part, code = next(iter(failed.items()))
-        log = out / "logs" / f"{part.name}.log"
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.exists() else "no log"
         raise PartFailed(
-            f"{part.name} ended with exit code {code}; what is done is kept, and the same command goes on. "
-            f"{log} ends:\n{last}"
+            f"{part.name} ended with exit code {code}; what is done is kept, and when the cause is gone the same "
+            f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
+            code if 0 < code <= BAD_CONFIGURATION else INTERNAL,
         )
+    if waiting:
+        raise Preempted(f"asked to stop, with {len(done)} of {len(parts)} parts done; the same command goes on")
+
+
+def last_words(log: Path) -> str:
+    """The end of what the last attempt wrote."""
+    if not log.exists():
+        return f"There is no log {log}"
+    *_, attempt = f"\n{log.read_text(errors='replace')}".split("\n$ ")
+    return f"{log} ends:\n" + "\n".join(attempt.splitlines()[1:][-LAST_LINES:])
 
 
 def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
     """In a process of its own: the recipe as from the command line, its output in a log."""
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     with taken(out / "locks" / part.name) as mine:
         if not mine:  # somebody was quicker
             sys.exit(TAKEN)
@@ -146,6 +222,13 @@ def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
             sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def end_with_the_parent() -> None:
+    """A part whose comparison was killed saves and ends too, and does not train on beside the next one."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

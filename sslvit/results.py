@@ -8,11 +8,17 @@ from torch import Tensor
 
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
+from sslvit.parts import made_again
 from sslvit.statistics import Difference, difference, sentence
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
 OWN = "own"  # the labels of the images that pretraining saw
 SUPERVISED = "supervised"
+BUDGETS = {
+    "images": "as many images",
+    "operations": "about as many operations as the first one needs for its passes",
+    "seconds": "about as many seconds as the first one needs for its passes",
+}
 
 
 def collect(
@@ -28,7 +34,8 @@ def collect(
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
             where = "" if place == OWN else f"{place}: "
             file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
-            numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
+            with made_again(file):
+                numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
             for column, value in numbers.items():
                 if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
                     values.setdefault(where + column, {}).setdefault(name, []).append(value)
@@ -39,11 +46,15 @@ def collect(
             folder = out / "finetuned" / f"{method}-{seed}" / place
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
                 column = f"{where}fine-tuned {100 * float(file.parent.name):g} %"
-                values.setdefault(column, {}).setdefault(name, []).append(json.loads(file.read_text())["top1"])
+                with made_again(file):
+                    top1 = json.loads(file.read_text())["top1"]
+                values.setdefault(column, {}).setdefault(name, []).append(top1)
                 right.setdefault(column, {}).setdefault(name, []).append(hits(file.with_name("predictions.parquet")))
     costs = {name: [] for name in readouts}
     for method, name in methods.items():
-        costs[name] = [json.loads((models[f"{method}-{seed}"] / "cost.json").read_text()) for seed in seeds]
+        for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
+            with made_again(file):
+                costs[name].append(json.loads(file.read_text()))
     found = [
         {"column": column, "first": a, "second": b} | difference(by_method[a], by_method[b])._asdict()
         for column, by_method in right.items()
@@ -60,7 +71,8 @@ def scratch(readout: str) -> str:
 
 def hits(predictions: Path) -> Tensor:
     """Whether each image was right, in the order of their ids."""
-    found = load_predictions(predictions)
+    with made_again(predictions):
+        found = load_predictions(predictions)
     return (found.probabilities.argmax(-1) == found.labels)[found.ids.argsort()]
 
 
@@ -111,7 +123,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     read = {way: [n for n, r in results["readouts"].items() if r == way] for way in results["readouts"].values()}
     ways = "; ".join(f"{way} of {', '.join(names)}" for way, names in read.items())
     texts = [
-        "Every method started from scratch's weights.",
+        f"Every method started from scratch's weights, and was given {BUDGETS[settings.get('budget', 'images')]}.",
         f"What is read of a model is what its objective declares: {ways}. A method is held against scratch that is "
         "read in the same way.",
     ]
@@ -128,7 +140,7 @@ def notes(results: dict[str, Any]) -> list[str]:
             "classes held out; whatever does not say so is of the other classes alone."
         )
     for number, data in enumerate(settings.get("transfer") or (), 1):
-        texts.append(f"Transfer {number} is {data}, which pretraining did not train on.")
+        texts.append(f"Transfer {number} is {data}.")
     for name, kind in {"limit_train": "training", "limit_test": "test"}.items():
         if limit := settings.get(name):
             texts.append(f"Frozen features are of at most {limit:,} {kind} images, fine-tuning's of all.")

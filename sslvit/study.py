@@ -12,7 +12,7 @@ from sslvit import page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
 from sslvit.model_folder import described
-from sslvit.parts import Part, flags, reading
+from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -110,6 +110,15 @@ def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[P
     return parts
 
 
+def check(config: StudyConfig, recipes: Path) -> None:
+    """Tells what is wrong before anything is trained or written."""
+    check_numbers(config, above="rates seeds epochs batch_size image_size", from_zero="jobs", shares="shares")
+    config.source(channels=config.channels).required_labels()
+    ViT.variant(config.model, image_size=config.image_size)
+    for first, *_ in parts_of(config, list(STUDIES[config.study](config)), config.out):
+        check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
+
+
 def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
@@ -123,7 +132,11 @@ def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
     """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
     found = []
     for point, runs in zip(points, parts, strict=True):
-        starts, ends = zip(*(accuracies(run.product.parent) for run in runs), strict=True)
+        by_run = []
+        for run in runs:
+            with made_again(run.product.parent / "metrics.jsonl"):
+                by_run.append(accuracies(run.product.parent))
+        starts, ends = zip(*by_run, strict=True)
         by_seed = {"start": starts, "values": ends}
         columns = {kind: {column: [one[column] for one in all] for column in all[0]} for kind, all in by_seed.items()}
         found.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
@@ -145,7 +158,7 @@ def table(results: dict) -> list[str]:
             several = len(point["values"][column]) > 1
             cells += [f"{percent(point['start'][column])[0]:.1f}", f"{mean:.1f}" + f" ± {spread:.1f}" * several]
         rows.append(cells)
-    titles = [title for column in columns for title in (f"{column}: random start", "trained")]
+    titles = [f"{column}: {when}" for column in columns for when in ("random start", "trained")]
     return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)
 
 

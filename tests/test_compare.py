@@ -1,5 +1,6 @@
 """A comparison's parts are done once each, in an order that fits, whoever is killed, and however many work on them."""
 
+import contextlib
 import json
 import os
 import random
@@ -11,10 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
+from PIL import Image
 
-from sslvit.compare import ComparisonConfig, Method, names_of, own, passes, plan
+from sslvit.compare import ComparisonConfig, Method, check, names_of, passes, plan, sets
 from sslvit.config import ImagesConfig
+from sslvit.errors import CannotWrite, DataError
 from sslvit.model_folder import save_backbone
 from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
 from sslvit.study import Point, StudyConfig, amounts, parts_of, results_of, write
@@ -29,7 +33,7 @@ needs = [Path(word) for word in sys.argv[3:]]
 assert all(need.exists() for need in needs), "what it needs is not there"
 with log.open("a") as file:
     file.write(f"{product.name}\\n")
-time.sleep(0.3)
+time.sleep(float(os.environ.get("TOY_SECONDS", "0.3")))
 product.with_suffix(".new").write_text(product.name)
 product.with_suffix(".new").replace(product)
 """
@@ -38,10 +42,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_compare import toys
+from sslvit.errors import at_the_door
 from sslvit.parts import work_on
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    work_on(toys(out), out, out, jobs=2, devices=0)
+    at_the_door(lambda: work_on(toys(out), out, out, jobs=2, devices=0))
 """
 
 
@@ -63,10 +68,52 @@ def out(tmp_path) -> Path:
     return tmp_path
 
 
-def worker(out: Path) -> subprocess.Popen:
+def worker(out: Path, **environment: str) -> subprocess.Popen:
     command = [sys.executable, str(out / "worker.py"), str(out), str(Path(__file__).parent)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment
+    with (out / "said.txt").open("a") as said:
+        return subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=said)
+
+
+def left_of(session: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
+def test_a_signal_reaches_the_parts_and_none_goes_on_alone(out, number):
+    process = worker(out, TOY_SECONDS="60")
+    until = time.monotonic() + 60
+    while len((out / "started.txt").read_text().split() if (out / "started.txt").exists() else []) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(timeout=30)
+    if number != signal.SIGKILL:
+        assert process.returncode == 75
+        assert (
+            "stopped: asked to stop, with 0 of 6 parts done; the same command goes on" in (out / "said.txt").read_text()
+        )
+    until = time.monotonic() + 10
+    while left_of(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert left_of(process.pid) == []
+    assert not any((out / name).exists() for name in "ab")
+
+
+def test_a_place_that_cannot_be_written_and_settings_that_cannot_be_read_are_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CannotWrite, match=r"--out: .*file cannot be made: .*; choose another place"):
+        check_settings(Settings(), tmp_path / "file" / "settings.json", free=("out",))
+    (tmp_path / "settings.json").write_text("")
+    with pytest.raises(DataError, match=r"settings.json cannot be read .* delete it and give the same command again"):
+        check_settings(Settings(), tmp_path / "settings.json", free=("out",))
 
 
 def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
@@ -197,9 +244,50 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
     assert parts["probe/scratch-cls-0/own"].needs == ()
     alone = plan(ComparisonConfig(**given, finetune_everywhere=False), starts, epochs)
     assert not [part for part in alone if part.name.startswith("finetune") and "/own/" not in part.name]
-    for held, words in {(3,): "hold out two", (3, 99): "of the classes 0 1 2", tuple(range(11)): "leave two"}.items():
+    for held, words in {(3,): "hold out two", (3, 99): "are the classes 0 1 2", tuple(range(11)): "leave two"}.items():
         with pytest.raises(ValueError, match=words):
-            own(ComparisonConfig(**given | {"held_out": held}))
+            sets(ComparisonConfig(**given | {"held_out": held}))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"fractions": (0.0, 1.0)}, "--fractions 0 1: 0 must be above 0 and at most 1"),
+        ({"fractions": (0.5, 0.5)}, "--fractions 0.5 0.5: name one value or more, and each once"),
+        ({"fractions": (0.001,)}, r"--fractions 0.001: .* has \d\d images of its largest class .* at least 0\.\d"),
+        ({"fractions": (float("nan"),)}, "--fractions nan: nan must be"),
+        ({"seeds": 0}, "--seeds 0: 0 must be above 0"),
+        ({"epochs": -1}, "--epochs -1"),
+        ({"jobs": -1}, "--jobs -1: -1 must be 0 or more"),
+        ({"limit_test": -5}, "--limit_test -5"),
+        ({"finetune_rates": (0.0,)}, "--finetune_rates 0"),
+        ({"finetune_crop": 7}, "--finetune_crop 7"),
+        ({"finetune_steps": -3}, "--finetune_steps -3"),
+        ({"methods": ()}, "--methods : name one or more"),
+        ({"methods": ("mpp", "mpp")}, "--methods mpp mpp: name one or more, and each once"),
+        ({"methods": ("probe",)}, "--methods probe: .*probe.py is no recipe that pretrains"),
+        ({"methods": ("mpp", "mpp:target=nothing")}, "--methods mpp:target=nothing: mpp.py does not take these words"),
+        ({"methods": ("mpp:target",)}, "--methods mpp:target: mpp.py does not take"),
+        ({"methods": ("mpp:lr=-1",)}, "--methods mpp:lr=-1: --lr is -1"),
+        ({"methods": ("mpp:out=/x",)}, "--methods mpp:out=/x: --out is given to all by the comparison"),
+        ({"transfer": ("shapes:n=300",)}, "none that pretraining sees"),
+        ({"transfer": ("folder:/nowhere",)}, "/nowhere"),
+        ({"data": "UNLABELLED"}, "UNLABELLED has no usable labels"),
+        ({"data": "ALONE"}, "has no test split"),
+    ],
+)
+def test_a_comparison_tells_what_is_wrong_before_it_writes_or_trains_anything(tmp_path, given, words):
+    for name in ("train/a/1.png", "train/b/2.png", "flat/1.png", "flat/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    folders = {"UNLABELLED": tmp_path / "flat", "ALONE": tmp_path}
+    if "data" in given:
+        words = words.replace("UNLABELLED", "flat")
+        given = {"data": f"folder:{folders[given['data']]}"}
+    config = ComparisonConfig(**{"data": "shapes:n=300", "fractions": (0.5,), "out": tmp_path / "out"} | given)
+    with pytest.raises(ValueError, match=words):
+        check(config, RECIPES)
+    assert not (tmp_path / "out").exists()
 
 
 def test_parts_read_the_images_as_the_comparison_was_told():

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from test_recipes import TINY, run
 
+from sslvit.errors import DataError
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.model_folder import save_backbone
 from sslvit.results import ahead_of, collect, notes, sentences
@@ -181,9 +182,31 @@ def test_a_table_for_each_set_that_is_learned_and_notes_on_what_it_is(tmp_path):
     assert "| classes held out, fine-tuned, % | 1 % | 100 % |" in as_markdown(results)
     results["settings"] = {"held_out": [2, 4], "transfer": ["idx:/x"], "limit_train": 1000, "limit_test": 0}
     told = " ".join(notes(results))
-    for text in ("of the classes 2, 4.", "Transfer 1 is idx:/x,", "at most 1,000 training images", "shares of these"):
+    for text in ("of the classes 2, 4.", "Transfer 1 is idx:/x.", "at most 1,000 training images", "shares of these"):
         assert text in told
     assert "test images, fine" not in told
+    assert "was given as many images" in told
+    results["settings"] = {"budget": "seconds"}
+    assert "about as many seconds as the first one" in notes(results)[0]
+
+
+def test_a_file_of_a_part_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
+    comparison(tmp_path, {"scratch": [0.6], "mae": [0.8]})
+    models = {f"{name}-0": tmp_path / "models" / f"{name}-0" for name in ("scratch", "scratch-cls", "mae")}
+    for name in (
+        "probes/mae-0/own/numbers.json",
+        "probes/mae-0/own/pretrained-mean-1.parquet",
+        "finetuned/mae-0/own/1/test.json",
+        "finetuned/mae-0/own/1/predictions.parquet",
+        "models/mae-0/cost.json",
+    ):
+        file = tmp_path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:10])
+        with pytest.raises(DataError, match=rf"{file} cannot be read .*: delete {file.parent}, and the same command"):
+            collect(tmp_path, {"mae": "MAE"}, [0], ["own"], models)
+        file.write_bytes(whole)
+    assert collect(tmp_path, {"mae": "MAE"}, [0], ["own"], models)["seeds"] == [0]
 
 
 def test_costs_are_those_of_the_dearest_device_and_of_the_mean_run(tmp_path):
