@@ -1,10 +1,11 @@
-"""The README's numbers of comparisons are those of the data files that are kept, line by line."""
+"""The README's numbers of comparisons and studies are those of the data files that are kept."""
 
 import json
 import re
 from pathlib import Path
 
 from sslvit.results_page import as_markdown
+from sslvit.study import STUDIES, percent
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- from (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -21,3 +22,21 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
         lines = [line for line in text.splitlines() if line]
         assert len(lines) > 3
         assert [line for line in lines if line not in told] == []
+
+
+def test_every_accuracy_told_of_a_study_in_the_readme_is_one_of_its_points():
+    readme = (ROOT / "README.md").read_text()
+    for study in STUDIES:
+        points = json.loads((ROOT / f"recipes/results/studies/{study}.json").read_text())["points"]
+        rounded = {
+            f"{number:.1f}"
+            for point in points
+            for values in (*point["values"].values(), *point["start"].values())
+            for number in percent(values)
+        }
+        (text,) = re.findall(
+            rf"^{study.capitalize()}: (.*?)(?:\n\n|(?=^[A-Z][a-z]+: ))", readme, re.DOTALL | re.MULTILINE
+        )
+        told = re.findall(r"(?<![\d.])\d+\.\d(?![\d%]| times)", text)
+        assert len(told) > 3, study
+        assert [number for number in told if number not in rounded] == [], study
