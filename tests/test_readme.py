@@ -37,6 +37,6 @@ def test_every_accuracy_told_of_a_study_in_the_readme_is_one_of_its_points():
         (text,) = re.findall(
             rf"^{study.capitalize()}: (.*?)(?:\n\n|(?=^[A-Z][a-z]+: ))", readme, re.DOTALL | re.MULTILINE
         )
-        told = re.findall(r"(?<![\d.])\d+\.\d(?![\d%]| times)", text)
+        told = re.findall(r"(?<![\w.])\d+\.\d(?![\d%]| times)", text)
         assert len(told) > 3, study
         assert [number for number in told if number not in rounded] == [], study
