@@ -73,7 +73,7 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     """origin: a value that is always shown, as a line that the others are read against."""
     if not rows:
         return ""
-    left, height = max(90, 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
+    left, height = max(90, 12 + 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
     width = max(WIDTH, WIDTH - 190 + left)
     shown = [] if origin is None else [origin]
     ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))

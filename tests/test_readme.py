@@ -4,8 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from sslvit import page
 from sslvit.results_page import as_markdown
-from sslvit.study import STUDIES, percent
+from sslvit.study import STUDIES, percent, plot
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- from (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -24,10 +25,13 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
         assert [line for line in lines if line not in told] == []
 
 
-def test_every_accuracy_told_of_a_study_in_the_readme_is_one_of_its_points():
+def test_every_accuracy_and_plot_of_a_study_in_the_readme_is_of_its_points():
     readme = (ROOT / "README.md").read_text()
     for study in STUDIES:
-        points = json.loads((ROOT / f"recipes/results/studies/{study}.json").read_text())["points"]
+        file = ROOT / f"recipes/results/studies/{study}.json"
+        results = json.loads(file.read_text())
+        assert file.with_suffix(".svg").read_text() == page.alone(plot(results))
+        points = results["points"]
         rounded = {
             f"{number:.1f}"
             for point in points
