@@ -82,7 +82,7 @@ def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[s
 def main() -> None:
     config = tyro.cli(Config)
     if config.images < 0 or not 1 <= config.shown <= 32:
-        raise ValueError(f"--images is {config.images} and --shown {config.shown}: 0 or more, and 1 to 32")
+        raise ValueError(f"--images {config.images} --shown {config.shown}: they must be 0 or more, and 1 to 32")
     accelerator = start(threads=config.threads)
     pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):

@@ -84,9 +84,10 @@ def left_of(session: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
 def test_a_signal_reaches_the_parts_and_none_goes_on_alone(out, number):
     process = worker(out, TOY_SECONDS="60")
     until = time.monotonic() + 60
