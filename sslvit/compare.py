@@ -122,27 +122,32 @@ def check(config: ComparisonConfig, recipes: Path) -> None:
             pretraining(config, method, Path("start"), config.out, config.epochs, 0),
             f"--methods {method.text}",
         )
-        if taken := [word for word in method.words if word.removeprefix("--") in GIVEN]:
-            raise ValueError(f"{said}: {taken[0]} is given to all by the comparison, which has an option for it")
+        names = [word for word in method.words if word.startswith("--")]
+        if taken := [name for name in names if name[2:].replace("-", "_").removeprefix("no_") in GIVEN]:
+            raise ValueError(f"{said}: {taken[0]} is given to all alike by the comparison")
         words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
         check_words(recipes / f"{method.recipe}.py", words, said)
     if len({config.data, *config.transfer}) < 1 + len(config.transfer):
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
+    ViT.variant(config.model, image_size=config.image_size)
+    channels = config.source(channels=config.channels).channels
     for place in sets(config).values():
-        check_set(place, config)
+        check_set(place, config, channels)
 
 
-def check_set(place: ImagesConfig, config: ComparisonConfig) -> None:
+def check_set(place: ImagesConfig, config: ComparisonConfig, channels: int) -> None:
     """Labelled, with a train and a test split, and images enough for the smallest share."""
-    train = place.source(channels=config.channels)
+    train = place.source(channels=channels)
     counts = np.bincount(train.required_labels())
-    place.source("test", classes=train.classes, channels=config.channels).required_labels()
+    place.source("test", classes=train.classes, channels=channels).required_labels()
     most = counts.max() * min(1, config.limit_train / len(train) if config.limit_train else 1)
-    if few := [fraction for fraction in config.fractions if round(most * fraction) < 2]:
-        raise ValueError(
-            f"--fractions {few[0]:g}: {train.name} has {most:.0f} images of its largest class to learn from, and this "
-            f"share of them is less than two, which a linear probe needs; take at least {2 / most:.2g}"
-        )
+    few = [fraction for fraction in config.fractions if round(most * fraction) < 2]
+    shares = " ".join(f"{fraction:g}" for fraction in few)
+    text = f"of {train.name}, whose largest class has {most:.0f} images to learn from, --fractions {shares} leave"
+    if len(few) == len(config.fractions):
+        raise ValueError(f"{text} less than the two images of a class that a linear probe needs")
+    if few:
+        print(f"note: {text} one image of a class at most: no linear probe, and more is fine-tuned than they say")
 
 
 @cache

@@ -6,6 +6,7 @@ stands in the end depends on the parts alone, and not on who did them when.
 """
 
 import fcntl
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -17,9 +18,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,18 +91,21 @@ def check_numbers(config: Any, *, above: str = "", from_zero: str = "", shares: 
 
 def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
     """A recipe's own parser and its checks, before anything is begun. said: what the user said that led to them."""
-    presets = runpy.run_path(str(recipe), run_name="looked_at").get("PRESETS")
-    if presets is None:
-        raise ValueError(f"{said}: {recipe} is no recipe that pretrains")
+    spec = importlib.util.spec_from_file_location("looked_at", recipe)
+    sys.modules["looked_at"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     mine, sys.argv = sys.argv, [str(recipe), *words]
     try:
-        choose(presets)
+        if not hasattr(module, "PRESETS"):
+            raise ValueError(f"{recipe} is no recipe that pretrains, which has its configurations in PRESETS")
+        choose(module.PRESETS)
     except SystemExit:
         raise ValueError(f"{said}: {recipe.name} does not take these words; what is wrong stands above") from None
     except ValueError as error:
         raise ValueError(f"{said}: {error}") from error
     finally:
         sys.argv = mine
+        del sys.modules["looked_at"]
 
 
 @contextmanager
@@ -108,7 +113,7 @@ def made_again(file: Path) -> Iterator[None]:
     """What a part wrote and cannot be read is named, with the way out."""
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (FileNotFoundError, ValueError, KeyError, IndexError) as error:
         raise DataError(
             f"{file} cannot be read ({error}): delete {file.parent}, and the same command makes it again"
         ) from error
@@ -130,7 +135,7 @@ def check_settings(
         except ValueError as error:
             raise DataError(
                 f"{file} cannot be read ({error}). If these are the settings that {file.parent} was begun with, delete "
-                "it and give the same command again"
+                f"{file.name} and give the same command again"
             ) from error
         same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
@@ -148,6 +153,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
         raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
+    deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
     display, running, failed = Display(parts), {}, {}
     free, told = list(range(jobs)), False
     stopping.listen()
@@ -158,7 +164,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
                     continue
                 del running[part]
                 free.append(slot)
-                if not part.product.exists() and process.exitcode != TAKEN and not told:
+                if not part.product.exists() and process.exitcode != TAKEN and not stopping.asked():
                     failed[part] = process.exitcode
                 display.ended(part, time.perf_counter() - started, failed=part in failed)
             waiting = [part for part in parts if not (part.product.exists() or part in running or part in failed)]
@@ -189,8 +195,18 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
             f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
             code if 0 < code <= BAD_CONFIGURATION else INTERNAL,
         )
-    if waiting:
+    if waiting or stopping.asked():
+        display.clear()
         raise Preempted(f"asked to stop, with {len(done)} of {len(parts)} parts done; the same command goes on")
+
+
+def deaf_to_signals(*starts: Callable[[], None]) -> None:
+    """What starts the parts must outlive a signal to all processes of the comparison, or nobody waits for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    for start in starts:
+        signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)  # the tracker unblocks them when it has started
+        start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_words(log: Path) -> str:
@@ -203,6 +219,7 @@ def last_words(log: Path) -> str:
 
 def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
     """In a process of its own: the recipe as from the command line, its output in a log."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
     with taken(out / "locks" / part.name) as mine:
         if not mine:  # somebody was quicker
@@ -272,6 +289,9 @@ class Display:
         here = work - self.before
         left = (all_work - work) * (time.perf_counter() - self.began) / here if here else 0
         rest = "failed" if failed else f"about {duration(left)} left" if len(done) < len(self.parts) else "all done"
-        if sys.stdout.isatty():
-            print("\r\x1b[K", end="")
+        self.clear()
         print(f"[{len(done)}/{len(self.parts)}] {part.name} in {duration(seconds)}; {rest}", flush=True)
+
+    def clear(self) -> None:
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="", flush=True)

@@ -63,6 +63,8 @@ def amounts(config: StudyConfig) -> Iterator[Point]:
     for name, model in models.items():
         for share in sorted(config.shares):
             count = round(share * images)
+            if not count:
+                raise ValueError(f"--shares {share:g} of {images} images are none")
             words = flags(model=model, images=count, epochs=f"{config.epochs * images / count:g}")
             yield Point(name, count, "supervised", words)
 
@@ -115,7 +117,10 @@ def check(config: StudyConfig, recipes: Path) -> None:
     check_numbers(config, above="rates seeds epochs batch_size image_size", from_zero="jobs", shares="shares")
     config.source(channels=config.channels).required_labels()
     ViT.variant(config.model, image_size=config.image_size)
-    for first, *_ in parts_of(config, list(STUDIES[config.study](config)), config.out):
+    points = list(STUDIES[config.study](config))
+    if any(point.recipe == "supervised" for point in points):  # which spares no training image to be evaluated on
+        config.source("test", channels=config.channels).required_labels()
+    for first, *_ in parts_of(config, points, config.out):
         check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
 
 
