@@ -64,11 +64,11 @@ def flags(**given: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def reading(config: ImagesConfig, **chosen: object) -> tuple[str, ...]:
-    """The words for the images of this configuration, of which some may be chosen otherwise."""
+def reading(config: ImagesConfig) -> tuple[str, ...]:
+    """The words for the images of this configuration."""
     words = flags(data=config.data, image_size=config.image_size)
     for one in fields(ImagesConfig):
-        value = chosen.get(one.name, getattr(config, one.name))
+        value = getattr(config, one.name)
         if one.name not in ("data", "image_size") and value != one.default:
             words += (f"--{one.name}",) if value is True else flags(**{one.name: value})
     return words

@@ -15,6 +15,7 @@ from sslvit.model_folder import described
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
 from sslvit.resnet import BiT
+from sslvit.results_page import cell
 from sslvit.vit import ViT
 
 SHOWN = "10-shot"
@@ -159,9 +160,7 @@ def table(results: dict) -> list[str]:
     for point in results["points"]:
         cells = [point["series"], *([f"{point['x']:,g}"] if axis else [])]
         for column in columns:
-            mean, spread = percent(point["values"][column])
-            several = len(point["values"][column]) > 1
-            cells += [f"{percent(point['start'][column])[0]:.1f}", f"{mean:.1f}" + f" ± {spread:.1f}" * several]
+            cells += [f"{percent(point['start'][column])[0]:.1f}", cell(point["values"][column])]
         rows.append(cells)
     titles = [f"{column}: {when}" for column in columns for when in ("random start", "trained")]
     return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)

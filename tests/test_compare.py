@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -303,7 +303,7 @@ def test_parts_read_the_images_as_the_comparison_was_told():
     assert reading(config) == (
         *("--data", "folder:/x", "--image_size", "32", "--label_column", "kind", "--only", "1", "2", "--follow_links"),
     )
-    assert reading(config, only=[5])[-4:] == ("kind", "--only", "5", "--follow_links")
+    assert reading(replace(config, only=(5,)))[-4:] == ("kind", "--only", "5", "--follow_links")
     assert reading(ImagesConfig("shapes", 16)) == ("--data", "shapes", "--image_size", "16")
 
 
