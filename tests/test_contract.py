@@ -12,6 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sslvit import rng
 from sslvit.config import TrainConfig
@@ -268,6 +270,29 @@ def test_bfloat16_is_near(case):
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+class NoMixture(TorchDispatchMode):
+    """Refuses float32 numbers among float64 ones, and float64 that becomes float32, where a gradient is computed."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        given = {x.dtype for x in tree_leaves((arguments, options)) if isinstance(x, Tensor) and x.ndim}
+        made = {x.dtype for x in tree_leaves(result) if isinstance(x, Tensor) and x.ndim}
+        if torch.is_grad_enabled() and made != {torch.bool}:  # what is decided by a draw of float32 is no number
+            assert not {torch.float32, torch.float64} <= given, f"{operation} of {given}"
+            assert torch.float64 not in given or torch.float32 not in made, f"{operation} rounds to float32"
+        return result
+
+
+def test_in_float64_every_number_of_a_forward_is_float64(case):
+    """Factors, targets and logits too: where a draw in float32 becomes a factor, it has all digits by then."""
+    objective, batch = case.make(0).double(), batch_of(case, dtype=torch.float64)
+    with NoMixture():
+        loss, _ = objective(batch, 0.5)
+    assert loss.dtype == torch.float64
+    loss.backward()
+    assert {p.grad.dtype for p in objective.parameters() if p.grad is not None} == {torch.float64}
 
 
 def train_together(rank: int, folder: Path) -> None:
