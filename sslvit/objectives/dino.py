@@ -119,6 +119,10 @@ class DINO(Objective):
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.seen: Seen | None = None
 
+    @property
+    def learner(self) -> ViT:
+        return self.student
+
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         large = batch.views[:LARGE]
         if len(large) < LARGE or large[0].shape != large[1].shape:
