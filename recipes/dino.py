@@ -15,7 +15,7 @@ runs the last layer was not held yet; the README has a full pass in which it is.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -61,6 +61,8 @@ class Config(TrainConfig, DataConfig):
     centre_momentum: float = 0.9
     held_epochs: float = 1
     drop_path: float = 0.1
+    position_resize: Literal["bicubic_offset", "bicubic"] = "bicubic_offset"
+    """How positions are resized for small crops: as the official code does, or as timm does by default."""
     base_lr: float = 5e-4
     final_lr: float = 1e-6
     epochs: float = 300
@@ -70,6 +72,7 @@ class Config(TrainConfig, DataConfig):
     final_weight_decay: float | None = 0.4
     clip_each: float = 3.0
     spares: Spares = "vectors"
+    before: ClassVar[dict[str, Any]] = {"position_resize": "bicubic"}
 
 
 SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "crops": (4, 16), "areas": (0.25, 0.6, 1.0)}
@@ -91,8 +94,8 @@ def main() -> None:
     start_of = {"init": config.init, "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
     backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
-    names = ("norm_last_layer", "teacher_temperature", "momentum", "centre_momentum", "drop_path", "seed")
-    options = dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
+    names = ("norm_last_layer", "teacher_temperature", "momentum", "centre_momentum", "drop_path", "position_resize")
+    options = {"seed": config.seed} | dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
     objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)

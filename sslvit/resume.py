@@ -118,7 +118,8 @@ def restore(
         found = checkpoint.latest(root)
     if found is None:
         return Progress()
-    absent = configuration(type(config)())  # options that were added since: what they do by default was done before
+    # Options that were added since: what they do by default was done before, unless the recipe says otherwise.
+    absent = configuration(type(config)()) | config.before
     for warning in check_unchanged(absent | found.state["config"], configuration(config)):
         accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
