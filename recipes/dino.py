@@ -45,9 +45,9 @@ class Config(TrainConfig, DataConfig):
     data: str = tyro.MISSING
     model: str = "S/16"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
-    init: Literal["timm", "jax"] = "timm"
-    """How the backbone starts: as the paper's does, or as the ViT paper's, whose random features tell images apart
-    more."""
+    init: Literal["dino", "timm", "jax"] = "dino"
+    """How the backbone starts: as the paper's does, as timm's (another class token), or as the ViT paper's, whose
+    random features tell images apart more."""
     crops: tuple[int, int] = (8, 96)
     """How many small crops, and their size."""
     areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
