@@ -32,6 +32,7 @@ class Progress:
     watch: Watch = field(default_factory=Watch)
     owed: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
+    whole_batches: bool = False  # whether no batch reaches into another epoch, as the run began
 
     def add(self, values: dict[str, float]) -> None:
         self.count += 1
