@@ -53,6 +53,8 @@ class Config(TrainConfig, DataConfig):
     """How many small crops, and their size."""
     areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
+    colour: bool = True
+    """Change saturation and hue, and turn some views grey; --no-colour for images that are neither grey nor RGB."""
     head: tuple[int, int, int] = (2048, 256, 65536)
     """Widths of its hidden layers, its bottleneck and its output."""
     norm_last_layer: bool = False
@@ -101,7 +103,9 @@ def main() -> None:
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
     objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)
     sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
-    views = Views(size, *config.crops[::-1], scale=(middle, large), small_scale=(small, middle), sigma=sigma)
+    areas = {"scale": (middle, large), "small_scale": (small, middle)}
+    views = Views(size, *config.crops[::-1], **areas, sigma=sigma, colour=config.colour)
+    views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)

@@ -91,6 +91,20 @@ def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
     assert {name: built[name] for name in PAPERS[recipe]} == PAPERS[recipe]
 
 
+@pytest.mark.parametrize("recipe", ["moco_v3", "dino"])
+def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_trains_on_them(recipe, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
+    np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
+    words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
+    run(recipe, f"{words} --no-colour")
+    assert (tmp_path / "run" / "model").exists()
+    with pytest.raises(SystemExit) as ended:
+        run(recipe, words)
+    assert ended.value.code == 78
+    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-colour" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model").exists()
+
+
 @pytest.mark.parametrize("recipe", TRAINING)
 def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
     entered = []
