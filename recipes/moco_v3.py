@@ -47,6 +47,8 @@ class Config(TrainConfig, DataConfig):
     freeze_patch_projection: bool = True
     hidden: int = 4096
     smallest_crop: float = 0.08
+    colour: bool = True
+    """Change saturation and hue, and turn some views grey; --no-colour for images that are neither grey nor RGB."""
     parts: int = 1
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 1.5e-4
@@ -73,7 +75,10 @@ def main() -> None:
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.
-    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224))
+    views = Views(
+        size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224), colour=config.colour
+    )
+    views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)

@@ -40,6 +40,9 @@ class Config(TrainConfig, DataConfig):
     image_size: int = 32
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    conventions: Literal["timm", "jax"] = "timm"
+    """The backbone's random start, its GELU and what images are standardised with: timm's (exact, ImageNet's mean and
+    deviation), or those of the ViT paper's code (tanh, to -1 to 1). A model of --start has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
     """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
@@ -54,7 +57,7 @@ class Config(TrainConfig, DataConfig):
 
 
 PAPER = {"data": tyro.MISSING, "image_size": 224, "model": "B/16", "epochs": 13.5, "batch_size": 4096, "lr": 2e-4}
-PAPER |= {"warmup_epochs": 0.135, "weight_decay": 0.0, "clip": 0.0}
+PAPER |= {"warmup_epochs": 0.135, "weight_decay": 0.0, "clip": 0.0, "conventions": "jax"}
 PRESETS = {"small": Config(), "paper": Config(preset="paper", **PAPER)}
 
 
@@ -63,7 +66,9 @@ def main() -> None:
     accelerator = start_run(config)
     source = config.open()
     given = {"image_size": config.image_size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)
+    start_of, half = {"seed": config.seed}, (0.5,) * source.channels
+    start_of |= {"init": "jax", "gelu": "tanh", "mean": half, "std": half} if config.conventions == "jax" else {}
+    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):

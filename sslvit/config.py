@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -183,6 +183,7 @@ class TrainConfig:
     """Go through everything once, say what the run will take, and train nothing."""
     log_with: tuple[str, ...] = ()
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
+    before: ClassVar[dict[str, Any]] = {}  # what was done before an option was there, if that is not its default now
 
     def check(self) -> None:
         for name, value in asdict(self).items():

@@ -47,6 +47,8 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
         durable.make_folder(folder)
     accelerator.wait_for_everyone()
     row = row_of(source, config, accelerator)
+    if objective.couples_samples:
+        row.only_whole_batches()
     if accelerator.is_main_process:
         look(row, min(objective.backbone.image_size), config, accelerator)
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
@@ -57,7 +59,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     )
     optimizer = optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
     model, prepared = accelerator.prepare(objective, optimizer)
-    steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
+    steps = max(1, math.ceil(config.epochs * row.epoch_images / config.batch_size))
     unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)
     given = {
         "steps": 1 + TIMED,

@@ -32,6 +32,7 @@ class Progress:
     watch: Watch = field(default_factory=Watch)
     owed: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
+    whole_batches: bool = False  # whether no batch reaches into another epoch, as the run began
 
     def add(self, values: dict[str, float]) -> None:
         self.count += 1
@@ -118,7 +119,8 @@ def restore(
         found = checkpoint.latest(root)
     if found is None:
         return Progress()
-    absent = configuration(type(config)())  # options that were added since: what they do by default was done before
+    # Options that were added since: what they do by default was done before, unless the recipe says otherwise.
+    absent = configuration(type(config)()) | config.before
     for warning in check_unchanged(absent | found.state["config"], configuration(config)):
         accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):

@@ -69,8 +69,9 @@ def pretrain(
         )
     shard = sharding.wanted(config, accelerator)
     config = replace(config, shard=shard)  # as it is recorded, and compared among processes and with a restart
-    steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = row_of(source, config, accelerator)
+    if objective.couples_samples and not config.resume:
+        row.only_whole_batches()
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
@@ -82,7 +83,12 @@ def pretrain(
         sgd = config.optimizer == "sgd"
         optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
         now = restore(objective, optimizer, source, config, accelerator)
+        if now.step == 0:
+            now.whole_batches = objective.couples_samples
+        if now.whole_batches:
+            row.only_whole_batches()
         row.go_on_at(now.places)
+        steps = max(1, math.ceil(config.epochs * row.epoch_images / config.batch_size))
         if accelerator.num_processes > 1:
             distributed.agree(facts(objective, source, config), accelerator.device)
         first = now.step
@@ -152,7 +158,7 @@ def train(
     log: Log,
 ) -> None:
     """The steps from now.step on."""
-    size = len(row.source)
+    size = row.epoch_images
     for module in objective.modules():
         if config.grad_checkpointing and hasattr(module, "set_grad_checkpointing"):
             module.set_grad_checkpointing()

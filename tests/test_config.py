@@ -56,12 +56,12 @@ def test_a_model_of_unequal_sides_is_given_images_of_its_size():
 # WARNED: whether a run may go on with another value is decided by somebody who thought about it.
 DECIDES = """
 accumulation areas balance base_lr batch_size betas canvas centre_momentum channels class_token clip clip_each
-corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data evaluate_every final_lr
-final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs hidden image_column
-image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model momentum
-norm_last_layer normalise_targets only optimizer parts position position_at preset protocol randaugment rates
-readout scratch seed shots skip_spikes smallest_crop smoothing spares start steps tanh target teacher_temperature
-temperature_epochs warmup_epochs weight_decay
+colour conventions corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data
+evaluate_every final_lr final_weight_decay follow_links foreign fraction freeze_patch_projection head
+held_epochs hidden image_column image_size images init label_column layer_decay lr magnitude max_pixels
+min_scale mixup model momentum norm_last_layer normalise_targets only optimizer parts position position_at
+position_resize preset protocol randaugment rates readout scratch seed shots skip_spikes smallest_crop smoothing
+spares start steps tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
 """
 
 

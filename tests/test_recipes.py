@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sslvit import checkpoint
 from sslvit.data.loader import Row
 from sslvit.data.views import Plain
 from sslvit.evaluate.predictions import load_predictions
@@ -49,6 +51,58 @@ def test_it_trains_says_what_came_of_it_and_leaves_a_model(recipe, tmp_path, cap
     assert "random start   after 4 steps" in printed
     assert f"The model is in {tmp_path / 'run' / 'model'}" in printed
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_dino_run_from_before_the_official_rule_for_positions_goes_on_with_its_own(tmp_path, capsys):
+    words, root = f"{TRAINING['dino']} --save_every 2 --out {tmp_path / 'run'}", tmp_path / "run" / "checkpoints"
+    run("dino", f"{words} --position_resize bicubic")
+    last = checkpoint.latest(root).tensors
+    shutil.rmtree(root / "step-00000004")
+    found = checkpoint.latest(root)
+    shutil.rmtree(found.path)
+    del found.state["config"]["position_resize"]  # as it was before there was such an option
+    checkpoint.save(root, 2, found.tensors, found.state)
+    with pytest.raises(SystemExit) as ended:
+        run("dino", f"{words} --resume")
+    assert ended.value.code == 78
+    assert "position_resize was 'bicubic', is now 'bicubic_offset'" in capsys.readouterr().err
+    run("dino", f"{words} --resume --position_resize bicubic")
+    again = checkpoint.latest(root).tensors
+    assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
+
+
+# The backbone of the paper's own code: vit_jax and big_vision; moco-v3's, mae's and dino's vits.
+TIMM, JAX = {"gelu": "exact", "mean": [0.485, 0.456, 0.406]}, {"gelu": "tanh", "mean": [0.5] * 3, "std": [0.5] * 3}
+PAPERS = {
+    "mpp": JAX | {"init": "jax", "position": "learned_1d"},
+    "mae": TIMM | {"init": "mae", "position": "sincos_mae"},
+    "moco_v3": TIMM | {"init": "moco_v3", "position": "sincos_moco_v3"},
+    "dino": TIMM | {"init": "dino", "position": "learned_1d", "position_resize": "bicubic_offset"},
+}
+
+
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
+    given = []
+    words = f"--preset paper --data shapes:n=8 --image_size 16 --model XS/8 --out {tmp_path / 'run'}"
+    words += " --head 32 16 64" if recipe == "dino" else ""
+    run(recipe, words, pretrain=lambda *all: given.extend(all) or [], finish=print)
+    built = given[0].backbone.config
+    assert {name: built[name] for name in PAPERS[recipe]} == PAPERS[recipe]
+
+
+@pytest.mark.parametrize("recipe", ["moco_v3", "dino"])
+def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_trains_on_them(recipe, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
+    np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
+    words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
+    run(recipe, f"{words} --no-colour")
+    assert (tmp_path / "run" / "model").exists()
+    with pytest.raises(SystemExit) as ended:
+        run(recipe, words)
+    assert ended.value.code == 78
+    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-colour" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize("recipe", TRAINING)

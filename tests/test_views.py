@@ -264,6 +264,15 @@ def test_colours_that_five_channels_do_not_have_are_refused_by_name():
     assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
 
 
+@pytest.mark.parametrize(("views", "sizes"), [(MoCoV3(32), (32, 32)), (DINO(32, 16, small=2), (32, 32, 16, 16))])
+def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise_the_same(views, sizes):
+    pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, colour=False)
+    made = plain(pixels, keys(4))
+    assert [view.shape for view in made] == [(4, 5, size, size) for size in sizes]
+    for with_colour, without in zip(views.views, plain.views, strict=True):
+        assert without == dataclasses.replace(with_colour, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
+
+
 def test_what_is_not_a_batch_is_refused_with_its_shape():
     pixels, key = pictures(2, 3, 8, 8), keys(2)
     with pytest.raises(ValueError, match="float32"):

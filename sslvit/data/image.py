@@ -15,6 +15,10 @@ before anything is decoded. The rules that turn a file into RGB or grey:
 - LAB by the sRGB profile; other colour profiles are ignored, as torchvision and every published recipe do
 - grey from colour is ITU-R 601 luma, as in Pillow
 
+The official code of MoCo v3, DINO and MAE differs in the first and the third: it reads by Pillow's convert("RGB"),
+which leaves a photograph lying as the camera held it, and drops alpha, so that what is transparent shows the colour
+underneath, often black.
+
 A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. So is
 a PNG whose checksums are wrong, which Pillow does not look at. Bit rot inside the other formats is not detectable; the
 promise there is only that nothing crashes.

@@ -2,7 +2,11 @@
 
 Training is one endless row of images: epoch 0 in its order, epoch 1 in its own, and so on. Step s takes the
 batch_size images from s * batch_size on, so every epoch shows each image once, no image is dropped at an epoch's
-end, a set smaller than a batch works, and a position in the row is all that a restart needs.
+end, a set smaller than a batch works, and a position in the row is all that a restart needs. The official codes drop
+each epoch's last incomplete batch instead: with ours an epoch has up to one step more, and a batch that reaches into
+the next epoch can hold an image twice. Where the images of a batch are compared with each other (MoCo v3), an image
+would be its own negative: there batches are whole, and an epoch's last images are left out as in the official code.
+(What stands in for an unreadable image is another image of the set, which can be in the batch already.)
 """
 
 import signal
@@ -42,14 +46,16 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return rng.permutation(rng.key(seed, "order", epoch), size)
 
 
-def row(seed: int, size: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b"""
+def row(seed: int, size: int, start: int, stop: int, shown: int | None = None) -> tuple[Tensor, Tensor]:
+    """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b. Each shows all images, or
+    the first so many of its order."""
+    shown = size if shown is None else shown
     positions = torch.arange(start, stop)
-    epochs = positions // size
+    epochs = positions // shown
     ids = torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
         here = epochs == epoch
-        ids[here] = epoch_order(seed, epoch, size)[positions[here] % size]
+        ids[here] = epoch_order(seed, epoch, size)[positions[here] % shown]
     return ids, epochs
 
 
@@ -66,12 +72,22 @@ class Parts(Dataset, ABC):
         self.part = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
         self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
+        self.whole_batches = False
         self.begun, self.awaited = 0, 0  # the first item that was loaded, and the one that training waits for, or has
 
     @property
     @abstractmethod
     def different(self) -> float:
         """How many images there are, as far as that is known."""
+
+    @property
+    def epoch_images(self) -> int:
+        """How many images count as an epoch."""
+        return len(self.source)
+
+    def only_whole_batches(self) -> None:
+        """From the first item on, no batch reaches into another epoch, so none holds an image twice."""
+        self.whole_batches = True
 
     @abstractmethod
     def __getitem__(self, item: int) -> Loaded: ...
@@ -111,10 +127,24 @@ class Row(Parts):
     def different(self) -> int:
         return len(self.source)
 
+    @property
+    def epoch_images(self) -> int:
+        size = len(self.source)
+        return size - size % self.batch_size if self.whole_batches else size
+
+    def only_whole_batches(self) -> None:
+        if (size := len(self.source)) < self.batch_size:
+            fits = max(size - size % (self.processes * self.accumulation), 1)
+            raise ValueError(
+                f"{size:,} images do not fill a batch of --batch_size {self.batch_size} without one twice, which would "
+                f"be compared with itself: take --batch_size {fits}, or more images"
+            )
+        super().only_whole_batches()
+
     def __getitem__(self, item: int) -> Loaded:
         step, slot = self.slots(item)
         position = step * self.batch_size + slot
-        ids, epochs = row(self.seed, len(self.source), position, position + self.part)
+        ids, epochs = row(self.seed, len(self.source), position, position + self.part, self.epoch_images)
         return self.loaded(item, self.source.read(np.asarray(ids)), epochs)
 
     def first(self, count: int) -> Samples:

@@ -10,7 +10,7 @@ sigma takes away far more, and a recipe for small images may want a smaller one.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,7 +149,10 @@ class Distorted(Scaled):
         needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
-            raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): set them to 0")
+            raise ValueError(
+                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-colour leaves them "
+                "out of a recipe's views; in a Distorted set them to 0"
+            )
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         return several((self,), pixels, key, extents)
@@ -163,28 +166,41 @@ def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: 
     )
 
 
-@dataclass(frozen=True)
-class MoCoV3(Scaled):
-    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
-    other seldom, and sometimes solarised."""
+class Several(Scaled):
+    """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
 
-    size: Size
-    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
-    sigma: tuple[float, float] = (0.1, 2.0)
+    views: tuple[Distorted, ...]
 
-    @property
-    def views(self) -> tuple[Distorted, ...]:
-        return (
-            Distorted(self.size, self.scale, blur=1.0, sigma=self.sigma),
-            Distorted(self.size, self.scale, blur=0.1, sigma=self.sigma, solarise=0.2),
-        )
+    def view(self, size: Size, scale: tuple[float, float], **given: Any) -> Distorted:
+        """One of them."""
+        without = {} if self.colour else {"strengths": (0.4, 0.4, 0.0, 0.0), "grey": 0.0}
+        return Distorted(size, scale, sigma=self.sigma, **without, **given)
+
+    def check_channels(self, channels: int) -> None:
+        for view in self.views:
+            view.check_channels(channels)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         return several(self.views, pixels, key, extents)
 
 
 @dataclass(frozen=True)
-class DINO(Scaled):
+class MoCoV3(Several):
+    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
+    other seldom, and sometimes solarised."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
+
+
+@dataclass(frozen=True)
+class DINO(Several):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
     the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
 
@@ -194,14 +210,11 @@ class DINO(Scaled):
     scale: tuple[float, float] = (0.4, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.4)
     sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
 
     @property
     def views(self) -> tuple[Distorted, ...]:
-        def view(size: Size, scale: tuple[float, float], blur: float, solarise: float = 0.0) -> Distorted:
-            return Distorted(size, scale, interpolation="bicubic", blur=blur, sigma=self.sigma, solarise=solarise)
-
-        large = view(self.size, self.scale, 1.0), view(self.size, self.scale, 0.1, 0.2)
-        return large + (view(self.small_size, self.small_scale, 0.5),) * self.small
-
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several(self.views, pixels, key, extents)
+        given = {"interpolation": "bicubic"}
+        first = self.view(self.size, self.scale, blur=1.0, **given)
+        second = self.view(self.size, self.scale, blur=0.1, solarise=0.2, **given)
+        return first, second, *[self.view(self.small_size, self.small_scale, blur=0.5, **given)] * self.small
