@@ -300,6 +300,26 @@ def test_the_penalty_is_chosen_on_the_held_out_part_and_fitted_to_all(digits):
     torch.testing.assert_close(head.weights, weights, rtol=0, atol=1e-3)  # the same optimum, from another start
 
 
+def test_the_penalty_is_chosen_by_scikit_learns_accuracy_on_rows_that_it_was_not_fitted_to():
+    """Of few noisy features in many dimensions all that was fitted to is right, whatever the penalty."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 200, generator=draw, dtype=torch.float64)
+    features[:, :3] += F.one_hot(labels, 3)
+    penalties = (1e-3, 1e-1, 1e3)
+    rows, held = hold_out(labels)
+    expected = []
+    for c in penalties:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            oracle = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features[rows].numpy(), labels[rows].numpy())
+        expected.append(oracle.score(features[held].numpy(), labels[held].numpy()))
+    assert max(expected) < 0.9
+    head = logistic_probe(features, labels, penalties=penalties)
+    assert [accuracy for _, accuracy in head.held_out] == pytest.approx(expected, abs=0.04)  # one image of 30
+    assert head.settings["c"] == penalties[max(range(3), key=expected.__getitem__)]
+
+
 def test_the_attentive_head_is_its_formula():
     head, tokens = AttentiveHead(8, 3, heads=2).eval(), torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0))
     normed = tokens / (1 + 1e-6) ** 0.5  # the running statistics are still 0 and 1

@@ -1,6 +1,7 @@
 """Views: whose draws, which bits, and what each view is made of."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -86,6 +87,49 @@ def test_probabilities_and_sigmas_are_moco_v3s():
             (draw.jitter.chosen, 0.8),
         ):
             assert stats.binomtest(int(flags.sum()), count, expected).pvalue > 0.01
+
+
+# What the released code gives each augmentation, in one view each: MoCo v3's main_moco.py, DINO's main_dino.py.
+MOCO_V3_PAIR = (
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
+)
+DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | {"blur": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("views", "chances"), [(MoCoV3(32), MOCO_V3_PAIR), (DINO(32, 16, small=2), DINO_CROPS)], ids=["moco_v3", "dino"]
+)
+def test_two_augmentations_happen_together_as_often_as_the_product_of_their_probabilities(views, chances):
+    """Of one view and of different views of an image, in 40,000 images; sigma, too, knows nothing of what is chosen."""
+    count = 40_000
+    extents, happened, expected, sigmas = torch.tensor([32, 32]).expand(count, 2), {}, {}, []
+    for number, (view, chance) in enumerate(zip(views.views, chances, strict=True)):
+        draw = view.draw(rng.fold(keys(count), "view", number), extents)
+        flags = {"flip": draw.crop.flip, "jitter": draw.jitter.chosen, "grey": draw.grey}
+        flags |= {"blur": draw.blur, "solarise": draw.solarise}
+        happened |= {(number, name): flag for name, flag in flags.items()}
+        expected |= {(number, name): p for name, p in chance.items()}
+        sigmas.append((draw.sigma - view.sigma[0]) / (view.sigma[1] - view.sigma[0]))
+    for one, other in itertools.combinations(happened, 2):
+        product = expected[one] * expected[other]
+        together = (happened[one] & happened[other]).double().mean().item()
+        assert abs(together - product) <= 5 * math.sqrt(product * (1 - product) / count), (one, other)
+    for (number, name), flag in happened.items():
+        for sigma in sigmas:
+            if 0 < expected[number, name] < 1:  # a mean of uniform numbers, of deviation 1 / sqrt(12)
+                error = abs(sigma[flag].double().mean().item() - 0.5)
+                assert error <= 5 / math.sqrt(12 * flag.sum()), (number, name)
+
+
+def test_flipping_and_erasing_happen_together_as_often_as_the_product_of_deits_probabilities():
+    count, view = 40_000, Supervised.deit(32)
+    draw = view.draw(rng.fold(keys(count), "view", 0), torch.tensor([32, 32]).expand(count, 2))
+    for together, product in (
+        (draw.crop.flip & draw.erasing.chosen, 0.125),
+        (draw.crop.flip & ~draw.erasing.chosen, 0.375),
+    ):
+        assert abs(together.double().mean().item() - product) <= 5 * math.sqrt(product * (1 - product) / count)
 
 
 def test_no_two_of_ten_thousand_draws_are_equal():
