@@ -10,7 +10,7 @@ they read what the paper reads, and the readout that the model declares. attenti
 (sslvit/evaluate/attentive.py), which are all kept in memory. The papers' probes see another crop of an image in every
 epoch; with --augmented 8 eight versions of each take turns, for eight times the extraction and memory (resized by
 bicubic interpolation, as in MAE and DINOv2; in MoCo v3 and DINO it is bilinear). Whatever is chosen is chosen on a
-held-out tenth of the training labels, never on the test set.
+held-out tenth of the training labels, never on the test set; what is then tested was trained on all of them.
 """
 
 from dataclasses import dataclass
@@ -64,11 +64,12 @@ def trained(
     """Its test accuracy, and what was chosen by which held-out accuracy."""
     if protocol == "attentive":
         head, tried = attentive_probe(train, labels, Settings())
-        settings, held = f"rate {max(tried, key=tried.get):g}", max(tried.values())
+        settings, held = f"rate {max(tried, key=tried.get):g}", list(tried.values())
     else:
         head = probe(train, labels, PROTOCOLS[protocol], augmented=augmented)
-        settings, held = ", ".join(f"{n} {v:g}" for n, v in head.settings.items()), max(a for _, a in head.held_out)
-    return f"{100 * top(head.probabilities(test), test_labels):>10.1f}   {settings} (held out {100 * held:.1f})"
+        settings, held = ", ".join(f"{n} {v:g}" for n, v in head.settings.items()), [a for _, a in head.held_out]
+    settings += f" (held out {100 * max(held):.1f})" if held else ""
+    return f"{100 * top(head.probabilities(test), test_labels):>10.1f}   {settings}"
 
 
 def main() -> None:
