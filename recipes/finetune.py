@@ -59,10 +59,11 @@ def main() -> None:
     classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
     if highest > train.labels.max():
         raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")
-    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    given = {"eval_crop": config.eval_crop}
+    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size, **given)
     rate = max(tried, key=tried.get) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
-    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate})
+    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate}, **given)
     numbers = metrics(found.probabilities, found.labels)
     if accelerator.is_main_process:
         save_predictions(config.out / "predictions.parquet", found)

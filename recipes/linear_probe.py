@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.config import ImagesConfig
-from sslvit.data.views import Light, Plain
+from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.attentive import Settings, attentive_probe
@@ -88,7 +88,7 @@ def main() -> None:
     order = rng.permutation(rng.key(0, "probe"), len(sources[0])).numpy()
     chosen = [(sources[0], order[: config.limit or None]), (sources[1], None)]
     backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
-    plain, view = config.protocol == "logistic", Plain(size)
+    plain, view = config.protocol == "logistic", config.eval_view(size)
     readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
     readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
     readouts = readouts[config.protocol]

@@ -18,7 +18,6 @@ import tyro
 
 from sslvit import durable
 from sslvit.config import ImagesConfig
-from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.confusion import draw_confusion
@@ -79,7 +78,7 @@ def main() -> None:
     backbones |= {"pretrained": pretrained}
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
-        given = {"view": Plain(size), "accelerator": accelerator, "readouts": readouts}
+        given = {"view": config.eval_view(size), "accelerator": accelerator, "readouts": readouts}
         x, y = (stored(config.cache, backbone, s, ids=i, **given) for s, i in zip((train, test), ids, strict=True))
         for readout in readouts:
             told = {"model": str(config.model), "start": name, "data": test.name, "protocol": "logistic regression"}

@@ -13,7 +13,7 @@ from sslvit import rng
 from sslvit.data import pieces
 from sslvit.data.crop import draw_crop
 from sslvit.data.supervised import Supervised
-from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain
+from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain, evaluation
 
 VIEWS = {
     "light": lambda size: Light(size),
@@ -328,3 +328,58 @@ def test_an_image_of_one_pixel_is_one_colour(name):
         if name in ("light", "plain", "centre"):
             assert torch.equal(images, torch.full_like(images, 77 / 255))
         assert images.isfinite().all()
+
+
+# The evaluation view
+
+
+def steps(height: int, width: int) -> torch.Tensor:
+    """A picture with edges in both directions and a slope: c H W"""
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+    planes = [(y // 9 + x // 7) % 2 * 200 + 20, 255 * y // height + 0 * x, 255 * x // width + 0 * y]
+    return torch.stack(planes).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (256, 256), (301, 1000), (120, 90), (224, 224)])
+def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as_torchvision_cuts_it(height, width):
+    picture = steps(height, width)
+    resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    theirs = v2.CenterCrop(224)(resize(picture.double() / 255)).clamp(0, 1)
+    (ours,) = evaluation(224)(picture[None], keys(1))
+    assert (ours[0] - theirs).abs().max() < 2e-3
+    (squeezed,) = evaluation(224, 0)(picture[None], keys(1))
+    whole = v2.functional.resize(picture.double() / 255, [224, 224], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert (squeezed[0] - whole.clamp(0, 1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(224, 256), (192, 219), (384, 438), (97, 110), (96, 96), (32, 32)])
+def test_0875_of_the_shorter_side_is_kept_above_96_pixels_and_all_of_it_up_to_there(size, wanted):
+    """219 and 438 are DeiT's int(256 / 224 * size)."""
+    assert evaluation(size) == Plain(size, resize=(wanted, wanted))
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+def test_thumbnails_of_the_size_are_evaluated_as_they_are(side):
+    pixels = pictures(3, 3, side, side)
+    assert torch.equal(evaluation(side)(pixels, keys(3))[0], pixels / 255)
+
+
+def test_a_crop_of_one_keeps_the_centre_square_of_an_oblong_picture():
+    picture = steps(40, 60)
+    (ours,) = evaluation(40, 1)(picture[None], keys(1))
+    assert torch.equal(ours[0], picture[:, :, 10:50] / 255)
+
+
+def test_an_oblong_size_is_covered_by_the_smallest_picture_that_does():
+    picture = steps(100, 100)
+    (ours,) = evaluation((25, 50), 1)(picture[None], keys(1))
+    theirs = F.center_crop(
+        F.resize(picture.double() / 255, [50, 50], F.InterpolationMode.BICUBIC, antialias=True), [25, 50]
+    )
+    assert (ours[0] - theirs.clamp(0, 1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("kept", [-0.1, 0.01, 1.1, 224.0, math.nan])
+def test_what_is_no_share_of_a_side_is_refused(kept):
+    with pytest.raises(ValueError, match=r"--eval_crop is .*from 0\.1 to 1, or 0"):
+        evaluation(224, kept)

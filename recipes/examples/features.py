@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sslvit.data.source import open_source
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
@@ -20,7 +20,7 @@ def main() -> None:
     backbone, about = open_backbone(model)
     source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
     accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
+    found = extract(backbone.to(accelerator.device), source, evaluation(backbone.image_size), accelerator)
     files = [source.store.where(id) for id in found.ids.tolist()]  # those that could not be read are left out
     pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
     print(f"{len(files)} images, readout {about['readout']}, in {out}")

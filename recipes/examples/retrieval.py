@@ -5,7 +5,7 @@ import sys
 import torch
 
 from sslvit.data.source import open_source
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
@@ -18,7 +18,7 @@ def main() -> None:
     backbone, about = open_backbone(sys.argv[1])
     source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size, cache=False)
     accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
+    found = extract(backbone.to(accelerator.device), source, evaluation(backbone.image_size), accelerator)
     unit = torch.nn.functional.normalize(found.by_readout[about["readout"]], dim=-1)
     if sys.argv[3] not in map(str, found.ids.tolist()):
         raise ValueError(f"NUMBER {sys.argv[3]} is none of the {len(found.ids)} images, which are counted from 0")

@@ -65,13 +65,17 @@ def resized(crop: Crop, size: tuple[int, int]) -> tuple[Axis, Axis]:
     return vertical, Axis(crop.left, crop.width, nothing + size[1], nothing, crop.flip)
 
 
-def centred(extents: Tensor, shorter: int | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """All of the image fills the output, or its shorter side is resized to `shorter` and the centre is kept."""
+def centred(extents: Tensor, cover: tuple[int, int] | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """All of the image fills the output; or it is resized, its shape kept, to just cover `cover`, and the centre is
+    kept. Of a square that means its shorter side."""
     target = torch.tensor(size)
     whole = target.expand_as(extents)
-    if shorter is not None:
-        # torchvision's rule: the longer side is truncated to whole pixels.
-        whole = shorter * extents // extents.amin(-1, keepdim=True)
+    if cover is not None:
+        # torchvision's rule: the side that leaves room is truncated to whole pixels.
+        height, width = extents.unbind(-1)
+        by_height = torch.stack([torch.full_like(height, cover[0]), cover[0] * width // height], -1)
+        by_width = torch.stack([cover[1] * height // width, torch.full_like(width, cover[1])], -1)
+        whole = torch.where((height * cover[1] <= width * cover[0]).unsqueeze(-1), by_height, by_width)
     # Half offsets go to the even pixel, as Python's round has it in torchvision's center_crop.
     offset = ((whole - target) / 2).round().long()
     nothing = torch.zeros_like(extents)
