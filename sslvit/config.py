@@ -40,6 +40,9 @@ class ImagesConfig:
     eval_crop: float | None = None
     """Where images are evaluated: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of
     256) above an image size of 96, 1 up to it; 0 squeezes the whole image into a square instead."""
+    range: tuple[float, float] | None = None
+    """Of images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
+    default 0 and the largest that such files can hold. Images of 8 bits are left as they are."""
     max_pixels: int = MAX_PIXELS
     """An image file that says it has more is not decoded: it counts as unreadable."""
     only: tuple[int, ...] = ()
@@ -50,7 +53,7 @@ class ImagesConfig:
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
         names = ("image_size", "image_column", "label_column", "canvas", "max_pixels", "follow_links")
-        given = {name: getattr(self, name) for name in names} | chosen
+        given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             if given[name] is not None and np.min(given[name]) < 1:
                 raise ValueError(f"--{name} is {given[name]}; it must be above 0")
@@ -58,6 +61,14 @@ class ImagesConfig:
                 raise ValueError(f"--{name} is {given[name]}; it must not be above {LARGEST_SIDE}")
         self.eval_view(given["image_size"])  # so that what it refuses is refused before anything is trained
         return given
+
+    def span(self) -> tuple[float, float] | None:
+        if self.range is None:
+            return None
+        low, high = map(float, self.range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"--range is {low:g} {high:g}; the first must be below the second")
+        return low, high
 
     def eval_view(self, size: int | tuple[int, int]) -> Plain:
         """The view that images are evaluated by."""

@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 
 from sslvit import __version__, checkpoint, durable
 from sslvit.config import TrainConfig, check_unchanged, configuration
+from sslvit.data.levels import FULL_RANGE
 from sslvit.data.samples import Images
 from sslvit.data.views import THUMBNAIL
 from sslvit.errors import DataError
@@ -122,6 +123,8 @@ def restore(
     absent = configuration(type(config)())  # options that were added since: what they do by default was done before,
     if "eval_crop" in absent and max(objective.backbone.image_size) > THUMBNAIL:  # but for this one
         absent["eval_crop"] = 0.0
+    if configuration(config).get("range") == list(FULL_RANGE):  # by another name what was always done
+        absent["range"] = list(FULL_RANGE)
     for warning in check_unchanged(absent | found.state["config"], configuration(config)):
         accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):

@@ -66,7 +66,7 @@ accumulation areas balance base_lr batch_size betas canvas centre_momentum chann
 corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data evaluate_every final_lr
 final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs hidden image_column
 image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model momentum
-norm_last_layer normalise_targets only optimizer parts position position_at preset protocol randaugment rates
+norm_last_layer normalise_targets only optimizer parts position position_at preset protocol randaugment range rates
 readout scratch seed shots skip_spikes smallest_crop smoothing spares start steps tanh target teacher_temperature
 temperature_epochs warmup_epochs weight_decay
 """
