@@ -47,6 +47,18 @@ def unbalanced(labels: Tensor) -> bool:
     return counts.max().item() > UNEQUAL * counts[counts > 0].min().item()
 
 
+def remarks(name: str, predicted: Tensor, labels: Tensor) -> list[str]:
+    """What must be said beside the accuracy of a classifier of this name: the balanced one where classes are unequal,
+    and a warning where it answers one class."""
+    lines, sizes = [], labels.bincount()
+    if unbalanced(labels):
+        spread = f"the test classes have {sizes[sizes > 0].min():,} to {sizes.max():,} images"
+        lines.append(f"{name}: balanced accuracy {100 * balanced_accuracy(predicted, labels):.1f} % ({spread})")
+    if sentence := collapsed(predicted, labels):
+        lines.append(f"warning: {name}: {sentence}")
+    return lines
+
+
 def _check(predicted: Tensor, labels: Tensor) -> None:
     if predicted.dtype != torch.int64 or predicted.ndim != 1 or predicted.shape != labels.shape or not len(labels):
         raise ValueError(
