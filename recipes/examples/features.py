@@ -21,9 +21,12 @@ def main() -> None:
     source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
     accelerator = start()
     found = extract(backbone.to(accelerator.device), source, evaluation(backbone.image_size), accelerator)
-    files = [source.store.where(id) for id in found.ids.tolist()]  # those that could not be read are left out
+    files = [source.store.where(id) for id in found.ids.tolist()]
     pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
-    print(f"{len(files)} images, readout {about['readout']}, in {out}")
+    print(f"{len(files):,} of {len(source):,} images, readout {about['readout']}, in {out}")
+    for id in found.unreadable.split(1):  # those that could not be read are not in the table
+        for bad in source.read(id.numpy()).bad:
+            print(f"left out: {bad.path}: {bad.reason}")
 
 
 at_the_door(main)
