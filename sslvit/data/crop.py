@@ -1,5 +1,6 @@
 """Where a view looks: random boxes as torchvision's RandomResizedCrop draws them, and centres as evaluation does."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,17 @@ class Scaled:
             low, high = getattr(self, name, (1.0, 1.0))
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} ({low:g}, {high:g}): crops are shares of an image, above 0 and at most 1")
+
+    @property
+    def canvas(self) -> int:
+        """The side of a canvas on which the smallest crop of a photograph of 4:3 has as many pixels as the view, in
+        multiples of 32."""
+        sides = []
+        for name in ("", "small_"):
+            if hasattr(self, f"{name}scale"):
+                size, (least, _) = getattr(self, f"{name}size"), getattr(self, f"{name}scale")
+                sides.append((max(size) if isinstance(size, tuple) else size) / math.sqrt(3 / 4 * least))
+        return -(-math.ceil(max(sides)) // 32) * 32
 
 
 def draw_crop(

@@ -82,7 +82,8 @@ class Report:
         return "\n".join([self.name, *told, *(f"  ! {sentence}" for sentence in self.advice)])
 
 
-def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
+def preflight(source: Source, *, image_size: int, batch_size: int, canvas: int = 0) -> Report:
+    """canvas: the side that the smallest crops of the views would need, 0 if nobody knows."""
     files = _files(source)
     look = _Look(source, files)
     class_sizes = {}
@@ -112,7 +113,7 @@ def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
         decoded_bytes=decoded,
         free_bytes=shutil.disk_usage(existing).free,
         per_second=look.sampled / look.seconds,
-        advice=tuple(_advice(source, look, class_sizes, image_size, batch_size)),
+        advice=(*_advice(source, look, class_sizes, image_size, batch_size), *_canvas_advice(look, files, canvas)),
     )
 
 
@@ -221,6 +222,20 @@ def _advice(
         yield "reading is slow: store the images smaller, once"
     if look.hashes.total() > len(look.hashes):
         yield "some images are duplicates: none of them should be in both the training and the test set"
+
+
+def _canvas_advice(look: _Look, files: EncodedSource | None, canvas: int) -> Iterator[str]:
+    """Where images are reduced so far that the smallest crops are enlarged, which the papers' pipelines, cutting before
+    they reduce, do not have."""
+    if files is None or canvas <= max(files.canvas):
+        return
+    reduced = sum(n for (h, w), n in look.sizes.items() if h > files.canvas[0] or w > files.canvas[1])
+    if reduced:
+        yield (
+            f"{reduced:,} of {look.sampled:,} sampled images are reduced to the canvas of {files.canvas[0]} x "
+            f"{files.canvas[1]} pixels before views are cut: the smallest crops are enlarged and not sharp. --canvas "
+            f"{canvas} keeps their pixels, for {(canvas / max(files.canvas)) ** 2:.1f} times the memory"
+        )
 
 
 def contact_sheet(samples: Samples, file: Path) -> None:
