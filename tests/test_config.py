@@ -118,3 +118,23 @@ def test_a_run_from_before_centre_crops_goes_on_and_says_that_its_evaluations_ar
     told = run()
     assert "eval_crop was 0.0, is now None" in told
     assert "evaluations from here do not compare with those before" in told
+
+
+def test_a_run_from_before_ranges_goes_on_with_the_whole_range_by_name_and_with_no_other(tmp_path):
+    @dataclass(frozen=True)
+    class Config(TrainConfig, DataConfig):
+        pass
+
+    def run(**changes) -> None:
+        given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 16, "resume": True}
+        objective = MPP(ViT(image_size=16, patch_size=8, width=8, depth=1, heads=1))
+        source = ArraySource(np.zeros((8, 3, 16, 16), np.uint8), name="black", fingerprint="black")
+        pretrain(objective, source, Light(16), Config(out=tmp_path / "run", **given | changes), start(threads=1))
+
+    run()
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    del found.state["config"]["range"]
+    checkpoint.save(tmp_path / "run" / "checkpoints", found.step, found.tensors, found.state)
+    run(range=(0.0, 65535.0))
+    with pytest.raises(ValueError, match="range was None, is now"):
+        run(range=(0.0, 4095.0))

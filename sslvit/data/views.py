@@ -82,6 +82,11 @@ CENTRE = 0.875  # 224 of 256
 LEAST_KEPT = 0.1  # below are only mistakes
 
 
+def kept_by_default(size: Size) -> float:
+    """The share of the shorter side that is evaluated."""
+    return CENTRE if max(both(size)) > THUMBNAIL else 1.0
+
+
 def evaluation(size: Size, kept: float | None = None) -> Plain:
     """The view that everything is evaluated by, in training, by probes and after fine-tuning.
 
@@ -89,7 +94,7 @@ def evaluation(size: Size, kept: float | None = None) -> Plain:
     and MAE, and all of it up to 96 px. With 1 the shorter side is resized to the size; with 0 nothing is cut and the
     whole image is squeezed into the size.
     """
-    kept = (CENTRE if max(both(size)) > THUMBNAIL else 1.0) if kept is None else kept
+    kept = kept_by_default(size) if kept is None else kept
     if kept != 0 and not LEAST_KEPT <= kept <= 1:
         raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
     if kept == 0:
