@@ -21,9 +21,7 @@ from sslvit.evaluate.protocols import PROTOCOLS
 
 class Trained(NamedTuple):
     probabilities: Tensor  # of the test images' classes
-    weights: dict[
-        str, Tensor
-    ]  # as torch's Linear names them, for features as they are extracted; or an AttentiveHead's
+    weights: dict[str, Tensor]  # torch's Linear's, for features as they are extracted; or an AttentiveHead's
     settings: dict[str, float]  # what was chosen
     held_out: list[tuple[dict[str, float], float]]  # by which accuracies, where there was a choice
 
