@@ -89,7 +89,7 @@ def main() -> None:
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
     size = (config.image_size, config.image_size) if config.image_size else pretrained.image_size
     source = config.source(config.split, image_size=size, channels=pretrained.channels)
-    ids, view = draw_ids(source, config.images), Plain(size)
+    ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
     if shown is None:
         raise DataError(f"not one of {len(ids):,} images of {source.name} can be read")

@@ -165,7 +165,8 @@ def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
             raise ValueError(f"{said} of {len(labels)} classes: hold out two of them or more, and leave two or more")
         found = {OWN: replace(given, only=tuple(seen)), "classes held out": replace(given, only=config.held_out)}
     others = enumerate(config.transfer, 1)
-    return found | {f"transfer {i}": ImagesConfig(data, image_size=config.image_size) for i, data in others}
+    same = {"image_size": config.image_size, "eval_crop": config.eval_crop}
+    return found | {f"transfer {i}": ImagesConfig(data, **same) for i, data in others}
 
 
 def pretraining(

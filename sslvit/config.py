@@ -15,6 +15,7 @@ from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
+from sslvit.data.views import Plain, evaluation
 
 MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
 LARGEST_SIDE = 1 << 14  # of the images that a model sees
@@ -35,7 +36,14 @@ class ImagesConfig:
     """Of a table: the column of labels, where it is not plain which."""
     canvas: int | None = None
     """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
-    by default 2.25 times the image size."""
+    by default 2.25 times the image size. Small crops of large photographs are sharper with more, and reading is
+    slower."""
+    eval_crop: float | None = None
+    """Where images are evaluated: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of
+    256) above an image size of 96, 1 up to it; 0 squeezes the whole image into a square instead."""
+    range: tuple[float, float] | None = None
+    """Of images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
+    default 0 and the largest that such files can hold. Images of 8 bits are left as they are."""
     max_pixels: int = MAX_PIXELS
     """An image file that says it has more is not decoded: it counts as unreadable."""
     only: tuple[int, ...] = ()
@@ -46,13 +54,26 @@ class ImagesConfig:
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
         names = ("image_size", "image_column", "label_column", "canvas", "max_pixels", "follow_links")
-        given = {name: getattr(self, name) for name in names} | chosen
+        given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             if given[name] is not None and np.min(given[name]) < 1:
                 raise ValueError(f"--{name} is {given[name]}; it must be above 0")
             if name != "max_pixels" and given[name] is not None and np.max(given[name]) > LARGEST_SIDE:
                 raise ValueError(f"--{name} is {given[name]}; it must not be above {LARGEST_SIDE}")
+        self.eval_view(given["image_size"])  # so that what it refuses is refused before anything is trained
         return given
+
+    def span(self) -> tuple[float, float] | None:
+        if self.range is None:
+            return None
+        low, high = map(float, self.range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"--range is {low:g} {high:g}; the first must be below the second")
+        return low, high
+
+    def eval_view(self, size: int | tuple[int, int]) -> Plain:
+        """The view that images are evaluated by."""
+        return evaluation(size, self.eval_crop)
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
         """The images of a split, read by number."""
@@ -242,9 +263,9 @@ FREE = frozenset(
         "grad_checkpointing",
     ]
 )
-WARNED = frozenset(
-    ["threads", "compile", "precision", "shard"]
-)  # rounding differs, so the run goes on, but not bit for bit
+ROUNDED = frozenset(["threads", "compile", "precision", "shard"])  # so the run goes on, but not bit for bit
+MEASURED = frozenset(["eval_crop"])
+WARNED = ROUNDED | MEASURED
 
 
 def plain(value: Any) -> Any:
@@ -257,7 +278,8 @@ def configuration(config: Any) -> dict[str, Any]:
 
 
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
+    """Refuses a restart that would compute something else; returns warnings for what changes rounding or evaluation
+    only."""
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
     changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
     refused = [text for key, text in changed.items() if key not in WARNED]
@@ -266,4 +288,6 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
             f"--resume would go on with another run: {'; '.join(refused)}. Give the old values, or start anew with "
             f"another --out or --overwrite"
         )
-    return list(changed.values())
+    less = "the run goes on, but rounds differently from here"
+    other = "the run goes on, but evaluations from here do not compare with those before"
+    return [f"{text}: {other if key in MEASURED else less}" for key, text in changed.items()]

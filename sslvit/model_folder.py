@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sslvit import __version__, durable
 from sslvit.blocks import EPSILON
+from sslvit.data.views import kept_by_default
 from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
@@ -219,7 +220,7 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "input_size": [backbone.channels, *backbone.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "crop_pct": kept_by_default(backbone.image_size),
             "crop_mode": "center",
             "mean": list(config["mean"]),
             "std": list(config["std"]),

@@ -12,7 +12,7 @@ from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
-from sslvit.data.views import Plain
+from sslvit.data.views import Plain, evaluation
 from sslvit.evaluate.knn import neighbours
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.readout import read
@@ -51,7 +51,7 @@ def nearest(objective: Objective, source: Images, device: torch.device) -> tuple
     """A few images, each with those that are nearest by the declared readout: the image, then the nearest first."""
     backbone = objective.backbone
     ids = np.random.default_rng(0).permutation(len(source))[:SEARCHED]
-    view, parts, images = Plain(backbone.image_size), [], []
+    view, parts, images = evaluation(backbone.image_size), [], []
     for some in np.array_split(np.sort(ids), -(-len(ids) // 100)):
         samples = source.read(some)
         extents = None if samples.extents is None else samples.extents.to(device)

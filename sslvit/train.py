@@ -25,6 +25,7 @@ from sslvit.blocks import Block
 from sslvit.config import TrainConfig
 from sslvit.cost import IMAGES, flops_per_image, write_cost
 from sslvit.data.bad import BadImages
+from sslvit.data.crop import Scaled
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
 from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
@@ -94,7 +95,7 @@ def pretrain(
         first = now.step
         model = config.out / "model"
         if now.step == 0 and accelerator.is_main_process:
-            look(row, min(objective.backbone.image_size), config, accelerator)
+            look(row, min(objective.backbone.image_size), views, config, accelerator)
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
@@ -134,12 +135,13 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     return StreamRow(source, **share)
 
 
-def look(row: Parts, image_size: int, config: TrainConfig, accelerator: Accelerator) -> None:
+def look(row: Parts, image_size: int, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
     if isinstance(row.source, Stream):
         text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
     else:
-        text = preflight(row.source, image_size=image_size, batch_size=config.batch_size).text()
+        needed = {"image_size": image_size, "canvas": views.canvas if isinstance(views, Scaled) else 0}
+        text = preflight(row.source, batch_size=config.batch_size, **needed).text()
     accelerator.print(text)
     (config.out / "data.txt").write_text(text + "\n")
     contact_sheet(row.first(PICTURED), config.out / "first_batch.png")

@@ -1,14 +1,21 @@
 """What a recipe's user says reaches the source, and what of it may change when a run goes on."""
 
 import runpy
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged
+from sslvit import checkpoint
+from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged
+from sslvit.data.samples import ArraySource
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.objectives.mpp import MPP
+from sslvit.train import pretrain
+from sslvit.vit import ViT
 
 
 @pytest.fixture
@@ -57,11 +64,11 @@ def test_a_model_of_unequal_sides_is_given_images_of_its_size():
 DECIDES = """
 accumulation areas balance base_lr batch_size betas canvas centre_momentum channels class_token clip clip_each
 colour conventions corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data
-evaluate_every final_lr final_weight_decay follow_links foreign fraction freeze_patch_projection head
-held_epochs hidden image_column image_size images init label_column layer_decay lr magnitude max_pixels
-min_scale mixup model momentum norm_last_layer normalise_targets only optimizer parts position position_at
-position_resize preset protocol randaugment rates readout scratch seed shots skip_spikes smallest_crop smoothing
-spares start steps tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
+evaluate_every final_lr final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs
+hidden image_column image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model
+momentum norm_last_layer normalise_targets only optimizer parts position position_at position_resize preset
+protocol randaugment range rates readout scratch seed shots skip_spikes smallest_crop smoothing spares start steps
+tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
 """
 
 
@@ -86,3 +93,48 @@ def test_another_value_of_what_decides_is_refused_with_both(option):
 def test_another_value_of_what_is_free_is_not(option):
     told = check_unchanged({option: "old"}, {option: "new"})
     assert bool(told) == (option in WARNED)
+
+
+def test_a_run_from_before_centre_crops_goes_on_and_says_that_its_evaluations_are_others(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class Config(TrainConfig, DataConfig):
+        pass
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 112, 112), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="noise")
+    given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 112, "resume": True}
+    config = Config(out=tmp_path / "run", **given)
+
+    def run() -> str:
+        objective = MPP(ViT(image_size=112, patch_size=56, width=8, depth=1, heads=1))
+        pretrain(objective, source, Light(112), config, start(threads=1))
+        return capsys.readouterr().out
+
+    run()
+    assert "eval_crop" not in run()
+    found = checkpoint.latest(config.out / "checkpoints")
+    del found.state["config"]["eval_crop"]
+    checkpoint.save(config.out / "checkpoints", found.step, found.tensors, found.state)
+    told = run()
+    assert "eval_crop was 0.0, is now None" in told
+    assert "evaluations from here do not compare with those before" in told
+
+
+def test_a_run_from_before_ranges_goes_on_with_the_whole_range_by_name_and_with_no_other(tmp_path):
+    @dataclass(frozen=True)
+    class Config(TrainConfig, DataConfig):
+        pass
+
+    def run(**changes) -> None:
+        given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 16, "resume": True}
+        objective = MPP(ViT(image_size=16, patch_size=8, width=8, depth=1, heads=1))
+        source = ArraySource(np.zeros((8, 3, 16, 16), np.uint8), name="black", fingerprint="black")
+        pretrain(objective, source, Light(16), Config(out=tmp_path / "run", **given | changes), start(threads=1))
+
+    run()
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    del found.state["config"]["range"]
+    checkpoint.save(tmp_path / "run" / "checkpoints", found.step, found.tensors, found.state)
+    run(range=(0.0, 65535.0))
+    with pytest.raises(ValueError, match="range was None, is now"):
+        run(range=(0.0, 4095.0))

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -421,7 +423,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("example", "words", "said"),
     [
-        ("features", "model set out.parquet", "24 images, readout mean, in out.parquet"),
+        ("features", "model set out.parquet", "24 of 24 images, readout mean, in out.parquet"),
         ("classifier", "model set", "2 classes, the last loss is 0."),
         ("pyramid", "model", "level 0: (2, 32, 32, 32)"),
         ("retrieval", "model set 3", "set/a/06.png"),
@@ -436,6 +438,33 @@ def test_each_example_runs_and_is_short(example, words, said, folder):
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+def example(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+    script = ROOT / "recipes" / "examples" / f"{name}.py"
+    return subprocess.run([sys.executable, script, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_features_of_a_folder_count_and_name_each_image_that_cannot_be_read(folder, tmp_path):
+    shutil.copytree(folder / "set", tmp_path / "set")
+    (tmp_path / "set/a/zero.png").write_bytes(b"")
+    (tmp_path / "set/b/text.jpg").write_text("no image")
+    said = example("features", str(folder / "model"), "set", "out.parquet", cwd=tmp_path).stdout.splitlines()
+    assert said[0] == "24 of 26 images, readout mean, in out.parquet"
+    assert [line.split("/set/")[1] for line in said[1:]] == [
+        "a/zero.png: empty file",
+        "b/text.jpg: not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with b'no image'",
+    ]
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 24
+
+
+def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folder, tmp_path):
+    shutil.copy(folder / "set/b/07.png", tmp_path / "mine.png")
+    done = example("retrieval", "model", "set", str(tmp_path / "mine.png"), cwd=folder)
+    assert done.stdout.splitlines()[0] == f"1.000 {folder}/set/b/07.png"
+    done = example("retrieval", "model", "set", "nowhere.png", cwd=folder)
+    assert done.returncode == 78
+    assert "nowhere.png is no file, nor the number, from 0, of one of 24 images" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])

@@ -184,6 +184,15 @@ def test_finetuning_scores_the_test_images_that_can_be_read(model, data, tmp_pat
     assert len(load_predictions(out / "predictions.parquet").ids) == 20
 
 
+def test_a_fine_tuned_model_that_answers_one_class_is_warned_of(model, data, tmp_path, capsys):
+    """A head that starts at zero and a rate of nearly nothing: of equal scores the first class is the answer."""
+    words = "--rates 1e-30 --steps 1 --batch_size 8 --threads 1"
+    run("finetune", f"--model {model} --data {data} {words} --out {tmp_path / 'run'}")
+    printed = capsys.readouterr().out
+    assert "warning: 100.0 % of 20 images are predicted as class 0; 50.0 % belong to it" in printed
+    assert "balanced accuracy 50.00 %" in printed
+
+
 @pytest.mark.parametrize("recipe", ["probe", "linear_probe"])
 def test_probing_scores_the_test_images_that_can_be_read(recipe, model, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

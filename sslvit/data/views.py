@@ -57,23 +57,50 @@ class Light(Scaled):
 @dataclass(frozen=True)
 class Plain:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
-    and the centre of the size is cut out (256 and 224 is ImageNet's custom)."""
+    and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
+    resized to just cover them."""
 
     size: Size
-    resize: int | None = None
+    resize: Size | None = None
     interpolation: Interpolation = "bicubic"
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         _, extents = checked(pixels, key, extents)
-        size = both(self.size)
-        if self.resize is not None and self.resize < max(size):
+        size, cover = both(self.size), None if self.resize is None else both(self.resize)
+        if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
-        axes = centred(extents, self.resize, size)
+        axes = centred(extents, cover, size)
         if all(
             bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
         ):
             return (pixels[:, :, : size[0], : size[1]] / 255,)
         return (fit(pixels, axes, size, self.interpolation),)
+
+
+THUMBNAIL = 96  # pixels: sets of this size and smaller ones (STL-10, CIFAR, MNIST) are evaluated whole by custom
+CENTRE = 0.875  # 224 of 256
+LEAST_KEPT = 0.1  # below are only mistakes
+
+
+def kept_by_default(size: Size) -> float:
+    """The share of the shorter side that is evaluated."""
+    return CENTRE if max(both(size)) > THUMBNAIL else 1.0
+
+
+def evaluation(size: Size, kept: float | None = None) -> Plain:
+    """The view that everything is evaluated by, in training, by probes and after fine-tuning.
+
+    kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
+    and MAE, and all of it up to 96 px. With 1 the shorter side is resized to the size; with 0 nothing is cut and the
+    whole image is squeezed into the size.
+    """
+    kept = kept_by_default(size) if kept is None else kept
+    if kept != 0 and not LEAST_KEPT <= kept <= 1:
+        raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
+    if kept == 0:
+        return Plain(size)
+    height, width = (int(side / kept + 1e-9) for side in both(size))  # rounded down, as in DeiT
+    return Plain(size, (height, width))
 
 
 class Distortion(NamedTuple):
