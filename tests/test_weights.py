@@ -9,12 +9,13 @@ import argparse
 import io
 import json
 import os
+import pickle
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import safetensors.torch
 import scipy.ndimage
 import timm
 import torch
-from examples import hostile_headers, payloads
+from examples import NUMBER, OBJECTS, Call, Payload, hostile_headers, payloads
 from timm.models import save_for_hf
 from timm.models.resnetv2 import _create_resnetv2_bit
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -402,6 +403,24 @@ def sincos(first: Tensor, second: Tensor, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), table])[None]
 
 
+SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 9}
+
+
+def stepped(lr: Any, weight_decay: Any) -> dict[str, Any]:
+    """The state of an AdamW whose rate and decay the loop sets in every step, from its schedules."""
+    weight = torch.rand(2, 3, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.rand(2, 3)
+    optimizer.param_groups[0] |= {"lr": lr, "weight_decay": weight_decay}
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def of_a_cluster(**options: Any) -> argparse.Namespace:
+    """A run's arguments as run_with_submitit.py of DINO, MAE and DeiT leaves them: its folder is a Path."""
+    return argparse.Namespace(output_dir=Path("/checkpoint/1234"), dist_url="file:///checkpoint/init", **options)
+
+
 def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any]:
     """https://github.com/facebookresearch/moco-v3: main_moco.py saves a MoCo (moco/builder.py) inside DDP."""
     rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in model.patch_embed.grid_size), indexing="ij")
@@ -410,8 +429,8 @@ def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any
     state = with_prefix("module.base_encoder.", model.state_dict() | head)
     state |= with_prefix("module.momentum_encoder.", other.state_dict() | head)
     state |= {"module.predictor.0.weight": torch.rand(8, 8), "module.predictor.1.num_batches_tracked": torch.tensor(3)}
-    moments = {0: {"step": 3, "mu": torch.rand(24)}}
-    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {"state": moments, "param_groups": []}}
+    optimizer = stepped(1.5e-4, 0.1)
+    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": optimizer, "scaler": dict(SCALER)}
 
 
 def test_moco_v3_gives_its_base_encoder_or_the_momentum_encoder(tmp_path):
@@ -464,17 +483,45 @@ def test_the_same_names_without_a_prefix_do_not_say_whose_they_are(tmp_path):
 
 
 def dino(student: VisionTransformer, teacher: VisionTransformer) -> dict[str, Any]:
-    """https://github.com/facebookresearch/dino: main_dino.py saves two MultiCropWrappers, the student inside DDP."""
+    """https://github.com/facebookresearch/dino: main_dino.py saves two MultiCropWrappers, the student inside DDP. Its
+    schedules (utils.cosine_scheduler) are arrays of numpy, so the optimizer holds numpy's numbers."""
     head = {"head.mlp.0.weight": torch.rand(8, 24), "head.last_layer.weight_g": torch.ones(8, 1)}
     head |= {"head.last_layer.weight_v": torch.rand(8, 8)}
+    schedule = 5e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(10) / 10))
     return {
         "student": with_prefix("module.", with_prefix("backbone.", student.state_dict()) | head),
         "teacher": with_prefix("backbone.", teacher.state_dict()) | head,
-        "optimizer": {"state": {0: {"exp_avg": torch.rand(3)}}, "param_groups": [{"lr": 0.1}]},
+        "optimizer": stepped(schedule[3], 0.4 - schedule[3]),
         "epoch": 100,
-        "args": argparse.Namespace(arch="vit_small", patch_size=16),
+        "args": of_a_cluster(arch="vit_small", patch_size=16, local_crops_scale=(0.05, 0.4)),
         "dino_loss": {"center": torch.rand(1, 8)},
+        "fp16_scaler": dict(SCALER),
     }
+
+
+def as_numpy_1_wrote_it(file: Path) -> Path:
+    """The same checkpoint with the name that numpy 1 gave the module of its numbers, numpy.core."""
+    other = file.with_name(f"numpy-1-{file.name}")
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert b"cnumpy._core.multiarray\nscalar\n" in content
+                content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+            new.writestr(entry, content)
+    return other
+
+
+def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp_path):
+    student, teacher = tiny(), tiny()
+    file = tmp_path / "checkpoint.pth"
+    torch.save(dino(student, teacher), file)
+    images = torch.rand(2, 3, 16, 16)
+    expected = teacher.forward_features(standardised(images, IMAGENET))
+    for written in (file, as_numpy_1_wrote_it(file)):
+        ours, about = load_foreign(written, heads=3)
+        assert_computes(ours, images, expected)
+        assert about["left_behind"] == ["dino_loss: center (1)", "head (3)", "student: module (33)"]
 
 
 def test_dino_gives_its_teacher_or_the_student_and_resizes_with_its_offset(tmp_path):
@@ -508,7 +555,12 @@ def mae(model: VisionTransformer) -> dict[str, Any]:
         "decoder_norm.weight": torch.rand(16),
         "decoder_pred.weight": torch.rand(48, 16),
     }
-    return {"model": model.state_dict() | rest | with_prefix("decoder_blocks.", decoder), "args": argparse.Namespace()}
+    state = model.state_dict() | rest | with_prefix("decoder_blocks.", decoder)
+    optimizer, args = (
+        stepped(1.5e-4, 0.05),
+        of_a_cluster(model="mae_vit_base_patch16", log_dir=Path("/checkpoint/1234")),
+    )
+    return {"model": state, "optimizer": optimizer, "epoch": 799, "scaler": dict(SCALER), "args": args}
 
 
 def test_mae_gives_its_encoder_and_tells_of_the_decoder(tmp_path):
@@ -825,7 +877,10 @@ def test_timms_bit_in_its_own_names(tmp_path):
 
 def test_deits_distillation_token_is_kept_as_a_register_and_dropped_only_by_word(tmp_path):
     theirs = scramble(timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=48, num_classes=0))
-    torch.save({"model": theirs.state_dict()}, tmp_path / "deit.pth")
+    # https://github.com/facebookresearch/deit, main.py; lr_scheduler: the attributes of timm's CosineLRScheduler.
+    rest = {"optimizer": stepped(1e-3, 0.05), "lr_scheduler": {"param_group_field": "lr", "base_values": [1e-3]}}
+    rest |= {"epoch": 299, "scaler": dict(SCALER), "args": of_a_cluster(model="deit_tiny_distilled_patch16_224")}
+    torch.save({"model": theirs.state_dict()} | rest, tmp_path / "deit.pth")
     images = torch.rand(2, 3, 48, 48)
     ours, about = load_foreign(tmp_path / "deit.pth", heads=3)
     tokens = theirs.forward_features(standardised(images, IMAGENET))
@@ -1183,6 +1238,30 @@ def test_payloads_by_the_names_of_safetensors_and_npz_are_not_executed_either(tm
     for payload in payloads(tmp_path, tmp_path / "canary").values():
         for suffix in (".npz", ".safetensors"):
             assert_harmless(tmp_path, payload, suffix)
+
+
+def misused(canary: Path) -> dict[str, Any]:
+    """Calls of what stands beside the weights in official files, with what numpy or pathlib would stumble over or, as
+    numpy 1 did with bytes of objects, unpickle."""
+    evil = pickle.dumps(Payload(canary))
+    return {
+        "objects": Call(NUMBER, OBJECTS, evil),
+        "record": Call(NUMBER, np.dtype([("a", "O"), ("b", "<f8")]), evil * 2),
+        "state of a dtype": Call(np.dtype, "O8", False, True, state=(3, "|", None, ("a",), {"a": evil}, -1, -1, 63)),
+        "class by state": Call(PosixPath, "a", state=(None, {"__class__": argparse.Namespace, "__setstate__": evil})),
+        "odd arguments": Call(PosixPath, 3, None, torch.ones(2), {"a": evil}),
+        "many arguments": Call(PosixPath, *range(10_000)),
+        "a number's number": Call(NUMBER, Call(NUMBER, OBJECTS, evil), Call(PosixPath)),
+    }
+
+
+def test_numbers_of_numpy_and_paths_are_not_made_whatever_they_are_given(tmp_path, empty_after):
+    theirs = tiny()
+    torch.save(mae(theirs) | {"args": argparse.Namespace(**misused(tmp_path / "canary"))}, tmp_path / "x.pth")
+    ours, _ = load_foreign(tmp_path / "x.pth", heads=3)
+    images = torch.rand(2, 3, 16, 16)
+    assert_computes(ours, images, theirs.forward_features(standardised(images, IMAGENET)))
+    assert not (tmp_path / "canary").exists()
 
 
 def endless(levels: int) -> dict[str, Any]:
