@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start_run
@@ -63,7 +63,8 @@ def main() -> None:
     accelerator = start_run(config)
     source = config.open()
     given = {"image_size": config.image_size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, seed=config.seed)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):

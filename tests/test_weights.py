@@ -11,6 +11,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from timm.models.resnetv2 import _create_resnetv2_bit
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from sslvit.__main__ import main
 from sslvit.errors import DataError, NoInput
 from sslvit.exports import export
 from sslvit.model_folder import load_backbone, save_backbone
@@ -193,6 +196,32 @@ def test_a_run_can_start_from_somebody_elses_weights_at_its_own_size(tmp_path):
     with pytest.raises(ValueError, match="takes images of 3 channels, these have 1"):
         start_from(str(tmp_path), image_size=32, channels=1)
     assert start_from("", image_size=32, channels=1) is None
+
+
+def test_what_start_needs_to_be_told_can_be_told_to_convert_as_its_error_says(tmp_path, monkeypatch, capsys):
+    classifier = scramble(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5))
+    save_for_hf(classifier, tmp_path / "classifier", safe_serialization=True)
+    bare = saved(tmp_path / "bare.safetensors", tiny().state_dict())
+    two = saved(tmp_path / "two.safetensors", flat({"model": tiny().state_dict(), "model_ema": tiny().state_dict()}))
+    monkeypatch.chdir(tmp_path)
+    mine = "heads=3 gelu=exact mean=.5,.5,.5 std=.5,.5,.5"
+    cases = {tmp_path / "classifier": "leave_head=true", bare: mine, two: f"part=model_ema {mine}"}
+    for path, words in cases.items():
+        with pytest.raises(ValueError, match="sslvit convert") as stopped:
+            start_from(str(path), image_size=32, channels=3)
+        said = str(stopped.value)
+        assert "(--foreign" not in said  # which no recipe that trains has
+        command = re.search(rf"python -m sslvit (convert {path} (\S+) --foreign) \S+", said)
+        assert f"--start {command[2]}" in said
+        monkeypatch.setattr(sys, "argv", ["sslvit", *command[1].split(), *words.split()])
+        main()
+        assert start_from(command[2], image_size=32, channels=3).depth in (1, 2)
+        shutil.rmtree(command[2])
+    saved(tmp_path / "cut.safetensors", tiny().state_dict())
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
+    with pytest.raises(DataError) as stopped:
+        start_from(str(tmp_path / "cut.safetensors"), image_size=32, channels=3)
+    assert "convert" not in str(stopped.value)
 
 
 LARGER = pytest.param("vit_small_r26_s32_224", marks=pytest.mark.slow)
