@@ -144,6 +144,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         ours = json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
         contents = durable.read((folder / WEIGHTS).resolve(), written=written)
+        durable.check_header(contents)
         tensors = load_safetensors(contents)
         del contents
         head = {name: tensors.pop(name) for name in ours.get("head", ())}

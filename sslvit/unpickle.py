@@ -57,6 +57,8 @@ def tensors_of(loaded: object) -> dict[str, Tensor]:
                 raise ValueError(f"its tensors have more than {MOST_BYTES} bytes")
             if value.dtype in durable.DTYPES:
                 found[json.dumps(path)] = value
+            if len(found) > durable.MOST_TENSORS:
+                raise ValueError(f"it has more than {durable.MOST_TENSORS} tensors")
     if not found:
         raise ValueError("it holds no tensors that names lead to")
     return found
