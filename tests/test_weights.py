@@ -657,6 +657,34 @@ def test_dinov2_is_what_timms_loader_makes_of_it(tmp_path, registers):
     assert_computes(load_foreign(file, heads=3)[0], images, tokens)
 
 
+def dinov2s_positions(patches: Tensor, grid: tuple[int, int], registers: int) -> Tensor:
+    """dinov2/models/vision_transformer.py, interpolate_pos_encoding, with what dinov2/hub/backbones.py gives it: models
+    with registers have interpolate_antialias=True and interpolate_offset=0.0, those without False and 0.1."""
+    side = round(patches.shape[1] ** 0.5)
+    if registers:
+        options = {"size": grid, "antialias": True}
+    else:
+        options = {"scale_factor": tuple((new + 0.1) / side for new in grid), "antialias": False}
+    table = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    return nn.functional.interpolate(table, mode="bicubic", **options).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("grid", [(6, 6), (3, 3), (5, 7)])
+def test_dinov2s_positions_are_resized_as_its_code_does_with_registers_and_without(tmp_path, registers, grid):
+    state = dinov2(24, registers)
+    file, size = saved(tmp_path / "x.safetensors", state), tuple(4 * side for side in grid)
+    expected = dinov2s_positions(state["pos_embed"][:, 1:], grid, registers)
+    ours = load_foreign(file, heads=3, resize_to=size)[0]
+    torch.testing.assert_close(ours.pos_embed[:, -grid[0] * grid[1] :], expected, rtol=0, atol=1e-5)
+    if registers:  # timm resizes so whatever it opens
+        theirs = VisionTransformer(**TINY, init_values=1.0, reg_tokens=4, no_embed_class=True, dynamic_img_size=True)
+        theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs))
+        images = torch.rand(2, 3, *size)
+        tokens = theirs.eval().forward_features(standardised(images, IMAGENET))
+        assert_computes(load_foreign(file, heads=3)[0], images, tokens)
+
+
 # How positions are resized -------------------------------------------------------------------------------------------
 
 
