@@ -113,15 +113,18 @@ def uploaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
 
 def test_what_is_uploaded_of_a_run_knows_no_path_of_this_machine_and_shows_names_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
-    images = tmp_path / "secret-project" / "<b>_[x](y)"
+    images = tmp_path / "secret-project" / "<b>_[x](y)?token=abc123"
     images.mkdir(parents=True)
     draw_images(images)
     run("mpp", f"{TINY} --out {tmp_path}/run --data folder:{images}")
     sent = uploaded(monkeypatch, tmp_path / "run")
-    assert not [name for name, text in sent.items() if "secret-project" in text or str(tmp_path) in text]
+    private = re.compile(f"secret-project|abc123|{tmp_path}")
+    assert not [name for name, text in sent.items() if private.search(text)]
     assert json.loads(sent["config.json"])["sslvit"]["data"] == "folder:<b>_[x](y)"
     assert r"on folder:\<b\>\_\[x\](y): 32 images" in sent["README.md"]
-    assert f"folder:{images}" in (tmp_path / "run" / "environment.json").read_text()
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["source"] == f"folder:{images}".replace("token=abc123", "***")
+    assert "abc123" not in json.dumps(environment)
 
 
 def test_models_that_were_written_with_paths_are_uploaded_and_told_of_without(tmp_path, monkeypatch):

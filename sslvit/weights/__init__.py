@@ -11,6 +11,7 @@ and shapes do not say (sslvit.weights.facts) is known from the release or a conf
 behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,15 @@ class HoldsClassifier(DataError):
 
 def _as_it_is(folder: str) -> ViT | BiT:
     """Of --start, beside which nothing can be said of another's file; `convert` is where that can be said."""
-    way = f"For --start, run `python -m sslvit convert {folder} NEW --foreign {{}}`, and then say --start NEW"
+    command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign"
     try:
         return open_backbone(folder)[0]
     except HoldsClassifier as error:
-        raise DataError(f"{error.what}. {way.format('leave_head=true')}") from error
+        raise DataError(f"{error.what}. For --start, run `{command} leave_head=true`, then say --start NEW") from error
     except DataError:
         raise
     except ValueError as error:
-        raise ValueError(f"{error}. {way.format('NAME=VALUE ...')}") from error
+        raise ValueError(f"{error}. For --start, run `{command} NAME=VALUE ...`, then say --start NEW") from error
 
 
 def load_foreign(
