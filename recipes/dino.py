@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
 from sslvit.distributed import start_run
@@ -96,7 +96,8 @@ def main() -> None:
     source = config.open()
     start_of = {"init": config.init, "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     names = ("norm_last_layer", "teacher_temperature", "momentum", "centre_momentum", "drop_path", "position_resize")
     options = {"seed": config.seed} | dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}

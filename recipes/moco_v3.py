@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.distributed import start_run
@@ -71,7 +71,8 @@ def main() -> None:
     source = config.open()
     start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
     # The paper's blur is in pixels of its 224.

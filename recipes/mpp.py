@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start_run
@@ -68,7 +68,8 @@ def main() -> None:
     given = {"image_size": config.image_size, "channels": source.channels}
     start_of, half = {"seed": config.seed}, (0.5,) * source.channels
     start_of |= {"init": "jax", "gelu": "tanh", "mean": half, "std": half} if config.conventions == "jax" else {}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):

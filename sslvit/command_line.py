@@ -17,8 +17,7 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     A learning rate that nobody gave is the preset's for each 256 images of a batch.
     """
     first = next(iter(presets))
-    named = make_dataclass("Named", [(by, str, field(default=first))])
-    name = getattr(tyro.cli(named, return_unknown_args=True, add_help=False)[0], by)
+    name = typed(by) or first
     config = tyro.cli(type(presets[first]), default=presets.get(name, presets[first]), args=sys.argv[1:])
     preset = presets.get(name, presets[first])
     if config.base_lr != preset.base_lr and config.lr:
@@ -26,3 +25,15 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
     config.check()
     return config
+
+
+def typed(flag: str) -> str:
+    """What the command line itself gives a flag, or nothing."""
+    alone = make_dataclass("Alone", [(flag, str, field(default=""))])
+    return getattr(tyro.cli(alone, return_unknown_args=True, add_help=False)[0], flag)
+
+
+def typed_model(config: TrainConfig) -> str:
+    """The --model that was typed, which beside --start must be the model that is there, while a preset's gives way. A
+    run that goes on is what it was: what it was started with is compared elsewhere."""
+    return "" if config.resume and (config.out / "checkpoints").exists() else typed("model")

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+LONGEST = 2000  # characters of a message
+
 DONE, DIVERGED, BAD_DATA, NO_INPUT, INTERNAL, CANNOT_WRITE, PREEMPTED, BAD_CONFIGURATION = 0, 3, 65, 66, 70, 73, 75, 78
 
 
@@ -15,6 +17,9 @@ class Stop(Exception):
     """A run cannot go on, and the message says why and what to do. Plain ValueErrors are bad configurations."""
 
     code = INTERNAL
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class Diverged(Stop):
@@ -77,12 +82,18 @@ def at_the_door(main: Callable[[], None]) -> None:
         sys.exit(INTERNAL)
 
 
+def shortened(text: str) -> str:
+    """The beginning and the end, where the way out stands, of a text that quotes a file at length."""
+    left_out = len(text) - LONGEST
+    return text if left_out <= 0 else f"{text[: LONGEST // 2]} ({left_out:,} characters) {text[-LONGEST // 2 :]}"
+
+
 def in_a_line(error: Exception) -> str:
     """Its message; of one that torch brings from a loader's worker, with all of its traceback, the last line."""
     text = str(error)
     if text.startswith("Caught ") and "Original Traceback" in text:
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
-    return shown(text)
+    return shown(shortened(text))
 
 
 def shown(text: str) -> str:

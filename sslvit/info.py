@@ -149,7 +149,7 @@ class Convert:
     anyway, unless --readout is another."""
     foreign: tuple[str, ...] = ()
     """What another's checkpoint does not say of itself, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5
-    std=.5,.5,.5."""
+    std=.5,.5,.5; leave_head=true takes the backbone of a classifier."""
 
 
 def convert(config: Convert) -> str:

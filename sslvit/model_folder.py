@@ -21,6 +21,7 @@ from sslvit import __version__, durable
 from sslvit.blocks import EPSILON
 from sslvit.data.views import kept_by_default
 from sslvit.errors import CannotWrite, DataError, NoInput
+from sslvit.public import last_name, markdown, public
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -72,6 +73,7 @@ def save_backbone(
 def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: dict[str, Tensor]) -> None:
     """The files of a model, into an empty folder."""
     written = durable.write(folder / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
+    extra = told(extra)
     ours = {"version": __version__, "backbone": type(backbone).__name__, "config": backbone.config}
     ours |= {"files": {WEIGHTS: written}, "head": sorted(head)} | extra
     config = _timm_config(backbone, extra["readout"], head) | {"sslvit": ours}
@@ -79,6 +81,12 @@ def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: 
     about = [f"{name}: {extra[name]}" for name in ("objective", "data", "layout", "file") if extra.get(name)]
     text = card(backbone.name, about, extra["readout"], config["architecture"])
     durable.write(folder / CARD, [text.encode()])
+
+
+def told(about: dict[str, Any]) -> dict[str, Any]:
+    """What is written about a model, as others may know it: data and file are named without where they lie."""
+    known = {name: public(value) if isinstance(value, str) else value for name, value in about.items()}
+    return known | ({"file": last_name(about["file"])} if about.get("file") else {})
 
 
 def card(name: str, about: Sequence[str], readout: str, architecture: str, tables: Sequence[str] = ()) -> str:
@@ -95,9 +103,9 @@ def card(name: str, about: Sequence[str], readout: str, architecture: str, table
         f"library_name: {'timm' if by_timm else 'sslvit'}",
         "tags: [sslvit, vision-transformer, image-feature-extraction]",
         "---",
-        f"# {name}",
+        f"# {markdown(name)}",
         "",
-        *(f"- {text}" for text in about),
+        *(f"- {markdown(text)}" for text in about),
         f"- The readout to use is {readout}. In sslvit images are in [0, 1].",
         "",
         *tables,
@@ -133,7 +141,7 @@ def load_classifier(folder: str | Path) -> Classifier:
 
 def described(folder: str | Path) -> dict[str, Any]:
     """What is written about the model: its objective, its readout, what it was trained on."""
-    return _load(folder)[1]
+    return told(_load(folder)[1])
 
 
 def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tensor]]:
@@ -145,6 +153,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         ours = json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
         contents = durable.read((folder / WEIGHTS).resolve(), written=written)
+        durable.check_header(contents)
         tensors = load_safetensors(contents)
         del contents
         head = {name: tensors.pop(name) for name in ours.get("head", ())}

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from sslvit.config import TrainConfig, configuration
+from sslvit.public import without_secrets
 from sslvit.run_folder import MetricsLog
 
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
@@ -27,10 +28,11 @@ class Log:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any]):
         self.accelerator, self.trackers = accelerator, config.log_with
         if self.trackers:
-            flat = {name: str(value) for name, value in configuration(config).items()}
+            flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
             accelerator.init_trackers("sslvit", flat)
         if accelerator.is_main_process:
             self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
+            facts = {name: without_secrets(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
             texts = {"config.json": configuration(config), "environment.json": environment() | facts}
             for name, content in texts.items():
                 (config.out / name).write_text(json.dumps(content, indent=1) + "\n")
@@ -79,7 +81,7 @@ def environment() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [os.path.basename(sys.argv[0]), *map(_without_secrets, sys.argv[1:])],
+        "command": [os.path.basename(sys.argv[0]), *map(without_secrets, sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.platform(),
@@ -88,12 +90,6 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "commit": _commit(),
     }
-
-
-def _without_secrets(word: str) -> str:
-    """A URL's user and password have no place in a record."""
-    scheme, found, rest = word.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if found else word
 
 
 def _version(package: str) -> str | None:

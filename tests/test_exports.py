@@ -1,5 +1,6 @@
 """What is exported computes the same where it is opened: in transformers, torchvision, onnxruntime and torch.export."""
 
+import copy
 import errno
 import json
 import os
@@ -25,12 +26,12 @@ from transformers import AutoImageProcessor, AutoModel
 from sslvit import checkpoint
 from sslvit.__main__ import main
 from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
-from sslvit.exports import FORMATS, export
+from sslvit.exports import FORMATS, export, layouts
 from sslvit.exports.checks import compare
 from sslvit.exports.layouts import plain
 from sslvit.hub import from_pretrained, push_to_hub
 from sslvit.info import Convert, about, convert
-from sslvit.model_folder import load_classifier, save_backbone
+from sslvit.model_folder import load_classifier, save_backbone, write_model
 from sslvit.optim import parameter_groups
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
@@ -206,6 +207,53 @@ def test_what_computes_otherwise_when_it_is_read_back_is_not_written(tmp_path, m
         with pytest.raises(DataError, match=r"computes otherwise by .* of the largest output: not written"):
             export(vit(), ABOUT, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
+
+
+def scaled(model: nn.Module, by: float) -> nn.Module:
+    """All that it gives out larger by this share: its last layer is an affine norm."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        norm = getattr(model, "model", model).norm
+        norm.weight *= 1 + by
+        norm.bias *= 1 + by
+    return model
+
+
+def planted(monkeypatch, to: str, by: float) -> str:
+    """What is written, or opened, is this much off; returns the layout."""
+    real, create = (torch.onnx if to == "onnx" else torch.export).export, timm.create_model
+
+    def of_weights(backbone: ViT, **options):
+        return plain(scaled(backbone, by), **options)
+
+    if to in ("transformers", "torchvision"):
+        monkeypatch.setattr(layouts, "plain", of_weights)
+    elif to == "timm":
+        monkeypatch.setattr(layouts, "write_model", lambda backbone, *rest: write_model(scaled(backbone, by), *rest))
+    elif to == "timm, in timm alone":
+        monkeypatch.setattr(timm, "create_model", lambda *given, **options: scaled(create(*given, **options), by))
+    else:
+        where = torch.onnx if to == "onnx" else torch.export
+        monkeypatch.setattr(
+            where, "export", lambda reading, *rest, **options: real(scaled(reading, by), *rest, **options)
+        )
+    return to.partition(",")[0]
+
+
+# Of the largest output: what the README promises, and not what the code says.
+PROMISED = dict.fromkeys(("timm", "timm, in timm alone", "transformers", "torchvision", "torch_export"), 1e-5)
+PROMISED |= {"onnx": 1e-4}
+
+
+@pytest.mark.parametrize("to", PROMISED)
+def test_an_export_that_differs_by_more_than_is_promised_is_not_written_and_one_by_less_is(to, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="computes otherwise by") as stopped:
+        export(vit(), ABOUT, tmp_path / "more", planted(patched, to, 1.5 * PROMISED[to]))
+    found = float(re.search(r"by (\S+) of", str(stopped.value))[1])
+    assert found == pytest.approx(1.5 * PROMISED[to], rel=0.25)
+    with monkeypatch.context() as patched:
+        export(vit(), ABOUT, tmp_path / "less", planted(patched, to, 0.5 * PROMISED[to]))
+    assert [path.name for path in tmp_path.iterdir()] == ["less"]
 
 
 def test_nothing_is_overwritten_and_other_mistakes_are_sentences(tmp_path):

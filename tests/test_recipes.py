@@ -148,6 +148,31 @@ def test_what_cannot_be_is_one_sentence(recipe, words, code, sentence, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_a_model_that_is_not_that_of_start_is_refused_and_both_are_named(recipe, tmp_path, capsys):
+    save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --start {tmp_path / 'mu'}")
+    assert stopped.value.code == 78
+    assert f"--model XS/8 is not the model of --start {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    entered = []
+    instead = {"pretrain": lambda *given: entered.append(given) or [], "finish": lambda *_: None}
+    for words in ("", "--model mu/8", "--model=mu/8"):
+        words = TRAINING[recipe].replace("--model XS/8", words)
+        run(recipe, f"{words} --start {tmp_path / 'mu'} --out {tmp_path / 'run'}", **instead)
+    assert [objective.backbone.name for objective, *_ in entered] == ["mu/8"] * 3
+
+
+def test_a_run_that_began_while_model_was_ignored_beside_start_goes_on(tmp_path):
+    save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
+    words = f"{TINY} --out {tmp_path / 'run'} --start {tmp_path / 'mu'} --save_every 2"
+    run("mpp", f"{words} --resume", typed_model=lambda config: "")  # as it was then
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    run("mpp", f"{words} --resume")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").exists()
+
+
 @pytest.fixture
 def model(tmp_path) -> Path:
     save_backbone(ViT(image_size=16, patch_size=8, width=16, depth=4, heads=2), tmp_path / "model", {"readout": "mean"})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from numpy.lib import format as npy
 
+from sslvit import npz
 from sslvit.data.labels import Labels, no_labels, number
 from sslvit.data.levels import Levels, Span, check_levels, to_bytes
 from sslvit.data.samples import ArraySource, Mapped
@@ -48,6 +48,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
         raise NoInput(f"npz:{file}: no such file")
     try:
         with zipfile.ZipFile(file) as archive:
+            npz.check_sizes(archive, file.stat().st_size)
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             own = (f"{split}_images", f"x_{split}", f"{split}_x", f"X_{split}")
             images = _first(names, own + (("images", "x", "X", "data", "arr_0") if split == "train" else ()))
@@ -91,9 +92,13 @@ def _read_idx(file: Path) -> np.ndarray:
                 raise DataError(f"{file} is not an idx file of uint8: it begins with {zero:04x} {kind:02x} {axes:02x}")
             shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
             wanted = int(np.prod(shape, dtype=object))
+            if file.suffix == ".gz":
+                npz.check_unpacked(wanted, file.stat().st_size, "unpack it: gunzip FILE")
             _check_memory(wanted, file)
             content = stream.read(wanted + 1)
-    except (OSError, EOFError, struct.error, zlib.error) as error:
+    except DataError:
+        raise
+    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if len(content) != wanted:
         held = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
@@ -109,14 +114,9 @@ def _labels(file: Path, size: int) -> Labels:
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Never with pickle. The header is read first: a small zip may claim any size."""
-    with archive.open(f"{name}.npy") as member:
-        version = npy.read_magic(member)
-        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = header(member)
-        _check_memory(int(np.prod(shape, dtype=object)) * dtype.itemsize, f"{archive.filename}: {name}")
-    with archive.open(f"{name}.npy") as member:
-        return npy.read_array(member, allow_pickle=False)
+    entry = archive.getinfo(f"{name}.npy")
+    _check_memory(entry.file_size, f"{archive.filename}: {name}")
+    return npz.array_of(archive, entry, "fiubSU")
 
 
 def _check_memory(wanted: int, what: str | Path) -> None:

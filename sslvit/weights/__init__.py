@@ -11,6 +11,7 @@ and shapes do not say (sslvit.weights.facts) is known from the release or a conf
 behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,42 @@ def is_ours(path: str | Path) -> bool:
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: int, channels: int) -> ViT | BiT | None:
+def start_from(folder: str, *, image_size: int, channels: int, model: str = "") -> ViT | BiT | None:
     """What a run goes on from that was told to --start somewhere, ours or another's that says all of itself, at its own
-    image size; None if it was not."""
+    image size; None if it was not. model: what --model names beside it, if that was given."""
     if not folder:
         return None
-    backbone = open_backbone(folder)[0]
+    backbone = _as_it_is(folder)
+    if model not in ("", backbone.name):
+        raise ValueError(
+            f"--model {model} is not the model of --start {folder}, {backbone.name}: leave one of them out"
+        )
     if backbone.channels != channels:
         raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
     if isinstance(backbone, ViT) and backbone.image_size != (image_size, image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
+
+
+class HoldsClassifier(DataError):
+    """A file was trained on labels, and leave_head does not say that this is meant."""
+
+    def __init__(self, what: str):
+        self.what = what
+        super().__init__(f"{what}. If its backbone is what you want, say leave_head=True (--foreign leave_head=true)")
+
+
+def _as_it_is(folder: str) -> ViT | BiT:
+    """Of --start, beside which nothing can be said of another's file; `convert` is where that can be said."""
+    command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign"
+    try:
+        return open_backbone(folder)[0]
+    except HoldsClassifier as error:
+        raise DataError(f"{error.what}. For --start, run `{command} leave_head=true`, then say --start NEW") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}. For --start, run `{command} NAME=VALUE ...`, then say --start NEW") from error
 
 
 def load_foreign(
@@ -99,9 +125,8 @@ def load_foreign(
         found = _translated(find(contents.parts, part, name), name)
         head = classifiers(found)
         if head and not leave_head:
-            raise DataError(
-                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels. "
-                "If its backbone is what you want, say leave_head=True (--foreign leave_head=true)"
+            raise HoldsClassifier(
+                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels"
             )
         facts = _known(contents, found, family, said)
         if found.family == "bit":
