@@ -15,7 +15,7 @@ from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
-from sslvit.data.views import Plain, evaluation
+from sslvit.data.views import THUMBNAIL, Plain, evaluation
 
 MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
 LARGEST_SIDE = 1 << 14  # of the images that a model sees
@@ -275,6 +275,12 @@ def plain(value: Any) -> Any:
 
 def configuration(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
+
+
+def with_old_crop(saved: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """Settings that were saved before there was --eval_crop, with what was done then: whole images were squeezed. Of
+    thumbnails that is what is done now."""
+    return ({"eval_crop": 0.0} if image_size > THUMBNAIL else {}) | saved
 
 
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

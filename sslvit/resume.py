@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from sslvit import __version__, checkpoint, durable
-from sslvit.config import TrainConfig, check_unchanged, configuration
+from sslvit.config import TrainConfig, check_unchanged, configuration, with_old_crop
 from sslvit.data.levels import FULL_RANGE
 from sslvit.data.samples import Images
-from sslvit.data.views import THUMBNAIL
 from sslvit.errors import DataError
 from sslvit.health import Watch
 from sslvit.sharding import whole
@@ -123,11 +122,12 @@ def restore(
         return Progress()
     # Options that were added since: what they do by default was done before, unless the recipe says otherwise.
     absent = configuration(type(config)()) | config.before
-    if "eval_crop" in absent and max(objective.backbone.image_size) > THUMBNAIL:  # but for this one
-        absent["eval_crop"] = 0.0
     if configuration(config).get("range") == list(FULL_RANGE):  # by another name what was always done
         absent["range"] = list(FULL_RANGE)
-    for warning in check_unchanged(absent | found.state["config"], configuration(config)):
+    saved = found.state["config"]
+    if "eval_crop" in absent:
+        saved = with_old_crop(saved, max(objective.backbone.image_size))
+    for warning in check_unchanged(absent | saved, configuration(config)):
         accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
         accelerator.print(f"warning: {warning}: the run goes on with these")

@@ -363,3 +363,18 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
     assert "| this one | 10.0 | 31.0 ± 1.4 |" in table  # the deviation of 30 and 32
     assert f"| that one | {10 if alike else 15}.0 | 51.0 ± 1.4 |" in table
     assert ("random start" in (tmp_path / "study.svg").read_text()) == alike
+
+
+@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), (32, None)])
+def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_where_they_are_thumbnails(
+    size, kept, tmp_path
+):
+    file, config = tmp_path / "compare.json", ComparisonConfig(image_size=size)
+    saved = check_settings(config, file, free=("out",))
+    del saved["eval_crop"]
+    file.write_text(json.dumps(saved))
+    if kept is not None:
+        with pytest.raises(ValueError, match=r"eval_crop was 0\.0, is now None"):
+            check_settings(config, file, free=("out",))
+        config = replace(config, eval_crop=kept)
+    assert check_settings(config, file, free=("out",))["eval_crop"] == kept
