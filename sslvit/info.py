@@ -11,6 +11,7 @@ from sslvit.config import LARGEST_SIDE
 from sslvit.durable import read
 from sslvit.errors import DataError
 from sslvit.exports import export
+from sslvit.jsonl import read_lines
 from sslvit.model_folder import LONGEST_CONFIG, load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
@@ -120,7 +121,7 @@ def _numbers(backbone: ViT | BiT) -> str:
 def _of_run(run: Path) -> dict[str, str]:
     cost = json.loads((run / "cost.json").read_text())
     seen = f"{cost['images']:,} images in {duration(cost['seconds'])} on {cost['device']}"
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = read_lines(run / "metrics.jsonl")
     evaluated = [line for line in log if any(name.startswith("eval/") for name in line)]
     last = evaluated[-1] if evaluated else {}
     numbers = [f"{name.removeprefix('eval/')} {100 * x:.1f} %" for name, x in last.items() if name.startswith("eval/")]

@@ -11,6 +11,7 @@ import torch
 from sslvit import page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
+from sslvit.jsonl import read_lines
 from sslvit.model_folder import described
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
@@ -128,7 +129,7 @@ def check(config: StudyConfig, recipes: Path) -> None:
 def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
     evaluated = [one for one in found if one]
     return evaluated[0], evaluated[-1]

@@ -178,8 +178,8 @@ def test_overwriting_deletes_the_run_and_nothing_beyond_it(tmp_path):
     folder = finished_run(tmp_path / "run")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "data").write_text("data")
-    (folder / "link").symlink_to(tmp_path / "precious")
-    (folder / "checkpoints" / "link").symlink_to(tmp_path / "precious")
+    (folder / "model").symlink_to(tmp_path / "precious")
+    (folder / "checkpoints" / "step-00000301").symlink_to(tmp_path / "precious")
     with prepare_folder(folder, overwrite=True):
         assert names(folder) == ["run.lock"]
     assert (tmp_path / "precious" / "data").read_text() == "data"
