@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sslvit import rng
+from sslvit import rng, schedule
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
@@ -70,7 +70,8 @@ class DataConfig(ImagesConfig):
     """Which images, and which start, for every recipe that pretrains or trains from scratch."""
 
     start: str = ""
-    """A model's folder, or its run's, to start from instead of at random: its weights and its architecture."""
+    """A model's folder, or its run's, also of one that has not ended, to start from instead of at random: its weights
+    and its architecture."""
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
     webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
@@ -113,7 +114,7 @@ class TrainConfig:
     out: Path = Path("runs/run")
     """The run's folder: configuration, log, checkpoints, and the model."""
     epochs: float = 100
-    """Passes over the images."""
+    """Passes over the images. With --resume a run may be made longer, or shorter than it was to be."""
     batch_size: int = 256
     """Images a step, over all processes."""
     accumulation: int = 1
@@ -184,6 +185,10 @@ class TrainConfig:
     log_with: tuple[str, ...] = ()
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
 
+    def learning_rate(self, progress: float) -> float:
+        warmup = min(self.warmup_epochs / self.epochs, 1.0)
+        return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
+
     def check(self) -> None:
         for name, value in asdict(self).items():
             if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
@@ -244,6 +249,7 @@ FREE = frozenset(
 WARNED = frozenset(
     ["threads", "compile", "precision", "shard"]
 )  # rounding differs, so the run goes on, but not bit for bit
+LENGTH = frozenset(["epochs"])  # the run goes on by the schedules of its new length, see sslvit.resume.check_length
 
 
 def plain(value: Any) -> Any:
@@ -255,10 +261,16 @@ def configuration(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
 
 
+def steps_of(config: TrainConfig, images: int) -> int:
+    return max(1, math.ceil(config.epochs * images / config.batch_size))
+
+
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
+    changed = {
+        key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE | LENGTH
+    }
     refused = [text for key, text in changed.items() if key not in WARNED]
     if refused:
         raise ValueError(

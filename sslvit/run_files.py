@@ -11,6 +11,7 @@ from pathlib import Path
 
 LOCK, CHECKPOINTS = "run.lock", "checkpoints"
 APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # all else is written anew and renamed
+WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept before one is read or saved
 _CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
 _BAD_STEP = r"bad_steps/step-\d{8,}"
 _FILES = (

@@ -67,7 +67,9 @@ def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> N
             f"{folder} is not empty ({', '.join(content[:3])}{more}) and holds no run: choose another --out"
         )
     entered.enter_context(lock(folder))  # before anything is judged or deleted: another process may be at work in here
-    durable.sweep(folder)
+    for place in (folder, *(folder / name for name in run_files.WRITTEN_INTO)):
+        if place.is_dir() and (place == folder or not place.is_symlink()):
+            durable.sweep(place)
     _try_writing(folder)
     content = [path for path in folder.iterdir() if path.name != LOCK]
     if content and overwrite:
