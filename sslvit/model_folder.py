@@ -86,7 +86,7 @@ def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: 
     durable.write(folder / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
     about = [f"{name}: {extra[name]}" for name in ("objective", "data", "layout", "file") if extra.get(name)]
     text = card(backbone.name, about, extra["readout"], config["architecture"])
-    durable.write(folder / CARD, [text.encode()])
+    durable.write(folder / CARD, [text.encode("utf-8", "backslashreplace")])
 
 
 def card(name: str, about: Sequence[str], readout: str, architecture: str, tables: Sequence[str] = ()) -> str:

@@ -147,7 +147,7 @@ def pictures(run: Run) -> dict[str, str]:
     folder, small = run.folder / "pictures", run.config["image_size"] < 100
     shown = {name: page.picture(folder / name, caption, small=small) for name, caption in CAPTIONS.items()}
     if (folder / "distances.svg").exists():
-        distances = (folder / "distances.svg").read_text()
+        distances = (folder / "distances.svg").read_text("utf-8")
         shown["distances.svg"] = page.chart(distances, "Mean attention distance of each head, by layer.")
     return shown
 
@@ -155,7 +155,7 @@ def pictures(run: Run) -> dict[str, str]:
 def files(run: Run) -> list[str]:
     names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
     found = {name: run.folder / file for name, file in names.items() if (run.folder / file).exists()}
-    return [page.folded(name, page.code(file.read_text())) for name, file in found.items()]
+    return [page.folded(name, page.code(file.read_text("utf-8", "replace"))) for name, file in found.items()]
 
 
 def as_page(run: Run) -> str:
