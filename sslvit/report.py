@@ -187,17 +187,22 @@ def as_page(run: Run) -> str:
 
 
 def as_markdown(run: Run) -> str:
-    parts = [f"# {run.model['objective']} on {run.model['data']}", *(f"- {text}" for text in run.summary()), ""]
+    title = page.markdown(f"{run.model['objective']} on {run.model['data']}")
+    parts = [f"# {title}", *(f"- {page.markdown(text)}" for text in run.summary()), ""]
     parts += [
-        *markdown_table(*run.table()),
+        *escaped_table(*run.table()),
         "",
         f"\\* the readout that the objective declares ({run.model['readout']})",
     ]
-    parts += ["", *markdown_table(*run.costs()), ""]
+    parts += ["", *escaped_table(*run.costs()), ""]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
             parts += [f"![{caption}](pictures/{name})", ""]
     return "\n".join(parts)
+
+
+def escaped_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return markdown_table([page.markdown(cell) for cell in header], [[page.markdown(c) for c in row] for row in rows])
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
