@@ -268,9 +268,10 @@ def steps_of(config: TrainConfig, images: int) -> int:
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    changed = {
-        key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE | LENGTH
-    }
+    changed = {}
+    for key in (key for key in keys if key not in FREE | LENGTH):
+        today = f"is now {now[key]!r}" if key in now else "and this version has no such option"
+        changed[key] = f"{key} was {saved.get(key)!r}, {today}"
     refused = [text for key, text in changed.items() if key not in WARNED]
     if refused:
         raise ValueError(
