@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_LOCK = 1 << 16
 NAMED = 5  # of what lies in a folder
-HELD: set[int] = set()  # descriptors of the locks that this process holds
+HELD: dict[int, str] = {}  # the locks that this process holds: their descriptors, and the ids of the runs
 
 
 class FolderRefused(CannotWrite):
@@ -73,32 +73,40 @@ def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> N
     _try_writing(folder)
     content = [path for path in folder.iterdir() if path.name != LOCK]
     if content and overwrite:
-        if others := run_files.foreign(folder):
-            raise FolderRefused(
-                f"--overwrite: {folder} holds more than a run: {_some(others)}. Move what is not the run's away, or "
-                "choose another --out"
-            )
-        trash = durable.temporary(folder, "overwritten")
-        for path in sorted(content, key=lambda path: path.name != "model"):  # never a model without its checkpoints
-            os.rename(path, trash / path.name)
-        durable.delete(trash)
+        _delete_run(folder, content)
     elif content and resume:
-        check_no_links(folder)
-        for path in (folder / name for name in run_files.APPENDED):
-            # What is appended to the log of a run must not appear in its copy by `cp -al` too, which shares the file.
-            if path.exists() and path.stat().st_nlink > 1:
-                durable.replace(path, [path.read_bytes()])
-        if (folder / "model").exists() and checkpoint.newest_step(folder / CHECKPOINTS) is None:
-            raise FolderRefused(
-                f"--resume: {folder} holds a trained model and no checkpoint to go on from. --start {folder} with "
-                "another --out trains its model further; --overwrite deletes it and begins anew"
-            )
+        _check_goes_on(folder)
     elif content:
         step = checkpoint.newest_step(folder / CHECKPOINTS)
         newest = "none" if step is None else f"step {step}"
         raise FolderRefused(
             f"{folder} already holds a run (newest checkpoint: {newest}): continue it with --resume, "
             "replace it with --overwrite, or name another folder with --out"
+        )
+
+
+def _delete_run(folder: Path, content: list[Path]) -> None:
+    if others := run_files.foreign(folder):
+        raise FolderRefused(
+            f"--overwrite: {folder} holds more than a run: {_some(others)}. Move what is not the run's away, or "
+            "choose another --out"
+        )
+    trash = durable.temporary(folder, "overwritten")
+    for path in sorted(content, key=lambda path: path.name != "model"):  # never a model without its checkpoints
+        os.rename(path, trash / path.name)
+    durable.delete(trash)
+
+
+def _check_goes_on(folder: Path) -> None:
+    check_no_links(folder)
+    for path in (folder / name for name in run_files.APPENDED):
+        # What is appended to the log of a run must not appear in its copy by `cp -al` too, which shares the file.
+        if path.exists() and path.stat().st_nlink > 1:
+            durable.replace(path, [path.read_bytes()])
+    if (folder / "model").exists() and checkpoint.newest_step(folder / CHECKPOINTS) is None:
+        raise FolderRefused(
+            f"--resume: {folder} holds a trained model and no checkpoint to go on from. --start {folder} with "
+            "another --out trains its model further; --overwrite deletes it and begins anew"
         )
 
 
@@ -118,11 +126,7 @@ def _some(names: list[str]) -> str:
 
 def still_held(folder: Path) -> bool:
     """Whether the folder is still the one that this process has locked, and was not deleted, moved or made again."""
-    try:
-        status = os.lstat(folder / LOCK)
-    except OSError:
-        return False
-    return any(os.path.samestat(os.fstat(fd), status) for fd in HELD)
+    return _holder(folder).get("run") in HELD.values()
 
 
 def check_still_held(folder: Path) -> None:
@@ -152,23 +156,22 @@ def _try_writing(folder: Path) -> None:
 @contextmanager
 def lock(folder: Path) -> Iterator[str]:
     """Keeps other processes out, and yields the id of this run. The kernel frees the lock however the process ends."""
-    fd = _locked(Path(folder) / LOCK)
-    HELD.add(fd)
+    fd, run = _locked(Path(folder) / LOCK), uuid.uuid4().hex[:8]
+    HELD[fd] = run
     try:
         me = {
             "sslvit": "This folder belongs to a run. Whoever holds a lock on this file is writing here.",
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
-            "run": uuid.uuid4().hex[:8],
+            "run": run,
         }
         # One write of constant length over the last holder's: the file is never empty, at no moment, once it was used.
-        os.pwrite(fd, f"{json.dumps(me):<511}\n".encode(), 0)
+        os.ftruncate(fd, os.pwrite(fd, f"{json.dumps(me):<511}\n".encode(), 0))
         os.fsync(fd)
-        yield me["run"]
+        yield run
     finally:
-        if fd in HELD:
-            HELD.remove(fd)
+        if HELD.pop(fd, None) is not None:
             os.close(fd)
 
 
@@ -176,7 +179,7 @@ def _locked(file: Path) -> int:
     """A descriptor of the lock file, locked. The file is this folder's alone: one that has another name elsewhere (a
     hard link, as in a copy by `cp -al`) is replaced by its copy, and what is there no more is not held to be the lock.
     """
-    while True:
+    for last in (False,) * 9 + (True,):  # on a file system whose files have no lasting numbers, it is taken as it is
         try:
             fd = durable.without_links(file, os.O_RDWR | os.O_CREAT)
         except OSError as error:
@@ -190,7 +193,7 @@ def _locked(file: Path) -> int:
             _take(fd, file.parent)
             mine = os.fstat(fd)  # as it is now that nobody else replaces it
             there = os.lstat(file) if os.path.lexists(file) else None
-            if mine.st_nlink == 1 and there is not None and os.path.samestat(mine, there):
+            if last or (mine.st_nlink == 1 and there is not None and os.path.samestat(mine, there)):
                 return fd
             if there is not None and os.path.samestat(mine, there):
                 durable.replace(file, [os.pread(fd, LONGEST_LOCK, 0)])
@@ -232,7 +235,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 def _let_go_in_child() -> None:
     """A forked loader worker would otherwise hold the lock too, and keep it for seconds after its parent was killed."""
     while HELD:
-        os.close(HELD.pop())
+        os.close(HELD.popitem()[0])
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
