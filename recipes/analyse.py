@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from sslvit import analysis, figures, rng
+from sslvit import analysis, durable, figures, rng
 from sslvit.config import ImagesConfig
 from sslvit.data.source import Source
 from sslvit.data.views import Plain
@@ -115,9 +115,8 @@ def main() -> None:
         accelerator.print(sentence)
     if accelerator.is_main_process:
         try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            (config.out / "analysis.json").write_text(json.dumps(numbers, indent=1) + "\n")
-            (config.out / "distances.svg").write_text(figures.distance_svg(distances, even))
+            durable.replace_text(config.out / "analysis.json", json.dumps(numbers, indent=1) + "\n")
+            durable.replace_text(config.out / "distances.svg", figures.distance_svg(distances, even))
             for file, picture in (files | {"distances.png": figures.distance_picture(distances, even)}).items():
                 picture.save(config.out / file, "PNG")
         except OSError as error:

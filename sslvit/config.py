@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sslvit import rng
+from sslvit import rng, schedule
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
@@ -91,7 +91,8 @@ class DataConfig(ImagesConfig):
     """Which images, and which start, for every recipe that pretrains or trains from scratch."""
 
     start: str = ""
-    """A model's folder, or its run's, to start from instead of at random: its weights and its architecture."""
+    """A model's folder, or its run's, also of one that has not ended, to start from instead of at random: its weights
+    and its architecture."""
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
     webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
@@ -134,7 +135,7 @@ class TrainConfig:
     out: Path = Path("runs/run")
     """The run's folder: configuration, log, checkpoints, and the model."""
     epochs: float = 100
-    """Passes over the images."""
+    """Passes over the images. With --resume a run may be made longer, or shorter than it was to be."""
     batch_size: int = 256
     """Images a step, over all processes."""
     accumulation: int = 1
@@ -206,6 +207,10 @@ class TrainConfig:
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option was there, if that is not its default now
 
+    def learning_rate(self, progress: float) -> float:
+        warmup = min(self.warmup_epochs / self.epochs, 1.0)
+        return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
+
     def check(self) -> None:
         for name, value in asdict(self).items():
             if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
@@ -266,6 +271,7 @@ FREE = frozenset(
 ROUNDED = frozenset(["threads", "compile", "precision", "shard"])  # so the run goes on, but not bit for bit
 MEASURED = frozenset(["eval_crop"])
 WARNED = ROUNDED | MEASURED
+LENGTH = frozenset(["epochs"])  # the run goes on by the schedules of its new length, see sslvit.resume.check_length
 
 
 def plain(value: Any) -> Any:
@@ -283,11 +289,21 @@ def with_old_crop(saved: dict[str, Any], image_size: int) -> dict[str, Any]:
     return ({"eval_crop": 0.0} if image_size > THUMBNAIL else {}) | saved
 
 
+def steps_of(config: TrainConfig, images: int, *, whole_batches: bool = False) -> int:
+    """whole_batches: what is left of an epoch after its last full batch is dropped."""
+    if whole_batches:
+        images -= images % config.batch_size
+    return max(1, math.ceil(config.epochs * images / config.batch_size))
+
+
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Refuses a restart that would compute something else; returns warnings for what changes rounding or evaluation
     only."""
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
+    changed = {}
+    for key in (key for key in keys if key not in FREE | LENGTH):
+        today = f"is now {now[key]!r}" if key in now else "and this version has no such option"
+        changed[key] = f"{key} was {saved.get(key)!r}, {today}"
     refused = [text for key, text in changed.items() if key not in WARNED]
     if refused:
         raise ValueError(

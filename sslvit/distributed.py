@@ -155,7 +155,7 @@ def keep_memory() -> None:
 
 def start_run(config: Any) -> Accelerator:
     """By a TrainConfig."""
-    stopping.listen()
+    stopping.listen(goes_on=not (config.dry_run or config.show_views))
     given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
     return start(**given, project_dir=str(config.out))
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from sslvit import checkpoint, durable, optim
-from sslvit.config import TrainConfig
+from sslvit.config import TrainConfig, steps_of
 from sslvit.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.data.bad import BadImages
 from sslvit.data.loader import Views, load
@@ -59,7 +59,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     )
     optimizer = optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
     model, prepared = accelerator.prepare(objective, optimizer)
-    steps = max(1, math.ceil(config.epochs * row.epoch_images / config.batch_size))
+    steps = steps_of(config, row.epoch_images)
     unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)
     given = {
         "steps": 1 + TIMED,

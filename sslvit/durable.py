@@ -10,6 +10,7 @@ accidents, not against attackers; neither would sha256, because who can change a
 """
 
 import errno
+import io
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +67,7 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
 
 
 def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Writes a file whole or not at all; an older one of its name is replaced."""
+    """Writes a file whole or not at all. What has its name is replaced: a link itself, not what it points to."""
     make_folder(path.parent)
     place = temporary(path.parent, path.name)
     try:
@@ -74,6 +76,23 @@ def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         sync_folder(path.parent)
     finally:
         discard(place)
+
+
+def without_links(name: str, flags: int) -> int:
+    """An opener for `open`: a link is refused, and a named pipe does not wait for its other end."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """As UTF-8, whatever the locale; bytes of file names that are none stay legible, as \\udce9."""
+    replace(path, [text.encode("utf-8", "backslashreplace")])
+
+
+def replace_picture(path: Path, picture: Any) -> None:
+    """picture: of Pillow. As a PNG."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    replace(path, [encoded.getvalue()])
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:

@@ -1,6 +1,7 @@
 """What stops a run, in one sentence, and the exit code that says it to a script."""
 
 import errno
+import io
 import os
 import select
 import signal
@@ -54,6 +55,9 @@ class Preempted(Stop):
 
 def at_the_door(main: Callable[[], None]) -> None:
     """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         if sys.stdout:  # None where it was closed before we began

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from sslvit import distributed
+from sslvit import distributed, durable
 from sslvit.data.encoded import EncodedSource
 from sslvit.data.loader import Parts
 from sslvit.data.samples import Images
@@ -42,8 +42,7 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"
-        stack.parent.mkdir(parents=True, exist_ok=True)
-        stack.write_text("".join(traceback.format_exception(error)))
+        durable.replace_text(stack, "".join(traceback.format_exception(error)))
         raise Lost(of_processes(str(error), stack)) from error
 
 

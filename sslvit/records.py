@@ -15,7 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from sslvit import durable
 from sslvit.config import TrainConfig, configuration
+from sslvit.jsonl import read_lines, read_object
 from sslvit.public import without_secrets
 from sslvit.run_folder import MetricsLog
 
@@ -32,10 +34,7 @@ class Log:
             accelerator.init_trackers("sslvit", flat)
         if accelerator.is_main_process:
             self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
-            facts = {name: without_secrets(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
-            texts = {"config.json": configuration(config), "environment.json": environment() | facts}
-            for name, content in texts.items():
-                (config.out / name).write_text(json.dumps(content, indent=1) + "\n")
+            describe(config, facts)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -57,10 +56,24 @@ class Log:
             self.metrics.close()
 
 
+def describe(config: TrainConfig, facts: dict[str, Any]) -> None:
+    facts = {name: without_secrets(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
+    texts = {"config.json": configuration(config), "environment.json": environment() | facts}
+    for name, content in texts.items():
+        durable.replace_text(config.out / name, json.dumps(content, indent=1) + "\n")
+
+
+def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:
+    """What a run that has ended wrote of itself, where that is missing, damaged, or of a longer run that was begun."""
+    MetricsLog(config.out / "metrics.jsonl", step).close()
+    read = {name: read_object(config.out / name) for name in ("config.json", "environment.json")}
+    if read["config.json"].get("epochs") != config.epochs or not read["environment.json"]:
+        describe(config, facts)
+
+
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a log that hold an evaluation."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return [line for line in lines if any(name.startswith("eval/") for name in line)]
+    return [line for line in read_lines(metrics) if any(name.startswith("eval/") for name in line)]
 
 
 def duration(seconds: float) -> str:

@@ -20,12 +20,13 @@ class _Asked:
 
     number, first = 0, 0.0
     stepping = saving = False
+    goes_on = True
 
 
-def listen() -> None:
+def listen(*, goes_on: bool = True) -> None:
     """From here on. Before the first step, between runs and after the last one a signal ends the process by Preempted:
-    what is worth keeping is on the disk."""
-    _Asked.number = 0
+    what is worth keeping is on the disk. goes_on: whether there is something that --resume goes on with."""
+    _Asked.number, _Asked.goes_on = 0, goes_on
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _on_signal)
@@ -36,6 +37,8 @@ def _on_signal(number: int, frame: Any) -> None:
     if not _Asked.number:
         _Asked.number, _Asked.first = number, now
         if not _Asked.stepping:
+            if not _Asked.goes_on:
+                raise Preempted("asked to stop; nothing was trained, and the same command begins again")
             raise Preempted("asked to stop; what was saved is kept, and the same command with --resume goes on from it")
     # A launcher that dies of the signal sends another one: only the same one again is somebody's impatience.
     elif number == _Asked.number and now - _Asked.first > ONCE and not _Asked.saving:

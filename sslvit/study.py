@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit import page
+from sslvit import durable, page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
+from sslvit.jsonl import read_lines
 from sslvit.model_folder import described
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
@@ -128,7 +129,7 @@ def check(config: StudyConfig, recipes: Path) -> None:
 def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
     evaluated = [one for one in found if one]
     return evaluated[0], evaluated[-1]
@@ -183,7 +184,7 @@ def plot(results: dict) -> str:
 def write(results: dict, out: Path) -> None:
     """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
     text = "\n".join([*table(results), ""])
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "results.md").write_text(text)
-    (out / "study.svg").write_text(page.alone(plot(results)))
+    durable.replace_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    durable.replace_text(out / "results.md", text)
+    durable.replace_text(out / "study.svg", page.alone(plot(results)))
     print(f"{text}\nIn {out}: results.json, results.md, study.svg")

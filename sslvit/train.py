@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sslvit import distributed, optim, schedule, sharding, stopping
+from sslvit import distributed, durable, optim, schedule, sharding, stopping
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
-from sslvit.config import TrainConfig
-from sslvit.cost import IMAGES, flops_per_image, write_cost
+from sslvit.config import TrainConfig, steps_of
+from sslvit.cost import IMAGES, flops_per_image
 from sslvit.data.bad import BadImages
 from sslvit.data.crop import Scaled
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
@@ -34,11 +34,11 @@ from sslvit.data.stream_row import StreamRow
 from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
 from sslvit.health import SPIKE
 from sslvit.lost import watched
-from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.records import Log, check_trackers, evaluations
+from sslvit.outcome import write_outcome
+from sslvit.records import Log, check_trackers, complete, evaluations
 from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
-from sslvit.run_folder import prepare_folder
+from sslvit.run_folder import check_still_held, prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 OVERFLOWS = 40  # halve fp16's first scale, 65,536, to less than 1e-7
@@ -89,17 +89,17 @@ def pretrain(
         if now.whole_batches:
             row.only_whole_batches()
         row.go_on_at(now.places)
-        steps = max(1, math.ceil(config.epochs * row.epoch_images / config.batch_size))
+        steps = steps_of(config, row.epoch_images)
         if accelerator.num_processes > 1:
             distributed.agree(facts(objective, source, config), accelerator.device)
-        first = now.step
-        model = config.out / "model"
+        first, known = now.step, {"source": source.name, "steps": steps, "lengths": now.lengths}
+        known |= identity(source)
         if now.step == 0 and accelerator.is_main_process:
             look(row, min(objective.backbone.image_size), views, config, accelerator)
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
-            log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
+            log = Log(config, accelerator, now.step, known)
             if evaluate and (now.step == 0 or now.owed is not None):
                 log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
                 now.owed = None
@@ -112,14 +112,11 @@ def pretrain(
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
-            if accelerator.is_main_process:
-                spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
-                write_cost(config.out / "cost.json", **spent, accelerator=accelerator)
-        # A run that was killed after its last checkpoint has finished, and lacks only its model.
-        if accelerator.is_main_process and (now.step > first or not model.exists()):
-            about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
-            about |= {"data": source.name, "classes": list(source.classes or ()) if objective.kept() else None}
-            save_backbone(objective.backbone, model, about, head=objective.kept())
+        elif accelerator.is_main_process:
+            complete(config, now.step, known)
+        if accelerator.is_main_process:
+            check_still_held(config.out)
+            write_outcome(objective, source, config, now, steps, accelerator, trained=now.step > first)
         accelerator.wait_for_everyone()
         return evaluations(config.out / "metrics.jsonl")
 
@@ -143,7 +140,7 @@ def look(row: Parts, image_size: int, views: Views, config: TrainConfig, acceler
         needed = {"image_size": image_size, "canvas": views.canvas if isinstance(views, Scaled) else 0}
         text = preflight(row.source, batch_size=config.batch_size, **needed).text()
     accelerator.print(text)
-    (config.out / "data.txt").write_text(text + "\n")
+    durable.replace_text(config.out / "data.txt", text + "\n")
     contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
 
 
@@ -305,10 +302,9 @@ def gradients(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:
-    warmup = min(config.warmup_epochs / config.epochs, 1.0)
     end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * schedule.warmup_cosine(progress, config.lr, warmup=warmup, end=config.final_lr)
+        group["lr"] = group["scale"] * config.learning_rate(progress)
         if group["decays"]:
             group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sslvit import checkpoint
-from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged
+from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged
 from sslvit.data.samples import ArraySource
 from sslvit.data.views import Light
 from sslvit.distributed import start
@@ -63,7 +63,7 @@ def test_a_model_of_unequal_sides_is_given_images_of_its_size():
 # WARNED: whether a run may go on with another value is decided by somebody who thought about it.
 DECIDES = """
 accumulation areas balance base_lr batch_size betas canvas centre_momentum channels class_token clip clip_each
-colour conventions corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data
+colour conventions corrupt crops cutmix decoder drop drop_path dropout epoch_images erase eval_data
 evaluate_every final_lr final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs
 hidden image_column image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model
 momentum norm_last_layer normalise_targets only optimizer parts position position_at position_resize preset
@@ -77,7 +77,7 @@ def test_every_option_is_free_to_change_warned_of_or_refused_when_a_run_goes_on(
     for recipe in ("mpp", "mae", "moco_v3", "dino", "supervised", "finetune"):
         program = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / f"{recipe}.py"))
         options |= {field.name for field in fields(program["Config"])}
-    parts = [FREE, WARNED, frozenset(DECIDES.split())]
+    parts = [FREE, WARNED, LENGTH, frozenset(DECIDES.split())]
     assert options == frozenset().union(*parts)
     assert sum(map(len, parts)) == len(options)  # none is of two kinds
 

@@ -571,7 +571,7 @@ def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path, monkeypat
         told = about(path)
         assert "steps       1,200, after 2 min" in told
         assert "variant     Ti/16" in told
-        assert "the model   is written when the run ends" in told
+        assert "the model   not written yet; until then it is " in told
     (tmp_path / "run" / "model").mkdir()
     monkeypatch.chdir(made)
     for path in (".", "tensors.safetensors", f"../{made.name}"):

@@ -1,6 +1,6 @@
 """Small images decoded once: a uint8 array in a file that all processes and later runs map into memory.
 
-    $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit
+    $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit, and without a home /tmp/sslvit-UID
         <hash of what was decoded and how>/pixels.bin     n c H W
                                            about.json     shape, hash of pixels.bin, the bad images
 
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,12 @@ def say(line: str) -> None:
 def cache_root() -> Path:
     if "SSLVIT_CACHE" in os.environ:
         return Path(os.environ["SSLVIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslvit"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "sslvit"
+    try:
+        return Path.home() / ".cache" / "sslvit"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / f"sslvit-{os.getuid()}"
 
 
 def decoded_bytes(source: Source) -> int:

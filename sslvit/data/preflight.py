@@ -16,6 +16,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from sslvit import durable
 from sslvit.data.cache import cache_root
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.image import BadImage, levels, measure
@@ -243,4 +244,4 @@ def contact_sheet(samples: Samples, file: Path) -> None:
     pixels = samples.pixels[:PICTURED].numpy()
     pixels = np.pad(pixels, ((0, -len(pixels) % 8), (0, 0), (1, 1), (1, 1)))
     grid = rearrange(pixels, "(rows columns) c H W -> (rows H) (columns W) c", columns=8)
-    Image.fromarray(grid[..., 0] if grid.shape[-1] != 3 else grid).save(file, "PNG")
+    durable.replace_picture(file, Image.fromarray(grid[..., 0] if grid.shape[-1] != 3 else grid))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sslvit.errors import DataError
-from sslvit.model_folder import described, load_backbone, load_strictly
+from sslvit.model_folder import load_described, load_strictly, unfinished_run
 from sslvit.objectives.mae import MAE
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -46,11 +46,13 @@ def open_backbone(path: str | Path, **said: Any) -> tuple[ViT | BiT, dict[str, A
     if said:
         raise ValueError(f"{path} is a model of sslvit, which says everything itself: leave out {', '.join(said)}")
     folder = Path(path).parent if Path(path).is_file() else path  # with the config.json that belongs to it
-    return load_backbone(folder), described(folder)
+    return load_described(folder)
 
 
 def is_ours(path: str | Path) -> bool:
-    """A run's folder, its model's, or the file in that."""
+    """A run's folder, also of one that has not ended, its model's, or the file in that."""
+    if unfinished_run(path) is not None:
+        return True
     folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
     if folder.name == "model.safetensors" and folder.is_file():
         folder = folder.parent
