@@ -5,7 +5,6 @@ run will take. What it leaves lies in a folder beside the run's, OUT-dry_run, ne
 """
 
 import json
-import math
 import shutil
 import tempfile
 import time
