@@ -1,6 +1,5 @@
 """A worker or another process is gone, or hangs: who, at what, and what to do, instead of what torch says of it."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from sslvit.data.encoded import EncodedSource
 from sslvit.data.loader import Parts
 from sslvit.data.samples import Images
 from sslvit.data.subset import Subset
+from sslvit.data.waiting import NothingCame
 from sslvit.errors import INTERNAL, Stop
 
 OF_PROCESSES = re.compile(r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out", re.I)
@@ -35,10 +35,8 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if str(error).startswith("DataLoader"):
-            for worker in multiprocessing.active_children():  # torch would wait for one that hangs
-                worker.kill()
             kept = distributed.processes() == 1 and save()
-            raise Lost(of_workers(str(error), row) + (". The last step is saved" if kept else "")) from error
+            raise Lost(of_workers(error, row) + (". The last step is saved" if kept else "")) from error
         if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"
@@ -47,15 +45,21 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         raise Lost(of_processes(str(error), stack)) from error
 
 
-def of_workers(said: str, row: Parts) -> str:
-    """said: by torch."""
-    at = {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
-    if "timed out" in said:
+def of_workers(error: RuntimeError, row: Parts) -> str:
+    said, at = str(error), {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
+    if isinstance(error, NothingCame):
+        waited = f"within {error.seconds:g} seconds"
+        if error.stopped:
+            who = " and ".join(
+                f"worker {worker} (pid {pid}){f' at {at[worker]}' if worker in at else ''}"
+                for worker, pid in error.stopped.items()
+            )
+            return f"no images came {waited}: {who} was stopped (SIGSTOP or a debugger) and has been killed. {GO_ON}"
         worker = (row.awaited - row.begun) % len(row.reading)
-        place, limit = f" at {at[worker]}" if worker in at else "", re.search("[0-9.]+ second", said)
+        place = f" at {at[worker]}" if worker in at else ""
         return (
-            f"worker {worker} gave no images within {limit[0]}s and seems to hang{place}. Look whether that file can "
-            f"be read, or give --timeout more seconds. {GO_ON}"
+            f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look whether "
+            f"that file can be read, or give --timeout more seconds. {GO_ON}"
         )
     pid = re.search(r"pid[^0-9]*([0-9]+)", said)
     reading = f" Workers were at {', '.join(at.values())}." if at else ""

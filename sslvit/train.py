@@ -166,13 +166,19 @@ def train(
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
-    bad, overflows, failed, clock = 0, 0, 0, time.perf_counter()
+    bad, overflows, failed, kept, clock = 0, 0, 0, now.step, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
         set_rates(optimizer, progress, config)
-        values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
-        # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
+        try:
+            values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
+        except stopping.Interrupted:  # all processes, while images were awaited: the last step is whole
+            bar.close()
+            if kept < now.step and not save(objective, optimizer, row, now, config, accelerator, log):
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed + 1) from None
+            raise preempted(now, steps, config) from None
+        # One collective for all numbers of the step: every process sees the same means, and whether any was asked to stop or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
         values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
@@ -239,27 +245,57 @@ def train(
         if line:
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
-            log.sync()
-            now.places = row.places(accelerator.device)
-            with stopping.saving():
-                saved = keep(objective, optimizer, now, row.source, config, accelerator)
-                # Which also keeps everybody here until the one that writes has written.
-                saved = distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
-            failed = 0 if saved else failed + 1
+            saved = save(objective, optimizer, row, now, config, accelerator, log)
+            failed, kept = (0, now.step) if saved else (failed + 1, kept)
             if failed == PATIENCE or (failed and (last or stop)):
-                raise CannotWrite(
-                    f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
-                    f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
-                )
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed)
         if stop and not last:
             bar.close()
-            raise Preempted(
-                f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
-            )
+            raise preempted(now, steps, config)
     bar.close()
     for module in objective.modules():
         if config.compile and isinstance(module, Block):
             module._compiled_call_impl = None  # who looks into blocks from here on finds them as they are written
+
+
+def save(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    row: Parts,
+    now: Progress,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: Log,
+) -> bool:
+    """A checkpoint of the last step; whether it could be written."""
+    log.sync()
+    now.places = row.places(now.step, accelerator.device)
+    with stopping.saving():
+        saved = keep(objective, optimizer, now, row.source, config, accelerator)
+        # Which also keeps everybody here until the one that writes has written.
+        return distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
+
+
+def cannot_write(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    now: Progress,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    failed: int,
+) -> CannotWrite:
+    return CannotWrite(
+        f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
+        f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
+    )
+
+
+def preempted(now: Progress, steps: int, config: TrainConfig) -> Preempted:
+    if now.step == 0:
+        return Preempted(f"asked to stop before the first of {steps} steps: there was nothing to save in {config.out}")
+    return Preempted(
+        f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
+    )
 
 
 def gradients(
@@ -275,7 +311,7 @@ def gradients(
     sums: dict[str, Tensor] = {}
     entered, shard = [], sharding.is_split(model)
     for part in range(config.accumulation):
-        samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
+        samples, view_key, slot_key, made = to_device(awaited(parts, accelerator.device), accelerator.device)
         if samples.bad:
             unusable.add(samples.bad)
         batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
@@ -294,6 +330,23 @@ def gradients(
         norms = torch._foreach_norm([p.grad for p in parameters])
         torch._foreach_mul_([p.grad for p in parameters], [(config.clip_each / (n + 1e-6)).clamp(max=1) for n in norms])
     return sums | {"gradient_norm": norm}, entered
+
+
+def awaited(parts: Iterator[Loaded], device: torch.device) -> Loaded:
+    """The next micro-batch; or Interrupted, in all processes if in one: they meet here before each part, since one that
+    is in a step already would wait in it for the others."""
+    loaded = None
+    try:
+        with stopping.waiting():
+            loaded = next(parts)
+    except stopping.Interrupted:
+        if distributed.processes() == 1:
+            raise
+    if distributed.processes() > 1:
+        missing = distributed.all_mean(torch.tensor(float(loaded is None), device=device))
+        if missing.item() > 0:
+            raise stopping.Interrupted
+    return loaded
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:

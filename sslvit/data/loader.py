@@ -7,10 +7,10 @@ end, a set smaller than a batch works, and a position in the row is all that a r
 
 import signal
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sslvit import rng, stopping
 from sslvit.data import encoded
 from sslvit.data.samples import Images, Samples, Source
+from sslvit.data.waiting import fetched
 
 LOOK_EVERY = 1.0  # seconds
 
@@ -66,7 +67,7 @@ class Parts(Dataset, ABC):
         self.part = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
         self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
-        self.begun, self.awaited = 0, 0  # the first item that was loaded, and the one that training waits for, or has
+        self.begun, self.awaited = 0, 0  # the first item that was loaded, and the next one that training waits for
 
     @property
     @abstractmethod
@@ -81,8 +82,8 @@ class Parts(Dataset, ABC):
         """About so many images of the first batch, to be looked at before training."""
 
     @abstractmethod
-    def places(self, device: torch.device) -> list[list[int]]:
-        """What a checkpoint needs besides the step. All processes ask together."""
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
+        """What a checkpoint of this step, the last that was done, needs besides. All processes ask together."""
 
     @abstractmethod
     def go_on_at(self, places: list[list[int]]) -> None:
@@ -121,7 +122,7 @@ class Row(Parts):
         ids, _ = row(self.seed, len(self.source), 0, min(count, self.batch_size))
         return self.source.read(np.asarray(ids))
 
-    def places(self, device: torch.device) -> list[list[int]]:
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
         return []
 
     def go_on_at(self, places: list[list[int]]) -> None:
@@ -149,20 +150,22 @@ def load(
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        timeout=min(timeout, LOOK_EVERY) if workers else 0,
+        timeout=LOOK_EVERY if workers else 0,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         collate_fn=partial(viewed, views) if views else None,
         worker_init_fn=tell_what_is_read,
     )
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
     loaded = iter(loader)
     if threading.current_thread() is threading.main_thread():
         # Torch's handler would tell of a dead worker in the middle of whatever the main thread is doing, such as a
         # step of the optimizer, or in a place that swallows it. Who waits for images looks for himself.
         ours = handler if handler and not getattr(handler, "__module__", "").startswith("torch.") else signal.SIG_DFL
         signal.signal(signal.SIGCHLD, ours)
-    return awaited(row, items, loaded, timeout)
+    # In the order in which they were started: Process-9 comes before Process-10.
+    started = sorted(set(active_children()) - others, key=lambda child: (len(child.name), child.name))
+    return awaited(row, items, fetched(loaded, len(items), started, timeout) if workers else loaded)
 
 
 def tell_what_is_read(worker: int) -> None:
@@ -170,18 +173,10 @@ def tell_what_is_read(worker: int) -> None:
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def awaited(row: Parts, items: range, loaded: Iterator[Loaded], timeout: float) -> Iterator[Loaded]:
-    for item in items:
-        row.awaited, began = item, time.monotonic()
-        while True:
-            try:
-                found = next(loaded)
-                break
-            except RuntimeError as error:  # of a dead worker, or since none gave anything for LOOK_EVERY seconds
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                if time.monotonic() - began >= timeout:
-                    raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
+def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+    row.awaited = items.start
+    for item, found in zip(items, loaded, strict=True):
+        row.awaited = item + 1
         yield found
 
 
