@@ -58,8 +58,8 @@ def of_workers(error: RuntimeError, row: Parts) -> str:
         worker = (row.awaited - row.begun) % len(row.reading)
         place = f" at {at[worker]}" if worker in at else ""
         return (
-            f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look whether "
-            f"that file can be read, or give --timeout more seconds. {GO_ON}"
+            f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look "
+            f"whether that file can be read, or give --timeout more seconds. {GO_ON}"
         )
     pid = re.search(r"pid[^0-9]*([0-9]+)", said)
     reading = f" Workers were at {', '.join(at.values())}." if at else ""

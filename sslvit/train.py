@@ -30,13 +30,14 @@ from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
 from sslvit.data.stream_row import StreamRow
-from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
+from sslvit.endings import cannot_write, kept_so_far, preempted, save
+from sslvit.errors import DataError, Diverged
 from sslvit.health import SPIKE
 from sslvit.lost import watched
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.records import Log, check_trackers, evaluations
-from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
+from sslvit.resume import Progress, facts, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -177,8 +178,9 @@ def train(
             bar.close()
             if kept < now.step and not save(objective, optimizer, row, now, config, accelerator, log):
                 raise cannot_write(objective, optimizer, now, config, accelerator, failed + 1) from None
-            raise preempted(now, steps, config) from None
-        # One collective for all numbers of the step: every process sees the same means, and whether any was asked to stop or met too much.
+            raise preempted(now, steps, config.out) from None
+        # One collective for all numbers of a step: every process sees the same means, and whether any was asked to stop
+        # or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
         values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
@@ -211,13 +213,12 @@ def train(
             accelerator.wait_for_everyone()  # who ends first has the others ended, which may still be writing theirs
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
-                f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
-                "steps is in its bad_steps, for sslvit.bad_steps.replay. Try a smaller --lr or --clip 1"
+                f"changed no weight. {kept_so_far(config.out, step + 1 - PATIENCE)}. Try a smaller --lr or --clip 1"
             )
         if overflows == OVERFLOWS:
             raise Diverged(
                 f"gradients overflowed at {OVERFLOWS} steps in a row, up to step {step}, at any scale of fp16. They "
-                f"changed no weight; the checkpoints in {config.out} are good. Try --precision bf16, or no"
+                f"changed no weight. {kept_so_far(config.out)}. Try --precision bf16, or no"
             )
         verdict = now.watch.update(values)
         if verdict and config.stop_on_collapse:
@@ -251,51 +252,11 @@ def train(
                 raise cannot_write(objective, optimizer, now, config, accelerator, failed)
         if stop and not last:
             bar.close()
-            raise preempted(now, steps, config)
+            raise preempted(now, steps, config.out)
     bar.close()
     for module in objective.modules():
         if config.compile and isinstance(module, Block):
             module._compiled_call_impl = None  # who looks into blocks from here on finds them as they are written
-
-
-def save(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    row: Parts,
-    now: Progress,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    log: Log,
-) -> bool:
-    """A checkpoint of the last step; whether it could be written."""
-    log.sync()
-    now.places = row.places(now.step, accelerator.device)
-    with stopping.saving():
-        saved = keep(objective, optimizer, now, row.source, config, accelerator)
-        # Which also keeps everybody here until the one that writes has written.
-        return distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
-
-
-def cannot_write(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    now: Progress,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    failed: int,
-) -> CannotWrite:
-    return CannotWrite(
-        f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
-        f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
-    )
-
-
-def preempted(now: Progress, steps: int, config: TrainConfig) -> Preempted:
-    if now.step == 0:
-        return Preempted(f"asked to stop before the first of {steps} steps: there was nothing to save in {config.out}")
-    return Preempted(
-        f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
-    )
 
 
 def gradients(

@@ -37,7 +37,9 @@ def one_moment(images: Path, out: Path, seed: int) -> float:
         process.wait(10)
         assert process.returncode == 70
         (sentence,) = [line for line in said(out).splitlines() if line.startswith("error:")]
-        assert f"no images came within {TIMEOUT} seconds: worker {number} (pid {family[number].pid})" in sentence, sentence
+        assert f"no images came within {TIMEOUT} seconds: worker {number} (pid {family[number].pid})" in sentence, (
+            sentence
+        )
         assert not psutil.wait_procs(family, timeout=3)[1]
         return took
     finally:
