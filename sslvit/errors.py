@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from sslvit import launcher
+
 DONE, DIVERGED, BAD_DATA, NO_INPUT, INTERNAL, CANNOT_WRITE, PREEMPTED, BAD_CONFIGURATION = 0, 3, 65, 66, 70, 73, 75, 78
 
 
@@ -59,9 +61,11 @@ def at_the_door(main: Callable[[], None]) -> None:
         _say("stopped: interrupted")
         sys.exit(128 + signal.SIGINT)
     except (Stop, ValueError) as error:
-        _say(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}")
+        sentence = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}"
+        _say(sentence)
         if os.environ.get("SSLVIT_TRACEBACK"):
             traceback.print_exc()
+        launcher.repeat_after_it(sentence)
         sys.exit(error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
     except OSError as error:
         if error.errno == errno.EPIPE and _nobody_reads():

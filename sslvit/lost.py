@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from sslvit import distributed
+from sslvit.data import shared
 from sslvit.data.encoded import EncodedSource
 from sslvit.data.loader import Parts
 from sslvit.data.samples import Images
@@ -19,6 +20,7 @@ from sslvit.data.waiting import NothingCame
 from sslvit.errors import INTERNAL, Stop
 
 OF_PROCESSES = re.compile(r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out", re.I)
+FULL = re.compile(r"unable to (allocate|resize|open|mmap).*shared memory.*", re.I)
 GO_ON = "The same command with --resume goes on from the newest checkpoint"
 
 
@@ -37,6 +39,9 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         if str(error).startswith("DataLoader"):
             kept = distributed.processes() == 1 and save()
             raise Lost(of_workers(error, row) + (". The last step is saved" if kept else "")) from error
+        if FULL.search(str(error)):
+            kept = distributed.processes() == 1 and save()
+            raise Lost(of_shared_memory(str(error)) + (". The last step is saved" if kept else "")) from error
         if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"
@@ -67,6 +72,15 @@ def of_workers(error: RuntimeError, row: Parts) -> str:
         f"a worker that reads images{f' (pid {pid[1]})' if pid else ''} is gone: it crashed or was killed, as happens "
         f"when memory runs out.{reading} Fewer --workers need less memory and shared memory (/dev/shm). {GO_ON}. torch "
         f"says: {said.splitlines()[0]}"
+    )
+
+
+def of_shared_memory(said: str) -> str:
+    free = shared.room()
+    now = "" if free is None else f" ({shared.SHARED}, {free / 1e6:,.1f} MB free now)"
+    return (
+        f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: "
+        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {FULL.search(said)[0]}"
     )
 
 

@@ -3,6 +3,7 @@
 SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
 HELD=FIFO has every reading of an image wait as soon as that FIFO is there, as for a server that does not answer;
 HELD_RANK=1 those of one process.
+FILL_SHARED=1 has something else fill /dev/shm after the first step.
 SLOW_STEPS=5 holds up each step and SLOW_SAVES=3 each checkpoint; FAIL_SAVES=1 has a disk that takes none.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,6 +41,9 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
 
 def slow_gradients(*given) -> tuple:
     time.sleep(float(os.environ.get("SLOW_STEPS", 0)))
+    if given[3] > 0 and "FILL_SHARED" in os.environ:
+        with open("/dev/shm/full", "wb") as file, suppress(OSError):
+            file.write(bytes(os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize))
     return gradients(*given)
 
 

@@ -5,6 +5,8 @@ batch_size images from s * batch_size on, so every epoch shows each image once, 
 end, a set smaller than a batch works, and a position in the row is all that a restart needs.
 """
 
+import logging
+import os
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -20,11 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslvit import rng, stopping
-from sslvit.data import encoded
+from sslvit.data import encoded, shared
 from sslvit.data.samples import Images, Samples, Source
 from sslvit.data.waiting import fetched
 
+log = logging.getLogger(__name__)
+
 LOOK_EVERY = 1.0  # seconds
+AHEAD = 4  # batches that each worker makes before they are asked for
 
 
 class Loaded(NamedTuple):
@@ -67,6 +72,7 @@ class Parts(Dataset, ABC):
         self.part = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
         self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
+        self.piped = False  # whether workers send what they make through pipes, since shared memory is too small for it
         self.begun, self.awaited = 0, 0  # the first item that was loaded, and the next one that training waits for
 
     @property
@@ -145,6 +151,10 @@ def load(
     """
     items = range(first_step * row.accumulation, steps * row.accumulation)
     row.reading, row.begun = RawArray("q", [-1] * workers), items.start
+    small = shared.too_little(bytes_of(row, views), workers, AHEAD) if workers else ""
+    if small and os.environ.get("LOCAL_RANK", "0") == "0":
+        log.warning("warning: %s", small)
+    row.piped = bool(small)
     loader = DataLoader(
         row,
         batch_size=None,
@@ -152,8 +162,8 @@ def load(
         num_workers=workers,
         timeout=LOOK_EVERY if workers else 0,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        collate_fn=partial(viewed, views) if views else None,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=partial(sent, views, piped=row.piped) if workers else None,
         worker_init_fn=tell_what_is_read,
     )
     handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
@@ -177,7 +187,19 @@ def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Load
     row.awaited = items.start
     for item, found in zip(items, loaded, strict=True):
         row.awaited = item + 1
-        yield found
+        yield shared.out_of_pipe(found) if row.piped else found
+
+
+def bytes_of(row: Parts, views: Views | None) -> int:
+    """Of what a worker hands over at a time, as one image tells that is all zeros."""
+    pixels = torch.zeros(1, row.source.channels, *row.source.canvas, dtype=torch.uint8)
+    made = views(pixels, rng.key(row.seed, "views", torch.tensor([0]))) if views else (pixels,)
+    return row.part * sum(tensor.nbytes for tensor in made)
+
+
+def sent(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
+    loaded = viewed(views, loaded) if views else loaded
+    return shared.into_pipe(loaded) if piped else shared.into_shared_memory(loaded)
 
 
 def viewed(views: Views, loaded: Loaded) -> Loaded:
