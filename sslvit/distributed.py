@@ -10,14 +10,13 @@ import zlib
 from datetime import timedelta
 from typing import Any, Literal
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from sslvit import stopping
+from sslvit import launcher, stopping
 
 _pids: dict[int, int] = {}  # of the other processes on this machine, by rank
 _launch: set[str] = set()  # what else the launcher asked for
@@ -202,22 +201,13 @@ def check_together(seen: int) -> None:
 def stop_with_the_launcher() -> None:
     """`accelerate launch` dies of a signal and passes nothing on, torchrun of SIGKILL: the run would train on with
     nobody to wait for it. On Linux it is then sent the signal that saves."""
-    if sys.platform == "linux" and (_launcher() or "TORCHELASTIC_RUN_ID" in os.environ):
+    if sys.platform == "linux" and (launcher.command() or "TORCHELASTIC_RUN_ID" in os.environ):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
-
-
-def _launcher() -> list[str]:
-    """The words of the `accelerate launch` that started this process, if one did."""
-    try:
-        words = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):
-        return []
-    return words if any("accelerate" in os.path.basename(word) for word in words[:3]) else []
 
 
 def _asked_of_the_launcher() -> int:
     """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
-    words = _launcher()
+    words = launcher.command()
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.replace("-", "_").partition("=")
         if name == "__num_processes" and (value or following).isdigit():

@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save."""
+"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save, or
+where images are awaited, since no step is under way then."""
 
 import os
 import signal
@@ -15,11 +16,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONCE = 1.0  # seconds in which launchers and schedulers send again what they mean once
 
 
+class Interrupted(BaseException):
+    """Asked to stop while waiting. No Exception, or whoever reads images would take it for a bad file of theirs."""
+
+
 class _Asked:
     """The process has one: signals are its own."""
 
     number, first = 0, 0.0
-    stepping = saving = False
+    stepping = saving = waiting = False
     goes_on = True
 
 
@@ -40,6 +45,7 @@ def _on_signal(number: int, frame: Any) -> None:
             if not _Asked.goes_on:
                 raise Preempted("asked to stop; nothing was trained, and the same command begins again")
             raise Preempted("asked to stop; what was saved is kept, and the same command with --resume goes on from it")
+        _raise_if_waiting()
     # A launcher that dies of the signal sends another one: only the same one again is somebody's impatience.
     elif number == _Asked.number and now - _Asked.first > ONCE and not _Asked.saving:
         sys.exit(128 + number)
@@ -57,6 +63,24 @@ def stepping() -> Iterator[None]:
         yield
     finally:
         _Asked.stepping = False
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """A signal raises Interrupted in here, also one that came before."""
+    try:
+        _Asked.waiting = True
+        if _Asked.number and _Asked.stepping:
+            _raise_if_waiting()
+        yield
+    finally:
+        _Asked.waiting = False
+
+
+def _raise_if_waiting() -> None:
+    if _Asked.waiting:
+        _Asked.waiting = False  # once: what clears up after it is not to be interrupted
+        raise Interrupted
 
 
 @contextmanager

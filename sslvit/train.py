@@ -31,13 +31,14 @@ from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
 from sslvit.data.stream_row import StreamRow
-from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
+from sslvit.endings import cannot_write, kept_so_far, preempted, save
+from sslvit.errors import DataError, Diverged
 from sslvit.health import SPIKE
 from sslvit.lost import watched
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.outcome import write_outcome
 from sslvit.records import Log, check_trackers, complete, evaluations
-from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
+from sslvit.resume import Progress, facts, identity, keep, restore
 from sslvit.run_folder import check_still_held, prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -171,13 +172,20 @@ def train(
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
-    bad, overflows, failed, clock = 0, 0, 0, time.perf_counter()
+    bad, overflows, failed, kept, clock = 0, 0, 0, now.step, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
         set_rates(optimizer, progress, config)
-        values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
-        # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
+        try:
+            values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
+        except stopping.Interrupted:  # all processes, while images were awaited: the last step is whole
+            bar.close()
+            if kept < now.step and not save(objective, optimizer, row, now, config, accelerator, log):
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed + 1) from None
+            raise preempted(now, steps, config.out) from None
+        # One collective for all numbers of a step: every process sees the same means, and whether any was asked to stop
+        # or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
         values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
@@ -210,13 +218,12 @@ def train(
             accelerator.wait_for_everyone()  # who ends first has the others ended, which may still be writing theirs
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
-                f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
-                "steps is in its bad_steps, for sslvit.bad_steps.replay. Try a smaller --lr or --clip 1"
+                f"changed no weight. {kept_so_far(config.out, step + 1 - PATIENCE)}. Try a smaller --lr or --clip 1"
             )
         if overflows == OVERFLOWS:
             raise Diverged(
                 f"gradients overflowed at {OVERFLOWS} steps in a row, up to step {step}, at any scale of fp16. They "
-                f"changed no weight; the checkpoints in {config.out} are good. Try --precision bf16, or no"
+                f"changed no weight. {kept_so_far(config.out)}. Try --precision bf16, or no"
             )
         verdict = now.watch.update(values)
         if verdict and config.stop_on_collapse:
@@ -244,23 +251,13 @@ def train(
         if line:
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
-            log.sync()
-            now.places = row.places(accelerator.device)
-            with stopping.saving():
-                saved = keep(objective, optimizer, now, row.source, config, accelerator)
-                # Which also keeps everybody here until the one that writes has written.
-                saved = distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
-            failed = 0 if saved else failed + 1
+            saved = save(objective, optimizer, row, now, config, accelerator, log)
+            failed, kept = (0, now.step) if saved else (failed + 1, kept)
             if failed == PATIENCE or (failed and (last or stop)):
-                raise CannotWrite(
-                    f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
-                    f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
-                )
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed)
         if stop and not last:
             bar.close()
-            raise Preempted(
-                f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
-            )
+            raise preempted(now, steps, config.out)
     bar.close()
     for module in objective.modules():
         if config.compile and isinstance(module, Block):
@@ -280,7 +277,7 @@ def gradients(
     sums: dict[str, Tensor] = {}
     entered, shard = [], sharding.is_split(model)
     for part in range(config.accumulation):
-        samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
+        samples, view_key, slot_key, made = to_device(awaited(parts, accelerator.device), accelerator.device)
         if samples.bad:
             unusable.add(samples.bad)
         batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
@@ -299,6 +296,23 @@ def gradients(
         norms = torch._foreach_norm([p.grad for p in parameters])
         torch._foreach_mul_([p.grad for p in parameters], [(config.clip_each / (n + 1e-6)).clamp(max=1) for n in norms])
     return sums | {"gradient_norm": norm}, entered
+
+
+def awaited(parts: Iterator[Loaded], device: torch.device) -> Loaded:
+    """The next micro-batch; or Interrupted, in all processes if in one: they meet here before each part, since one that
+    is in a step already would wait in it for the others."""
+    loaded = None
+    try:
+        with stopping.waiting():
+            loaded = next(parts)
+    except stopping.Interrupted:
+        if distributed.processes() == 1:
+            raise
+    if distributed.processes() > 1:
+        missing = distributed.all_mean(torch.tensor(float(loaded is None), device=device))
+        if missing.item() > 0:
+            raise stopping.Interrupted
+    return loaded
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:

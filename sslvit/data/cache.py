@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return -(-len(self.source) // CHUNK)
 
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, list[tuple[int, str, str]]] | int:
+    def __getitem__(self, item: int) -> tuple[np.ndarray, list[tuple[int, str, str]]] | int:
         ids = range(item * CHUNK, min((item + 1) * CHUNK, len(self.source)))
         pixels = torch.zeros(len(ids), self.source.channels, *self.source.canvas, dtype=torch.uint8)
         bad = []
@@ -123,7 +124,12 @@ class _Chunks(Dataset):
             if image.shape[1:] != self.source.canvas:
                 return id
             pixels[slot] = image
-        return pixels, bad
+        return pixels.numpy(), bad  # through a pipe: these are more than shared memory may have room for
+
+
+def as_it_is(chunk: Any) -> Any:
+    """torch's own collating would make tensors of arrays."""
+    return chunk
 
 
 def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str], None]) -> None:
@@ -162,7 +168,8 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     digest, bad = hashlib.blake2b(), []
     with open(file, "wb") as stream:
         patience = PATIENCE if workers else 0
-        chunks = DataLoader(_Chunks(source), batch_size=None, num_workers=workers, timeout=patience)
+        loading = {"batch_size": None, "num_workers": workers, "timeout": patience, "collate_fn": as_it_is}
+        chunks = DataLoader(_Chunks(source), **loading)
         for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 stream.truncate(0)

@@ -76,9 +76,12 @@ class StreamRow(Parts):
             )
         self.place = Place(*places[self.rank]) if places else Place(0, 0)
         self._batches, self._last = self._read(self.place), None
+        self._after: dict[int | None, Place] = {None: self.place}  # after each of the last items
 
-    def places(self, device: torch.device) -> list[list[int]]:
-        return distributed.all_gather(torch.tensor([self.place], device=device)).tolist()
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
+        """Of the next step, parts may have been taken already."""
+        place = self._after.get(step * self.accumulation - 1, self._after.get(None))
+        return distributed.all_gather(torch.tensor([place], device=device)).tolist()
 
     def first(self, count: int) -> Samples:
         batch = next(self._batches)
@@ -88,7 +91,8 @@ class StreamRow(Parts):
     def __getitem__(self, item: int) -> Loaded:
         assert self._last in (None, item - 1), f"item {item} of a stream after {self._last}"
         samples, epochs, self.place = next(self._batches)
-        self._last = item
+        self._last, self._after[item] = item, self.place
+        self._after.pop(item - self.accumulation - 1, None)
         return self.loaded(item, samples, epochs)
 
     def _read(self, place: Place) -> Iterator[tuple[Samples, Tensor, Place]]:
