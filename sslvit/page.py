@@ -1,12 +1,14 @@
 """One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
 
 import base64
+import re
 from html import escape
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
+MARKUP = re.compile(r"[\\`*|<~#]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|&(?=#?\w+;)|^>|^[+-](?= )")
 STYLE = """
 :root { color-scheme: light dark;
   --text: #1b1f24; --paper: #ffffff; --faint: #6a737d; --line: #d0d7de; --back: #f6f8fa; }
@@ -43,6 +45,12 @@ def page(title: str, parts: list[str]) -> str:
         + "\n".join(filter(None, parts))
         + "\n</body></html>\n"
     )
+
+
+def markdown(text: str) -> str:
+    """Text that a Markdown file shows as it is, also inside a table. Names may hold anything; only what would become
+    markup is escaped, e.g. a bracket where it would begin a link's address."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def heading(text: str) -> str:

@@ -9,12 +9,14 @@ import torch
 
 from sslvit import page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
+from sslvit.claims import MARK, SUPERVISED, ahead_of, in_words, notes, one_class, sentences, warnings
+from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.records import duration
 from sslvit.report import Run, curves, files, markdown_table, pictures
-from sslvit.results import SUPERVISED, ahead_of, in_words, notes, sentences
+from sslvit.results import TUNED
 from sslvit.statistics import over_seeds
 
-TUNED, FROZEN = "fine-tuned", "frozen features"
+FROZEN, NONE = "frozen features", "—"
 
 
 def cell(values: list[float]) -> str:
@@ -43,28 +45,54 @@ def groups(results: dict[str, Any]) -> dict[str, list[str]]:
     return {f"{place}, {kinds[tuned]}" if place else kinds[tuned]: found[place, tuned] for place, tuned in ordered}
 
 
+def rows_of(results: dict[str, Any], columns: list[str]) -> list[str]:
+    """Whose numbers these columns hold: first what no model gives, where it was measured."""
+    return [name for name in (COMMONEST, PIXELS, *results["methods"]) if name in results["values"][columns[0]]]
+
+
+def best_of(values: list[list[list[float]]]) -> set[tuple[int, int]]:
+    """The cells, by row and column of a table, of the highest accuracy as it is shown: all, where several are equal."""
+    best = set()
+    for j, column in enumerate(zip(*values, strict=True)):
+        shown = [round(100 * sum(each) / len(each), 1) for each in column]
+        best |= {(i, j + 1) for i, value in enumerate(shown) if value == max(shown)}
+    return best
+
+
+def named(title: str, columns: list[str]) -> list[str]:
+    """The columns of a table, whose title says the rest."""
+    first = "accuracy, %" if title == FROZEN else f"{title}, %"
+    return [first, *(name.rpartition(": ")[2].removeprefix(TUNED).lstrip() for name in columns)]
+
+
 def accuracy_table(
     results: dict[str, Any], title: str, columns: list[str], *, timed: bool = True
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
     """timed: with seconds beside the numbers, which are never the same again, or with operations."""
-    rows = [
-        [
-            name,
-            *(cell(results["values"][column][name]) for column in columns),
-            cost_in_short(results["costs"][name], timed=timed),
-        ]
-        for name in results["methods"]
-    ]
-    best = set()
-    for j, column in enumerate(columns):
-        means = [sum(v) / len(v) for v in (results["values"][column][n] for n in results["methods"])]
-        best.add((means.index(max(means)), j + 1))
-    named = [name.rpartition(": ")[2].removeprefix(TUNED).lstrip() for name in columns]  # the title says the rest
-    return (
-        ["accuracy, %" if title == FROZEN else f"{title}, %", *named, f"images, {'time' if timed else 'operations'}"],
-        rows,
-        best,
-    )
+    names = rows_of(results, columns)
+    values = [[results["values"][column][name] for column in columns] for name in names]
+    rows = []
+    for name, each in zip(names, values, strict=True):
+        marks = [f" {MARK}" if name in one_class(results, column) else "" for column in columns]
+        cells = [cell(one) + mark for one, mark in zip(each, marks, strict=True)]
+        rows.append([name, *cells, cost_in_short(results["costs"].get(name, []), timed=timed)])
+    head = [*named(title, columns), f"images, {'time' if timed else 'operations'}"]
+    return head, rows, best_of(values)
+
+
+def balanced_table(
+    results: dict[str, Any], title: str, columns: list[str]
+) -> tuple[list[str], list[list[str]], set[tuple[int, int]]] | None:
+    """Balanced accuracies, of columns whose predictions are kept, where the test classes are unbalanced."""
+    kept = results.get("balanced", {})
+    columns = [column for column in columns if column in kept]
+    if not columns:
+        return None
+    names = [name for name in (COMMONEST, PIXELS, *results["methods"]) if name in kept[columns[0]]]
+    values = [[kept[column][name] for column in columns] for name in names]
+    rows = [[name, *map(cell, each)] for name, each in zip(names, values, strict=True)]
+    _, *rest = named(title, columns)
+    return [f"{title}, balanced accuracy, %", *rest], rows, best_of(values)
 
 
 def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -101,9 +129,9 @@ def by_share(results: dict[str, Any]) -> list[str]:
         if len(shares) < 2:
             continue
         lines = []
-        for name in results["methods"]:
+        for name in rows_of(results, columns):
             values = [results["values"][column][name] for column in columns]
-            spread = [100 * stdev(v) for v in values] if several else None
+            spread = [100 * stdev(v) for v in values] if several and name in results["methods"] else None
             lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
         place, _, how = kind.rpartition(": ")
         caption = "All weights trained" if how == TUNED else "Logistic regression on frozen features"
@@ -120,11 +148,12 @@ def header(first: str, columns: list[str]) -> list[str]:
 
 
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
-    by_column = [ahead_of(results, base, column) for column in columns]
-    rows = [
-        [name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" for x in (each[name] for each in by_column))]
-        for name in by_column[0]  # a method is in every column or in none
-    ]
+    """Without a number where either classifier answers one class."""
+    by_column, rows = [ahead_of(results, base, column) for column in columns], []
+    for name in results["methods"]:
+        found = [each.get(name) for each in by_column]
+        if any(found):
+            rows.append([name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" if x else NONE for x in found)])
     return header(f"points ahead of {base}", columns), rows
 
 
@@ -150,7 +179,8 @@ def interval_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[
 
 
 def every_difference(results: dict[str, Any], column: str) -> str:
-    return page.folded(in_words(column).capitalize(), page.bullets(sentences(results, column)))
+    told = [*warnings(results, [column]), *sentences(results, column)]
+    return page.folded(in_words(column).capitalize(), page.bullets(told))
 
 
 def one_run(name: str, run: Run) -> str:
@@ -162,7 +192,8 @@ def ahead_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str
     told = {one["column"] for one in results["differences"]}
     bases = ["scratch", *(name for name in results["methods"] if name.startswith(SUPERVISED))]
     by_group = [[name for name in columns if name in told] for columns in groups(results).values()]
-    return [ahead_table(results, base, columns) for base in bases for columns in by_group if columns]
+    tables = [ahead_table(results, base, columns) for base in bases for columns in by_group if columns]
+    return [(head, rows) for head, rows in tables if rows]
 
 
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
@@ -171,11 +202,14 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
     linear = [name for name in shown[FROZEN] if name in told]
     lead = [*shown.get(TUNED, [])[:1], *linear[-1:]]
     parts = [
+        page.bullets(warnings(results)),
         page.bullets([text for name in lead[:1] for text in sentences(results, name, to_scratch=True)]),
         page.columns(*(page.chart(ahead_chart(results, name), in_words(name).capitalize()) for name in lead)),
     ]
     for title, columns in shown.items():
         parts += [page.heading(title.capitalize()), page.table(*accuracy_table(results, title, columns))]
+        if balanced := balanced_table(results, title, columns):
+            parts.append(page.table(*balanced))
     parts += [
         page.columns(*by_share(results)),
         page.bullets(notes(results)),
@@ -188,21 +222,34 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.heading("How each was trained") if runs else "",
         *(one_run(name, Run(folder)) for name, folder in runs.items()),
         page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
-        page.folded("Commands", page.code("\n".join(commands))),
+        page.folded("Commands", page.code("\n".join(commands)) if commands else ""),
     ]
-    return page.page(f"What pretraining bought: {results['data']}", parts)
+    return page.page(heading_of(results), parts)
+
+
+def heading_of(results: dict[str, Any]) -> str:
+    return f"What pretraining bought: {results['data']}"
 
 
 def as_markdown(results: dict[str, Any]) -> str:
     """Without times, so that it is the same for a comparison that was stopped and went on."""
-    tables = [accuracy_table(results, *group, timed=False)[:2] for group in groups(results).items()]
-    parts = [f"# What pretraining bought: {results['data']}", ""]
-    for head, rows in tables:
-        parts += [*markdown_table(head, rows), ""]
-    parts += [*(f"- {text}" for text in notes(results)), ""]
-    for head, rows in [*ahead_tables(results), *interval_tables(results)]:
-        parts += [*markdown_table(head, rows), ""]
+
+    def bullets(texts: list[str]) -> list[str]:
+        return [*(f"- {page.markdown(text)}" for text in texts), ""] if texts else []
+
+    def table(head: list[str], rows: list[list[str]], *_: Any) -> list[str]:
+        first, *rest = ([page.markdown(cell) for cell in row] for row in (head, *rows))
+        return [*markdown_table(first, rest), ""]
+
+    parts = [f"# {page.markdown(heading_of(results))}", "", *bullets(warnings(results))]
+    for title, columns in groups(results).items():
+        parts += table(*accuracy_table(results, title, columns, timed=False))
+        if balanced := balanced_table(results, title, columns):
+            parts += table(*balanced)
+    parts += bullets(notes(results))
+    for one in [*ahead_tables(results), *interval_tables(results)]:
+        parts += table(*one)
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
-        told = [f"- {text}" for text in sentences(results, name)]
-        parts += [f"## {in_words(name).capitalize()}", "", *told, ""]
+        told = [*warnings(results, [name]), *sentences(results, name)]
+        parts += [f"## {page.markdown(in_words(name).capitalize())}", "", *bullets(told)]
     return "\n".join(parts)

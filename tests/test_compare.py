@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from sslvit.compare import ComparisonConfig, Method, check, names_of, passes, plan, sets
+from sslvit.compare import ComparisonConfig, Method, called, check, check_methods, passes, plan, sets
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
 from sslvit.model_folder import save_backbone
@@ -183,9 +183,9 @@ def test_a_method_carries_flags_of_its_recipe():
 def test_two_methods_that_would_be_called_alike_are_called_by_their_flags():
     given = ("mpp:target=mean", "mpp:optimizer=mean", "mae")
     named = {"mpp-target-mean": given[0], "mpp-optimizer-mean": given[1], "mae": "MAE"}
-    assert names_of(given, RECIPES) == named
+    assert called(given) == named
     with pytest.raises(ValueError, match="--methods nobody:x=1: there is no recipe"):
-        names_of(("nobody:x=1",), RECIPES)
+        check_methods(("nobody:x=1",), RECIPES)
 
 
 def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
