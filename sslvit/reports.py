@@ -16,6 +16,7 @@ from sslvit.results import SCRATCH, collect
 from sslvit.results_page import as_markdown, as_page
 
 SETTINGS, KEPT = "compare.json", "results.json"
+SHOWN = ("config.json", "environment.json", "cost.json", "metrics.jsonl", "model")  # of a run, where they are kept
 
 
 def gather(config: ComparisonConfig, settings: dict[str, Any], commands: list[str]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def gather(config: ComparisonConfig, settings: dict[str, Any], commands: list[st
 def write(results: dict[str, Any], out: Path) -> None:
     """results.json, report.html and report.md, each whole or not at all."""
     runs = {name: out / "runs" / f"{folder}-0" for folder, name in called(results["settings"]["methods"]).items()}
-    runs = {name: run for name, run in runs.items() if (run / "cost.json").exists()}  # numbers may be all that is kept
+    runs = {name: run for name, run in runs.items() if all((run / file).exists() for file in SHOWN)}
     texts = {KEPT: json.dumps(results, indent=1) + "\n"}
     texts |= {"report.html": as_page(results, runs, results.get("commands", [])), "report.md": as_markdown(results)}
     for name, text in texts.items():
