@@ -16,7 +16,9 @@ from sslvit import durable
 from sslvit.config import DataConfig
 from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
+from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
+from sslvit.evaluate.knn import knn_votes
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
@@ -45,18 +47,21 @@ def main() -> None:
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
     found = baselines(train, test, ids, monitor.view, accelerator)
     told = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
-    row, _, predictions = probed(found.train, found.test, READOUT, config, told)
-    for name, value in {COMMONEST: found.commonest, **row}.items():
+    pixels = probed(found.train, found.test, READOUT, config, told)
+    x, y = (one.by_readout[READOUT] for one in (found.train, found.test))
+    votes = knn_votes(x, found.train.labels, y, k=config.k, temperature=config.temperature)
+    for name, value in {COMMONEST: found.commonest, **pixels.numbers}.items():
         accelerator.print(f"{name:<20}{100 * value:>8.1f}")
     accelerator.print(
         f"accuracy, %; all but the first of raw pixels, {found.side} x {found.side}. {len(found.train.ids):,} training "
         f"and {len(found.test.ids):,} test images of {train.name}."
     )
     if accelerator.is_main_process:
-        for fraction, one in predictions.items():
+        for fraction, one in pixels.predictions.items():
             save_predictions(config.out / f"pixels-{fraction:g}.parquet", one)
-        both = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
-        numbers = both | {PIXELS: row}
+        numbers = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
+        balanced = {f"{config.k}-nn": balanced_accuracy(votes.argmax(-1), found.test.labels)}
+        numbers |= {PIXELS: pixels.numbers | {"balanced accuracy": balanced}}
         durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
 
 

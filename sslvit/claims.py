@@ -127,7 +127,7 @@ def baselines_in_words(results: dict[str, Any]) -> list[str]:
     read = ", ".join(f"{side} x {side}" + ("" if place == OWN else f" ({place})") for place, side in sides.items())
     if sides:
         texts.append(
-            f"{COMMONEST.capitalize()}: every test image is said to be of the class that most training labels are of. "
+            f"{COMMONEST.capitalize()}: always the class that is most frequent among the training labels. "
             f"{PIXELS.capitalize()}: the images themselves, {read} pixels, in the place of frozen features; they are "
             "not fine-tuned."
         )

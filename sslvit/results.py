@@ -19,7 +19,8 @@ SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random sta
 OWN = "own"  # the labels of the images that pretraining saw
 TUNED = "fine-tuned"  # what names of such columns begin with
 LINEAR = re.compile(r"linear \S+ %")
-COLUMN = re.compile(rf"\d+-nn|\d+-shot|{LINEAR.pattern}")
+NEAREST = re.compile(r"\d+-nn")
+COLUMN = re.compile(rf"{NEAREST.pattern}|\d+-shot|{LINEAR.pattern}")
 BASELINES = "baselines"  # a folder
 
 
@@ -40,6 +41,9 @@ def collect(
     "method-seed". Accuracies are lists, one for each seed; differences are of which test images were right."""
     values: dict[str, dict[str, list[float]]] = {}
     judged: dict[str, dict[str, list[Judged]]] = {}
+    nearest: dict[
+        str, dict[str, list[float]]
+    ] = {}  # balanced accuracies of nearest neighbours, where a probe tells them
     readouts: dict[str, str] = {}
     for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
         for seed, place in ((seed, place) for seed in seeds for place in places):
@@ -51,6 +55,7 @@ def collect(
             for column, value in numbers.items():
                 if COLUMN.fullmatch(column):
                     values.setdefault(where + column, {}).setdefault(name, []).append(value)
+            add_nearest(nearest, where, name, numbers)
             for column in (column for column in numbers if LINEAR.fullmatch(column)):
                 share = float(column.split()[1]) / 100
                 one = judge(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
@@ -75,8 +80,14 @@ def collect(
                 costs[name].append(json.loads(file.read_text()))
     told = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
     told |= {"differences": differences(judged)}
-    told |= {"pixels": {place: add_baselines(out, place, values, judged) for place in places}}
-    return told | whole(judged)
+    told |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
+    return told | whole(judged, nearest)
+
+
+def add_nearest(nearest: dict[str, dict[str, list[float]]], where: str, name: str, numbers: dict[str, Any]) -> None:
+    for column, value in numbers.get("balanced accuracy", {}).items():
+        if NEAREST.fullmatch(column):
+            nearest.setdefault(where + column, {}).setdefault(name, []).append(value)
 
 
 def judge(predictions: Path) -> Judged:
@@ -101,10 +112,17 @@ def differences(judged: dict[str, dict[str, list[Judged]]]) -> list[dict[str, An
     return found
 
 
-def whole(judged: dict[str, dict[str, list[Judged]]]) -> dict[str, Any]:
+def whole(judged: dict[str, dict[str, list[Judged]]], nearest: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
     """Of each column the balanced accuracies, where its test classes are unbalanced, and the seeds whose classifiers
     answer one class."""
     balanced, one_class = {}, {}
+    for column, by_method in nearest.items():
+        place = column.rpartition(": ")[0]
+        linear = [each for name, each in judged.items() if name.rpartition(": ")[0] == place and TUNED not in name]
+        (first, *_), *_ = linear[0].values() if linear else [[None]]  # of the same test images
+        told = first and all(len(by_method.get(name, ())) == len(each) for name, each in linear[0].items())
+        if told and first.unbalanced:
+            balanced[column] = by_method | {COMMONEST: [1 / first.classes]}
     for column, by_method in judged.items():
         (first, *_), *_ = by_method.values()
         if first.unbalanced:
@@ -116,7 +134,11 @@ def whole(judged: dict[str, dict[str, list[Judged]]]) -> dict[str, Any]:
 
 
 def add_baselines(
-    out: Path, place: str, values: dict[str, dict[str, list[float]]], judged: dict[str, dict[str, list[Judged]]]
+    out: Path,
+    place: str,
+    values: dict[str, dict[str, list[float]]],
+    judged: dict[str, dict[str, list[Judged]]],
+    nearest: dict[str, dict[str, list[float]]],
 ) -> int | None:
     """The rows of what no model gives, and the side that raw pixels were read at; nothing of an earlier comparison,
     which has none."""
@@ -129,8 +151,9 @@ def add_baselines(
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
             values[column][COMMONEST] = [found[f"{COMMONEST} of all" if tuned else COMMONEST]]
-        for column, value in found[PIXELS].items():
-            values[where + column][PIXELS] = [value]
+        add_nearest(nearest, where, PIXELS, found[PIXELS])
+        for column in (column for column in found[PIXELS] if COLUMN.fullmatch(column)):
+            values[where + column][PIXELS] = [found[PIXELS][column]]
             if LINEAR.fullmatch(column):
                 one = judge(file.with_name(f"pixels-{float(column.split()[1]) / 100:g}.parquet"))
                 judged[where + column][PIXELS] = [one]

@@ -88,7 +88,7 @@ def balanced_table(
     columns = [column for column in columns if column in kept]
     if not columns:
         return None
-    names = [name for name in (COMMONEST, PIXELS, *results["methods"]) if name in kept[columns[0]]]
+    names = [name for name in rows_of(results, columns) if name in kept[columns[-1]]]
     values = [[kept[column][name] for column in columns] for name in names]
     rows = [[name, *map(cell, each)] for name, each in zip(names, values, strict=True)]
     _, *rest = named(title, columns)

@@ -204,7 +204,7 @@ def notes(results: dict) -> list[str]:
         return [f"- An earlier version made these results: they have no rows of the {COMMONEST} and of {PIXELS}."]
     shown = " or ".join(f"{side} x {side}" for side in sorted(sides))
     return [
-        f"- {COMMONEST.capitalize()}: every test image is said to be of the class that most training labels are of.",
+        f"- {COMMONEST.capitalize()}: always the class that is most frequent among the training labels.",
         f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, in the place of frozen features.",
     ]
 

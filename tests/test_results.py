@@ -54,7 +54,8 @@ def comparison(
         linear = {f"linear {100 * fraction:g} %": pixels for fraction in fractions}
         file = out / "baselines" / place / "numbers.json"
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(numbers | {"raw pixels": {"20-nn": pixels} | linear}))
+        nearest = {"20-nn": pixels, "balanced accuracy": {"20-nn": pixels / 2, "linear 1 %": 0.0}}
+        file.write_text(json.dumps(numbers | {"raw pixels": nearest | linear}))
         for fraction in fractions:
             found = predictions(torch.rand(IMAGES, generator=draw) < pixels, zero=False)
             save_predictions(file.with_name(f"pixels-{fraction:g}.parquet"), found)
@@ -73,7 +74,8 @@ def comparison(
                 file.parent.mkdir(parents=True)
                 linear = {f"linear {100 * fraction:g} %": top1 for fraction in fractions}
                 others = {"pretrained/mean": {"20-nn": 0.0}, "pretrained/cls": {"20-nn": 0.0}}
-                numbers = others | {f"pretrained/{readout}": {"20-nn": accuracy} | linear}
+                nearest = {"20-nn": accuracy, "balanced accuracy": {"20-nn": accuracy / 2, "linear 1 %": 0.0}}
+                numbers = others | {f"pretrained/{readout}": nearest | linear}
                 file.write_text(json.dumps(numbers))
                 for fraction in fractions:
                     save_predictions(file.with_name(f"pretrained-{readout}-{fraction:g}.parquet"), found)

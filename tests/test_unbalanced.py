@@ -13,6 +13,7 @@ from test_results import comparison
 from sslvit import page
 from sslvit.claims import ahead_of, notes, sentences, warnings
 from sslvit.evaluate.predictions import load_predictions
+from sslvit.results import collect
 from sslvit.results_page import accuracy_table, as_markdown, as_page, balanced_table, best_of, groups
 
 LABELS = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([900, 50, 50]))
@@ -77,11 +78,25 @@ def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_unequal_and_
         one = load_predictions(file)
         expected = balanced_accuracy_score(one.labels.numpy(), one.probabilities.argmax(-1).numpy())
         assert {row[0]: row[-1] for row in rows}[name] == f"{100 * expected:.1f}"
-    assert rows[0] == ["commonest class", "33.3", "33.3"]
+    assert rows[0] == ["commonest class", "33.3", "33.3", "33.3"]
+    assert [row[1] for row in rows[1:]] == ["30.0", "35.0", "0.0", "40.0"]  # as the probes tell them
     text = as_markdown(results)
-    assert "| frozen features, balanced accuracy, % | linear 1 % | linear 100 % |" in text
+    assert "| frozen features, balanced accuracy, % | 20-nn | linear 1 % | linear 100 % |" in text
     assert "| fine-tuned, balanced accuracy, % | 1 % | 100 % |" in text
     assert "more than 1.5 times the images of the smallest" in text
+
+
+def test_balanced_accuracy_of_neighbours_is_left_out_where_a_probe_does_not_tell_it(tmp_path):
+    file = tmp_path / "probes" / "mae-0" / "own" / "numbers.json"
+    given = {"scratch": [0.7], "mae": [0.8]}
+    comparison(tmp_path, given, places=("own",), labels=LABELS, pixels=0.6)
+    numbers = json.loads(file.read_text())
+    del numbers["pretrained/mean"]["balanced accuracy"]
+    file.write_text(json.dumps(numbers))
+    models = {f"{name}-0": tmp_path / "models" / f"{name}-0" for name in ("scratch", "scratch-cls", "mae")}
+    results = collect(tmp_path, {"mae": "MAE"}, [0], ["own"], models)
+    assert "20-nn" in results["values"]
+    assert list(results["balanced"]) == ["linear 1 %", "linear 100 %", "fine-tuned 1 %", "fine-tuned 100 %"]
 
 
 def test_of_equal_classes_there_is_no_balanced_accuracy(tmp_path):
