@@ -22,6 +22,7 @@ from sslvit.evaluate.knn import knn_votes
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
+from sslvit.parts import check_numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Config(Protocols, DataConfig):
 
 def main() -> None:
     config = tyro.cli(Config)
+    check_numbers(config, above="k draws", from_zero="limit_train limit_test threads")
     accelerator = start(threads=config.threads)
     train = config.open()
     monitor = monitor_of(config, train, accelerator)

@@ -141,7 +141,7 @@ def baselines_in_words(results: dict[str, Any]) -> list[str]:
     elif any(results["one_class"].values()):
         texts.append(
             f"{MARK}: with one seed or more, nearly all test images (more than {100 * NEARLY_ALL:g} %) are given the "
-            "same class; that accuracy says how common the class is."
+            "same class; such an accuracy says little more than how common that class is."
         )
     if results.get("balanced"):
         texts.append(
@@ -156,8 +156,9 @@ def width_in_words(results: dict[str, Any]) -> str:
     seeds = len(results["seeds"])
     found = [over_seeds(by_method[name]) for by_method in results["values"].values() for name in results["methods"]]
     widest = max(100 * (one.high - one.low) for one in found)
+    alike = " One without width only says that all seeds gave the same accuracy." * any(x.low == x.high for x in found)
     return (
         f"Intervals of means over seeds alone are Student's: with {seeds} seeds {t_quantile(LEVEL, seeds - 1):.1f} "
         f"standard errors to either side, and the widest here spans {widest:.0f} points. All intervals end where an "
-        "accuracy (0 to 100) or a difference (-100 to 100) must."
+        f"accuracy (0 to 100) or a difference (-100 to 100) must.{alike}"
     )

@@ -128,8 +128,10 @@ def by_share(results: dict[str, Any]) -> list[str]:
         shares = [float(column.split()[-2]) for column in columns]
         if len(shares) < 2:
             continue
-        lines = []
-        for name in rows_of(results, columns):
+        lines, rows = [], rows_of(results, columns)
+        for name in sorted(
+            rows, key=lambda name: name not in results["methods"]
+        ):  # a method's colour is always the same
             values = [results["values"][column][name] for column in columns]
             spread = [100 * stdev(v) for v in values] if several and name in results["methods"] else None
             lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))
@@ -214,7 +216,7 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.columns(*by_share(results)),
         page.bullets(notes(results)),
         page.heading("What pretraining was worth"),
-        *(page.table(*one) for one in ahead_tables(results)),
+        *([page.table(*one) for one in ahead_tables(results)] or [page.paragraph("No difference is reported.")]),
         page.heading("Cost"),
         page.table(*cost_table(results)),
         page.folded("What every difference supports", *(every_difference(results, name) for name in told)),

@@ -65,6 +65,8 @@ def test_a_comparison_in_which_all_classifiers_answer_one_class_claims_nothing(t
         assert "is ahead of" not in one
         assert "significant" not in one
         assert "points ahead" not in one
+    assert "<p>No difference is reported.</p>" in html
+    for one in (text, html):
         assert "scratch (mean), scratch (cls), MAE. No difference to them is reported." in one
 
 
@@ -207,4 +209,5 @@ def test_how_little_two_seeds_say_of_a_mean_is_written_down(tmp_path):
     # Student's t of one degree of freedom is tan(0.475 pi) = 12.7; 0.40 and 0.60 give more than all there is.
     assert "with 2 seeds 12.7 standard errors to either side, and the widest here spans 100 points." in text
     assert "[0.0, 100.0]" in text
+    assert "One without width only says that all seeds gave the same accuracy." in text  # as scratch (cls), 0 and 0
     assert re.search(r"\[-\d+\.\d, 1\d\d\.\d", text) is None
