@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-MARKUP = re.compile(r"[\\`*|<~#]|(?<!\w)_|_(?!\w)|(?<=\])[(\[:]|&(?=#?\w+;)|^>|^[+-](?= )")
+MARKUP = re.compile(
+    r"[\\`|<~#$]|(?<=\S)\*|\*(?=\S)|(?<!\w)_(?=\S)|(?<=\S)_(?!\w)|(?<=\])[(\[:]|&(?=#?\w+;)|^>|^[+*-](?= )"
+)
 STYLE = """
 :root { color-scheme: light dark;
   --text: #1b1f24; --paper: #ffffff; --faint: #6a737d; --line: #d0d7de; --back: #f6f8fa; }
@@ -47,12 +49,6 @@ def page(title: str, parts: list[str]) -> str:
     )
 
 
-def markdown(text: str) -> str:
-    """Text that a Markdown file shows as it is, also inside a table. Names may hold anything; only what would become
-    markup is escaped, e.g. a bracket where it would begin a link's address."""
-    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
-
-
 def heading(text: str) -> str:
     return f"<h2>{escape(text)}</h2>"
 
@@ -74,6 +70,12 @@ def table(header: list[str], rows: list[list[str]], best: set[tuple[int, int]] =
         body.append("".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)))
     rest = "".join(f"<tr>{cells}</tr>" for cells in body)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rest}</tbody></table></div>'
+
+
+def markdown(text: str) -> str:
+    """Text that a Markdown file shows as it is, also inside a table. Names may hold anything; only what would become
+    markup is escaped, e.g. a bracket where it would begin a link's address."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> str:

@@ -16,7 +16,7 @@ from sslvit.model_folder import described
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
 from sslvit.resnet import BiT
-from sslvit.results_page import NONE, cell
+from sslvit.results_tables import NONE, cell
 from sslvit.vit import ViT
 
 SHOTS, SHOWN = 10, "10-shot"

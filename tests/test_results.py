@@ -15,7 +15,8 @@ from sslvit.errors import DataError
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.model_folder import save_backbone
 from sslvit.results import collect
-from sslvit.results_page import as_markdown, as_page, cost_table, groups, interval_table
+from sslvit.results_page import as_markdown, as_page
+from sslvit.results_tables import cost_table, groups, interval_table
 from sslvit.vit import ViT
 
 IMAGES = 1000

@@ -1,6 +1,7 @@
 """A comparison claims nothing where nothing was learned: one answer for all images, unequal classes, equal bests."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from sslvit import page
 from sslvit.claims import ahead_of, notes, sentences, warnings
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.results import collect
-from sslvit.results_page import accuracy_table, as_markdown, as_page, balanced_table, best_of, groups
+from sslvit.results_page import as_markdown, as_page
+from sslvit.results_tables import accuracy_table, balanced_table, best_of, groups
 
 LABELS = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([900, 50, 50]))
 HOSTILE = "a|b *c* _d_ `e` <script>f</script> [g](javascript:h) ![i][j] ~k~ # &lt; \\l"
@@ -175,6 +177,18 @@ def test_names_of_any_kind_stay_text_in_markdown_and_on_the_page(tmp_path):
     html = as_page(results, {}, [])
     assert "<script>f" not in html
     assert "&lt;script&gt;f" in html
+
+
+def test_random_names_of_markup_characters_stay_text_in_tables_headings_and_lists():
+    """As markdown-it reads them."""
+    draw, reader = random.Random(0), MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for _ in range(500):
+        name = " ".join("".join(draw.choices("*_[]()<>|`~#&;:!\\ a1-+.", k=10)).split()) or "x"
+        for wrap in ("| x | {} |\n|---|---|\n| {} | y |", "# A {}", "- A {} b"):
+            tokens = reader.parse(wrap.replace("{}", page.markdown(name)))
+            inline = [token for token in tokens if token.type == "inline"]
+            assert {child.type for token in inline for child in token.children} <= {"text", "text_special"}, name
+            assert any(name in "".join(child.content for child in token.children) for token in inline), name
 
 
 @pytest.mark.parametrize(
