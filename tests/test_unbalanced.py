@@ -112,7 +112,7 @@ def test_of_equal_classes_there_is_no_balanced_accuracy(tmp_path):
 def test_each_table_holds_what_no_model_gives(found):
     text = as_markdown(found)
     (tuned, _, frozen, _), (pixels, _) = cells(text, "commonest class"), cells(text, "raw pixels")
-    assert tuned == ["90.0", "90.0", "none"]
+    assert tuned == ["85.0", "85.0", "none"]  # of all test images, as fine-tuned models are read on
     assert frozen == ["90.0"] * 3 + ["none"]
     assert pixels == ["70.0"] * 3 + ["none"]
     assert "Raw pixels: the images themselves, 8 x 8 pixels" in text
