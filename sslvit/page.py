@@ -1,7 +1,6 @@
 """One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
 
 import base64
-import re
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -67,12 +66,6 @@ def table(header: list[str], rows: list[list[str]], best: set[tuple[int, int]] =
         body.append("".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)))
     rest = "".join(f"<tr>{cells}</tr>" for cells in body)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rest}</tbody></table></div>'
-
-
-def markdown(text: str) -> str:
-    """Text as it is, in one line of Markdown: names of sets, classes and folders may have anything in them. A star or
-    an underscore between spaces marks nothing up."""
-    return re.sub(r"[\\`\[\]<>|~$&#]|(?<=\S)[*_]|[*_](?=\S)", r"\\\g<0>", " ".join(text.split()))
 
 
 def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> str:

@@ -13,7 +13,9 @@ TOKEN = re.compile(r"(?<!\w)hf_\w{8,}")  # the Hub's
 LOCAL = "folder|list|idx|npz|disk|parquet|webdataset"  # kinds of --data, of which sources make their names
 SOURCE = re.compile(rf"((?:{LOCAL}):)(.*?)((?: \([^()]*\))*)", re.DOTALL)
 PATH = re.compile(r"""(?<![\w./*~-])(?:~|[A-Za-z]:)?[/\\][^\s/\\"'`<>|,;]+(?:[/\\][^\s"'`<>|,;)]*)?""")
-MARKUP = re.compile(r"([\\`*_\[\]<>#|~&$])")
+MARKUP = re.compile(  # only what would become markup, e.g. a bracket where it would begin a link's address
+    r"[\\`|<~#$]|(?<=\S)\*|\*(?=\S)|(?<!\w)_(?=\S)|(?<=\S)_(?!\w)|(?<=\])[(\[:]|&(?=#?\w+;)|^>|^[+*-](?= )"
+)
 
 
 def without_secrets(text: str) -> str:
@@ -38,5 +40,5 @@ def last_name(path: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """In one line, that Markdown and the HTML in it show as it is: names of classes and data sets are anybody's."""
-    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+    """In one line that Markdown, a table of it too, shows as it is: names of classes and data sets are anybody's."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))

@@ -20,6 +20,7 @@ from sslvit.jsonl import read_lines
 from sslvit.model_folder import CONFIG, card, load_described
 from sslvit.objectives.objective import Objective
 from sslvit.pictures import draw_pictures
+from sslvit.public import markdown
 from sslvit.records import duration
 from sslvit.run_folder import check_no_links
 
@@ -187,8 +188,8 @@ def as_page(run: Run) -> str:
 
 
 def as_markdown(run: Run) -> str:
-    title = page.markdown(f"{run.model['objective']} on {run.model['data']}")
-    parts = [f"# {title}", *(f"- {page.markdown(text)}" for text in run.summary()), ""]
+    title = markdown(f"{run.model['objective']} on {run.model['data']}")
+    parts = [f"# {title}", *(f"- {markdown(text)}" for text in run.summary()), ""]
     parts += [
         *escaped_table(*run.table()),
         "",
@@ -202,7 +203,7 @@ def as_markdown(run: Run) -> str:
 
 
 def escaped_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return markdown_table([page.markdown(cell) for cell in header], [[page.markdown(c) for c in row] for row in rows])
+    return markdown_table([markdown(cell) for cell in header], [[markdown(c) for c in row] for row in rows])
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:

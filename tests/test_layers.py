@@ -26,7 +26,7 @@ LAYERS = {
     "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
     "analysis": 8, "figures": 8, "finetune": 10, "show_views": 10, "dry_run": 11,
     "benchmark": 3, "parts": 10, "page": 0, "charts": 0, "pictures": 11, "report": 12,
-    "results": 12, "results_page": 13, "compare": 13, "study": 14,
+    "results": 12, "claims": 13, "results_tables": 14, "results_page": 15, "compare": 13, "study": 16, "reports": 17,
 }  # fmt: skip
 
 
