@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from sslvit import durable
 from sslvit.compare import ComparisonConfig, check, names_of, passes, plan, sets, starts
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
@@ -50,7 +51,7 @@ def main() -> None:
     results = {"data": config.data, "settings": settings}
     results |= collect(config.out, methods, list(range(config.seeds)), list(sets(config)), models)
     runs = {name: models[f"{folder}-0"] for folder, name in methods.items()}
-    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    durable.replace(config.out / "results.json", [(json.dumps(results, indent=1) + "\n").encode()])
     (config.out / "report.html").write_text(as_page(results, runs, [part.command() for part in parts]))
     (config.out / "report.md").write_text(as_markdown(results))
     print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")

@@ -5,7 +5,6 @@ every place where something is learned: on the classes that pretraining saw, on 
 random starts are made here; with a budget of operations or seconds, a step of each method is measured first.
 """
 
-import json
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from sslvit import sealed
 from sslvit.config import ImagesConfig
 from sslvit.dry_run import MEASURED
 from sslvit.model_folder import save_backbone
-from sslvit.parts import Part, check_numbers, check_words, flags, reading, work_on
+from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading, work_on
 from sslvit.results import OWN, SCRATCH
+from sslvit.sealed import NUMBER
 from sslvit.vit import ViT
 
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
@@ -191,10 +192,15 @@ def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -
         measures.append(Part(f"measure/{method.folder}", method.recipe, words, product))
     work_on(measures, config.out, recipes, jobs=1, devices=devices)
     key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
-    each = {m.folder: json.loads(part.product.read_text())[key] for m, part in zip(methods, measures, strict=True)}
+    each = {m.folder: measured(part.product, key) for m, part in zip(methods, measures, strict=True)}
     if None in each.values():
         raise ValueError(f"operations could not be counted: {each}. Take --budget images or seconds")
     return {name: config.epochs * each[methods[0].folder] / one for name, one in each.items()}
+
+
+def measured(file: Path, key: str) -> float | None:
+    with made_again(file):
+        return sealed.read(file, **{key: NUMBER | None})[key]
 
 
 def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:

@@ -7,7 +7,6 @@ stands in the end depends on the parts alone, and not on who did them when.
 
 import fcntl
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
@@ -19,16 +18,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslvit import durable, stopping
+from sslvit import durable, sealed, stopping
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig, configuration
-from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, DataError, Preempted, Stop
+from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, Preempted, Stop
 from sslvit.records import duration
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -108,15 +107,9 @@ def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
         del sys.modules["looked_at"]
 
 
-@contextmanager
-def made_again(file: Path) -> Iterator[None]:
+def made_again(file: Path) -> AbstractContextManager[None]:
     """What a part wrote and cannot be read is named, with the way out."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError, KeyError, IndexError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}): delete {file.parent}, and the same command makes it again"
-        ) from error
+    return sealed.readable(file, f"delete {file.parent}, and the same command makes it again")
 
 
 def check_settings(
@@ -130,18 +123,14 @@ def check_settings(
     except OSError as error:
         raise CannotWrite(f"--out: {file.parent} cannot be made: {error.strerror}; choose another place") from error
     if file.exists():
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{file} cannot be read ({error}). If these are the settings that {file.parent} was begun with, delete "
-                f"{file.name} and give the same command again"
-            ) from error
-        same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
+        remedy = f"if these are the settings that {file.parent} was begun with, delete {file.name} and give the same "
+        with sealed.readable(file, f"{remedy}command again"):
+            before = sealed.read(file)
+            same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
             raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
-    durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
+    sealed.write(file, now)
     return now
 
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from sslvit import sealed
 from sslvit.config import TrainConfig, configuration
 from sslvit.run_folder import MetricsLog
 
@@ -33,7 +34,7 @@ class Log:
             self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
             texts = {"config.json": configuration(config), "environment.json": environment() | facts}
             for name, content in texts.items():
-                (config.out / name).write_text(json.dumps(content, indent=1) + "\n")
+                sealed.write(config.out / name, content)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

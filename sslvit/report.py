@@ -13,13 +13,16 @@ from accelerate import Accelerator
 from sslvit import page
 from sslvit.charts import Line, line_chart
 from sslvit.config import TrainConfig, configuration
+from sslvit.cost import COST
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
+from sslvit.errors import DataError
 from sslvit.evaluate.monitor import table
-from sslvit.model_folder import CONFIG, card, described, load_backbone
+from sslvit.model_folder import CONFIG, card, config_of, described, load_backbone
 from sslvit.objectives.objective import Objective
 from sslvit.pictures import draw_pictures
 from sslvit.records import duration
+from sslvit.sealed import NUMBER, check, read, readable
 
 log = logging.getLogger(__name__)
 CAPTIONS = {
@@ -48,7 +51,7 @@ def finish(
         try:
             draw_pictures(config, objective, source, views, accelerator)
             write_report(config.out)
-        except OSError as error:  # the model is there; a full disk must not make a failure of the run
+        except (OSError, DataError) as error:  # the model is there; a full disk must not make a failure of the run
             log.warning("the report was not written: %s", error)
     accelerator.print(f"The model is in {config.out / 'model'}, a report in {config.out / 'report.html'}")
 
@@ -62,14 +65,20 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config, self.environment, self.cost = (
-            json.loads((folder / name).read_text()) for name in ("config.json", "environment.json", "cost.json")
-        )
+        self.config = self._read("config.json", image_size=int)
+        self.environment = self._read("environment.json", packages=dict)
+        self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
         self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
         self.model = described(folder)
+        with readable(folder / "model" / CONFIG):
+            check(self.model, objective=str, data=str)
         backbone = load_backbone(folder)
         self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
+
+    def _read(self, name: str, **kinds: Any) -> dict[str, Any]:
+        with readable(self.folder / name):
+            return read(self.folder / name, **kinds)
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
@@ -199,5 +208,5 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def as_card(run: Run) -> str:
     tables = [*markdown_table(*run.table()), "", *markdown_table(*run.costs()), ""]
-    architecture = json.loads((run.folder / "model" / CONFIG).read_text())["architecture"]
+    architecture = config_of(run.folder / "model")["architecture"]
     return card(run.folder.name, run.summary(), run.model["readout"], architecture, tables)

@@ -1,14 +1,16 @@
 """The results of a comparison: every number of its parts, and in words what the differences support."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sslvit import sealed
+from sslvit.cost import COST
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.parts import made_again
+from sslvit.sealed import NUMBER
 from sslvit.statistics import Difference, difference, sentence
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
@@ -29,32 +31,36 @@ def collect(
     values: dict[str, dict[str, list[float]]] = {}
     right: dict[str, dict[str, list[Tensor]]] = {}
     readouts: dict[str, str] = {}
+    columns: dict[str, list[str]] = {}  # of each place, the same for all
     for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
         for seed, place in ((seed, place) for seed in seeds for place in places):
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
             where = "" if place == OWN else f"{place}: "
             file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
-                numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
-            for column, value in numbers.items():
-                if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
-                    values.setdefault(where + column, {}).setdefault(name, []).append(value)
-            for column in (column for column in numbers if column.startswith("linear")):
-                share = float(column.split()[1]) / 100
+                numbers = sealed.read(file, **{f"pretrained/{readout}": dict})[f"pretrained/{readout}"]
+                read = [c for c in numbers if "-nn" in c or c.startswith("linear ") or c.endswith("-shot")]
+                sealed.check(numbers, **dict.fromkeys(read, NUMBER))
+                if set(read) != set(columns.setdefault(place, read)):
+                    raise ValueError(f"its numbers are {read}, others' {columns[place]}")
+                shares = {c: float(c.split()[1]) / 100 for c in read if c.startswith("linear ")}
+            for column in read:
+                values.setdefault(where + column, {}).setdefault(name, []).append(numbers[column])
+            for column, share in shares.items():
                 hit = hits(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
                 right.setdefault(where + column, {}).setdefault(name, []).append(hit)
             folder = out / "finetuned" / f"{method}-{seed}" / place
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
                 column = f"{where}fine-tuned {100 * float(file.parent.name):g} %"
                 with made_again(file):
-                    top1 = json.loads(file.read_text())["top1"]
+                    top1 = sealed.read(file, top1=NUMBER)["top1"]
                 values.setdefault(column, {}).setdefault(name, []).append(top1)
                 right.setdefault(column, {}).setdefault(name, []).append(hits(file.with_name("predictions.parquet")))
     costs = {name: [] for name in readouts}
     for method, name in methods.items():
         for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
             with made_again(file):
-                costs[name].append(json.loads(file.read_text()))
+                costs[name].append(sealed.read(file, **COST))
     found = [
         {"column": column, "first": a, "second": b} | difference(by_method[a], by_method[b])._asdict()
         for column, by_method in right.items()

@@ -143,7 +143,7 @@ def _take(fd: int, folder: Path) -> None:
 def _holder(folder: Path) -> dict[str, Any]:
     try:
         holder = json.loads((folder / LOCK).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit import page
+from sslvit import durable, page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
 from sslvit.model_folder import described
@@ -183,7 +183,7 @@ def plot(results: dict) -> str:
 def write(results: dict, out: Path) -> None:
     """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
     text = "\n".join([*table(results), ""])
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    durable.replace(out / "results.json", [(json.dumps(results, indent=1) + "\n").encode()])
     (out / "results.md").write_text(text)
     (out / "study.svg").write_text(page.alone(plot(results)))
     print(f"{text}\nIn {out}: results.json, results.md, study.svg")

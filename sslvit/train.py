@@ -105,11 +105,10 @@ def pretrain(
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
-            if accelerator.is_main_process:
-                spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
-                write_cost(config.out / "cost.json", **spent, accelerator=accelerator)
-        # A run that was killed after its last checkpoint has finished, and lacks only its model.
+        # A run that was killed after its last checkpoint has finished, and lacks only its cost and its model.
         if accelerator.is_main_process and (now.step > first or not model.exists()):
+            spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
+            write_cost(config.out / "cost.json", **spent, accelerator=accelerator)
             about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
             about |= {"data": source.name, "classes": list(source.classes or ()) if objective.kept() else None}
             save_backbone(objective.backbone, model, about, head=objective.kept())

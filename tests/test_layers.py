@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part with its layer: a file may import from lower layers, and from its own part.
 LAYERS = {
     "errors": -2, "stopping": -1, "statistics": 0, "rng": 0, "schedule": 0, "ema": 0, "distributed": 0,
-    "durable": 1, "manifest": 2,
+    "durable": 0, "sealed": 1, "manifest": 2,
     "masking": 1, "positions": 1, "init": 1, "batch_norm": 1, "health": 1,
     "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,

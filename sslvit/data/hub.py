@@ -146,7 +146,14 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
                 if os.path.basename(file["filename"]) != file["filename"]:
                     raise ValueError(f"{state} names a file elsewhere, {file['filename']!r}, which is not read")
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # IndexError: no rows
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # IndexError: no rows
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
     return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)
