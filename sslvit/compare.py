@@ -214,7 +214,7 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
             start = starts[f"{SCRATCH['mean']}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
-            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work))
+            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
             parts += evaluations(config, name, run, (f"pretrain/{name}",))
     return parts
 
@@ -236,7 +236,8 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
             words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
             words += flags(smallest_crop=config.finetune_crop)
             part = f"finetune/{name}/{place}/{fraction:g}"
-            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=0.2 * len(config.finetune_rates)))
+            work = 0.2 * len(config.finetune_rates)
+            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=work, run=out))
     return parts
 
 

@@ -29,6 +29,7 @@ from sslvit.command_line import choose
 from sslvit.config import ImagesConfig, configuration
 from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, Preempted, Stop
 from sslvit.records import duration
+from sslvit.run_folder import CHECKPOINTS
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAST_LINES = 12
@@ -42,6 +43,7 @@ class Part(NamedTuple):
     product: Path
     needs: tuple[str, ...] = ()  # names of parts
     work: float = 1.0  # how long it takes, in any unit that is the same for all
+    run: Path | None = None  # a folder with runs, which need no checkpoints when the part is done
 
     def command(self) -> str:
         return shlex.join(["python", f"recipes/{self.recipe}.py", *self.words])
@@ -143,6 +145,8 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
     deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
+    for part in parts:
+        delete_checkpoints(part, out)
     display, running, failed = Display(parts), {}, {}
     free, told = list(range(jobs)), False
     stopping.listen()
@@ -228,6 +232,16 @@ def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
             sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             runpy.run_path(sys.argv[0], run_name="__main__")
+    delete_checkpoints(part, out)
+
+
+def delete_checkpoints(part: Part, out: Path) -> None:
+    """Of a part that is done: they are most of what it takes on the disk. Its models, logs and numbers stay."""
+    if part.run is None or not part.product.exists():
+        return
+    with taken(out / "locks" / part.name) as mine:
+        for folder in part.run.glob(f"**/{CHECKPOINTS}") if mine else ():
+            durable.discard(folder)
 
 
 def end_with_the_parent() -> None:

@@ -107,8 +107,9 @@ def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[P
         same += flags(channels=config.channels) if config.channels else ()
         same += ("--resume", "--preset", "small", *point.words)
         runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
+        words = [(*same, *flags(seed=seed, out=run)) for seed, _, run in runs]
         parts.append(
-            [Part(n, point.recipe, (*same, *flags(seed=seed, out=run)), run / "report.md") for seed, n, run in runs]
+            [Part(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
         )
     return parts
 

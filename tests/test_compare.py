@@ -20,7 +20,7 @@ from sslvit.compare import ComparisonConfig, Method, check, names_of, passes, pl
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
 from sslvit.model_folder import save_backbone
-from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
+from sslvit.parts import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
 from sslvit.study import Point, StudyConfig, amounts, parts_of, results_of, write
 from sslvit.vit import ViT
 
@@ -126,6 +126,28 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     work_on(toys(out), out, out, jobs=2, devices=0)
     assert (out / "started.txt").read_text().split() == started
     assert "6 parts, 6 of them done" in capsys.readouterr().out
+
+
+def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out):
+    """Also of a part that was killed before it could delete them, and not of one that is not done or is being done."""
+    parts = [part._replace(run=out / "runs" / part.name) for part in toys(out)]
+    kept = []
+    for part in parts:
+        for name in ("checkpoints/step-00000001/state.json", "tried/checkpoints/x", "model/config.json", "cost.json"):
+            (part.run / name).parent.mkdir(parents=True, exist_ok=True)
+            (part.run / name).write_text("x")
+        kept += [part.run / "model" / "config.json", part.run / "cost.json"]
+    (out / "a").write_text("a")
+    for part in parts:
+        delete_checkpoints(part, out)
+    has = {part.name for part in parts if (part.run / "checkpoints").exists()}
+    assert has == {part.name for part in parts} - {"a"}
+    (out / "b").write_text("b")
+    with taken(out / "locks" / "b"):
+        delete_checkpoints(parts[-1], out)
+        assert (parts[-1].run / "checkpoints").exists()
+    work_on(parts, out, out, jobs=2, devices=0)
+    assert sorted(path for path in (out / "runs").rglob("*") if path.is_file()) == sorted(kept)
 
 
 @pytest.mark.slow
