@@ -22,7 +22,8 @@ import torch
 import tyro
 
 from sslvit import durable
-from sslvit.compare import ComparisonConfig, check, names_of, passes, plan, sets, starts
+from sslvit.compare import ComparisonConfig, check, names_of, passes, plan, room, sets, starts
+from sslvit.disk import check_room
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
 from sslvit.results import SCRATCH, collect
@@ -46,6 +47,7 @@ def main() -> None:
     gpus = torch.cuda.device_count()
     parts = plan(config, models, passes(config, models[f"{SCRATCH['mean']}-0"], HERE, gpus))
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
+    check_room(room(config, parts, models[f"{SCRATCH['mean']}-0"], jobs), config.out)
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
     models |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods for s in range(config.seeds)}
     results = {"data": config.data, "settings": settings}

@@ -14,8 +14,9 @@ import numpy as np
 
 from sslvit import sealed
 from sslvit.config import ImagesConfig
+from sslvit.disk import needed
 from sslvit.dry_run import MEASURED
-from sslvit.model_folder import save_backbone
+from sslvit.model_folder import WEIGHTS, save_backbone
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading, work_on
 from sslvit.results import OWN, SCRATCH
 from sslvit.sealed import NUMBER
@@ -239,6 +240,21 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
             work = 0.2 * len(config.finetune_rates)
             parts.append(Part(part, "finetune", words, out / "test.json", needs, work=work, run=out))
     return parts
+
+
+def room(config: ComparisonConfig, parts: list[Part], start: Path, jobs: int) -> int:
+    """Bytes of disk that it still needs."""
+    weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
+    channels, read, predicted = config.source(channels=config.channels).channels, 0, 0
+    for place in sets(config).values():  # the largest of them
+        train = place.source(channels=channels)
+        test = place.source("test", classes=train.classes, channels=channels)
+        seen = [min(len(s), most or len(s)) for s, most in ((train, config.limit_train), (test, config.limit_test))]
+        row = 3 * 8 + 4 * (1 + int(train.required_labels().max()))  # of predictions
+        read = max(read, 4 * width * sum(seen) + len(config.fractions) * seen[1] * row)
+        predicted = max(predicted, len(test) * row)
+    tries = len(config.finetune_rates) if len(config.finetune_rates) > 1 else 0
+    return needed(parts, jobs, weights=weights, read=read, predicted=predicted, tries=tries)
 
 
 def starts(config: ComparisonConfig) -> dict[str, Path]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from sslvit.compare import ComparisonConfig, Method, check, names_of, passes, plan, sets
 from sslvit.config import ImagesConfig
+from sslvit.disk import check_room, needed
 from sslvit.errors import CannotWrite, DataError
 from sslvit.model_folder import save_backbone
 from sslvit.parts import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
@@ -148,6 +150,34 @@ def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out)
         assert (parts[-1].run / "checkpoints").exists()
     work_on(parts, out, out, jobs=2, devices=0)
     assert sorted(path for path in (out / "runs").rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_is_not_there(out, monkeypatch, capsys):
+    def part(name: str, recipe: str, run: bool) -> Part:
+        return Part(name, recipe, (), out / name / "done", run=out / name if run else None)
+
+    parts = [
+        part("a", "mpp", True),
+        part("b", "supervised", True),
+        part("c", "finetune", True),
+        part("d", "probe", False),
+    ]
+    sizes = {"weights": 10_000_000, "read": 5_000_000, "predicted": 1_000_000}
+    # Models with what lies beside them, features; and of two runs at a time three checkpoints, weights and two moments.
+    whole = 3 * (11_000_000 + 2 * 2**20) + 5_000_000 + 2 * 3 * 3 * 10_000_000
+    assert needed(parts, 2, **sizes) == whole
+    for name in "abc":
+        (out / name).mkdir()
+        (out / name / "done").write_text("")
+    assert needed(parts, 2, **sizes) == 5_000_000
+    free = shutil.disk_usage(out)._replace(free=100_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: free)
+    with pytest.raises(
+        CannotWrite, match=r"--out .*: 100 MB are free, and what is left to do needs about 225 MB\. Make"
+    ):
+        check_room(whole, out)
+    check_room(5_000_000, out)
+    assert capsys.readouterr().out == "about 5 MB of disk are needed at most, 100 MB are free\n"
 
 
 @pytest.mark.slow

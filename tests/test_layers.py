@@ -24,7 +24,7 @@ LAYERS = {
     "config": 6, "command_line": 7, "cost": 7, "resume": 7, "lost": 7, "records": 8, "doctor": 9, "train": 9,
     "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
     "analysis": 8, "figures": 8, "finetune": 10, "show_views": 10, "dry_run": 11,
-    "benchmark": 3, "parts": 10, "page": 0, "charts": 0, "pictures": 11, "report": 12,
+    "benchmark": 3, "parts": 10, "disk": 11, "page": 0, "charts": 0, "pictures": 11, "report": 12,
     "results": 12, "results_page": 13, "compare": 13, "study": 14,
 }  # fmt: skip
 
