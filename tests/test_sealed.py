@@ -179,8 +179,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "environment.json of a run": partial(run, name="environment"),
     "cost.json of a run": partial(run, name="cost"),
     "cost.json in a comparison": partial(of_comparison, name="models/mae-0/cost.json"),
-    "numbers.json": partial(of_comparison, name="probes/mae-0/own/numbers.json"),
-    "test.json": partial(of_comparison, name="finetuned/mae-0/own/1/test.json"),
+    "numbers.json": partial(of_comparison, name="probes/scratch-0/own/numbers.json"),
+    "test.json": partial(of_comparison, name="finetuned/scratch-0/own/1/test.json"),
     "compare.json": settings,
     "measured.json": measured,
     "about.json of features": features,
@@ -221,6 +221,7 @@ def outcome(case: Case, truth: Any, damaged: bytes, whole: bytes, codes: tuple[i
     return "of the same content"
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("flips", [40, pytest.param(2000, marks=pytest.mark.slow)])
 def test_a_flipped_bit_of_any_file_that_is_read_back_is_never_believed(case, request, flips, capsys):
     whole, truth = case.file.read_bytes(), case.read()
@@ -286,6 +287,7 @@ def places(content: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "case", [name for name in CASES if "shown" not in name and "parquet" not in name], indirect=True
 )
