@@ -9,9 +9,9 @@ from sslvit.parts import Part
 
 SMALL = 2 << 20  # bytes of what lies beside a model: report, pictures, log
 KEPT = 3  # checkpoints of a run at a time: two, and the one that is being written
-# In times the weights: moments, teachers, heads and decoders too, as in the small presets.
-CHECKPOINT = {"moco_v3": 9, "dino": 6, "mae": 4}
-PLAIN = 3  # of everything else
+# A checkpoint in times the weights, two moments and a teacher with them; and what the heads and decoders of the small
+# presets take in it, bytes, whatever the width.
+TIMES, HEADS = {"moco_v3": 4, "dino": 4}, {"moco_v3": 11_000_000, "dino": 7_000_000, "mae": 6_000_000}
 
 
 def needed(parts: list[Part], jobs: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
@@ -25,7 +25,7 @@ def needed(parts: list[Part], jobs: int, *, weights: int, read: int, predicted: 
             continue
         models = 1 + tries * (part.recipe == "finetune")
         leaves += models * (weights + SMALL) + predicted
-        held.append(models * KEPT * CHECKPOINT.get(part.recipe, PLAIN) * weights)
+        held.append(models * KEPT * (TIMES.get(part.recipe, 3) * weights + HEADS.get(part.recipe, 1_000_000)))
     return leaves + sum(sorted(held, reverse=True)[:jobs])
 
 
