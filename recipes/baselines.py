@@ -6,13 +6,12 @@ compare.py and study.py run this for their tables. Raw pixels are the images as 
 reduced to at most 32 x 32. In --out are all digits (numbers.json), and the predictions of each logistic regression.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from sslvit import durable
+from sslvit import sealed
 from sslvit.config import DataConfig
 from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
@@ -64,7 +63,7 @@ def main() -> None:
         numbers = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
         balanced = {f"{config.k}-nn": balanced_accuracy(votes.argmax(-1), found.test.labels)}
         numbers |= {PIXELS: pixels.numbers | {"balanced accuracy": balanced}}
-        durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
+        sealed.write(config.out / "numbers.json", numbers)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit import page
+from sslvit import page, sealed
 from sslvit.benchmark import OURS, Result
 from sslvit.charts import Dot, dot_chart
 from sslvit.errors import at_the_door
@@ -64,7 +64,9 @@ def everything(out: Path = Path("runs/benchmark")) -> None:
         if done.returncode:
             print(f"benchmark.py {words} ended with exit code {done.returncode}, and is missing below")
             continue
-        reports.append({"title": title} | json.loads((folder / f"{name}.json").read_text()))
+        file = folder / f"{name}.json"
+        with sealed.readable(file, "give the same command again"):
+            reports.append({"title": title} | sealed.read(file, command=str, machine=dict, results=list))
     if not reports:
         raise ValueError("not one benchmark came to an end: see above")
     write(reports, out)

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit.compare import ComparisonConfig, check, passes, plan, starts
+from sslvit.compare import ComparisonConfig, check, passes, plan, room, starts
+from sslvit.disk import check_room
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
 from sslvit.reports import gather, write
@@ -45,6 +46,7 @@ def main() -> None:
     gpus = torch.cuda.device_count()
     parts = plan(config, models, passes(config, models[f"{SCRATCH['mean']}-0"], HERE, gpus))
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
+    check_room(room(config, parts, models[f"{SCRATCH['mean']}-0"], jobs), config.out)
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
     results = gather(config, settings, [part.command() for part in parts])
     write(results, config.out)

@@ -8,12 +8,11 @@ same from a random start. The test set is looked at once, after everything is ch
 left, with its head, is a classifier to sslvit.model_folder.load_classifier and to timm. Not yet run in full.
 """
 
-import json
 from dataclasses import asdict, dataclass
 
 import torch
 
-from sslvit import durable
+from sslvit import sealed
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
 from sslvit.data.subset import Subset
@@ -70,7 +69,7 @@ def main() -> None:
         save_predictions(config.out / "predictions.parquet", found)
         draw_confusion(confusion(found.probabilities, found.labels), train.classes, config.out / "confusion.png")
         tested = numbers._asdict() | {"images": len(found.labels), "lr": rate, "held out": tried}
-        durable.replace(config.out / "test.json", [json.dumps(tested, indent=1).encode()])
+        sealed.write(config.out / "test.json", tested)
     five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
     if sentence := collapsed(found.probabilities.argmax(-1), found.labels):
         accelerator.print(f"warning: {sentence}")

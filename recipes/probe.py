@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from sslvit import durable
+from sslvit import durable, sealed
 from sslvit.config import ImagesConfig
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
@@ -117,7 +117,7 @@ def main() -> None:
     for sentence in filter(None, map(left_out, (x, y), (train, test))):
         accelerator.print(sentence)
     if accelerator.is_main_process:
-        durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
+        sealed.write(config.out / "numbers.json", numbers)
         sentence, leaks = leaks_of_run(config.model, config.seen, test, ids[1])
         accelerator.print(sentence)
         if leaks:

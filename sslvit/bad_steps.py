@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslvit import durable
+from sslvit import durable, sealed
 from sslvit.distributed import of_the_first, rank
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.sharding import whole
@@ -52,7 +52,7 @@ def save_bad_step(
         text = {"step": step, "progress": progress} | facts | {"not_finite": not_finite(weights, gradients, parts)}
         # JSON has no word for NaN.
         text = json.loads(json.dumps(text, default=str), parse_constant=str)
-        durable.write(folder / f"process-{rank()}.json", [json.dumps(text, indent=1).encode() + b"\n"])
+        durable.write(folder / f"process-{rank()}.json", [sealed.text(text)])
     except OSError as error:
         log.warning("step %d was not finite and could not be kept in %s: %s", step, folder, error)
         return None
@@ -97,7 +97,9 @@ def replay(folder: Path, objective: Objective, process: int = 0) -> Replayed:
 
     Alone: a loss that compares the images of all processes is that of this process's images here.
     """
-    facts = json.loads((folder / f"process-{process}.json").read_text())
+    file = folder / f"process-{process}.json"
+    with sealed.readable(file):
+        facts = sealed.read(file, progress=sealed.NUMBER)
     objective.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
     tensors = load_file(folder / f"process-{process}.safetensors")
     losses, seen, half = [], [], HALF.get(facts.get("precision"))

@@ -1,6 +1,5 @@
 """Timing side by side: contestants take turns in one run, so that what disturbs the machine disturbs all of them."""
 
-import json
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslvit import durable
+from sslvit import durable, sealed
 
 OURS = "sslvit"
 
@@ -125,4 +124,4 @@ def save(results: list[Result], out: Path | None, name: str) -> None:
     command = " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *words])
     durable.make_folder(out)
     found = {"name": name, "command": command, "machine": machine(), "results": [one._asdict() for one in results]}
-    durable.replace(out / f"{name}.json", [(json.dumps(found, indent=1) + "\n").encode()])
+    sealed.write(out / f"{name}.json", found)

@@ -5,7 +5,6 @@ every place where something is learned: on the classes that pretraining saw, on 
 random starts are made here; with a budget of operations or seconds, a step of each method is measured first.
 """
 
-import json
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,14 @@ from typing import Literal
 
 import numpy as np
 
+from sslvit import sealed
 from sslvit.config import ImagesConfig
+from sslvit.disk import needed
 from sslvit.dry_run import MEASURED
-from sslvit.model_folder import save_backbone
-from sslvit.parts import Part, check_numbers, check_words, flags, reading, work_on
+from sslvit.model_folder import WEIGHTS, save_backbone
+from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading, work_on
 from sslvit.results import BASELINES, OWN, SCRATCH
+from sslvit.sealed import NUMBER
 from sslvit.vit import ViT
 
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
@@ -203,10 +205,15 @@ def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -
         measures.append(Part(f"measure/{method.folder}", method.recipe, words, product))
     work_on(measures, config.out, recipes, jobs=1, devices=devices)
     key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
-    each = {m.folder: json.loads(part.product.read_text())[key] for m, part in zip(methods, measures, strict=True)}
+    each = {m.folder: measured(part.product, key) for m, part in zip(methods, measures, strict=True)}
     if None in each.values():
         raise ValueError(f"operations could not be counted: {each}. Take --budget images or seconds")
     return {name: config.epochs * each[methods[0].folder] / one for name, one in each.items()}
+
+
+def measured(file: Path, key: str) -> float | None:
+    with made_again(file):
+        return sealed.read(file, **{key: NUMBER | None})[key]
 
 
 def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:
@@ -220,7 +227,7 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
             start = starts[f"{SCRATCH['mean']}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
-            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work))
+            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
             parts += evaluations(config, name, run, (f"pretrain/{name}",))
     return parts
 
@@ -260,8 +267,24 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
             words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
             words += flags(smallest_crop=config.finetune_crop)
             part = f"finetune/{name}/{place}/{fraction:g}"
-            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=0.2 * len(config.finetune_rates)))
+            work = 0.2 * len(config.finetune_rates)
+            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=work, run=out))
     return parts
+
+
+def room(config: ComparisonConfig, parts: list[Part], start: Path, jobs: int) -> int:
+    """Bytes of disk that it still needs."""
+    weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
+    channels, read, predicted = config.source(channels=config.channels).channels, 0, 0
+    for place in sets(config).values():  # the largest of them
+        train = place.source(channels=channels)
+        test = place.source("test", classes=train.classes, channels=channels)
+        seen = [min(len(s), most or len(s)) for s, most in ((train, config.limit_train), (test, config.limit_test))]
+        row = 3 * 8 + 4 * (1 + int(train.required_labels().max()))  # of predictions
+        read = max(read, 4 * width * sum(seen) + len(config.fractions) * seen[1] * row)
+        predicted = max(predicted, len(test) * row)
+    tries = len(config.finetune_rates) if len(config.finetune_rates) > 1 else 0
+    return needed(parts, jobs, weights=weights, read=read, predicted=predicted, tries=tries)
 
 
 def starts(config: ComparisonConfig) -> dict[str, Path]:

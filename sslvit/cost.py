@@ -1,7 +1,6 @@
 """What training costs, to be shown beside every number: images, seconds, floating-point operations, memory."""
 
 import copy
-import json
 import os
 import resource
 from pathlib import Path
@@ -11,12 +10,15 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslvit import durable, rng
+from sslvit import rng, sealed
 from sslvit.data.loader import Views
 from sslvit.data.samples import Samples
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.sealed import NUMBER
 
 IMAGES = 2  # batch norm and mixing need two
+# What a comparison reads of cost.json.
+COST = {"images": NUMBER, "seconds": NUMBER, "flops": NUMBER | None, "peak_memory_bytes": NUMBER, "device": str}
 
 
 def counting() -> FlopCounterMode:
@@ -78,4 +80,4 @@ def write_cost(
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
     }
-    durable.replace_text(file, json.dumps(cost, indent=1) + "\n")
+    sealed.write(file, cost)

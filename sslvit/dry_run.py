@@ -4,7 +4,6 @@ It looks at the data, draws the views, takes a few steps, writes a checkpoint an
 run will take. What it leaves lies in a folder beside the run's, OUT-dry_run, never in the run's own.
 """
 
-import json
 import shutil
 import tempfile
 import time
@@ -15,7 +14,7 @@ from statistics import median
 import torch
 from accelerate import Accelerator
 
-from sslvit import checkpoint, durable, optim
+from sslvit import checkpoint, durable, optim, sealed
 from sslvit.config import TrainConfig, steps_of
 from sslvit.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.data.bad import BadImages
@@ -101,7 +100,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     say(f"one batch   {REPEATED} times: the loss went from {losses[0]:.4f} to {losses[-1]:.4f}: {verdict}")
     if accelerator.is_main_process:
         measured = {"seconds_per_image": step_seconds / config.batch_size, "flops_per_image": operations}
-        durable.replace(folder / MEASURED, [json.dumps(measured).encode()])
+        sealed.write(folder / MEASURED, measured)
         say(saved_and_read(objective, optimizer, folder, config.keep))
     say(f"Nothing was trained. Pictures and this look at the data are in {folder}")
     return True

@@ -1,12 +1,12 @@
 """Models from and to the Hugging Face Hub: our model folder, strictly, by huggingface_hub."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from sslvit import sealed
 from sslvit.errors import NoInput
-from sslvit.model_folder import CARD, CONFIG, WEIGHTS, load_backbone, save_backbone, told
+from sslvit.model_folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, save_backbone, told
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
@@ -62,10 +62,10 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
 def for_others(folder: Path, copy: Path) -> None:
     """A model's files; what older versions wrote of it says where its data and file lie on this machine."""
     (copy / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
-    config, text = json.loads((folder / CONFIG).read_text()), (folder / CARD).read_text()
+    config, text = config_of(folder), (folder / CARD).read_text()
     about = told(config["sslvit"])
     for name, value in config["sslvit"].items():
         if value != about[name]:
             text = text.replace(value, about[name])
-    (copy / CONFIG).write_text(json.dumps(config | {"sslvit": about}, indent=2) + "\n")
+    (copy / CONFIG).write_bytes(sealed.text(config | {"sslvit": about}, indent=2))
     (copy / CARD).write_text(text)

@@ -1,20 +1,20 @@
 """What a file or folder is: layout, variant, objective, data, cost, evaluation; and how it becomes something else."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sslvit import manifest
+from sslvit import manifest, sealed
 from sslvit.checkpoint import NAME
 from sslvit.config import LARGEST_SIDE
-from sslvit.durable import read, tensors_hash
+from sslvit.durable import tensors_hash
 from sslvit.errors import DataError
 from sslvit.exports import export
 from sslvit.jsonl import read_lines
-from sslvit.model_folder import LONGEST_CONFIG, load_classifier
+from sslvit.model_folder import load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
+from sslvit.sealed import NUMBER
 from sslvit.vit import ViT
 from sslvit.weights import is_ours, load_foreign, open_backbone
 from sslvit.weights.facts import Unsaid
@@ -54,25 +54,25 @@ def _program(path: Path) -> dict[str, str]:
     if not file.is_file() or (path.is_file() and path.suffix not in (".onnx", ".pt2")):
         return {}
     try:
-        said = json.loads(read(file.resolve(), longest=LONGEST_CONFIG))
-        return {"layout": "a program", **{str(name): str(value) for name, value in said.items()}}
-    except (ValueError, AttributeError) as error:
+        said = sealed.read(file, model=str, inputs=dict, outputs=list)
+    except ValueError as error:
         raise DataError(f"{file} is not as sslvit writes it: {error}") from error
+    return {"layout": "a program"} | {name: str(value) for name, value in said.items()}
 
 
 def _checkpoint(path: Path) -> dict[str, str]:
     """Of a checkpoint of ours, from which a run goes on. Its tensors are not looked at."""
     folder = (path if path.is_dir() else path.parent).resolve()
-    if not NAME.fullmatch(folder.name) or not (folder / manifest.MANIFEST).is_file():
+    named = NAME.fullmatch(folder.name)
+    if not named or not (folder / manifest.MANIFEST).is_file():
         return {}
     try:
-        versions = json.loads(read(folder / manifest.MANIFEST, longest=LONGEST_CONFIG))["manifest"]["versions"]
-        state = json.loads(read(folder / manifest.STATE, longest=LONGEST_CONFIG))
+        state, versions = manifest.read_state(folder, int(named[1]))
         progress, config = state["progress"], state["config"]
         seconds, step = duration(progress["seconds"]), f"{progress['step']:,}"
         size = (folder / manifest.TENSORS).stat().st_size / 1e6
         version, start = versions["sslvit"], config.get("start")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, manifest.Damaged) as error:
         raise DataError(f"{folder} is no whole checkpoint: {type(error).__name__}: {error}") from error
     run = folder.parent.parent
     return {
@@ -121,7 +121,7 @@ def _numbers(backbone: ViT | BiT) -> str:
 
 
 def _of_run(run: Path) -> dict[str, str]:
-    cost = json.loads((run / "cost.json").read_text())
+    cost = sealed.read(run / "cost.json", images=NUMBER, seconds=NUMBER, device=str)
     seen = f"{cost['images']:,} images in {duration(cost['seconds'])} on {cost['device']}"
     log = read_lines(run / "metrics.jsonl")
     evaluated = [line for line in log if any(name.startswith("eval/") for name in line)]

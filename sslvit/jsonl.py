@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sslvit import sealed
+
 log = logging.getLogger(__name__)
 SHOWN = 80  # characters of a damaged line
 
@@ -26,10 +28,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def read_object(file: Path) -> dict[str, Any]:
     """The object that a whole file is; an empty one where it is missing, or damaged."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return sealed.read(file)
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def parse(file: Path, text: bytes, first: int = 1) -> list[Line]:

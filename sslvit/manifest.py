@@ -88,13 +88,23 @@ def read(folder: Path, step: int) -> Contents:
         tensors = load_safetensors(contents[TENSORS])
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise Damaged(folder, TENSORS, str(error)) from error
+    return Contents(tensors, _state(folder, contents[STATE]), manifest["versions"])
+
+
+def read_state(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The state and the versions, verified; the tensors are not looked at. Raises as `read` does."""
+    manifest = _manifest(folder, step)
+    return _state(folder, _bytes(folder, STATE, written=manifest["files"][STATE])), manifest["versions"]
+
+
+def _state(folder: Path, text: bytes) -> dict[str, Any]:
     try:
-        state = json.loads(contents[STATE])
+        state = json.loads(text)
         if not isinstance(state, dict):
             raise ValueError(f"holds a {type(state).__name__}, not an object")
     except (ValueError, RecursionError) as error:
         raise Damaged(folder, STATE, str(error)) from error
-    return Contents(tensors, state, manifest["versions"])
+    return state
 
 
 def _manifest(folder: Path, step: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 `timm.create_model("local-dir:PATH", pretrained=True)` reads it, and transformers' AutoModel through timm. What timm has
 no word for (positions inside the blocks or by coordinate, group norm as in Google's code) it must not open, because it
 would compute something else with the same weights: then `architecture` says so, and timm refuses it by that name.
-The section `sslvit` is ours: the arguments that rebuild the backbone, and the size and hash of the weights.
+The section `sslvit` is ours: the arguments that rebuild the backbone, and the size and hash of the weights. The whole
+is sealed (sslvit.sealed).
 A model that was trained on labels keeps its head: then timm opens a classifier, and we a classifier or its backbone.
 """
 
@@ -18,7 +19,7 @@ import safetensors
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from sslvit import __version__, checkpoint, durable
+from sslvit import __version__, checkpoint, durable, sealed
 from sslvit.blocks import EPSILON
 from sslvit.data.views import kept_by_default
 from sslvit.errors import CannotWrite, DataError, NoInput
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BACKBONES = {"ViT": ViT, "BiT": BiT}
-LONGEST_CONFIG = 1 << 20
+LISTS = ("head", "classes", "notes")  # of what is said of a model, these
 # Any of timm's plain ViTs would do, since model_args say everything; these make a listing readable.
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224",
@@ -86,7 +87,7 @@ def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: 
     ours = written_about(backbone, sorted(head), extra) | {"files": {WEIGHTS: written}}
     extra = told(extra)
     config = _timm_config(backbone, extra["readout"], head) | {"sslvit": ours}
-    durable.write(folder / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
+    durable.write(folder / CONFIG, [sealed.text(config, indent=2)])
     about = [f"{name}: {extra[name]}" for name in ("objective", "data", "layout", "file") if extra.get(name)]
     text = card(backbone.name, about, extra["readout"], config["architecture"])
     durable.write(folder / CARD, [text.encode("utf-8", "backslashreplace")])
@@ -166,13 +167,18 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         return _of_checkpoint(run)
     folder = folder / "model" if (folder / "model" / CONFIG).exists() else folder
     try:
-        # The Hub's cache is made of links, of which the files that they point to are read.
-        ours = json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))["sslvit"]
+        ours = config_of(folder)["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
+        # The Hub's cache is made of links, of which the files that they point to are read.
         contents = durable.read((folder / WEIGHTS).resolve(), written=written)
         durable.check_header(contents)
         tensors = load_safetensors(contents)
         del contents
+        if wrong := [name for name in LISTS if not isinstance(ours.get(name) or [], list)]:
+            raise ValueError(f"its {wrong[0]!r} is no list")
+        if config.get("depth", 0) + sum(config.get("blocks", ())) > len(tensors):  # which would take for ever to build
+            raise ValueError("it says to have more blocks than there are weights")
+        float(config.get("epsilon", EPSILON))  # which no layer looks at before it computes
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
         backbone = kind(**config)
         if ours["readout"] not in backbone.readouts:
@@ -180,7 +186,11 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
     except OSError as error:
         kind = NoInput if isinstance(error, FileNotFoundError) else DataError
         raise kind(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
+    except DataError:
+        raise
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
+    except (ArithmeticError, MemoryError) as error:  # of huge numbers
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))
     newest = checkpoint.newest_step(folder.parent / CHECKPOINTS) if folder.name == "model" else None
@@ -227,6 +237,16 @@ def _of_checkpoint(run: Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
     return backbone.eval(), ours | {"step": found.step}, head
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """All of its config.json, what timm reads and the section `sslvit`, if it is as it was written."""
+    try:
+        return sealed.read(folder / CONFIG, sslvit=dict)
+    except ValueError as error:
+        raise DataError(
+            f"{folder / CONFIG} is not as sslvit writes it: {error}. Restore what is damaged from a copy"
+        ) from error
+
+
 def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """All weights are there, nothing else, in the right shapes; else nothing is assigned and all faults are listed."""
     expected = backbone.state_dict()
@@ -246,8 +266,8 @@ def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) 
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return "sslvit" in json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))
-    except (OSError, ValueError, TypeError):
+        return "sslvit" in json.loads(durable.read((folder / CONFIG).resolve(), longest=sealed.LONGEST))
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

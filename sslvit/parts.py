@@ -7,7 +7,6 @@ stands in the end depends on the parts alone, and not on who did them when.
 
 import fcntl
 import importlib.util
-import json
 import math
 import multiprocessing
 import os
@@ -19,17 +18,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslvit import durable, stopping
+from sslvit import durable, sealed, stopping
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig, configuration, with_old_crop
-from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, DataError, Preempted, Stop
+from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, Preempted, Stop
 from sslvit.records import duration
+from sslvit.run_folder import CHECKPOINTS
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 LAST_LINES = 12
@@ -43,6 +43,7 @@ class Part(NamedTuple):
     product: Path
     needs: tuple[str, ...] = ()  # names of parts
     work: float = 1.0  # how long it takes, in any unit that is the same for all
+    run: Path | None = None  # a folder with runs, which need no checkpoints when the part is done
 
     def command(self) -> str:
         return shlex.join(["python", f"recipes/{self.recipe}.py", *self.words])
@@ -108,15 +109,9 @@ def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
         del sys.modules["looked_at"]
 
 
-@contextmanager
-def made_again(file: Path) -> Iterator[None]:
+def made_again(file: Path) -> AbstractContextManager[None]:
     """What a part wrote and cannot be read is named, with the way out."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError, KeyError, IndexError) as error:
-        raise DataError(
-            f"{file} cannot be read ({error}): delete {file.parent}, and the same command makes it again"
-        ) from error
+    return sealed.readable(file, f"delete {file.parent}, and the same command makes it again")
 
 
 def check_settings(
@@ -130,19 +125,14 @@ def check_settings(
     except OSError as error:
         raise CannotWrite(f"--out: {file.parent} cannot be made: {error.strerror}; choose another place") from error
     if file.exists():
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise DataError(
-                f"{file} cannot be read ({error}). If these are the settings that {file.parent} was begun with, delete "
-                f"{file.name} and give the same command again"
-            ) from error
-        before = with_old_crop(before, getattr(config, "image_size", 0))
-        same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
+        remedy = f"if these are the settings that {file.parent} was begun with, delete {file.name} and give the same "
+        with sealed.readable(file, f"{remedy}command again"):
+            before = with_old_crop(sealed.read(file), getattr(config, "image_size", 0))
+            same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
             raise ValueError(f"{file.parent} was begun with other settings: {was}. Give them, or another --out")
-    durable.replace(file, [(json.dumps(now, indent=1) + "\n").encode()])
+    sealed.write(file, now)
     return now
 
 
@@ -155,6 +145,8 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
     deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
+    for part in parts:
+        delete_checkpoints(part, out)
     display, running, failed = Display(parts), {}, {}
     free, told = list(range(jobs)), False
     stopping.listen()
@@ -240,6 +232,16 @@ def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
             sys.argv = [str(recipes / f"{part.recipe}.py"), *part.words]
             sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
             runpy.run_path(sys.argv[0], run_name="__main__")
+    delete_checkpoints(part, out)
+
+
+def delete_checkpoints(part: Part, out: Path) -> None:
+    """Of a part that is done: they are most of what it takes on the disk. Its models, logs and numbers stay."""
+    if part.run is None or not part.product.exists():
+        return
+    with taken(out / "locks" / part.name) as mine:
+        for folder in part.run.glob(f"**/{CHECKPOINTS}") if mine else ():
+            durable.discard(folder)
 
 
 def end_with_the_parent() -> None:

@@ -1,6 +1,5 @@
 """What a run writes down of itself: config.json, environment.json, metrics.jsonl, and the trackers asked for."""
 
-import json
 import os
 import platform
 import subprocess
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from sslvit import durable
+from sslvit import sealed
 from sslvit.config import TrainConfig, configuration
 from sslvit.jsonl import read_lines, read_object
 from sslvit.public import without_secrets
@@ -60,7 +59,7 @@ def describe(config: TrainConfig, facts: dict[str, Any]) -> None:
     facts = {name: without_secrets(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
     texts = {"config.json": configuration(config), "environment.json": environment() | facts}
     for name, content in texts.items():
-        durable.replace_text(config.out / name, json.dumps(content, indent=1) + "\n")
+        sealed.write(config.out / name, content)
 
 
 def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:

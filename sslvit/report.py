@@ -3,7 +3,6 @@
 The page (report.html, and report.md for where no browser is) is made of the run's folder alone.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,19 @@ from accelerate import Accelerator
 from sslvit import durable, page
 from sslvit.charts import Line, line_chart
 from sslvit.config import TrainConfig, configuration
+from sslvit.cost import COST
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
-from sslvit.errors import CannotWrite
+from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate.monitor import table
 from sslvit.jsonl import read_lines
-from sslvit.model_folder import CONFIG, card, load_described
+from sslvit.model_folder import CONFIG, card, config_of, load_described
 from sslvit.objectives.objective import Objective
 from sslvit.pictures import draw_pictures
 from sslvit.public import markdown
 from sslvit.records import duration
 from sslvit.run_folder import check_no_links
+from sslvit.sealed import NUMBER, check, read, readable
 
 CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",
@@ -55,8 +56,9 @@ def finish(
     try:
         draw_pictures(config, objective, source, views, accelerator)
         write_report(config.out)
-    except OSError as error:  # the model is there; a full disk must not make a failure of the run
-        report = f"and no report was written ({error.strerror or error}): the same command with --resume writes it"
+    except (OSError, DataError) as error:  # the model is there; a full disk must not make a failure of the run
+        why = getattr(error, "strerror", None) or error
+        report = f"and no report was written ({why}): the same command with --resume writes it"
     accelerator.print(f"The model is in {config.out / 'model'}, {report}")
 
 
@@ -69,13 +71,19 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config, self.environment, self.cost = (
-            json.loads((folder / name).read_text()) for name in ("config.json", "environment.json", "cost.json")
-        )
+        self.config = self._read("config.json", image_size=int)
+        self.environment = self._read("environment.json", packages=dict)
+        self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
         self.lines = read_lines(folder / "metrics.jsonl")
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
         backbone, self.model = load_described(folder)
+        with readable(folder / "model" / CONFIG):
+            check(self.model, objective=str, data=str)
         self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
+
+    def _read(self, name: str, **kinds: Any) -> dict[str, Any]:
+        with readable(self.folder / name):
+            return read(self.folder / name, **kinds)
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
@@ -213,5 +221,5 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def as_card(run: Run) -> str:
     tables = [*markdown_table(*run.table()), "", *markdown_table(*run.costs()), ""]
-    architecture = json.loads((run.folder / "model" / CONFIG).read_text())["architecture"]
+    architecture = config_of(run.folder / "model")["architecture"]
     return card(run.folder.name, run.summary(), run.model["readout"], architecture, tables)

@@ -3,12 +3,11 @@
 `python -m sslvit report FOLDER` does the latter for a comparison, a study and a run.
 """
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sslvit import durable, study
+from sslvit import durable, sealed, study
 from sslvit.compare import ComparisonConfig, called, places
 from sslvit.errors import DataError, NoInput
 from sslvit.report import write_report
@@ -16,6 +15,7 @@ from sslvit.results import SCRATCH, collect
 from sslvit.results_page import as_markdown, as_page
 
 SETTINGS, KEPT = "compare.json", "results.json"
+LONGEST = 256 << 20  # bytes of results
 SHOWN = ("config.json", "environment.json", "cost.json", "metrics.jsonl", "model")  # of a run, where they are kept
 
 
@@ -32,7 +32,7 @@ def write(results: dict[str, Any], out: Path) -> None:
     """results.json, report.html and report.md, each whole or not at all."""
     runs = {name: out / "runs" / f"{folder}-0" for folder, name in called(results["settings"]["methods"]).items()}
     runs = {name: run for name, run in runs.items() if all((run / file).exists() for file in SHOWN)}
-    texts = {KEPT: json.dumps(results, indent=1) + "\n"}
+    texts = {KEPT: sealed.text(results).decode()}
     texts |= {"report.html": as_page(results, runs, results.get("commands", [])), "report.md": as_markdown(results)}
     for name, text in texts.items():
         durable.replace_text(out / name, text)
@@ -45,12 +45,12 @@ def report_again(folder: Path) -> Path:
         return folder / "report.html"
     if (folder / KEPT).exists():
         try:
-            results = json.loads((folder / KEPT).read_text())
+            results = sealed.read(folder / KEPT, longest=LONGEST)
             if "study" in results:
                 study.write(results, folder)
                 return folder / "results.md"
             write(results, folder)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{folder / KEPT} cannot be read ({error!r}): delete it, and the command that made it collects it again"
             ) from error
@@ -63,7 +63,8 @@ def report_again(folder: Path) -> Path:
 
 def gather_again(folder: Path) -> dict[str, Any]:
     """The results of a comparison by its settings, which are all that is left of its command."""
-    settings = json.loads((folder / SETTINGS).read_text())
+    with sealed.readable(folder / SETTINGS, "the command of the comparison says what it is to be"):
+        settings = sealed.read(folder / SETTINGS, methods=list, seeds=int)
     known = {one.name for one in fields(ComparisonConfig)}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known}
     config = ComparisonConfig(**given | {"out": folder})

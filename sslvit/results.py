@@ -1,18 +1,20 @@
 """The results of a comparison: every number of its parts, and the differences between methods."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sslvit import sealed
+from sslvit.cost import COST
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.parts import made_again
+from sslvit.sealed import NUMBER
 from sslvit.statistics import difference
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
@@ -45,18 +47,22 @@ def collect(
         str, dict[str, list[float]]
     ] = {}  # balanced accuracies of nearest neighbours, where a probe tells them
     readouts: dict[str, str] = {}
+    columns: dict[str, list[str]] = {}  # of each place, the same for all
     for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
         for seed, place in ((seed, place) for seed in seeds for place in places):
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
             where = named(place)
             file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
-                numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
-            for column, value in numbers.items():
-                if COLUMN.fullmatch(column):
-                    values.setdefault(where + column, {}).setdefault(name, []).append(value)
-            add_nearest(nearest, where, name, numbers)
-            for column in (column for column in numbers if LINEAR.fullmatch(column)):
+                numbers = sealed.read(file, **{f"pretrained/{readout}": dict})[f"pretrained/{readout}"]
+                read = [column for column in numbers if COLUMN.fullmatch(column)]
+                sealed.check(numbers, **dict.fromkeys(read, NUMBER))
+                if set(read) != set(columns.setdefault(place, read)):
+                    raise ValueError(f"its numbers are {read}, others' {columns[place]}")
+                add_nearest(nearest, where, name, numbers)
+            for column in read:
+                values.setdefault(where + column, {}).setdefault(name, []).append(numbers[column])
+            for column in (column for column in read if LINEAR.fullmatch(column)):
                 share = float(column.split()[1]) / 100
                 one = judge(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
                 judged.setdefault(where + column, {}).setdefault(name, []).append(one)
@@ -64,7 +70,7 @@ def collect(
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
                 column = f"{where}{TUNED} {100 * float(file.parent.name):g} %"
                 with made_again(file):
-                    top1 = json.loads(file.read_text())["top1"]
+                    top1 = sealed.read(file, top1=NUMBER)["top1"]
                 values.setdefault(column, {}).setdefault(name, []).append(top1)
                 one = judge(file.with_name("predictions.parquet"))
                 judged.setdefault(column, {}).setdefault(name, []).append(one)
@@ -77,7 +83,7 @@ def collect(
     for method, name in methods.items():
         for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
             with made_again(file):
-                costs[name].append(json.loads(file.read_text()))
+                costs[name].append(sealed.read(file, **COST))
     told = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
     told |= {"differences": differences(judged)}
     told |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
@@ -147,7 +153,7 @@ def add_baselines(
         return None
     where = named(place)
     with made_again(file):
-        found = json.loads(file.read_text())
+        found = sealed.read(file, **{PIXELS: dict, COMMONEST: NUMBER})
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
             values[column][COMMONEST] = [found[f"{COMMONEST} of all" if tuned else COMMONEST]]

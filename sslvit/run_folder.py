@@ -227,7 +227,7 @@ def _take(fd: int, folder: Path) -> None:
 def _holder(folder: Path) -> dict[str, Any]:
     try:
         holder = json.loads(durable.read(folder / LOCK, longest=LONGEST_LOCK))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

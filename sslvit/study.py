@@ -1,6 +1,5 @@
 """The ViT paper's studies: what can be chosen, the points of each, and the table and the plot of what came out."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit import durable, page
+from sslvit import durable, page, sealed
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
@@ -18,6 +17,7 @@ from sslvit.parts import Part, check_numbers, check_words, flags, made_again, re
 from sslvit.report import markdown_table
 from sslvit.resnet import BiT
 from sslvit.results_tables import NONE, cell
+from sslvit.sealed import NUMBER
 from sslvit.vit import ViT
 
 SHOTS, SHOWN = 10, "10-shot"
@@ -109,8 +109,9 @@ def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[P
         same += flags(channels=config.channels) if config.channels else ()
         same += ("--resume", "--preset", "small", *point.words)
         runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
+        words = [(*same, *flags(seed=seed, out=run)) for seed, _, run in runs]
         parts.append(
-            [Part(n, point.recipe, (*same, *flags(seed=seed, out=run)), run / "report.md") for seed, n, run in runs]
+            [Part(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
         )
     return parts
 
@@ -172,7 +173,7 @@ def baseline_rows(parts: dict[int | None, Part], columns: list[str]) -> list[dic
     found = []
     for count, part in parts.items():
         with made_again(part.product):
-            numbers = json.loads(part.product.read_text())
+            numbers = sealed.read(part.product, **{COMMONEST: NUMBER, PIXELS: dict, "side": int})
             same = {column: [numbers[COMMONEST]] for column in columns}
             pixels = {column: [numbers[PIXELS][column]] for column in columns}
         found += [{"series": COMMONEST, "x": count, "values": same}]
@@ -232,7 +233,7 @@ def plot(results: dict) -> str:
 def write(results: dict, out: Path) -> None:
     """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
     text = "\n".join([*table(results), "", *notes(results), ""])
-    durable.replace_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    sealed.write(out / "results.json", results)
     durable.replace_text(out / "results.md", text)
     durable.replace_text(out / "study.svg", page.alone(plot(results)))
     print(f"{text}\nIn {out}: results.json, results.md, study.svg")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from image_zoo import png, save, scene
 
+from sslvit import sealed
 from sslvit.data.cache import cache_root, cached
 from sslvit.data.samples import ArraySource
 from sslvit.data.source import EncodedSource, open_source
@@ -79,7 +80,7 @@ def test_an_odd_one_beyond_the_sample_is_remembered(root, tmp_path, capsys):
     spec = images(tmp_path / "set", 200)
     (tmp_path / "set/002.png").write_bytes(png(scene(8, 6), 8, 2))
     assert isinstance(open_source(spec, image_size=8), EncodedSource)
-    assert json.loads((folders(root)[0] / "about.json").read_text()) == {"differs": 2}
+    assert sealed.read(folders(root)[0] / "about.json") == {"differs": 2}
     assert (folders(root)[0] / "pixels.bin").stat().st_size == 0
     capsys.readouterr()
     assert isinstance(open_source(spec, image_size=8), EncodedSource)
@@ -95,6 +96,19 @@ def test_a_changed_file_is_decoded_anew(root, tmp_path):
     os.utime(tmp_path / "set/003.png", (1, 1))
     assert values(open_source(spec, image_size=8))[3] == 99
     assert len(folders(root)) == 2
+
+
+def test_a_cache_of_an_earlier_version_without_a_seal_is_written_anew(root, tmp_path, capsys):
+    spec = images(tmp_path / "set")
+    open_source(spec, image_size=8)
+    about = folders(root)[0] / "about.json"
+    about.write_text(json.dumps(sealed.read(about)))
+    capsys.readouterr()
+    assert values(open_source(spec, image_size=8)) == list(range(30))
+    assert (
+        f"cache {folders(root)[0]} is written anew: it has no seal, as in earlier versions\n" in capsys.readouterr().err
+    )
+    sealed.read(about, must=True)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no pixels", "torn json", "other json"])

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from test_recipes import run
 from sslvit.charts import LEFT, RIGHT, WIDTH
 from sslvit.compare import ComparisonConfig, Method, called, check, check_methods, passes, plan, sets, starts
 from sslvit.config import ImagesConfig
+from sslvit.disk import check_room, needed
 from sslvit.errors import CannotWrite, DataError
 from sslvit.model_folder import load_backbone, save_backbone
-from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
+from sslvit.parts import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
 from sslvit.study import Point, StudyConfig, amounts, baseline_rows, baselines_of, parts_of, results_of, write
 from sslvit.vit import ViT
 
@@ -130,6 +132,56 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     work_on(toys(out), out, out, jobs=2, devices=0)
     assert (out / "started.txt").read_text().split() == started
     assert "6 parts, 6 of them done" in capsys.readouterr().out
+
+
+def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out):
+    """Also of a part that was killed before it could delete them, and not of one that is not done or is being done."""
+    parts = [part._replace(run=out / "runs" / part.name) for part in toys(out)]
+    kept = []
+    for part in parts:
+        for name in ("checkpoints/step-00000001/state.json", "tried/checkpoints/x", "model/config.json", "cost.json"):
+            (part.run / name).parent.mkdir(parents=True, exist_ok=True)
+            (part.run / name).write_text("x")
+        kept += [part.run / "model" / "config.json", part.run / "cost.json"]
+    (out / "a").write_text("a")
+    for part in parts:
+        delete_checkpoints(part, out)
+    has = {part.name for part in parts if (part.run / "checkpoints").exists()}
+    assert has == {part.name for part in parts} - {"a"}
+    (out / "b").write_text("b")
+    with taken(out / "locks" / "b"):
+        delete_checkpoints(parts[-1], out)
+        assert (parts[-1].run / "checkpoints").exists()
+    work_on(parts, out, out, jobs=2, devices=0)
+    assert sorted(path for path in (out / "runs").rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_is_not_there(out, monkeypatch, capsys):
+    def part(name: str, recipe: str, run: bool) -> Part:
+        return Part(name, recipe, (), out / name / "done", run=out / name if run else None)
+
+    parts = [
+        part("a", "mpp", True),
+        part("b", "supervised", True),
+        part("c", "finetune", True),
+        part("d", "probe", False),
+    ]
+    sizes = {"weights": 10_000_000, "read": 5_000_000, "predicted": 1_000_000}
+    # Models with what lies beside them, features; of two runs at a time three checkpoints: weights, two moments, heads.
+    whole = 3 * (11_000_000 + 2 * 2**20) + 5_000_000 + 2 * 3 * (3 * 10_000_000 + 1_000_000)
+    assert needed(parts, 2, **sizes) == whole
+    for name in "abc":
+        (out / name).mkdir()
+        (out / name / "done").write_text("")
+    assert needed(parts, 2, **sizes) == 5_000_000
+    free = shutil.disk_usage(out)._replace(free=100_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: free)
+    with pytest.raises(
+        CannotWrite, match=r"--out .*: 100 MB are free, and what is left to do needs about 231 MB\. Make"
+    ):
+        check_room(whole, out)
+    check_room(5_000_000, out)
+    assert capsys.readouterr().out == "about 5 MB of disk are needed at most, 100 MB are free\n"
 
 
 @pytest.mark.slow

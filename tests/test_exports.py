@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
-from sslvit import checkpoint
+from sslvit import checkpoint, sealed
 from sslvit.__main__ import main
 from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
 from sslvit.exports import FORMATS, export, layouts
@@ -365,8 +365,10 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, to):
 def test_damaged_folders_of_ours_are_told_in_a_sentence(tmp_path):
     save_backbone(vit(), tmp_path / "run" / "model", ABOUT)
     (tmp_path / "run" / "cost.json").write_text("{}")
-    assert "run         its cost.json or metrics.jsonl is damaged: KeyError" in about(tmp_path / "run")
-    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert "run         its cost.json or metrics.jsonl is damaged: ValueError: it has no 'images'" in about(
+        tmp_path / "run"
+    )
+    config = sealed.read(tmp_path / "run/model/config.json")
     for wrong in ({"readout": "most"}, {"config": config["sslvit"]["config"] | {"heads": 0}}, {"readout": None}):
         changed = config | {"sslvit": config["sslvit"] | wrong}
         (tmp_path / "run/model/config.json").write_text(json.dumps(changed))

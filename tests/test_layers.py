@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each part with its layer: a file may import from lower layers, and from its own part.
 LAYERS = {
     "launcher": -3, "errors": -2, "stopping": -1, "public": 0, "statistics": 0, "rng": 0, "schedule": 0, "ema": 0,
-    "distributed": 0, "durable": 1, "npz": 1, "manifest": 2, "jsonl": 0, "run_files": 0, "checkpoint": 3,
+    "distributed": 0, "durable": 0, "npz": 1, "sealed": 1, "manifest": 2, "jsonl": 1.5, "run_files": 0, "checkpoint": 3,
     "masking": 1, "positions": 1, "init": 1, "batch_norm": 1, "health": 1,
     "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,
@@ -25,7 +25,7 @@ LAYERS = {
     "doctor": 9, "train": 9,
     "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
     "analysis": 8, "figures": 8, "finetune": 10, "show_views": 10, "dry_run": 11,
-    "benchmark": 3, "parts": 10, "page": 0, "charts": 0, "pictures": 11, "report": 12,
+    "benchmark": 3, "parts": 10, "disk": 11, "page": 0, "charts": 0, "pictures": 11, "report": 12,
     "results": 12, "claims": 13, "results_tables": 14, "results_page": 15, "compare": 13, "study": 16, "reports": 17,
 }  # fmt: skip
 

@@ -18,10 +18,10 @@ from crashes import killed_at, list_changes
 from examples import hostile_headers, payloads
 from PIL import Image
 
-from sslvit import durable
+from sslvit import durable, sealed
 from sslvit.data.views import evaluation
 from sslvit.errors import BAD_DATA, CannotWrite, DataError
-from sslvit.model_folder import _mlp_ratio, load_backbone, save_backbone
+from sslvit.model_folder import _mlp_ratio, described, load_backbone, save_backbone
 from sslvit.resnet import BiT
 from sslvit.vit import VARIANTS, ViT, read
 
@@ -76,7 +76,7 @@ def images_for(backbone: ViT | BiT) -> torch.Tensor:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
+    return sealed.read(folder / "config.json")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def reseal(folder: Path) -> None:
     """The config fits the weights again, as someone could make it who meant harm."""
     config = config_of(folder)
     config["sslvit"]["files"]["model.safetensors"] = durable.fingerprint(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_bytes(sealed.text(config))
 
 
 def test_any_changed_byte_of_the_weights_is_found(folder):
@@ -302,6 +302,18 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(folder, changes):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match=str(folder)):
         load_backbone(folder)
+
+
+def test_an_edited_config_is_refused_until_its_seal_is_deleted_and_one_of_an_earlier_version_has_none(folder):
+    file = folder / "config.json"
+    edited = file.read_text().replace('"readout": "cls"', '"readout": "mean"')
+    file.write_text(edited)
+    with pytest.raises(DataError, match=rf'{file} is not as .* its seal: it is damaged, or was edited.* line "seal"'):
+        described(folder)
+    first, seal, *others = edited.splitlines()
+    assert seal.startswith('  "seal": "xxh3_128:')
+    file.write_text("\n".join([first, *others]))
+    assert described(folder)["readout"] == "mean"
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -2,10 +2,11 @@
 
     $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit, and without a home /tmp/sslvit-UID
         <hash of what was decoded and how>/pixels.bin     n c H W
-                                           about.json     shape, hash of pixels.bin, the bad images
+                                           about.json     shape, hash of pixels.bin, the bad images; sealed
 
 A cache folder is written under another name and renamed when complete, and its hash is checked whenever it is opened,
-which takes a second a gigabyte. Any of them may be deleted at any time: nothing else does it.
+which takes a second a gigabyte; what is not as it was written is written anew. Any of them may be deleted at any time:
+nothing else does it.
 """
 
 import fcntl
@@ -24,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sslvit import durable, sealed
 from sslvit.data.encoded import EncodedSource
 from sslvit.data.image import BadImage
 from sslvit.data.labels import Labels
@@ -34,6 +36,7 @@ FORMAT = 1  # raise it when the opener decodes anything differently
 CHUNK = 1024
 PATIENCE = 600  # seconds for a chunk of a worker
 SPARE = 1.1  # the disk must have this much more room than is written
+ABOUT, LONGEST_ABOUT = "about.json", 1 << 30  # which names every bad image
 
 
 def say(line: str) -> None:
@@ -76,16 +79,17 @@ def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] =
 
 def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> Source | None:
     try:
-        about = json.loads((folder / "about.json").read_text())
+        about = sealed.read(folder / ABOUT, longest=LONGEST_ABOUT, must=True)
         if "differs" in about:
             return source
+        sealed.check(about, shape=list, hash=str, bad=list)
         shape = (len(source), source.channels, *source.canvas)
         if about["shape"] != list(shape) or _hash(folder / "pixels.bin") != about["hash"]:
-            raise ValueError("its content is not what was written")
+            raise ValueError("its pixels are not what was written")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError) as error:  # JSONDecodeError is a ValueError
-        say(f"cache {folder} is damaged and is written anew: {error}")
+    except ValueError as error:
+        say(f"cache {folder} is written anew: {error}")
         return None
     return ArraySource(
         Mapped(folder / "pixels.bin", 0, shape),
@@ -155,10 +159,7 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
                 f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a "
                 f"file that cannot be read, or no memory left. The same command tries again. torch says: {error}"
             ) from error
-        with open(new / "about.json", "w") as stream:
-            json.dump(about, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        durable.write(new / ABOUT, [sealed.text(about, indent=None)])
         new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -143,7 +143,14 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
     try:
         check_saved(folder)
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # IndexError: no rows
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # IndexError: no rows
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
     return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)

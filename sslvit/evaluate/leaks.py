@@ -8,7 +8,6 @@ resizing, compression, and changes of brightness and contrast; not crops or rota
 An image without contrast is compared with nothing.
 """
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslvit import rng
+from sslvit import rng, sealed
 from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.source import Source
 from sslvit.data.views import Plain
+from sslvit.errors import NoInput
 
 SIDE = 16
 SURE, THRESHOLD = 0.998, 0.99
@@ -46,17 +46,10 @@ def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple
     --data, or else what its run says. And what was found."""
     is_run = (model / "config.json").exists() and any((model / name).exists() for name in ("model", "checkpoints"))
     run = (model if is_run else model.parent) / "config.json"
-    images = DataConfig(data=seen)
-    if not seen:
-        written = json.loads(run.read_text()) if run.exists() else {}
-        named = {field.name: written[field.name] for field in fields(ImagesConfig) if field.name in written}
-        images = DataConfig(**named | {"only": tuple(written.get("only", ())), "images": written.get("images", 0)})
-        if "data" not in written:
-            why = "--seen names the images that the model has seen"
-            return f"Near-duplicates in pretraining were not looked for: {why}", None
     try:
+        images = DataConfig(data=seen) if seen else trained_on(run)
         source = images.some_of(images.source(image_size=2 * SIDE, channels=test.channels))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # of kinds that no run writes
         return f"Near-duplicates in pretraining were not looked for: {error}", None
     if len(source) > MOST:
         why = f"{source.name} has {len(source):,} images, more than {MOST:,}"
@@ -64,6 +57,18 @@ def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple
     found = leaks(thumbnails(source), thumbnails(test, ids))
     found = found._replace(ids=torch.from_numpy(ids)[found.ids])
     return f"{found} on {source.name}", found
+
+
+def trained_on(run: Path) -> DataConfig:
+    """By the configuration that a run has written down."""
+    remedy = "--seen names the images that the model has seen"
+    with sealed.readable(run, remedy):
+        written = sealed.read(run) if run.exists() else {}
+        named = {field.name: written[field.name] for field in fields(ImagesConfig) if field.name in written}
+        images = DataConfig(**named | {"only": tuple(written.get("only", ())), "images": written.get("images", 0)})
+    if "data" not in written:
+        raise NoInput(remedy)
+    return images
 
 
 def thumbnails(source: Source, ids: np.ndarray | None = None, *, batch_size: int = 1024) -> Tensor:

@@ -1,21 +1,26 @@
 """Predictions in a parquet file, by sample id, so that two models can be compared image by image.
 
 One row an image: id, label, prediction, and a probability for each class. The file's metadata say what was predicted
-with what: data, model, protocol. `python -m sslvit pair FIRST.parquet SECOND.parquet` compares two.
+with what, data, model, protocol; and hold a seal, a hash of that and of all columns (files of earlier versions have
+none), since parquet does not notice a changed byte. `python -m sslvit pair FIRST.parquet SECOND.parquet` compares two.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from sslvit import durable
-from sslvit.errors import NoInput
+from sslvit.errors import DataError, NoInput, shown
 from sslvit.evaluate.metrics import check
+from sslvit.sealed import MARK, SEAL
 from sslvit.statistics import difference, sentence
 
 
@@ -41,9 +46,10 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
                 probabilities.float().contiguous().view(-1).numpy(), probabilities.shape[1]
             ),
         }
-    ).replace_schema_metadata({"about": json.dumps(about)})
+    )
+    told = json.dumps(about)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table.replace_schema_metadata({"about": told, SEAL: _seal(table, told.encode())}), sink)
     durable.replace(path, [memoryview(sink.getvalue())])
 
 
@@ -51,20 +57,38 @@ def load_predictions(path: Path) -> Predictions:
     if not path.is_file():
         raise NoInput(f"{path}: there is no such file. probe.py and finetune.py write predictions as .parquet")
     try:
-        table = pq.read_table(path)
-        if missing := {"id", "label", "probabilities"} - set(table.column_names):
-            raise ValueError(f"it has no columns {sorted(missing)}")
-        if b"about" not in (table.schema.metadata or {}):
-            raise ValueError("its metadata do not say what was predicted with what")
-    except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path} holds no predictions: {error}") from error
+        return _opened(pq.ParquetFile(pa.BufferReader(durable.read(Path(os.path.realpath(path))))).read())
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:
+        raise DataError(f"{path} holds no predictions: {shown(' '.join(str(error).split())[:300])}") from error
+
+
+def _opened(table: pa.Table) -> Predictions:
+    if missing := {"id", "label", "probabilities"} - set(table.column_names):
+        raise ValueError(f"it has no columns {sorted(missing)}")
+    told = table.schema.metadata or {}
+    if b"about" not in told:
+        raise ValueError("its metadata do not say what was predicted with what")
+    if SEAL.encode() in told and told[SEAL.encode()].decode() != _seal(table, told[b"about"]):
+        raise ValueError("its content does not fit its seal: it is damaged, or was edited")
+    about = json.loads(told[b"about"])
+    if not isinstance(about, dict):
+        raise ValueError(f"its metadata hold a {type(about).__name__}, not an object")
     flat = torch.tensor(table["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False))
     return Predictions(
-        torch.tensor(table["id"].to_numpy()),
-        torch.tensor(table["label"].to_numpy()),
-        flat.view(len(table), -1),
-        json.loads(table.schema.metadata[b"about"]),
+        torch.tensor(table["id"].to_numpy()), torch.tensor(table["label"].to_numpy()), flat.view(len(table), -1), about
     )
+
+
+def _seal(table: pa.Table, about: bytes) -> str:
+    """Of the values, whatever pieces a file holds them in."""
+    digest = xxh3_128(about)
+    for name in sorted(table.column_names):
+        column = table[name].combine_chunks()
+        flat = column.flatten() if isinstance(column, pa.FixedSizeListArray) else column
+        values = np.ascontiguousarray(flat.to_numpy(zero_copy_only=False))
+        digest.update(f"{name} {values.dtype} {len(column)} {len(values)}".encode())
+        digest.update(values)
+    return MARK + digest.hexdigest()
 
 
 def paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:

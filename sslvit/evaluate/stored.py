@@ -3,7 +3,7 @@
 Of the weights and the configuration of the backbone, of the data's files and how they are decoded, the ids, the view,
 the readouts, the kind of device and the version of the package. So nothing is ever out of date: what has changed has
 another name. (Files are told apart by size and time: whoever rewrites one and sets its clock back is not noticed.)
-Labels are not kept: they are the source's. A damaged file is noticed by its hash, and made again.
+Labels are not kept: they are the source's. A damaged file is noticed by its hash or its seal, and made again.
 
     <hash>/features.safetensors    by readout, with ids
            about.json              its size and hash, and in words what it holds
@@ -22,14 +22,14 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 from xxhash import xxh3_128
 
-from sslvit import __version__, distributed, durable
+from sslvit import __version__, distributed, durable, sealed
 from sslvit.data.source import Source
 from sslvit.data.views import Light, Plain
 from sslvit.evaluate.features import Features, extract
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # another one whenever the same backbone and images give other features
-FILE, ABOUT, LONGEST_ABOUT = "features.safetensors", "about.json", 1 << 20
+FILE, ABOUT = "features.safetensors", "about.json"
 
 
 def stored(
@@ -70,7 +70,7 @@ def stored(
 
 def _read(place: Path, readouts: tuple[str, ...], source: Source) -> Features | None:
     try:
-        written = json.loads(durable.read(place / ABOUT, longest=LONGEST_ABOUT))["file"]
+        written = sealed.read(place / ABOUT, file=dict)["file"]
         tensors = load_safetensors(durable.read(place / FILE, written=written))
         by_readout = {readout: tensors[f"readout {readout}"] for readout in readouts}
         ids = tensors["ids"]
@@ -90,7 +90,7 @@ def _write(place: Path, features: Features, about: dict[str, Any]) -> None:
     temporary = durable.temporary(place.parent, place.name)
     try:
         about = about | {"file": durable.write(temporary / FILE, durable.tensor_pieces(tensors))}
-        durable.write(temporary / ABOUT, [json.dumps(about, indent=1).encode()])
+        durable.write(temporary / ABOUT, [sealed.text(about)])
         if place.exists():
             durable.delete(durable.hide(place))
         os.rename(temporary, place)

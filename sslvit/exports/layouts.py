@@ -4,7 +4,6 @@ What a layout has no place for is folded into weights that it has, which changes
 into the layers before it, registers' positions into the registers.
 """
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslvit import durable
+from sslvit import durable, sealed
 from sslvit.blocks import EPSILON
 from sslvit.errors import DataError
 from sslvit.exports.checks import CLOSE, compare, elsewhere, refuse, sample, write_json
-from sslvit.model_folder import CONFIG, TIMM_OPENS, load_backbone, load_classifier, write_model
+from sslvit.model_folder import TIMM_OPENS, config_of, load_backbone, load_classifier, write_model
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -189,7 +188,7 @@ def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) 
         return (of(images),) if head else tuple(x for x in of(images) if x is not None)
 
     compare(outputs(model), outputs(again), CLOSE, "what sslvit would open")
-    architecture = json.loads((folder / CONFIG).read_text())["architecture"]
+    architecture = config_of(folder)["architecture"]
     if architecture not in TIMM_OPENS:
         return f"{{out}} is a model folder that sslvit opens. timm would not: {architecture}."
     opens = "{out} is a model folder: timm.create_model('local-dir:{out}', pretrained=True)"
@@ -229,7 +228,7 @@ def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bo
     }
     durable.write(folder / "model.safetensors", durable.tensor_pieces(names))
     constants = {"mean": list(config["mean"]), "std": list(config["std"]), READOUT: readout}
-    write_json(folder / "torchvision.json", {"VisionTransformer": arguments} | constants)
+    sealed.write(folder / "torchvision.json", {"VisionTransformer": arguments} | constants)
 
     peer = VisionTransformer(**arguments)
     peer.heads = nn.Identity()

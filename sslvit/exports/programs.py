@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslvit import durable
-from sslvit.exports.checks import CLOSE, CLOSE_ONNX, compare, refuse, sample, write_json
+from sslvit import durable, sealed
+from sslvit.exports.checks import CLOSE, CLOSE_ONNX, compare, refuse, sample
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -76,7 +76,7 @@ def as_torch_export(model: nn.Module, readout: str, folder: Path, any_size: bool
     durable.write(folder / "model.pt2", [written.getvalue()])
     found = torch.export.load(folder / "model.pt2").module()
     worst = max(compare(reading(images), found(images), CLOSE, "the exported program") for images in trials)
-    write_json(folder / "model.json", described(model, reading, any_size))
+    sealed.write(folder / "model.json", described(model, reading, any_size))
     return (
         f"{{out}}/model.pt2: torch.export.load('{{out}}/model.pt2').module()(images in [0, 1]), any batch; it computes "
         f"the same to {worst:.0e}. What goes in and comes out is in model.json."
@@ -101,7 +101,7 @@ def as_onnx(model: nn.Module, readout: str, folder: Path, any_size: bool) -> str
         return tuple(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
     worst = max(compare(reading(images), found(images), CLOSE_ONNX, "the ONNX program") for images in trials)
-    write_json(folder / "model.json", described(model, reading, any_size))
+    sealed.write(folder / "model.json", described(model, reading, any_size))
     return (
         f"{{out}}/model.onnx takes images in [0, 1], any batch; onnxruntime computes the same to {worst:.0e}. What "
         "goes in and comes out is in model.json."

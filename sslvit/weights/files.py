@@ -22,11 +22,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sslvit import durable, npz
+from sslvit import durable, npz, sealed
 from sslvit.errors import DataError, NoInput
 
 MOST_BYTES = 16 << 30  # as in sslvit.unpickle
-LONGEST_CONFIG = 1 << 20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
@@ -100,15 +99,10 @@ def config_of(folder: Path) -> dict[str, Any] | None:
 def _json(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
-    if file.stat().st_size > LONGEST_CONFIG:
-        raise DataError(f"{file} has more than {LONGEST_CONFIG} bytes")
     try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{file} holds a {type(config).__name__}, not an object")
-    return config
+        return sealed.read(file)
+    except ValueError as error:
+        raise DataError(f"{file} cannot be used: {error}") from error
 
 
 def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Tensor]]:
