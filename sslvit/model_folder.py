@@ -237,7 +237,7 @@ def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) 
 def _is_ours(folder: Path) -> bool:
     try:
         return "sslvit" in json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
