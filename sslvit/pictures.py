@@ -30,6 +30,7 @@ def draw_pictures(
     config: TrainConfig, objective: Objective, source: Images, views: Views, accelerator: Accelerator
 ) -> None:
     folder, device = config.out / "pictures", accelerator.device
+    folder.mkdir(exist_ok=True)
     samples = row_of(source, config, accelerator).first(SHOWN)
     samples = samples._replace(pixels=samples.pixels[:SHOWN].to(device), ids=samples.ids[:SHOWN])
     extents = None if samples.extents is None else samples.extents[:SHOWN].to(device)

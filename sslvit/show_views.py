@@ -7,6 +7,8 @@ its first step. Large views and small ones are shown at their true sizes. Mixup 
 batch, are the objective's own and come after.
 """
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +52,8 @@ def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> No
     sheet = sheet.mT if across else sheet
     picture = rearrange((sheet * 255).round().to(torch.uint8), "c h w -> h w c")
     try:
+        if not file.parent.is_dir():  # a mistyped folder is not made
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         durable.replace_picture(file, Image.fromarray(picture.numpy()))
     except OSError as error:
         raise CannotWrite(f"--show_views {file} cannot be written: {error.strerror}") from error

@@ -110,7 +110,12 @@ def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
     entered = []
     run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --show_views {tmp_path / 'views.png'}")
     assert [entry.name for entry in tmp_path.iterdir()] == ["views.png"]
-    run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}", pretrain=lambda *given: entered.extend(given) or [])
+    run(
+        recipe,
+        f"{TRAINING[recipe]} --out {tmp_path / 'run'}",
+        pretrain=lambda *given: entered.extend(given) or [],
+        finish=lambda *_: None,
+    )
     objective, source, views, config, *_ = entered
     assert isinstance(objective, nn.Module)
     share = {"batch_size": config.batch_size, "accumulation": 1, "rank": 0, "processes": 1, "seed": config.seed}
