@@ -35,7 +35,7 @@ def one_moment(images: Path, out: Path, seed: int) -> float:
             time.sleep(0.02)
         took = time.time() - max(began, log.stat().st_mtime)
         assert not psutil.wait_procs(family, timeout=3)[1]
-        assert process.wait(60) == 70
+        assert process.wait(60) == 70, (process.returncode, said(out))
         (sentence,) = [line for line in said(out).splitlines() if line.startswith("error:")]
         assert f"no images came within {TIMEOUT} seconds: worker {number} (pid {family[number].pid})" in sentence, (
             sentence

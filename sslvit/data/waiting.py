@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-FAREWELL = 10.0  # seconds for workers that have nothing left to do
+FAREWELL = 5.0  # seconds for the end of workers that have nothing left to do
 
 
 class NothingCame(RuntimeError):
@@ -31,6 +31,8 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
     asked, came = queue.SimpleQueue(), queue.SimpleQueue()
     Finalize(loaded, kill, args=(workers,), exitpriority=1)  # before multiprocessing waits for them at exit
     reader = threading.Thread(target=read, args=(loaded, asked, came), daemon=True)
+    # A thread that is still taking its loader down when Python ends could crash it, and change the exit code.
+    Finalize(None, leave, args=(asked, reader), exitpriority=0)
     del loaded  # the thread's alone, and with it the end of the workers
     reader.start()
     try:
@@ -43,13 +45,17 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
             if error is not None:
                 raise error
             yield found
-        asked.put(False)
-        reader.join(FAREWELL)
+        leave(asked, reader)
     except BaseException:
         kill(workers)
         raise
     finally:
         asked.put(False)
+
+
+def leave(asked: queue.SimpleQueue, reader: threading.Thread) -> None:
+    asked.put(False)
+    reader.join(FAREWELL)
 
 
 def read(loaded: Iterator, asked: queue.SimpleQueue, came: queue.SimpleQueue) -> None:
