@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from timm.models.vision_transformer import VisionTransformer
 from tiny_run import DEFAULTS
 
+from sslvit import sealed
 from sslvit.config import TrainConfig
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
@@ -60,7 +61,7 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--blocks", "4"]
     words += ["--out", str(tmp_path / "probe")]
     lines = printed("probe.py", capsys, monkeypatch, *words)
-    found = json.loads((tmp_path / "probe" / "numbers.json").read_text())
+    found = sealed.read(tmp_path / "probe" / "numbers.json")
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in logged if "eval/mean/20-nn" in line]
     assert len(logged) == 2
@@ -88,7 +89,7 @@ def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_wit
     assert "nothing in it says heads, gelu, mean, std" in capsys.readouterr().err
     words += ["--foreign", "heads=2", "gelu=exact", "mean=0.5,0.5,0.5", "std=.25,.25,.25"]
     printed("probe.py", capsys, monkeypatch, *words)
-    found = json.loads((tmp_path / "probe" / "numbers.json").read_text())
+    found = sealed.read(tmp_path / "probe" / "numbers.json")
     assert {key.split("/")[1] for key in found} == {"cls", "mean", "both"}
     x, y = (open_source(words[3], split=split, image_size=16).read(np.arange(n)) for split, n in TABLE)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sslvit import checkpoint
+from sslvit import checkpoint, sealed
 from sslvit.data.loader import Row
 from sslvit.data.views import Plain
 from sslvit.evaluate.predictions import load_predictions
@@ -251,7 +251,7 @@ def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(reci
     assert not out.exists()
     left = {path.name for path in (tmp_path / "run-dry_run").iterdir()}
     assert left == {"data.txt", "first_batch.png", "views.png", "measured.json"}
-    measured = json.loads((tmp_path / "run-dry_run" / "measured.json").read_text())
+    measured = sealed.read(tmp_path / "run-dry_run" / "measured.json")
     assert set(measured) == {"seconds_per_image", "flops_per_image"}
     assert min(measured.values()) > 0
     assert "all get a gradient" in printed
