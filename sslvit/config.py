@@ -121,7 +121,7 @@ class TrainConfig:
     lr: float = 0.0
     """Peak learning rate, at this batch size; 0 takes --base_lr."""
     base_lr: float = 0.0
-    """Peak learning rate for each 256 images of a batch, where there is no --lr."""
+    """Peak learning rate for each 256 images of a batch. Give this or --lr: either replaces the preset's other."""
     final_lr: float = 0.0
     """Where the learning rate ends."""
     warmup_epochs: float = 1

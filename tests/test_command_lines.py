@@ -5,10 +5,12 @@ import os
 import runpy
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from sslvit.command_line import choose
 from sslvit.distributed import start
 from sslvit.errors import BAD_CONFIGURATION, NO_INPUT
 
@@ -33,6 +35,9 @@ BAD = [
     ("mpp", "--lr nan", ("--lr", "nan")),
     ("mpp", "--lr inf", ("--lr", "inf")),
     ("mpp", "--lr -0.1", ("--lr", "-0.1")),
+    ("mpp", "--lr 1e-3 --base_lr 2e-3", ("--lr 0.001", "--base_lr 0.002", "both")),
+    ("mae", "--preset small --base_lr 1e-3 --lr 2e-3", ("--lr 0.002", "--base_lr 0.001", "both")),
+    ("mpp", "--base_lr 0", ("--base_lr is 0", "above 0")),
     ("mpp", "--warmup_epochs -1", ("--warmup_epochs", "-1")),
     ("mpp", "--weight_decay nan", ("--weight_decay", "nan")),
     ("mpp", "--weight_decay inf", ("--weight_decay", "inf")),
@@ -114,6 +119,33 @@ def everything_is_imported():
     """What a second is counted without: Python and torch start in two to four, on the machine this was written on."""
     runpy.run_path(str(RECIPES / "mpp.py"))
     start(threads=1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "lr"),
+    [
+        ("mpp", "", 1e-3),  # the preset's
+        ("mpp", "--base_lr 4e-3 --batch_size 128", 2e-3),  # beside the preset's lr
+        ("mpp", "--base_lr=4e-3", 1e-3),
+        ("mpp", "--base-lr 4e-3", 1e-3),
+        ("mpp", "--preset paper --data shapes --base_lr 4e-3", 64e-3),
+        ("mpp", "--lr 0 --base_lr 4e-3", 1e-3),
+        ("mae", "--preset small", 1e-3),
+        ("mae", "--preset small --lr 3e-3", 3e-3),  # beside the preset's base_lr
+        ("mae", "--preset small --base_lr 8e-3", 2e-3),
+        ("mae", "--preset small --base_lr 4e-3 --batch_size 128", 2e-3),  # as in the preset, but said
+        ("finetune", "--base_lr 1e-3 --batch_size 512", 2e-3),
+        ("finetune", "--protocol modern --lr 5e-4", 5e-4),
+    ],
+)
+def test_the_rate_on_the_command_line_wins_over_the_other_in_the_preset(recipe, words, lr, monkeypatch):
+    program = runpy.run_path(str(RECIPES / f"{recipe}.py"))
+    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words.split()])
+    if recipe == "finetune":
+        presets, by = {n: program["Config"](**asdict(one)) for n, one in program["PROTOCOLS"].items()}, "protocol"
+    else:
+        presets, by = program["PRESETS"], "preset"
+    assert choose(presets, by).lr == pytest.approx(lr, rel=1e-12)
 
 
 def test_there_are_enough_of_them():
