@@ -182,7 +182,8 @@ class TrainConfig:
     dry_run: bool = False
     """Go through everything once, say what the run will take, and train nothing."""
     log_with: tuple[str, ...] = ()
-    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
+    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` installs
+    these."""
 
     def check(self) -> None:
         for name, value in asdict(self).items():

@@ -35,7 +35,7 @@ from sslvit.health import SPIKE
 from sslvit.lost import watched
 from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.records import Log, check_trackers, evaluations
+from sslvit.records import Log, evaluations
 from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
 from sslvit.run_folder import prepare_folder
 
@@ -56,7 +56,7 @@ def pretrain(
     config.check()
     stopping.listen()
     if config.log_with:
-        check_trackers(config.log_with)
+        distributed.check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
