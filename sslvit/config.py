@@ -26,13 +26,16 @@ class ImagesConfig:
     """Which images, and how they are read."""
 
     data: str = "shapes"
-    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
-    webdataset:/files."""
+    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
+    parquet:/files, webdataset:/files."""
     image_size: int = 224
     image_column: str | None = None
-    """Of a table: the column of images, where there are several."""
+    """Of a table: the column of images, where there are several; of a CSV file by name, or counted from 1."""
     label_column: str | None = None
     """Of a table: the column of labels, where it is not plain which."""
+    root: Path | None = None
+    """Of a list, CSV file or table whose lines or rows name files: the folder that these lie in; nothing outside it is
+    read. By default that of the list or table itself."""
     canvas: int | None = None
     """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
     by default 2.25 times the image size."""
@@ -45,7 +48,7 @@ class ImagesConfig:
 
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
-        names = ("image_size", "image_column", "label_column", "canvas", "max_pixels", "follow_links")
+        names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
         given = {name: getattr(self, name) for name in names} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             if given[name] is not None and np.min(given[name]) < 1:
@@ -72,8 +75,9 @@ class DataConfig(ImagesConfig):
     start: str = ""
     """A model's folder, or its run's, to start from instead of at random: its weights and its architecture."""
     data: str = "shapes"
-    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
-    webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
+    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
+    parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too
+    large to keep."""
     images: int = 0
     """Only so many random ones of the training images; the smaller of two such parts is within the larger."""
     epoch_images: int = 0
@@ -182,7 +186,7 @@ class TrainConfig:
     dry_run: bool = False
     """Go through everything once, say what the run will take, and train nothing."""
     log_with: tuple[str, ...] = ()
-    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` installs
+    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` has
     these."""
 
     def check(self) -> None:
@@ -226,6 +230,7 @@ FREE = frozenset(
     [
         "out",
         "data",  # where the images lie; what they are is compared by itself
+        "root",
         "allow_data_change",
         "max_bad",
         "workers",

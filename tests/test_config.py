@@ -1,5 +1,7 @@
 """What a recipe's user says reaches the source, and what of it may change when a run goes on."""
 
+import inspect
+import re
 import runpy
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged
+from sslvit.data import source
 
 
 @pytest.fixture
@@ -50,6 +53,12 @@ def test_a_size_below_one_is_refused_by_its_name(changes, data):
 
 def test_a_model_of_unequal_sides_is_given_images_of_its_size():
     assert ImagesConfig(data="shapes:n=8", image_size=0).source(image_size=(16, 24)).canvas == (24, 24)
+
+
+def test_every_kind_of_data_stands_in_every_place_that_lists_them():
+    table = (Path(__file__).parent.parent / "README.md").read_text().partition("## Your own images")[2][:4000]
+    for text in (inspect.getsource(ImagesConfig), inspect.getsource(DataConfig), source.__doc__, table):
+        assert not [kind for kind in source.KINDS if not re.search(rf"\b{kind}\b", text)]
 
 
 # What changes the result, so that --resume refuses another value. A new option is to be put here, or in config.FREE or

@@ -18,7 +18,8 @@ from numpy.lib import format as npy
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit.data import shapes
-from sslvit.data.files import Names, Skipped, open_folders, open_list, printable
+from sslvit.data.files import Names, Skipped, open_folders, printable
+from sslvit.data.lists import open_list
 from sslvit.data.samples import ArraySource, substitutes
 from sslvit.data.source import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
 from sslvit.data.stream import Stream
