@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.data.views import Light, Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
@@ -42,7 +43,7 @@ from sslvit.weights.given import ModelConfig
 class Config(ModelConfig, ImagesConfig):
     """Probe a pretrained backbone, on labelled images with a train and a test split."""
 
-    image_size: int = 0
+    image_size: Size = 0
     """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
     shots: int = 10

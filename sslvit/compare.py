@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.dry_run import MEASURED
 from sslvit.model_folder import save_backbone
 from sslvit.parts import Part, check_numbers, check_words, flags, reading, work_on
@@ -72,7 +73,7 @@ class ComparisonConfig(ImagesConfig):
 
     out: Path = Path("runs/compare")
     """A folder for everything. A comparison that is there goes on, if its settings are the same."""
-    image_size: int = 32
+    image_size: Size = 32
     channels: Literal[1, 3] | None = None
     """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"

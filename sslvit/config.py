@@ -11,6 +11,7 @@ import numpy as np
 
 from sslvit import rng
 from sslvit.data.image import MAX_PIXELS
+from sslvit.data.pieces import Size
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
@@ -28,7 +29,9 @@ class ImagesConfig:
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
     parquet:/files, webdataset:/files."""
-    image_size: int = 224
+    image_size: Size = 224
+    """Pixels of a side, or height and width: 224 320. Random crops keep their range of aspect ratios, 3:4 to 4:3 as in
+    the papers, and are resized to this; images that are evaluated are resized whole."""
     image_column: str | None = None
     """Of a table: the column of images, where there are several; of a CSV file by name, or counted from 1."""
     label_column: str | None = None
@@ -46,15 +49,20 @@ class ImagesConfig:
     follow_links: bool = False
     """Of a folder: also read what links in it point to outside of it, and linked folders."""
 
+    def __post_init__(self) -> None:
+        size = tuple(np.atleast_1d(self.image_size).tolist())  # from JSON it is a list
+        object.__setattr__(self, "image_size", size[0] if len(set(size)) == 1 else size)  # 224 224 is 224
+
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
         names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
         given = {name: getattr(self, name) for name in names} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
+            shown = " ".join(map(str, np.atleast_1d(given[name])))
             if given[name] is not None and np.min(given[name]) < 1:
-                raise ValueError(f"--{name} is {given[name]}; it must be above 0")
+                raise ValueError(f"--{name} is {shown}; it must be above 0")
             if name != "max_pixels" and given[name] is not None and np.max(given[name]) > LARGEST_SIDE:
-                raise ValueError(f"--{name} is {given[name]}; it must not be above {LARGEST_SIDE}")
+                raise ValueError(f"--{name} is {shown}; it must not be above {LARGEST_SIDE}")
         return given
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
@@ -95,7 +103,7 @@ class DataConfig(ImagesConfig):
             if self.only or self.images:
                 given = f"--only {self.only}" if self.only else f"--images {self.images}"
                 raise ValueError(f"{given} is not for streams: what is in them is not known beforehand")
-            given["canvas"] = given["canvas"] or room(size)
+            given["canvas"] = given["canvas"] or room(int(np.max(size)))
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
             raise ValueError(f"--epoch_images is for streams: a pass over {self.data} is all its images")

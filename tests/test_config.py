@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged
+from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged, configuration
 from sslvit.data import source
 
 
@@ -95,3 +95,12 @@ def test_another_value_of_what_decides_is_refused_with_both(option):
 def test_another_value_of_what_is_free_is_not(option):
     told = check_unchanged({option: "old"}, {option: "new"})
     assert bool(told) == (option in WARNED)
+
+
+def test_a_size_of_equal_sides_is_the_same_run_as_one_number():
+    square, number, oblong = (configuration(DataConfig(image_size=size)) for size in ((32, 32), 32, (32, 48)))
+    assert square["image_size"] == 32  # as runs of earlier versions have it
+    assert check_unchanged(number, square) == []
+    assert configuration(DataConfig(**oblong)) == oblong  # back from JSON, whose tuples are lists
+    with pytest.raises(ValueError, match=r"image_size was 32, is now \[32, 48\]"):
+        check_unchanged(number, oblong)

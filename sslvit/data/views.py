@@ -163,6 +163,11 @@ def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: 
     )
 
 
+def papers_blur(size: Size) -> tuple[float, float]:
+    """The papers' sigma, which is in pixels of their 224, at this size by its shorter side."""
+    return 0.1 * min(both(size)) / 224, 2.0 * min(both(size)) / 224
+
+
 @dataclass(frozen=True)
 class MoCoV3(Scaled):
     """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
