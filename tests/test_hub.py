@@ -356,9 +356,14 @@ def test_rows_that_name_files_elsewhere_are_told_of_the_root(tmp_path):
     spec = saved(tmp_path, image=naming("struct", paths))
     with pytest.raises(DataError, match=r"outside the data's own folder, which is not read; --root"):
         open_source(spec, image_size=6, cache=False).read(np.arange(3))
+    (tmp_path / "set").rename(tmp_path / "relative")
+    spec_of_text = saved(tmp_path, path=naming("text", paths[:1] * 2))
+    with pytest.raises(DataError, match="no such file in the data's own folder; --root names another one"):
+        open_source(spec_of_text, image_size=6, image_column="path", cache=False).read(np.arange(2))
     with pytest.raises(ValueError, match=r"no column holds images: .*; if one names files, say --root"):
         open_source(saved(tmp_path / "b", path=naming("text", paths)), image_size=6)
-    assert values(open_source(spec, image_size=6, cache=False, root=root)) == [11, 10, 10]
+    moved = f"disk:{tmp_path}/relative"
+    assert values(open_source(moved, image_size=6, cache=False, root=root)) == [11, 10, 10]
 
 
 # --- names ---

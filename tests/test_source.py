@@ -600,6 +600,29 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
         open_source(str(tmp_path), split="dev", image_size=8)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.csv", "csv"), ("a.txt", "list"), ("a.npz", "npz"), ("a.parquet", "parquet")]
+)
+@pytest.mark.parametrize("prefix", ["", "folder:"])
+def test_a_file_that_is_given_as_a_folder_is_told_its_kind(tmp_path, name, kind, prefix):
+    (tmp_path / name).write_text("")
+    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; say {kind}:{tmp_path}/{name}$"):
+        open_source(f"{prefix}{tmp_path}/{name}", image_size=8)
+
+
+def test_a_csv_file_beside_images_without_labels_is_pointed_at(tmp_path):
+    write(tmp_path / "1.png", flat(1))
+    (tmp_path / "labels.csv").write_text("1.png,cat\n")
+    with pytest.raises(DataError, match=r"the images lie in no sub-folders; csv:FILE reads them from labels.csv"):
+        open_source(f"folder:{tmp_path}", image_size=8).required_labels()
+
+
+def test_one_array_is_told_how_it_is_written(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match=r"a.npy is one array: np.savez\("):
+        open_source(f"npz:{tmp_path}/a.npy", image_size=8)
+
+
 @pytest.fixture
 def unprivileged(tmp_path_factory) -> Iterator[None]:
     """Root may read everything, so it becomes nobody for a while."""

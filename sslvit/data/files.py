@@ -119,6 +119,8 @@ def open_folders(roots: list[Path], *, follow_links: bool = False, classes: tupl
     if not scan.files:
         raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.skipped}")
     labels = _folder_labels([name for name, _, _ in scan.files], classes)
+    if labels.numbers is None and "*.csv" in scan.skipped.first:
+        labels = no_labels(f"{labels.problem}; csv:FILE reads them from {printable(scan.skipped.first['*.csv'])}")
     return FileStore(scan.roots, scan.starts, scan.files, labels, scan.skipped)
 
 

@@ -104,6 +104,8 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     for root in roots:
         real = os.path.realpath(os.path.join(root, os.fsencode(path)))
         if lies_inside(real, roots):
+            if not os.path.lexists(real):
+                raise BadImage("no such file in the data's own folder; --root names another one")
             return read_file(real, max_pixels)
     raise BadImage("the row points outside the data's own folder, which is not read; --root names another one")
 

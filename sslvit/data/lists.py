@@ -83,7 +83,10 @@ def _hint(root: bytes, name: bytes) -> str:
     for separator, word in ((b",", "comma"), (b";", "semicolon"), (b" ", "space")):
         before = name.rpartition(separator)[0].rstrip()
         if before and os.path.isfile(os.path.join(root, before)):
-            return f"{printable(before)} is a file, so a tab must stand before the label, not a {word}"
+            return (
+                f"{printable(before)} is a file, so a tab must stand before the label, not a {word}"
+                + "; csv:FILE reads it" * (word != "space")
+            )
     for ending in sorted(ENDINGS):
         if os.path.isfile(os.path.join(root, name + ending)):
             return f"{printable(name + ending)} is a file: names need their ending"

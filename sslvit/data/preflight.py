@@ -19,7 +19,8 @@ from PIL import Image
 from sslvit.data.cache import cache_root
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.image import BadImage, measure, open_image
-from sslvit.data.samples import ArraySource, Samples, Source
+from sslvit.data.samples import ArraySource, Samples, ShapesSource, Source
+from sslvit.data.subset import Subset
 
 SAMPLE = 512  # images
 SECONDS = 5.0  # for the sample, and as long again for comparing files
@@ -166,7 +167,10 @@ class _Look:
             if id not in replaced:
                 self.hashes[hashlib.blake2b(pixels, digest_size=16).digest()] += 1
         self.sizes[source.canvas] = len(ids) - len(replaced)
-        self.kinds["decoded" if isinstance(source, ArraySource) else "drawn"] = len(ids) - len(replaced)
+        whole = source
+        while isinstance(whole, Subset):
+            whole = whole.inner
+        self.kinds["drawn" if isinstance(whole, ShapesSource) else "decoded"] = len(ids) - len(replaced)
 
     def _compare(self, store: Store, known: set[int], max_pixels: int) -> None:
         """Duplicates are rare in any sample of a large set, but they have one size: compare files that do."""

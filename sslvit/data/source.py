@@ -45,6 +45,14 @@ from sslvit.errors import DataError, NoInput
 __all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
 
 KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
+KIND_OF_FILE = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "list",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
 MANY = 20_000  # images from which on several processes decode into the cache
@@ -167,7 +175,8 @@ def _shapes(options: str, split: str, side: int) -> Source:
 def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}")
+        kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
+        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; say {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
             real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))
