@@ -87,6 +87,15 @@ def test_a_tsv_list_without_a_header_stays_a_list(folder):
     assert (shown(source), source.classes, source.labels.tolist()) == ([3, 1], ("10", "9"), [0, 1])
 
 
+def test_a_tsv_list_of_names_without_endings_or_that_end_with_zero_bytes_stays_a_list(folder):
+    for number in (1, 2):
+        (folder / f"{number}.png").rename(folder / f"{number}")
+    (folder / "lists").mkdir()
+    (folder / "lists/names.tsv").write_text("2\tx\n1\ty\n")
+    assert shown(open_source(f"list:{folder}/lists/names.tsv,{folder}", image_size=8)) == [2, 1]
+    assert shown(opened(folder / "zero.tsv", "2\tx\0001\ty\0", "list")) == [2, 1]
+
+
 def test_whole_numbers_keep_their_order_and_words_are_sorted(folder):
     numbers = opened(folder / "labels.csv", "1.png,10\n2.png,9\n3.png,0\n")
     assert numbers.labels.tolist() == [10, 9, 0]

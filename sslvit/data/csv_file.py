@@ -70,15 +70,20 @@ def open_csv(
     return named_files(names, root, labels, file=str(file), elsewhere=elsewhere)
 
 
-def has_header(file: Path) -> bool:
-    return read_rows(file, file.parent, ())[0] is not None
+def has_header(file: Path, root: Path) -> bool:
+    """Of a list, whose entries may end with zero bytes instead of lines."""
+    with open(file, "rb") as stream:
+        if b"\0" in stream.readline():
+            return False
+    first = next(_rows(file), None)
+    return first is not None and not any(map(_looks_in(root), first.cells))
 
 
 def _of_folder(folder: Path, split: str) -> tuple[Path, bool]:
     """The file of a split, and whether it is that by its name."""
     found = sorted(file for file in folder.iterdir() if file.suffix in (".csv", ".tsv") and file.is_file())
     if not found:
-        raise NoInput(f"csv:{folder} holds no .csv file: {nearest(folder)}")
+        raise NoInput(f"csv:{folder} holds no .csv file; paths in one are taken from its own folder, or from --root")
     parted = of_split(found, "train") != found
     chosen = of_split(found, split) if parted else found
     if not chosen:

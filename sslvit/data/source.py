@@ -150,7 +150,9 @@ def _listed(kind: str, rest: str, split: str, columns: dict, root: Path | None) 
     if beside and root:
         raise ValueError(f"{kind}:{rest} and --root {root} both name a root: give one of them")
     file, root = Path(name), Path(beside) if beside else root
-    if kind == "csv" or (file.is_file() and (file.suffix == ".csv" or (file.suffix == ".tsv" and has_header(file)))):
+    if kind == "csv" or (
+        file.is_file() and (file.suffix == ".csv" or (file.suffix == ".tsv" and has_header(file, root or file.parent)))
+    ):
         return open_csv(file, root, split, **columns)
     if split == "test":
         raise NoInput(f"list:{file} has no test split: a CSV file with a column called split has one, see csv:")
