@@ -513,6 +513,12 @@ def test_substitutes_are_all_others_once():
     assert abs(next(substitutes(500, 1000)) - 500) > 100  # not a neighbour, which may be damaged likewise
 
 
+def test_a_set_of_one_bad_image_says_why(tmp_path):
+    (tmp_path / "1.png").write_text("no image")
+    with pytest.raises(DataError, match=r"image 0 and 0 others .* because: not JPEG, PNG"):
+        open_source(str(tmp_path), image_size=8, cache=False).read(np.array([0]))
+
+
 def test_a_set_without_one_good_image_says_so(tmp_path):
     for number in range(5):
         write(tmp_path / f"set/{number}.png", flat(0)).write_text("no")
