@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from sslvit import analysis, figures, rng
+from sslvit import analysis, durable, figures, rng
 from sslvit.config import ImagesConfig
 from sslvit.data.pieces import Size, both
 from sslvit.data.source import Source
@@ -90,7 +90,7 @@ def main() -> None:
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
     size = both(config.image_size or pretrained.image_size)
     source = config.source(config.split, image_size=size, channels=pretrained.channels)
-    ids, view = draw_ids(source, config.images), Plain(size)
+    ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
     if shown is None:
         raise DataError(f"not one of {len(ids):,} images of {source.name} can be read")
@@ -116,9 +116,8 @@ def main() -> None:
         accelerator.print(sentence)
     if accelerator.is_main_process:
         try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            (config.out / "analysis.json").write_text(json.dumps(numbers, indent=1) + "\n")
-            (config.out / "distances.svg").write_text(figures.distance_svg(distances, even))
+            durable.replace_text(config.out / "analysis.json", json.dumps(numbers, indent=1) + "\n")
+            durable.replace_text(config.out / "distances.svg", figures.distance_svg(distances, even))
             for file, picture in (files | {"distances.png": figures.distance_picture(distances, even)}).items():
                 picture.save(config.out / file, "PNG")
         except OSError as error:

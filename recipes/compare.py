@@ -7,25 +7,26 @@
 Each method is trained from the weights that scratch has, on as many images, or --budget operations or seconds, as the
 first one. All are read by the same protocols: nearest neighbours, few-shot and linear on frozen features, and
 fine-tuning, with 1 %, 10 % and all of the labels. An objective declares what is read of its model, class token or mean
-patch; scratch is read in both ways, and each method is held against scratch that is read as the method is.
+patch; scratch is read in both ways, and each method is held against scratch that is read as the method is. Beside them
+stand the commonest class and raw pixels (recipes/baselines.py).
 
 The report, with tables, curves and sentences about what the differences support, is in OUT/report.html and report.md,
 its numbers in results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A
 method may carry flags of its recipe: mpp:target=pixels,corrupt=0.15.
 """
 
-import json
 import os
 from pathlib import Path
 
 import torch
 import tyro
 
-from sslvit.compare import ComparisonConfig, check, names_of, passes, plan, sets, starts
+from sslvit.compare import ComparisonConfig, check, passes, plan, starts
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
-from sslvit.results import SCRATCH, collect
-from sslvit.results_page import as_markdown, as_page
+from sslvit.reports import gather, write
+from sslvit.results import SCRATCH
+from sslvit.results_page import as_markdown
 
 HERE = Path(__file__).parent
 
@@ -33,7 +34,6 @@ HERE = Path(__file__).parent
 def main() -> None:
     config = tyro.cli(ComparisonConfig)
     check(config, HERE)
-    methods = names_of(config.methods, HERE)
     settings = check_settings(
         config,
         config.out / "compare.json",
@@ -46,13 +46,8 @@ def main() -> None:
     parts = plan(config, models, passes(config, models[f"{SCRATCH['mean']}-0"], HERE, gpus))
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
     work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
-    models |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods for s in range(config.seeds)}
-    results = {"data": config.data, "settings": settings}
-    results |= collect(config.out, methods, list(range(config.seeds)), list(sets(config)), models)
-    runs = {name: models[f"{folder}-0"] for folder, name in methods.items()}
-    (config.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (config.out / "report.html").write_text(as_page(results, runs, [part.command() for part in parts]))
-    (config.out / "report.md").write_text(as_markdown(results))
+    results = gather(config, settings, [part.command() for part in parts])
+    write(results, config.out)
     print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")
 
 

@@ -21,6 +21,7 @@ from sslvit.data.subset import Subset
 from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import DataError, at_the_door
+from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
@@ -60,10 +61,11 @@ def main() -> None:
     classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
     if highest > train.labels.max():
         raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")
-    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    given = {"eval_crop": config.eval_crop}
+    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size, **given)
     rate = max(tried, key=tried.get) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
-    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate})
+    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate}, **given)
     numbers = metrics(found.probabilities, found.labels)
     if accelerator.is_main_process:
         save_predictions(config.out / "predictions.parquet", found)
@@ -71,9 +73,11 @@ def main() -> None:
         tested = numbers._asdict() | {"images": len(found.labels), "lr": rate, "held out": tried}
         durable.replace(config.out / "test.json", [json.dumps(tested, indent=1).encode()])
     five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
+    if sentence := collapsed(found.probabilities.argmax(-1), found.labels):
+        accelerator.print(f"warning: {sentence}")
     accelerator.print(
         f"test, {len(found.labels):,} images, lr {rate:g}, readout {readout}: top-1 {100 * numbers.top1:.2f} %, {five}"
-        f"mean of the classes {100 * numbers.mean_per_class:.2f} %, calibration error "
+        f"balanced accuracy {100 * numbers.mean_per_class:.2f} %, calibration error "
         f"{100 * numbers.calibration_error:.2f} %\nThe model is in {config.out / 'model'}"
     )
 

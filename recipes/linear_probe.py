@@ -10,7 +10,10 @@ they read what the paper reads, and the readout that the model declares. attenti
 (sslvit/evaluate/attentive.py), which are all kept in memory. The papers' probes see another crop of an image in every
 epoch; with --augmented 8 eight versions of each take turns, for eight times the extraction and memory (resized by
 bicubic interpolation, as in MAE and DINOv2; in MoCo v3 and DINO it is bilinear). Whatever is chosen is chosen on a
-held-out tenth of the training labels, never on the test set.
+held-out tenth of the training labels, never on the test set; what is then tested was trained on all of them.
+
+In --out are all digits with what was chosen (numbers.json), each head's weights (safetensors, as torch's Linear) and
+predictions by image (parquet), what was printed (log.txt) and the settings (config.json).
 """
 
 from dataclasses import dataclass
@@ -19,21 +22,17 @@ from typing import Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from sslvit import rng
-from sslvit.config import ImagesConfig
+from sslvit.config import ImagesConfig, configuration
 from sslvit.data.pieces import Size
-from sslvit.data.views import Light, Plain
+from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.evaluate.attentive import Settings, attentive_probe
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
+from sslvit.evaluate.heads import Report, trained
 from sslvit.evaluate.knn import knn
-from sslvit.evaluate.linear import probe
-from sslvit.evaluate.logistic import logistic
-from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
 from sslvit.weights.given import ModelConfig
@@ -43,6 +42,8 @@ from sslvit.weights.given import ModelConfig
 class Config(ModelConfig, ImagesConfig):
     """Probe a pretrained backbone, on labelled images with a train and a test split."""
 
+    out: Path = Path("runs/linear_probe")
+    """A folder for numbers, heads, predictions and what was printed; files of these names are replaced."""
     image_size: Size = 0
     """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
@@ -57,19 +58,6 @@ class Config(ModelConfig, ImagesConfig):
     cache: Path = Path("runs/features")
     """Where features are kept, by hash of weights and data."""
     threads: int = 0
-
-
-def trained(
-    protocol: str, train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, augmented: Tensor | None
-) -> str:
-    """Its test accuracy, and what was chosen by which held-out accuracy."""
-    if protocol == "attentive":
-        head, tried = attentive_probe(train, labels, Settings())
-        settings, held = f"rate {max(tried, key=tried.get):g}", max(tried.values())
-    else:
-        head = probe(train, labels, PROTOCOLS[protocol], augmented=augmented)
-        settings, held = ", ".join(f"{n} {v:g}" for n, v in head.settings.items()), max(a for _, a in head.held_out)
-    return f"{100 * top(head.probabilities(test), test_labels):>10.1f}   {settings} (held out {100 * held:.1f})"
 
 
 def main() -> None:
@@ -88,16 +76,16 @@ def main() -> None:
     order = rng.permutation(rng.key(0, "probe"), len(sources[0])).numpy()
     chosen = [(sources[0], order[: config.limit or None]), (sources[1], None)]
     backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
-    plain, view = config.protocol == "logistic", Plain(size)
     readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
     readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
-    readouts = readouts[config.protocol]
+    readouts, plain = readouts[config.protocol], config.protocol == "logistic"
+    report = Report(config.out, configuration(config), accelerator)
     few = [f"{config.shots}-shot", "20-nn"] if plain else []
     title = "linear" if plain else config.protocol
-    accelerator.print(f"{'accuracy, %':<24}" + "".join(f"{column:>10}" for column in (title, *few)))
+    report.say(f"{'accuracy, %':<24}" + "".join(f"{column:>10}" for column in (title, *few)))
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
-        given = {"view": view, "accelerator": accelerator, "readouts": readouts}
+        given = {"view": config.eval_view(size), "accelerator": accelerator, "readouts": readouts}
         train, test = (stored(config.cache, backbone, s, ids=i, **given) for s, i in chosen)
         given["view"] = Light(size, scale=(config.smallest_crop, 1.0))
         versions = [
@@ -106,15 +94,16 @@ def main() -> None:
         ]
         for readout in readouts:
             four = train.by_readout[readout], train.labels, test.by_readout[readout], test.labels
+            augmented = torch.stack([one.by_readout[readout] for one in versions]) if versions else None
+            head = trained(config.protocol, *four[:3], augmented=augmented)
+            others = {}
             if plain:
-                numbers = top(logistic(*four[:3]), four[3]), fewshot(*four, shots=config.shots).mean, knn(*four)
-                cells = "".join(f"{100 * number:>10.1f}" for number in numbers)
-            else:
-                augmented = torch.stack([one.by_readout[readout] for one in versions]) if versions else None
-                cells = trained(config.protocol, *four, augmented)
-            accelerator.print(f"{name + ', ' + readout:<24}{cells}")
+                others = {few[0]: fewshot(*four, shots=config.shots).mean, few[1]: knn(*four)}
+            told = {"model": str(config.model), "start": name, "data": sources[1].name, "protocol": config.protocol}
+            report.add(name, readout, head, test, others, told | {"readout": readout})
     for sentence in filter(None, map(left_out, (train, test), sources)):
-        accelerator.print(sentence)
+        report.say(sentence)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start_run
@@ -69,7 +69,8 @@ def main() -> None:
     source = config.open()
     start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
     objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
     views = Light(size)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
 from sslvit.data.views import papers_blur
@@ -48,6 +48,8 @@ class Config(TrainConfig, DataConfig):
     freeze_patch_projection: bool = True
     hidden: int = 4096
     smallest_crop: float = 0.08
+    colour: bool = True
+    """Change saturation and hue, and turn some views grey; --no-colour for images that are neither grey nor RGB."""
     parts: int = 1
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 1.5e-4
@@ -70,10 +72,12 @@ def main() -> None:
     source = config.open()
     start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
-    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=papers_blur(size))
+    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=papers_blur(size), colour=config.colour)
+    views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)

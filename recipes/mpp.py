@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.pieces import Size
 from sslvit.data.views import Light
@@ -41,6 +41,9 @@ class Config(TrainConfig, DataConfig):
     image_size: Size = 32
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    conventions: Literal["timm", "jax"] = "timm"
+    """The backbone's random start, its GELU and what images are standardised with: timm's (exact, ImageNet's mean and
+    deviation), or those of the ViT paper's code (tanh, to -1 to 1). A model of --start has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
     """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
@@ -55,7 +58,7 @@ class Config(TrainConfig, DataConfig):
 
 
 PAPER = {"data": tyro.MISSING, "image_size": 224, "model": "B/16", "epochs": 13.5, "batch_size": 4096, "lr": 2e-4}
-PAPER |= {"warmup_epochs": 0.135, "weight_decay": 0.0, "clip": 0.0}
+PAPER |= {"warmup_epochs": 0.135, "weight_decay": 0.0, "clip": 0.0, "conventions": "jax"}
 PRESETS = {"small": Config(), "paper": Config(preset="paper", **PAPER)}
 
 
@@ -64,7 +67,10 @@ def main() -> None:
     accelerator = start_run(config)
     source = config.open()
     given = {"image_size": config.image_size, "channels": source.channels}
-    backbone = start_from(config.start, **given) or ViT.variant(config.model, **given, seed=config.seed)
+    start_of, half = {"seed": config.seed}, (0.5,) * source.channels
+    start_of |= {"init": "jax", "gelu": "tanh", "mean": half, "std": half} if config.conventions == "jax" else {}
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or ViT.variant(config.model, **given, **start_of)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
     views = Light(config.image_size, scale=(config.min_scale, 1.0))
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):

@@ -19,9 +19,9 @@ import tyro
 from sslvit import durable
 from sslvit.config import ImagesConfig
 from sslvit.data.pieces import Size
-from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
+from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.leaks import leaks_of_run
@@ -80,17 +80,25 @@ def main() -> None:
     backbones |= {"pretrained": pretrained}
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)
-        given = {"view": Plain(size), "accelerator": accelerator, "readouts": readouts}
+        given = {"view": config.eval_view(size), "accelerator": accelerator, "readouts": readouts}
         x, y = (stored(config.cache, backbone, s, ids=i, **given) for s, i in zip((train, test), ids, strict=True))
         for readout in readouts:
             told = {"model": str(config.model), "start": name, "data": test.name, "protocol": "logistic regression"}
-            row, spread, found = probed(x, y, readout, config, told)
+            row, spread, found, answers = probed(x, y, readout, config, told)
             if not numbers:
                 accelerator.print(f"{'accuracy, %':<26}" + "".join(f"{column:>13}" for column in row))
             cells = [f"{100 * v:.1f}" + (f" ± {100 * spread[c]:3.1f}" if c in spread else "") for c, v in row.items()]
             mark = " *" if readout == about["readout"] else ""
             accelerator.print(f"{f'{name}, {readout}{mark}':<26}" + "".join(f"{cell:>13}" for cell in cells))
+            balanced = {column: balanced_accuracy(predicted, y.labels) for column, predicted in answers.items()}
+            if unbalanced(y.labels):
+                cells = [f"{100 * balanced[column]:.1f}" if column in balanced else "" for column in row]
+                accelerator.print(f"{'  balanced accuracy':<26}" + "".join(f"{cell:>13}" for cell in cells))
+            for column, predicted in answers.items():
+                if sentence := collapsed(predicted, y.labels):
+                    accelerator.print(f"warning: {name}, {readout}, {column}: {sentence}")
             numbers[f"{name}/{readout}"] = row | {f"{c} spread": v for c, v in spread.items()}
+            numbers[f"{name}/{readout}"]["balanced accuracy"] = balanced
             if not found:
                 continue
             *_, most = found.values()

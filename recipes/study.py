@@ -7,7 +7,8 @@
 
 Each point is a run from its own random start, as many images long as all others of the study. It is read as the ViT
 paper reads small models: few-shot, by ridge regression on frozen features, here 10 images of each class, on the
-training set's own labels. In OUT are results.json, results.md and a plot, study.svg. Stopped, the same command goes on.
+training set's own labels, beside the commonest class and raw pixels. In OUT are results.json, results.md and a plot,
+study.svg. Stopped, the same command goes on.
 """
 
 import os
@@ -18,7 +19,7 @@ import tyro
 
 from sslvit.errors import at_the_door
 from sslvit.parts import check_settings, work_on
-from sslvit.study import STUDIES, StudyConfig, check, parts_of, results_of, write
+from sslvit.study import STUDIES, StudyConfig, baseline_rows, baselines_of, check, parts_of, results_of, write
 
 HERE = Path(__file__).parent
 
@@ -28,12 +29,12 @@ def main() -> None:
     check(config, HERE)
     out, points = config.out / config.study, list(STUDIES[config.study](config))
     settings = check_settings(config, out / "study.json", free=("out", "jobs"), grows=("seeds",))
-    parts = parts_of(config, points, out)
+    parts, without = parts_of(config, points, out), baselines_of(config, points, out)
     gpus = torch.cuda.device_count()
     jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
-    work_on([part for runs in parts for part in runs], out, HERE, jobs=jobs, devices=gpus)
-    results = {"study": config.study, "data": config.data, "settings": settings}
-    write(results | {"points": results_of(points, parts)}, out)
+    work_on([*without.values(), *(part for runs in parts for part in runs)], out, HERE, jobs=jobs, devices=gpus)
+    results = {"study": config.study, "data": config.data, "settings": settings, "points": results_of(points, parts)}
+    write(results | {"baselines": baseline_rows(without, list(results["points"][0]["values"]))}, out)
 
 
 if __name__ == "__main__":

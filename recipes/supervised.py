@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import tyro
 
-from sslvit.command_line import choose
+from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.supervised import Supervised as Views
 from sslvit.distributed import start_run
@@ -89,7 +89,8 @@ def main() -> None:
         start_of |= {name: getattr(config, name) for name in ("class_token", "position", "position_at", "dropout")}
         start_of |= {"gelu": "tanh", "init": "jax"}
     kind = ViT if "/" in config.model else BiT
-    backbone = start_from(config.start, **given) or kind.variant(config.model, **given, **start_of)
+    start = start_from(config.start, model=typed_model(config), **given)
+    backbone = start or kind.variant(config.model, **given, **start_of)
     labels = torch.from_numpy(source.required_labels())
     classes = len(source.classes or ()) or int(labels.max()) + 1
     head = {"representation": backbone.width if config.tanh else None, "smoothing": config.smoothing, "seed": seed}

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from sslvit.errors import NoInput, at_the_door
+from sslvit.errors import at_the_door
 
 USAGE = """doctor [FOLDER]            whether this machine can train
-report RUN                 its page and model card again
+report FOLDER              the report of a run (and its model card), a comparison or a study again
 pair A.parquet B.parquet   two files of predictions, image by image
 info MODEL [FACT=VALUE..]  what a model is, ours or anybody's
 convert MODEL OUT --to X   a model in timm's, transformers' or torchvision's layout, ONNX, torch.export"""
@@ -24,13 +24,9 @@ def main() -> None:
     if command in ("-h", "--help"):
         print(USAGE)
     elif command == "report" and len(words) == 1:
-        from sslvit.report import write_report
+        from sslvit.reports import report_again
 
-        run = Path(words[0])
-        if not (run / "cost.json").exists():
-            raise NoInput(f"{run} holds no run that has ended")
-        write_report(run)
-        print(run / "report.html")
+        print(report_again(Path(words[0])))
     elif command == "pair" and len(words) == 2:
         from sslvit.evaluate.predictions import pair
 

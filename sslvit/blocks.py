@@ -18,20 +18,25 @@ Gelu = Literal["exact", "tanh"]
 EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' torch code; torch's own default is 1e-5
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Of factors: float32 in mixed precision too, and float64 where everything is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     """`b n d -> b n d`, by one key a sample, on which alone the mask of that sample depends; without keys, none."""
     if key is None:
         return x
     keep = rng.uniform(key, *x.shape[1:]) >= rate
-    return (x * (keep / (1 - rate))).to(x.dtype)
+    return (x * (keep.to(wide(x.dtype)) / (1 - rate))).to(x.dtype)
 
 
-def drop_path(rate: float, depth: int, key: Tensor) -> Sequence[Tensor]:
+def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32) -> Sequence[Tensor]:
     """Stochastic depth (https://arxiv.org/abs/1603.09382), at a rate that grows linearly from 0 to this one.
 
     For each block a factor for both branches of each sample, `b 2`: 0, or what keeps the expectation.
     """
-    rates = torch.linspace(0, rate, depth, device=key.device).unsqueeze(-1)
+    rates = torch.linspace(0, rate, depth, device=key.device, dtype=dtype).unsqueeze(-1)
     kept = rng.uniform(key, depth, 2) >= rates
     return (kept / (1 - rates)).unbind(1)
 

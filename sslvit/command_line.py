@@ -18,19 +18,28 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     images of a batch.
     """
     first = next(iter(presets))
-    rates = [(rate, str, field(default="")) for rate in ("lr", "base_lr")]
-    named = make_dataclass("Named", [(by, str, field(default=first)), *rates])
-    given = tyro.cli(named, return_unknown_args=True, add_help=False)[0]
-    preset = presets.get(getattr(given, by), presets[first])
-    config = tyro.cli(type(presets[first]), default=preset, args=sys.argv[1:])
-    if given.base_lr and not config.base_lr > 0:
+    given = {rate: typed(rate) for rate in ("lr", "base_lr")}
+    config = tyro.cli(type(presets[first]), default=presets.get(typed(by), presets[first]), args=sys.argv[1:])
+    if given["base_lr"] and not config.base_lr > 0:
         raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
-    if given.base_lr and given.lr and config.lr:
+    if given["base_lr"] and given["lr"] and config.lr:
         raise ValueError(
             f"--base_lr {config.base_lr:g} and --lr {config.lr:g} are both given: --lr is the rate itself, --base_lr "
             "that for each 256 images of a batch; give one of them"
         )
     base = config.base_lr * config.batch_size / 256
-    config = replace(config, lr=base if given.base_lr else config.lr or base)
+    config = replace(config, lr=base if given["base_lr"] else config.lr or base)
     config.check()
     return config
+
+
+def typed(flag: str) -> str:
+    """What the command line itself gives a flag, or nothing."""
+    alone = make_dataclass("Alone", [(flag, str, field(default=""))])
+    return getattr(tyro.cli(alone, return_unknown_args=True, add_help=False)[0], flag)
+
+
+def typed_model(config: TrainConfig) -> str:
+    """The --model that was typed, which beside --start must be the model that is there, while a preset's gives way. A
+    run that goes on is what it was: what it was started with is compared elsewhere."""
+    return "" if config.resume and (config.out / "checkpoints").exists() else typed("model")

@@ -18,11 +18,12 @@ from sslvit.data.pieces import Size
 from sslvit.dry_run import MEASURED
 from sslvit.model_folder import save_backbone
 from sslvit.parts import Part, check_numbers, check_words, flags, reading, work_on
-from sslvit.results import OWN, SCRATCH
+from sslvit.results import BASELINES, OWN, SCRATCH
 from sslvit.vit import ViT
 
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
+HELD_OUT = "classes held out"
 GIVEN = ("out", "data", "only", "images", "image_size", "model", "start", "seed", "epochs", "resume", "overwrite")
 GIVEN += ("dry_run", "show_views")
 
@@ -56,15 +57,19 @@ class Method:
         return "".join(c if c.isalnum() or c in "._" else "-" for c in self.text)
 
 
-def names_of(methods: tuple[str, ...], recipes: Path) -> dict[str, str]:
-    """For people, by folder. Two that would be called alike are called by their text."""
+def called(methods: tuple[str, ...]) -> dict[str, str]:
+    """Names for people, by folder. Two that would be called alike are called by their text."""
+    chosen = [Method(text) for text in methods]
+    names = [method.name for method in chosen]
+    return {m.folder: name if names.count(name) == 1 else m.text for m, name in zip(chosen, names, strict=True)}
+
+
+def check_methods(methods: tuple[str, ...], recipes: Path) -> None:
     chosen = [Method(text) for text in methods]
     if not chosen or len({method.folder for method in chosen}) < len(chosen):
         raise ValueError(f"--methods {' '.join(methods)}: name one or more, and each once")
     if missing := [method for method in chosen if not (recipes / f"{method.recipe}.py").exists()]:
         raise ValueError(f"--methods {missing[0].text}: there is no recipe {recipes / missing[0].recipe}.py")
-    names = [method.name for method in chosen]
-    return {m.folder: name if names.count(name) == 1 else m.text for m, name in zip(chosen, names, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class ComparisonConfig(ImagesConfig):
 
 def check(config: ComparisonConfig, recipes: Path) -> None:
     """Tells what is wrong before anything is trained or written."""
-    names_of(config.methods, recipes)
+    check_methods(config.methods, recipes)
     check_numbers(
         config, above="seeds epochs batch_size image_size", from_zero="limit_train limit_test finetune_steps jobs"
     )
@@ -164,9 +169,16 @@ def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
             raise ValueError(f"{said}: there are the classes {' '.join(map(str, sorted(labels)))}")
         if len(held) < 2 or len(seen) < 2:
             raise ValueError(f"{said} of {len(labels)} classes: hold out two of them or more, and leave two or more")
-        found = {OWN: replace(given, only=tuple(seen)), "classes held out": replace(given, only=config.held_out)}
-    others = enumerate(config.transfer, 1)
-    return found | {f"transfer {i}": ImagesConfig(data, image_size=config.image_size) for i, data in others}
+        found = {OWN: replace(given, only=tuple(seen)), HELD_OUT: replace(given, only=config.held_out)}
+    same = {"image_size": config.image_size, "eval_crop": config.eval_crop}
+    others = [ImagesConfig(data, **same) for data in config.transfer]
+    return dict(zip(places(config), [*found.values(), *others], strict=True))
+
+
+def places(config: ComparisonConfig) -> list[str]:
+    """The names of what is learned."""
+    transfers = [f"transfer {number}" for number, _ in enumerate(config.transfer, 1)]
+    return [OWN, *([HELD_OUT] if config.held_out else []), *transfers]
 
 
 def pretraining(
@@ -200,7 +212,7 @@ def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -
 
 def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:
     """Everything that is to be done."""
-    parts: list[Part] = []
+    parts = [baseline(config, place, images) for place, images in sets(config).items()]
     for name, start in starts.items():
         parts += evaluations(config, name, start, ())
     for seed in range(config.seeds):
@@ -214,15 +226,33 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
     return parts
 
 
+def limits(config: ComparisonConfig) -> tuple[str, ...]:
+    """The words of what reads frozen features."""
+    return flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
+
+
+def baseline(config: ComparisonConfig, place: str, images: ImagesConfig) -> Part:
+    """What no model gives. Channels are those that the models see."""
+    out, channels = config.out / BASELINES / place, config.source(channels=config.channels).channels
+    words = (*reading(images), *flags(threads=1), *(flags(channels=channels) if channels in (1, 3) else ()))
+    return Part(f"{BASELINES}/{place}", "baselines", (*words, *limits(config), *flags(out=out)), out / "numbers.json")
+
+
 def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Part]:
     """name: a method and a seed."""
     same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
-    limits = flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
     parts = []
     for place, images in sets(config).items():
         data = reading(images)
         out = config.out / "probes" / name / place
-        words = (*same, *data, *limits, "--no-random", "--declared", *flags(out=out, cache=config.out / "features"))
+        words = (
+            *same,
+            *data,
+            *limits(config),
+            "--no-random",
+            "--declared",
+            *flags(out=out, cache=config.out / "features"),
+        )
         parts.append(Part(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
         tuned = config.finetune_steps and (place == OWN or config.finetune_everywhere)
         for fraction in config.fractions if tuned else ():

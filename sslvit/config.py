@@ -5,17 +5,18 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sslvit import rng
+from sslvit import rng, schedule
 from sslvit.data.image import MAX_PIXELS
-from sslvit.data.pieces import Size
+from sslvit.data.pieces import Size, both
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
+from sslvit.data.views import THUMBNAIL, Plain, evaluation
 
 MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
 LARGEST_SIDE = 1 << 14  # of the images that a model sees
@@ -31,7 +32,7 @@ class ImagesConfig:
     parquet:/files, webdataset:/files."""
     image_size: Size = 224
     """Pixels of a side, or height and width: 224 320. Random crops keep their range of aspect ratios, 3:4 to 4:3 as in
-    the papers, and are resized to this; images that are evaluated are resized whole."""
+    the papers, and are resized to this; images that are evaluated keep theirs and are cut to this, see --eval_crop."""
     image_column: str | None = None
     """Of a table: the column of images, where there are several; of a CSV file by name, or counted from 1."""
     label_column: str | None = None
@@ -41,7 +42,14 @@ class ImagesConfig:
     read. By default that of the list or table itself."""
     canvas: int | None = None
     """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
-    by default 2.25 times the image size."""
+    by default 2.25 times the image size. Small crops of large photographs are sharper with more, and reading is
+    slower."""
+    eval_crop: float | None = None
+    """Where images are evaluated: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of
+    256) above an image size of 96, 1 up to it; 0 squeezes the whole image into the image size instead."""
+    range: tuple[float, float] | None = None
+    """Of images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
+    default 0 and the largest that such files can hold. Images of 8 bits are left as they are."""
     max_pixels: int = MAX_PIXELS
     """An image file that says it has more is not decoded: it counts as unreadable."""
     only: tuple[int, ...] = ()
@@ -56,14 +64,27 @@ class ImagesConfig:
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
         names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
-        given = {name: getattr(self, name) for name in names} | chosen
+        given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             shown = " ".join(map(str, np.atleast_1d(given[name])))
             if given[name] is not None and np.min(given[name]) < 1:
                 raise ValueError(f"--{name} is {shown}; it must be above 0")
             if name != "max_pixels" and given[name] is not None and np.max(given[name]) > LARGEST_SIDE:
                 raise ValueError(f"--{name} is {shown}; it must not be above {LARGEST_SIDE}")
+        self.eval_view(given["image_size"])  # so that what it refuses is refused before anything is trained
         return given
+
+    def span(self) -> tuple[float, float] | None:
+        if self.range is None:
+            return None
+        low, high = map(float, self.range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"--range is {low:g} {high:g}; the first must be below the second")
+        return low, high
+
+    def eval_view(self, size: Size) -> Plain:
+        """The view that images are evaluated by."""
+        return evaluation(size, self.eval_crop)
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
         """The images of a split, read by number."""
@@ -81,7 +102,8 @@ class DataConfig(ImagesConfig):
     """Which images, and which start, for every recipe that pretrains or trains from scratch."""
 
     start: str = ""
-    """A model's folder, or its run's, to start from instead of at random: its weights and its architecture."""
+    """A model's folder, or its run's, also of one that has not ended, to start from instead of at random: its weights
+    and its architecture."""
     data: str = "shapes"
     """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
     parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too
@@ -125,7 +147,7 @@ class TrainConfig:
     out: Path = Path("runs/run")
     """The run's folder: configuration, log, checkpoints, and the model."""
     epochs: float = 100
-    """Passes over the images."""
+    """Passes over the images. With --resume a run may be made longer, or shorter than it was to be."""
     batch_size: int = 256
     """Images a step, over all processes."""
     accumulation: int = 1
@@ -196,6 +218,11 @@ class TrainConfig:
     log_with: tuple[str, ...] = ()
     """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` has
     these."""
+    before: ClassVar[dict[str, Any]] = {}  # what was done before an option was there, if that is not its default now
+
+    def learning_rate(self, progress: float) -> float:
+        warmup = min(self.warmup_epochs / self.epochs, 1.0)
+        return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
 
     def check(self) -> None:
         for name, value in asdict(self).items():
@@ -255,9 +282,10 @@ FREE = frozenset(
         "grad_checkpointing",
     ]
 )
-WARNED = frozenset(
-    ["threads", "compile", "precision", "shard"]
-)  # rounding differs, so the run goes on, but not bit for bit
+ROUNDED = frozenset(["threads", "compile", "precision", "shard"])  # so the run goes on, but not bit for bit
+MEASURED = frozenset(["eval_crop"])
+WARNED = ROUNDED | MEASURED
+LENGTH = frozenset(["epochs"])  # the run goes on by the schedules of its new length, see sslvit.resume.check_length
 
 
 def plain(value: Any) -> Any:
@@ -269,14 +297,33 @@ def configuration(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
 
 
+def with_old_crop(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
+    """Settings that were saved before there was --eval_crop, with what was done then: whole images were squeezed. Of
+    thumbnails that is what is done now."""
+    return ({"eval_crop": 0.0} if max(both(image_size)) > THUMBNAIL else {}) | saved
+
+
+def steps_of(config: TrainConfig, images: int, *, whole_batches: bool = False) -> int:
+    """whole_batches: what is left of an epoch after its last full batch is dropped."""
+    if whole_batches:
+        images -= images % config.batch_size
+    return max(1, math.ceil(config.epochs * images / config.batch_size))
+
+
 def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuses a restart that would compute something else; returns warnings for what changes rounding only."""
+    """Refuses a restart that would compute something else; returns warnings for what changes rounding or evaluation
+    only."""
     keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    changed = {key: f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in keys if key not in FREE}
+    changed = {}
+    for key in (key for key in keys if key not in FREE | LENGTH):
+        today = f"is now {now[key]!r}" if key in now else "and this version has no such option"
+        changed[key] = f"{key} was {saved.get(key)!r}, {today}"
     refused = [text for key, text in changed.items() if key not in WARNED]
     if refused:
         raise ValueError(
             f"--resume would go on with another run: {'; '.join(refused)}. Give the old values, or start anew with "
             f"another --out or --overwrite"
         )
-    return list(changed.values())
+    less = "the run goes on, but rounds differently from here"
+    other = "the run goes on, but evaluations from here do not compare with those before"
+    return [f"{text}: {other if key in MEASURED else less}" for key, text in changed.items()]

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from sslvit import rng
+from sslvit import durable, rng
 from sslvit.data.loader import Views
 from sslvit.data.samples import Samples
 from sslvit.objectives.objective import Batch, Objective
@@ -63,7 +63,9 @@ def peak_memory(device: torch.device) -> int:
         return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def write_cost(file: Path, *, images: int, seconds: float, flops: float | None, accelerator: Accelerator) -> None:
+def write_cost(
+    file: Path, *, images: int, seconds: float, flops: float | None, memory: int, accelerator: Accelerator
+) -> None:
     device = accelerator.device
     cost: dict[str, Any] = {
         "images": images,
@@ -71,9 +73,9 @@ def write_cost(file: Path, *, images: int, seconds: float, flops: float | None, 
         "images_per_second": images / seconds if seconds else None,
         "flops_per_image": flops,
         "flops": None if flops is None else flops * images,
-        "peak_memory_bytes": peak_memory(device),
+        "peak_memory_bytes": memory,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
     }
-    file.write_text(json.dumps(cost, indent=1) + "\n")
+    durable.replace_text(file, json.dumps(cost, indent=1) + "\n")

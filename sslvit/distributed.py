@@ -10,7 +10,6 @@ import zlib
 from datetime import timedelta
 from typing import Any, Literal
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -18,7 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from sslvit import stopping
+from sslvit import launcher, stopping
 
 _pids: dict[int, int] = {}  # of the other processes on this machine, by rank
 _launch: set[str] = set()  # what else the launcher asked for
@@ -169,7 +168,7 @@ def keep_memory() -> None:
 
 def start_run(config: Any) -> Accelerator:
     """By a TrainConfig."""
-    stopping.listen()
+    stopping.listen(goes_on=not (config.dry_run or config.show_views))
     given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
     return start(**given, project_dir=str(config.out))
 
@@ -216,22 +215,13 @@ def check_together(seen: int) -> None:
 def stop_with_the_launcher() -> None:
     """`accelerate launch` dies of a signal and passes nothing on, torchrun of SIGKILL: the run would train on with
     nobody to wait for it. On Linux it is then sent the signal that saves."""
-    if sys.platform == "linux" and (_launcher() or "TORCHELASTIC_RUN_ID" in os.environ):
+    if sys.platform == "linux" and (launcher.command() or "TORCHELASTIC_RUN_ID" in os.environ):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
-
-
-def _launcher() -> list[str]:
-    """The words of the `accelerate launch` that started this process, if one did."""
-    try:
-        words = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):
-        return []
-    return words if any("accelerate" in os.path.basename(word) for word in words[:3]) else []
 
 
 def _asked_of_the_launcher() -> int:
     """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
-    words = _launcher()
+    words = launcher.command()
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.replace("-", "_").partition("=")
         if name == "__num_processes" and (value or following).isdigit():

@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 
 from sslvit import distributed, durable
+from sslvit.data import shared
 from sslvit.errors import CANNOT_WRITE, INTERNAL
 from sslvit.records import PACKAGES, environment
 
 MEGABYTES = 64  # written and read back
 SLOW_DISK = 20.0  # MB a second, of writes that are on the disk
 LITTLE_ROOM = 2.0  # GB
+TYPICAL = 10 * 256 * 3 * 224**2 * 4  # bytes of ten batches of float views: four ahead for each of two workers, two more
 
 
 class Finding(NamedTuple):
@@ -76,6 +78,18 @@ def together() -> Iterator[Finding]:
         yield Finding("processes", f"{len(expected)} were started and these answered: {seen}", INTERNAL)
 
 
+def shared_memory() -> Iterator[Finding]:
+    """What a loader's workers hand their batches over in."""
+    free = shared.room()
+    if free is None:
+        return
+    text = f"{free / 1e9:,.1f} GB free at {shared.SHARED}, for what --workers hand over"
+    if small := free < TYPICAL:
+        text += f": little, 2 workers with 256 images of 224 px need {TYPICAL / 1e9:,.1f}. A run that lacks it copies "
+        text += f"batches through pipes, which takes longer. {shared.MORE}"
+    yield Finding("shared", text, warning=small)
+
+
 def disk(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(existing(folder)).free / 1e9
     yield Finding("room", f"{free:,.1f} GB free at {existing(folder)}", warning=free < LITTLE_ROOM)
@@ -124,7 +138,7 @@ def learns() -> Iterator[Finding]:
 def examine(folder: Path, say: Callable[[str], None]) -> int:
     """Says what it finds, and returns the exit code. folder: where runs would be written."""
     code = 0
-    for check in (packages(), devices(), together(), disk(folder), learns()):
+    for check in (packages(), devices(), together(), shared_memory(), disk(folder), learns()):
         for finding in check:
             mark = "FAIL" if finding.code else "warn" if finding.warning else "ok"
             say(f"{mark:<5}{finding.name:<12}{finding.text}")

@@ -5,7 +5,6 @@ run will take. What it leaves lies in a folder beside the run's, OUT-dry_run, ne
 """
 
 import json
-import math
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from sslvit import checkpoint, durable, optim
-from sslvit.config import TrainConfig
+from sslvit.config import TrainConfig, steps_of
 from sslvit.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.data.bad import BadImages
 from sslvit.data.loader import Views, load
@@ -47,8 +46,10 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
         durable.make_folder(folder)
     accelerator.wait_for_everyone()
     row = row_of(source, config, accelerator)
+    if objective.couples_samples:
+        row.only_whole_batches()
     if accelerator.is_main_process:
-        look(row, min(objective.backbone.image_size), config, accelerator)
+        look(row, objective.backbone.image_size, views, config, accelerator)
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
     objective.to(accelerator.device).train()
     operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
@@ -57,7 +58,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     )
     optimizer = optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
     model, prepared = accelerator.prepare(objective, optimizer)
-    steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
+    steps = steps_of(config, row.epoch_images)
     unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)
     given = {
         "steps": 1 + TIMED,

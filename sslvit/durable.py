@@ -10,6 +10,7 @@ accidents, not against attackers; neither would sha256, because who can change a
 """
 
 import errno
+import io
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from xxhash import xxh3_128
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20  # small enough that what was hashed is still in the cache when it is written
+LONGEST_HEADER, MOST_TENSORS = 4 << 20, 20_000  # of a safetensors file; the largest ViT and its optimizer: 2,000
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -64,7 +67,7 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
 
 
 def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Writes a file whole or not at all; an older one of its name is replaced."""
+    """Writes a file whole or not at all. What has its name is replaced: a link itself, not what it points to."""
     make_folder(path.parent)
     place = temporary(path.parent, path.name)
     try:
@@ -73,6 +76,23 @@ def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         sync_folder(path.parent)
     finally:
         discard(place)
+
+
+def without_links(name: str, flags: int) -> int:
+    """An opener for `open`: a link is refused, and a named pipe does not wait for its other end."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """As UTF-8, whatever the locale; bytes of file names that are none stay legible, as \\udce9."""
+    replace(path, [text.encode("utf-8", "backslashreplace")])
+
+
+def replace_picture(path: Path, picture: Any) -> None:
+    """picture: of Pillow. As a PNG."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    replace(path, [encoded.getvalue()])
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:
@@ -124,6 +144,16 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     for name in order:
         tensor = tensors[name].detach().cpu().contiguous()
         yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def check_header(begins: bytes) -> None:
+    """Of a safetensors file by its first bytes, LONGEST_HEADER + 8 or all, before its library reads it: that takes
+    headers of 100 MB, repeats them in its errors, and needs 40 us for each tensor, be it empty. Raises ValueError."""
+    length = int.from_bytes(begins[:8], "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"its header claims {length:,} bytes, more than the {LONGEST_HEADER:,} that are read")
+    if (count := begins.count(b"{", 8, 8 + length) - 1) > MOST_TENSORS:  # which no way of writing JSON can hide
+        raise ValueError(f"its header names {count:,} tensors, more than the {MOST_TENSORS:,} that are read")
 
 
 def tensors_hash(tensors: dict[str, Tensor]) -> str:

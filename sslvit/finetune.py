@@ -10,6 +10,9 @@ modern (https://arxiv.org/abs/2111.06377, its released B): AdamW, layer decay, d
 erasing, smoothing. The mean patch has a fresh norm in the place of the pretrained one. Its head starts at N(0, 2e-5),
 ours at 0; mixup and cutmix draw once a pair, not once a batch.
 
+Both are evaluated on the centre crop of every evaluation here (data/views.py), as modern is in MAE; the ViT paper's
+code squeezes whole images into the size, which is --eval_crop 0.
+
 A rate that is given is taken instead of choosing one, and epochs that are given instead of steps.
 
 Nothing here that trains or chooses is given a test set.
@@ -30,7 +33,7 @@ from sslvit.config import TrainConfig
 from sslvit.data.source import Source
 from sslvit.data.subset import Subset
 from sslvit.data.supervised import Supervised as Views
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
@@ -121,6 +124,7 @@ def finetune(
     *,
     readout: Literal["cls", "mean"],
     image_size: Size,
+    eval_crop: float | None = None,
 ) -> tuple[Supervised, dict[float, float]]:
     """The trained classifier, and the held-out accuracy of each rate that was tried; the best was taken.
 
@@ -151,7 +155,7 @@ def finetune(
 
         def held_out_accuracy(lr: float) -> float:
             objective = run(kept, config.out / "choice" / f"lr-{lr:g}", lr)
-            found = predict(objective, train, image_size, accelerator, ids=held.numpy())
+            found = predict(objective, train, image_size, accelerator, eval_crop=eval_crop, ids=held.numpy())
             accuracy = top(found.probabilities, found.labels)
             accelerator.print(f"lr {lr:g}: {100 * accuracy:.2f} % of {len(held):,} held-out training images")
             return accuracy
@@ -237,13 +241,14 @@ def predict(
     image_size: Size,
     accelerator: Accelerator,
     *,
+    eval_crop: float | None = None,
     ids: np.ndarray | None = None,
     about: dict[str, Any] | None = None,
 ) -> Predictions:
     """Probabilities of the classes of these images, all by default, not augmented, in float32."""
     objective.to(accelerator.device)
-    readout = objective.readout
-    found = extract(objective.backbone, source, Plain(image_size), accelerator, ids=ids, readouts=(readout,))
+    readout, view = objective.readout, evaluation(image_size, eval_crop)
+    found = extract(objective.backbone, source, view, accelerator, ids=ids, readouts=(readout,))
     if problem := left_out(found, source):
         accelerator.print(f"warning: {problem}")
     scores = [logits(objective, part.to(accelerator.device)).cpu() for part in found.by_readout[readout].split(4096)]

@@ -1,15 +1,16 @@
 """Models from and to the Hugging Face Hub: our model folder, strictly, by huggingface_hub."""
 
-import os
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from sslvit.errors import NoInput
-from sslvit.model_folder import CARD, load_backbone, save_backbone
+from sslvit.model_folder import CARD, CONFIG, WEIGHTS, load_backbone, save_backbone, told
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
 
-FILES = ["model.safetensors", "config.json", CARD]
+FILES = [WEIGHTS, CONFIG, CARD]
 
 
 def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
@@ -44,14 +45,27 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
         raise NoInput(f"{folder} has no model card, {CARD}: write one (`python -m sslvit report RUN` does, for a run)")
     import huggingface_hub
 
-    there = [name for name in FILES if (folder / name).exists()]
     try:
         api = huggingface_hub.HfApi()
         address = str(api.create_repo(repo, private=private, exist_ok=True))
-        api.upload_folder(folder_path=os.fspath(folder), repo_id=repo, allow_patterns=there)
+        with tempfile.TemporaryDirectory(prefix="sslvit-") as copy:
+            for_others(folder, Path(copy))
+            api.upload_folder(folder_path=copy, repo_id=repo, allow_patterns=FILES)
     except Exception as error:
         raise NoInput(
             f"{repo} cannot be written on the Hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
             "Log in with `hf auth login`, and see that there is a network"
         ) from error
     return address
+
+
+def for_others(folder: Path, copy: Path) -> None:
+    """A model's files; what older versions wrote of it says where its data and file lie on this machine."""
+    (copy / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+    config, text = json.loads((folder / CONFIG).read_text()), (folder / CARD).read_text()
+    about = told(config["sslvit"])
+    for name, value in config["sslvit"].items():
+        if value != about[name]:
+            text = text.replace(value, about[name])
+    (copy / CONFIG).write_text(json.dumps(config | {"sslvit": about}, indent=2) + "\n")
+    (copy / CARD).write_text(text)

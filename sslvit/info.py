@@ -9,9 +9,10 @@ from sslvit import manifest
 from sslvit.checkpoint import NAME
 from sslvit.config import LARGEST_SIDE
 from sslvit.data.pieces import Size, both
-from sslvit.durable import read
+from sslvit.durable import read, tensors_hash
 from sslvit.errors import DataError
 from sslvit.exports import export
+from sslvit.jsonl import read_lines
 from sslvit.model_folder import LONGEST_CONFIG, load_classifier
 from sslvit.records import duration
 from sslvit.resnet import BiT
@@ -80,7 +81,7 @@ def _checkpoint(path: Path) -> dict[str, str]:
         "variant": f"that of {start}" if start else str(config.get("model", "")),
         "data": str(config.get("data", "")),
         "steps": f"{step}, after {seconds}",
-        "the model": f"{run / 'model'}" if (run / "model").exists() else "is written when the run ends: go on with it",
+        "the model": f"{run / 'model'}" if (run / "model").exists() else f"not written yet; until then it is {run}",
     }
 
 
@@ -108,6 +109,8 @@ def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     lines["readout"] = f"{written['readout']}, of {', '.join(backbone.readouts)}"
     lines["head"] = f"{len(written['classes'])} classes" if written.get("head") and written.get("classes") else ""
     lines |= _indented(written.get("known"))
+    if "step" in written:
+        lines["steps"] = f"{written['step']:,} of {written['steps']:,}: the run has not ended"
     lines["left behind"] = str(written.get("left_behind") or "")
     lines["note"] = "; ".join(map(str, written.get("notes") or ()))
     return lines
@@ -121,7 +124,7 @@ def _numbers(backbone: ViT | BiT) -> str:
 def _of_run(run: Path) -> dict[str, str]:
     cost = json.loads((run / "cost.json").read_text())
     seen = f"{cost['images']:,} images in {duration(cost['seconds'])} on {cost['device']}"
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = read_lines(run / "metrics.jsonl")
     evaluated = [line for line in log if any(name.startswith("eval/") for name in line)]
     last = evaluated[-1] if evaluated else {}
     numbers = [f"{name.removeprefix('eval/')} {100 * x:.1f} %" for name, x in last.items() if name.startswith("eval/")]
@@ -150,13 +153,14 @@ class Convert:
     anyway, unless --readout is another."""
     foreign: tuple[str, ...] = ()
     """What another's checkpoint does not say of itself, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5
-    std=.5,.5,.5."""
+    std=.5,.5,.5; leave_head=true takes the backbone of a classifier."""
 
 
 def convert(config: Convert) -> str:
     """Says what was written."""
     backbone, written = open_backbone(config.model, **facts(config.foreign))
-    readout = written["readout"] if config.readout == "declared" else config.readout
+    readout, weights = config.readout, tensors_hash(backbone.state_dict())
+    readout = written["readout"] if readout == "declared" else readout
     if readout not in backbone.readouts:
         raise ValueError(f"--readout {readout}: this {backbone.name} has {', '.join(backbone.readouts)}")
     sides = both(config.image_size)
@@ -175,6 +179,8 @@ def convert(config: Convert) -> str:
     model, takes = backbone, has and (config.head or (config.to == "timm" and readout == written["readout"]))
     if takes:
         model = load_classifier(config.model)
+        if tensors_hash(model.backbone.state_dict()) != weights:
+            raise DataError(f"{config.model} went on training meanwhile: the same command takes its newest weights")
         model.backbone = backbone
     dropped = {"version", "backbone", "config", "files", "head"} | (set() if takes else {"classes"})
     kept = {name: value for name, value in written.items() if name not in dropped}

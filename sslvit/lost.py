@@ -1,6 +1,5 @@
 """A worker or another process is gone, or hangs: who, at what, and what to do, instead of what torch says of it."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -11,14 +10,17 @@ from pathlib import Path
 
 import psutil
 
-from sslvit import distributed
+from sslvit import distributed, durable
+from sslvit.data import shared
 from sslvit.data.encoded import EncodedSource
 from sslvit.data.loader import Parts
 from sslvit.data.samples import Images
 from sslvit.data.subset import Subset
+from sslvit.data.waiting import NothingCame
 from sslvit.errors import INTERNAL, Stop
 
 OF_PROCESSES = re.compile(r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out", re.I)
+FULL = re.compile(r"unable to (allocate|resize|open|mmap).*shared memory.*", re.I)
 GO_ON = "The same command with --resume goes on from the newest checkpoint"
 
 
@@ -35,27 +37,33 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if str(error).startswith("DataLoader"):
-            for worker in multiprocessing.active_children():  # torch would wait for one that hangs
-                worker.kill()
             kept = distributed.processes() == 1 and save()
-            raise Lost(of_workers(str(error), row) + (". The last step is saved" if kept else "")) from error
+            raise Lost(of_workers(error, row) + (". The last step is saved" if kept else "")) from error
+        if FULL.search(str(error)):
+            kept = distributed.processes() == 1 and save()
+            raise Lost(of_shared_memory(str(error)) + (". The last step is saved" if kept else "")) from error
         if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"
-        stack.parent.mkdir(parents=True, exist_ok=True)
-        stack.write_text("".join(traceback.format_exception(error)))
+        durable.replace_text(stack, "".join(traceback.format_exception(error)))
         raise Lost(of_processes(str(error), stack)) from error
 
 
-def of_workers(said: str, row: Parts) -> str:
-    """said: by torch."""
-    at = {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
-    if "timed out" in said:
+def of_workers(error: RuntimeError, row: Parts) -> str:
+    said, at = str(error), {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
+    if isinstance(error, NothingCame):
+        waited = f"within {error.seconds:g} seconds"
+        if error.stopped:
+            who = " and ".join(
+                f"worker {worker} (pid {pid}){f' at {at[worker]}' if worker in at else ''}"
+                for worker, pid in error.stopped.items()
+            )
+            return f"no images came {waited}: {who} was stopped (SIGSTOP or a debugger) and has been killed. {GO_ON}"
         worker = (row.awaited - row.begun) % len(row.reading)
-        place, limit = f" at {at[worker]}" if worker in at else "", re.search("[0-9.]+ second", said)
+        place = f" at {at[worker]}" if worker in at else ""
         return (
-            f"worker {worker} gave no images within {limit[0]}s and seems to hang{place}. Look whether that file can "
-            f"be read, or give --timeout more seconds. {GO_ON}"
+            f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look "
+            f"whether that file can be read, or give --timeout more seconds. {GO_ON}"
         )
     pid = re.search(r"pid[^0-9]*([0-9]+)", said)
     reading = f" Workers were at {', '.join(at.values())}." if at else ""
@@ -63,6 +71,15 @@ def of_workers(said: str, row: Parts) -> str:
         f"a worker that reads images{f' (pid {pid[1]})' if pid else ''} is gone: it crashed or was killed, as happens "
         f"when memory runs out.{reading} Fewer --workers need less memory and shared memory (/dev/shm). {GO_ON}. torch "
         f"says: {said.splitlines()[0]}"
+    )
+
+
+def of_shared_memory(said: str) -> str:
+    free = shared.room()
+    now = "" if free is None else f" ({shared.SHARED}, {free / 1e6:,.1f} MB free now)"
+    return (
+        f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: "
+        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {FULL.search(said)[0]}"
     )
 
 

@@ -84,6 +84,7 @@ def read(folder: Path, step: int) -> Contents:
     manifest = _manifest(folder, step)
     contents = {name: _bytes(folder, name, written=manifest["files"][name]) for name in (TENSORS, STATE)}
     try:
+        durable.check_header(contents[TENSORS])
         tensors = load_safetensors(contents[TENSORS])
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise Damaged(folder, TENSORS, str(error)) from error

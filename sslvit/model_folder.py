@@ -8,6 +8,7 @@ A model that was trained on labels keeps its head: then timm opens a classifier,
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,17 @@ import safetensors
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from sslvit import __version__, durable
+from sslvit import __version__, checkpoint, durable
 from sslvit.blocks import EPSILON
+from sslvit.data.views import kept_by_default
 from sslvit.errors import CannotWrite, DataError, NoInput
+from sslvit.public import last_name, markdown, public
 from sslvit.readout import Classifier
 from sslvit.resnet import BiT
+from sslvit.run_files import CHECKPOINTS
 from sslvit.vit import ViT
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 BACKBONES = {"ViT": ViT, "BiT": BiT}
@@ -68,16 +74,28 @@ def save_backbone(
         raise CannotWrite(f"{folder}: the model was not written: {error.strerror or error}") from error
 
 
+def written_about(backbone: ViT | BiT, head: Sequence[str], extra: dict[str, Any]) -> dict[str, Any]:
+    """All of a model but its weights: in the config.json of its folder, and in the checkpoints of a run."""
+    ours = {"version": __version__, "backbone": type(backbone).__name__, "config": backbone.config}
+    return ours | {"head": list(head)} | told(extra)
+
+
 def write_model(backbone: ViT | BiT, folder: Path, extra: dict[str, Any], head: dict[str, Tensor]) -> None:
     """The files of a model, into an empty folder."""
     written = durable.write(folder / WEIGHTS, durable.tensor_pieces(backbone.state_dict() | head))
-    ours = {"version": __version__, "backbone": type(backbone).__name__, "config": backbone.config}
-    ours |= {"files": {WEIGHTS: written}, "head": sorted(head)} | extra
+    ours = written_about(backbone, sorted(head), extra) | {"files": {WEIGHTS: written}}
+    extra = told(extra)
     config = _timm_config(backbone, extra["readout"], head) | {"sslvit": ours}
     durable.write(folder / CONFIG, [(json.dumps(config, indent=2) + "\n").encode()])
     about = [f"{name}: {extra[name]}" for name in ("objective", "data", "layout", "file") if extra.get(name)]
     text = card(backbone.name, about, extra["readout"], config["architecture"])
-    durable.write(folder / CARD, [text.encode()])
+    durable.write(folder / CARD, [text.encode("utf-8", "backslashreplace")])
+
+
+def told(about: dict[str, Any]) -> dict[str, Any]:
+    """What is written about a model, as others may know it: data and file are named without where they lie."""
+    known = {name: public(value) if isinstance(value, str) else value for name, value in about.items()}
+    return known | ({"file": last_name(about["file"])} if about.get("file") else {})
 
 
 def card(name: str, about: Sequence[str], readout: str, architecture: str, tables: Sequence[str] = ()) -> str:
@@ -94,9 +112,9 @@ def card(name: str, about: Sequence[str], readout: str, architecture: str, table
         f"library_name: {'timm' if by_timm else 'sslvit'}",
         "tags: [sslvit, vision-transformer, image-feature-extraction]",
         "---",
-        f"# {name}",
+        f"# {markdown(name)}",
         "",
-        *(f"- {text}" for text in about),
+        *(f"- {markdown(text)}" for text in about),
         f"- The readout to use is {readout}. In sslvit images are in [0, 1].",
         "",
         *tables,
@@ -118,6 +136,11 @@ def load_backbone(folder: str | Path) -> ViT | BiT:
     return _load(folder)[0]
 
 
+def load_described(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any]]:
+    """The backbone and what is written about it, which are of one step also while a run goes on."""
+    return _load(folder)[:2]
+
+
 def load_classifier(folder: str | Path) -> Classifier:
     """The backbone with the head that was trained on it, in evaluation mode."""
     backbone, ours, head = _load(folder)
@@ -132,18 +155,22 @@ def load_classifier(folder: str | Path) -> Classifier:
 
 def described(folder: str | Path) -> dict[str, Any]:
     """What is written about the model: its objective, its readout, what it was trained on."""
-    return _load(folder)[1]
+    return told(_load(folder)[1])
 
 
 def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tensor]]:
-    """The backbone, what is said of it, and the weights of its head. A run's folder stands for its model's."""
+    """The backbone, what is said of it, and the weights of its head. A run's folder stands for its model's, or, before
+    the run has ended, for its newest checkpoint."""
     folder = Path(folder)
+    if (run := unfinished_run(folder)) is not None:
+        return _of_checkpoint(run)
     folder = folder / "model" if (folder / "model" / CONFIG).exists() else folder
     try:
         # The Hub's cache is made of links, of which the files that they point to are read.
         ours = json.loads(durable.read((folder / CONFIG).resolve(), longest=LONGEST_CONFIG))["sslvit"]
         kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
         contents = durable.read((folder / WEIGHTS).resolve(), written=written)
+        durable.check_header(contents)
         tensors = load_safetensors(contents)
         del contents
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
@@ -156,7 +183,48 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))
+    newest = checkpoint.newest_step(folder.parent / CHECKPOINTS) if folder.name == "model" else None
+    if newest is not None and isinstance(ours.get("steps"), int) and newest > ours["steps"]:
+        log.warning(
+            "%s: the run has gone on to step %d; this is its model of step %d, where it had ended",
+            folder,
+            newest,
+            ours["steps"],
+        )
     return backbone.eval(), ours, head
+
+
+def unfinished_run(path: str | Path) -> Path | None:
+    """The folder of a run that has checkpoints and no model yet, if this is one, or the model that it will have."""
+    path = Path(path)
+    path = path.parent if path.name == "model" and not path.exists() else path
+    has_model = (path / "model" / CONFIG).exists() or _is_ours(path)
+    return path if not has_model and checkpoint.newest_step(path / CHECKPOINTS) is not None else None
+
+
+def _of_checkpoint(run: Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tensor]]:
+    """Of the newest one that verifies. It is read only, so the run may be going on meanwhile."""
+    found = checkpoint.latest(run / CHECKPOINTS)
+    if found is None:
+        raise NoInput(f"{run}: its checkpoints are gone")
+    ours = found.state.get("model")
+    if ours is None:
+        raise DataError(
+            f"{run} has not ended, and its checkpoint of step {found.step} is of a version of sslvit that did not "
+            "write down there what the model is: --resume goes on with the run, and its next checkpoint says it"
+        )
+    try:
+        backbone = BACKBONES[ours["backbone"]](**ours["config"])
+        head = {name: found.tensors[f"objective.{name}"] for name in ours["head"]}
+        prefix = "objective.backbone."
+        weights = {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
+    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise DataError(f"{found.path} does not say what its model is: {error!r}") from error
+    load_strictly(backbone, weights, str(found.path))
+    log.warning(
+        "%s has not ended: its model is taken from the checkpoint of step %d of %s", run, found.step, ours["steps"]
+    )
+    return backbone.eval(), ours | {"step": found.step}, head
 
 
 def load_strictly(backbone: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -219,7 +287,7 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "input_size": [backbone.channels, *backbone.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "crop_pct": kept_by_default(backbone.image_size),
             "crop_mode": "center",
             "mean": list(config["mean"]),
             "std": list(config["std"]),

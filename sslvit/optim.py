@@ -43,14 +43,13 @@ def parameter_groups(
     if spares not in get_args(Spares):
         raise ValueError(f"spares {spares!r} is none of {get_args(Spares)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # Of an objective or a classifier the backbone's; a backbone may be given by itself.
-    names = [name for name, _ in module.named_parameters()]
-    outside = "backbone." if any(name.startswith("backbone.") for name in names) else ""
-    inside = {name: name.removeprefix(outside) if name.startswith(outside) else "head" for name in names}
+    # Of an objective the backbone that it trains, of a classifier its backbone; a backbone may be given by itself.
+    learner = getattr(module, "learner", getattr(module, "backbone", module))
+    inside = {parameter: name for name, parameter in learner.named_parameters()}
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     if layer_decay != 1 and not depth:
         raise ValueError(f"layer_decay {layer_decay} needs a ViT's blocks to train, and there are none")
-    layers = {name: layer_of(inside[name], depth) if layer_decay != 1 else depth + 1 for name, _ in trainable}
+    layers = {name: layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1 for name, p in trainable}
     groups = []
     for layer in sorted(set(layers.values()), reverse=True):
         scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from sslvit import durable, stopping
 from sslvit.command_line import choose
-from sslvit.config import ImagesConfig, configuration
+from sslvit.config import ImagesConfig, configuration, with_old_crop
 from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, DataError, Preempted, Stop
 from sslvit.records import duration
 
@@ -137,6 +137,7 @@ def check_settings(
                 f"{file} cannot be read ({error}). If these are the settings that {file.parent} was begun with, delete "
                 f"{file.name} and give the same command again"
             ) from error
+        before = with_old_crop(before, getattr(config, "image_size", 0))
         same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from sslvit import analysis, figures, rng
+from sslvit import analysis, durable, figures, rng
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
-from sslvit.data.views import Plain
+from sslvit.data.views import Plain, evaluation
 from sslvit.evaluate.knn import neighbours
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.readout import read
@@ -30,7 +30,6 @@ def draw_pictures(
     config: TrainConfig, objective: Objective, source: Images, views: Views, accelerator: Accelerator
 ) -> None:
     folder, device = config.out / "pictures", accelerator.device
-    folder.mkdir(exist_ok=True)
     samples = row_of(source, config, accelerator).first(SHOWN)
     samples = samples._replace(pixels=samples.pixels[:SHOWN].to(device), ids=samples.ids[:SHOWN])
     extents = None if samples.extents is None else samples.extents[:SHOWN].to(device)
@@ -51,7 +50,7 @@ def nearest(objective: Objective, source: Images, device: torch.device) -> tuple
     """A few images, each with those that are nearest by the declared readout: the image, then the nearest first."""
     backbone = objective.backbone
     ids = np.random.default_rng(0).permutation(len(source))[:SEARCHED]
-    view, parts, images = Plain(backbone.image_size), [], []
+    view, parts, images = evaluation(backbone.image_size), [], []
     for some in np.array_split(np.sort(ids), -(-len(ids) // 100)):
         samples = source.read(some)
         extents = None if samples.extents is None else samples.extents.to(device)
@@ -72,12 +71,14 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
         for name, model in {"random start": start, "trained": vit}.items()
     }
     even = analysis.pixel_distances(vit.grid_of(images), vit.patch_size).mean().item()
-    (folder / "distances.svg").write_text(figures.distance_svg(distances, even))
+    durable.replace_text(folder / "distances.svg", figures.distance_svg(distances, even))
     maps = analysis.attention_maps(vit, images)
     both = {"rollout": maps.rollout, "last layer": maps.last.mean(1)}
-    figures.attention_sheet(images.cpu(), {name: x.cpu() for name, x in both.items()}).save(folder / "attention.png")
+    sheet = figures.attention_sheet(images.cpu(), {name: x.cpu() for name, x in both.items()})
+    durable.replace_picture(folder / "attention.png", sheet)
     try:
-        figures.filter_sheet(analysis.filters(vit).components).save(folder / "filters.png")
-        figures.similarity_tiles(analysis.position_similarity(vit)).save(folder / "positions.png")
+        durable.replace_picture(folder / "filters.png", figures.filter_sheet(analysis.filters(vit).components))
+        tiles = figures.similarity_tiles(analysis.position_similarity(vit))
+        durable.replace_picture(folder / "positions.png", tiles)
     except ValueError as error:  # a hybrid has no filters of pixels, some models no table of positions
         log.info("%s", error)

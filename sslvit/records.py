@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from sslvit import durable
 from sslvit.config import TrainConfig, configuration
+from sslvit.jsonl import read_lines, read_object
+from sslvit.public import without_secrets
 from sslvit.run_folder import MetricsLog
 
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
@@ -25,13 +28,11 @@ class Log:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any]):
         self.accelerator, self.trackers = accelerator, config.log_with
         if self.trackers:
-            flat = {name: str(value) for name, value in configuration(config).items()}
+            flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
             accelerator.init_trackers("sslvit", flat)
         if accelerator.is_main_process:
             self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
-            texts = {"config.json": configuration(config), "environment.json": environment() | facts}
-            for name, content in texts.items():
-                (config.out / name).write_text(json.dumps(content, indent=1) + "\n")
+            describe(config, facts)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -53,10 +54,24 @@ class Log:
             self.metrics.close()
 
 
+def describe(config: TrainConfig, facts: dict[str, Any]) -> None:
+    facts = {name: without_secrets(fact) if isinstance(fact, str) else fact for name, fact in facts.items()}
+    texts = {"config.json": configuration(config), "environment.json": environment() | facts}
+    for name, content in texts.items():
+        durable.replace_text(config.out / name, json.dumps(content, indent=1) + "\n")
+
+
+def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:
+    """What a run that has ended wrote of itself, where that is missing, damaged, or of a longer run that was begun."""
+    MetricsLog(config.out / "metrics.jsonl", step).close()
+    read = {name: read_object(config.out / name) for name in ("config.json", "environment.json")}
+    if read["config.json"].get("epochs") != config.epochs or not read["environment.json"]:
+        describe(config, facts)
+
+
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a log that hold an evaluation."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return [line for line in lines if any(name.startswith("eval/") for name in line)]
+    return [line for line in read_lines(metrics) if any(name.startswith("eval/") for name in line)]
 
 
 def duration(seconds: float) -> str:
@@ -70,7 +85,7 @@ def environment() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [os.path.basename(sys.argv[0]), *map(_without_secrets, sys.argv[1:])],
+        "command": [os.path.basename(sys.argv[0]), *map(without_secrets, sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.platform(),
@@ -79,12 +94,6 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "commit": _commit(),
     }
-
-
-def _without_secrets(word: str) -> str:
-    """A URL's user and password have no place in a record."""
-    scheme, found, rest = word.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if found else word
 
 
 def _version(package: str) -> str | None:

@@ -4,25 +4,27 @@ The page (report.html, and report.md for where no browser is) is made of the run
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from sslvit import page
+from sslvit import durable, page
 from sslvit.charts import Line, line_chart
 from sslvit.config import TrainConfig, configuration
 from sslvit.data.loader import Views
 from sslvit.data.pieces import both
 from sslvit.data.samples import Images
+from sslvit.errors import CannotWrite
 from sslvit.evaluate.monitor import table
-from sslvit.model_folder import CONFIG, card, described, load_backbone
+from sslvit.jsonl import read_lines
+from sslvit.model_folder import CONFIG, card, load_described
 from sslvit.objectives.objective import Objective
 from sslvit.pictures import draw_pictures
+from sslvit.public import markdown
 from sslvit.records import duration
+from sslvit.run_folder import check_no_links
 
-log = logging.getLogger(__name__)
 CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",
     "reconstructions.png": "A view, what the objective was shown of it, and what it predicted.",
@@ -45,13 +47,18 @@ def finish(
 ) -> None:
     """The end of a recipe that trains: what was learned, in the terminal and in the run's folder."""
     accelerator.print(table(evaluations, objective.readout, beginning(configuration(config))))
-    if accelerator.is_main_process:
-        try:
-            draw_pictures(config, objective, source, views, accelerator)
-            write_report(config.out)
-        except OSError as error:  # the model is there; a full disk must not make a failure of the run
-            log.warning("the report was not written: %s", error)
-    accelerator.print(f"The model is in {config.out / 'model'}, a report in {config.out / 'report.html'}")
+    if not accelerator.is_main_process:
+        return
+    if not (config.out / "model").exists():
+        raise CannotWrite(f"{config.out / 'model'} was deleted or moved before the report was written")
+    check_no_links(config.out)
+    report = f"a report in {config.out / 'report.html'}"
+    try:
+        draw_pictures(config, objective, source, views, accelerator)
+        write_report(config.out)
+    except OSError as error:  # the model is there; a full disk must not make a failure of the run
+        report = f"and no report was written ({error.strerror or error}): the same command with --resume writes it"
+    accelerator.print(f"The model is in {config.out / 'model'}, {report}")
 
 
 def beginning(config: dict[str, Any]) -> str:
@@ -66,10 +73,9 @@ class Run:
         self.config, self.environment, self.cost = (
             json.loads((folder / name).read_text()) for name in ("config.json", "environment.json", "cost.json")
         )
-        self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        self.lines = read_lines(folder / "metrics.jsonl")
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
-        self.model = described(folder)
-        backbone = load_backbone(folder)
+        backbone, self.model = load_described(folder)
         self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
 
     def summary(self) -> list[str]:
@@ -86,6 +92,7 @@ class Run:
                 f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of "
                 f"test images are told right; at the start it was {self.row(0)[name]:.1%}."
             )
+        sentences += self.environment.get("lengths", [])
         verdicts = [line["health"] for line in self.lines if line.get("health")]
         return sentences + (verdicts or ["Its features did not collapse."])
 
@@ -123,10 +130,11 @@ class Run:
 
 def write_report(folder: Path) -> None:
     """report.html and report.md of a run, and its model's card."""
+    check_no_links(folder)
     run = Run(folder)
-    (folder / "model" / "README.md").write_text(as_card(run))
-    (folder / "report.html").write_text(as_page(run))
-    (folder / "report.md").write_text(as_markdown(run))  # the last file of a run: a comparison waits for it
+    durable.replace_text(folder / "model" / "README.md", as_card(run))
+    durable.replace_text(folder / "report.html", as_page(run))
+    durable.replace_text(folder / "report.md", as_markdown(run))  # the last file of a run: a comparison waits for it
 
 
 def curves(run: Run) -> str:
@@ -142,7 +150,7 @@ def pictures(run: Run) -> dict[str, str]:
     folder, small = run.folder / "pictures", max(both(run.config["image_size"])) < 100
     shown = {name: page.picture(folder / name, caption, small=small) for name, caption in CAPTIONS.items()}
     if (folder / "distances.svg").exists():
-        distances = (folder / "distances.svg").read_text()
+        distances = (folder / "distances.svg").read_text("utf-8")
         shown["distances.svg"] = page.chart(distances, "Mean attention distance of each head, by layer.")
     return shown
 
@@ -150,11 +158,12 @@ def pictures(run: Run) -> dict[str, str]:
 def files(run: Run) -> list[str]:
     names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
     found = {name: run.folder / file for name, file in names.items() if (run.folder / file).exists()}
-    return [page.folded(name, page.code(file.read_text())) for name, file in found.items()]
+    return [page.folded(name, page.code(file.read_text("utf-8", "replace"))) for name, file in found.items()]
 
 
 def as_page(run: Run) -> str:
-    names = [name for name in run.lines[-1] if isinstance(run.lines[-1][name], float) and not name.startswith("eval/")]
+    last = run.lines[-1] if run.lines else {}
+    names = [name for name in last if isinstance(last[name], float) and not name.startswith("eval/")]
     others = [name for name in names if name not in ("loss", "epoch", "seconds")]
     shown = pictures(run)
     inside = [shown[name] for name in INSIDE if name in shown]
@@ -181,17 +190,22 @@ def as_page(run: Run) -> str:
 
 
 def as_markdown(run: Run) -> str:
-    parts = [f"# {run.model['objective']} on {run.model['data']}", *(f"- {text}" for text in run.summary()), ""]
+    title = markdown(f"{run.model['objective']} on {run.model['data']}")
+    parts = [f"# {title}", *(f"- {markdown(text)}" for text in run.summary()), ""]
     parts += [
-        *markdown_table(*run.table()),
+        *escaped_table(*run.table()),
         "",
         f"\\* the readout that the objective declares ({run.model['readout']})",
     ]
-    parts += ["", *markdown_table(*run.costs()), ""]
+    parts += ["", *escaped_table(*run.costs()), ""]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
             parts += [f"![{caption}](pictures/{name})", ""]
     return "\n".join(parts)
+
+
+def escaped_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return markdown_table([markdown(cell) for cell in header], [[markdown(c) for c in row] for row in rows])
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:

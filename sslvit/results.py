@@ -1,24 +1,37 @@
-"""The results of a comparison: every number of its parts, and in words what the differences support."""
+"""The results of a comparison: every number of its parts, and the differences between methods."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sslvit.errors import DataError
+from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
+from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import described
 from sslvit.parts import made_again
-from sslvit.statistics import Difference, difference, sentence
+from sslvit.statistics import difference
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
 OWN = "own"  # the labels of the images that pretraining saw
-SUPERVISED = "supervised"
-BUDGETS = {
-    "images": "as many images",
-    "operations": "about as many operations as the first one needs for its passes",
-    "seconds": "about as many seconds as the first one needs for its passes",
-}
+TUNED = "fine-tuned"  # what names of such columns begin with
+LINEAR = re.compile(r"linear \S+ %")
+NEAREST = re.compile(r"\d+-nn")
+COLUMN = re.compile(rf"{NEAREST.pattern}|\d+-shot|{LINEAR.pattern}")
+BASELINES = "baselines"  # a folder
+
+
+class Judged(NamedTuple):
+    """A classifier's predictions of the test images: which are right, in the order of ids, and what they are worth."""
+
+    right: Tensor
+    balanced: float  # accuracy
+    one_class: bool  # nearly all images are given the same
+    unbalanced: bool  # the test images
+    classes: int  # that they are of
 
 
 def collect(
@@ -27,123 +40,130 @@ def collect(
     """methods: names by folder, besides scratch. places: what was learned. models: the model of a method and seed, by
     "method-seed". Accuracies are lists, one for each seed; differences are of which test images were right."""
     values: dict[str, dict[str, list[float]]] = {}
-    right: dict[str, dict[str, list[Tensor]]] = {}
+    judged: dict[str, dict[str, list[Judged]]] = {}
+    nearest: dict[
+        str, dict[str, list[float]]
+    ] = {}  # balanced accuracies of nearest neighbours, where a probe tells them
     readouts: dict[str, str] = {}
     for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
         for seed, place in ((seed, place) for seed in seeds for place in places):
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
-            where = "" if place == OWN else f"{place}: "
+            where = named(place)
             file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
                 numbers = json.loads(file.read_text())[f"pretrained/{readout}"]
             for column, value in numbers.items():
-                if "-nn" in column or column.startswith("linear") or column.endswith("-shot"):
+                if COLUMN.fullmatch(column):
                     values.setdefault(where + column, {}).setdefault(name, []).append(value)
-            for column in (column for column in numbers if column.startswith("linear")):
+            add_nearest(nearest, where, name, numbers)
+            for column in (column for column in numbers if LINEAR.fullmatch(column)):
                 share = float(column.split()[1]) / 100
-                hit = hits(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
-                right.setdefault(where + column, {}).setdefault(name, []).append(hit)
+                one = judge(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
+                judged.setdefault(where + column, {}).setdefault(name, []).append(one)
             folder = out / "finetuned" / f"{method}-{seed}" / place
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
-                column = f"{where}fine-tuned {100 * float(file.parent.name):g} %"
+                column = f"{where}{TUNED} {100 * float(file.parent.name):g} %"
                 with made_again(file):
                     top1 = json.loads(file.read_text())["top1"]
                 values.setdefault(column, {}).setdefault(name, []).append(top1)
-                right.setdefault(column, {}).setdefault(name, []).append(hits(file.with_name("predictions.parquet")))
+                one = judge(file.with_name("predictions.parquet"))
+                judged.setdefault(column, {}).setdefault(name, []).append(one)
+    for column, by_method in values.items():
+        if short := [name for name in readouts if len(by_method.get(name, ())) < len(seeds)]:
+            raise DataError(
+                f"{out}: {column} is not there of {', '.join(short)}; the comparison's command makes the rest"
+            )
     costs = {name: [] for name in readouts}
     for method, name in methods.items():
         for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
             with made_again(file):
                 costs[name].append(json.loads(file.read_text()))
-    found = [
-        {"column": column, "first": a, "second": b} | difference(by_method[a], by_method[b])._asdict()
-        for column, by_method in right.items()
-        for i, b in enumerate(by_method)
-        for a in list(by_method)[i + 1 :]
-    ]
-    about = {"methods": list(readouts), "readouts": readouts, "seeds": seeds}
-    return about | {"values": values, "costs": costs, "differences": found}
+    told = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
+    told |= {"differences": differences(judged)}
+    told |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
+    return told | whole(judged, nearest)
+
+
+def add_nearest(nearest: dict[str, dict[str, list[float]]], where: str, name: str, numbers: dict[str, Any]) -> None:
+    for column, value in numbers.get("balanced accuracy", {}).items():
+        if NEAREST.fullmatch(column):
+            nearest.setdefault(where + column, {}).setdefault(name, []).append(value)
+
+
+def judge(predictions: Path) -> Judged:
+    with made_again(predictions):
+        found = load_predictions(predictions)
+    predicted = found.probabilities.argmax(-1)
+    right = (predicted == found.labels)[found.ids.argsort()]
+    one_class = collapsed(predicted, found.labels) is not None
+    balanced, classes = balanced_accuracy(predicted, found.labels), len(found.labels.unique())
+    return Judged(right, balanced, one_class, unbalanced(found.labels), classes)
+
+
+def differences(judged: dict[str, dict[str, list[Judged]]]) -> list[dict[str, Any]]:
+    """Of each column all pairs of methods."""
+    found = []
+    for column, by_method in judged.items():
+        right = {name: [one.right for one in each] for name, each in by_method.items()}
+        for i, b in enumerate(right):
+            for a in list(right)[i + 1 :]:
+                gap = difference(right[a], right[b])._asdict()
+                found.append({"column": column, "first": a, "second": b} | gap)
+    return found
+
+
+def whole(judged: dict[str, dict[str, list[Judged]]], nearest: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Of each column the balanced accuracies, where its test classes are unbalanced, and the seeds whose classifiers
+    answer one class."""
+    balanced, one_class = {}, {}
+    for column, by_method in nearest.items():
+        place = column.rpartition(": ")[0]
+        linear = [each for name, each in judged.items() if name.rpartition(": ")[0] == place and TUNED not in name]
+        (first, *_), *_ = linear[0].values() if linear else [[None]]  # of the same test images
+        told = first and all(len(by_method.get(name, ())) == len(each) for name, each in linear[0].items())
+        if told and first.unbalanced:
+            balanced[column] = by_method | {COMMONEST: [1 / first.classes]}
+    for column, by_method in judged.items():
+        (first, *_), *_ = by_method.values()
+        if first.unbalanced:
+            balanced[column] = {name: [one.balanced for one in each] for name, each in by_method.items()}
+            balanced[column][COMMONEST] = [1 / first.classes]
+        seeds = {name: [seed for seed, one in enumerate(each) if one.one_class] for name, each in by_method.items()}
+        one_class[column] = {name: some for name, some in seeds.items() if some}
+    return {"balanced": balanced, "one_class": one_class}
+
+
+def add_baselines(
+    out: Path,
+    place: str,
+    values: dict[str, dict[str, list[float]]],
+    judged: dict[str, dict[str, list[Judged]]],
+    nearest: dict[str, dict[str, list[float]]],
+) -> int | None:
+    """The rows of what no model gives, and the side that raw pixels were read at; nothing of an earlier comparison,
+    which has none."""
+    file = out / BASELINES / place / "numbers.json"
+    if not file.exists():
+        return None
+    where = named(place)
+    with made_again(file):
+        found = json.loads(file.read_text())
+        for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
+            tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
+            values[column][COMMONEST] = [found[f"{COMMONEST} of all" if tuned else COMMONEST]]
+        add_nearest(nearest, where, PIXELS, found[PIXELS])
+        for column in (column for column in found[PIXELS] if COLUMN.fullmatch(column)):
+            values[where + column][PIXELS] = [found[PIXELS][column]]
+            if LINEAR.fullmatch(column):
+                one = judge(file.with_name(f"pixels-{float(column.split()[1]) / 100:g}.parquet"))
+                judged[where + column][PIXELS] = [one]
+        return found["side"]
+
+
+def named(place: str) -> str:
+    """What the names of this place's columns begin with."""
+    return "" if place == OWN else f"{place}: "
 
 
 def scratch(readout: str) -> str:
     return f"scratch ({readout})"
-
-
-def hits(predictions: Path) -> Tensor:
-    """Whether each image was right, in the order of their ids."""
-    with made_again(predictions):
-        found = load_predictions(predictions)
-    return (found.probabilities.argmax(-1) == found.labels)[found.ids.argsort()]
-
-
-def kept(one: dict[str, Any]) -> Difference:
-    return Difference(*(one[name] for name in Difference._fields))
-
-
-def in_words(column: str) -> str:
-    """The linear 100 % of classes held out: by a linear probe with 100 % of the labels of classes held out."""
-    place, _, column_there = column.rpartition(": ")
-    how, _, share = column_there.partition(" ")
-    how = "when fine-tuned" if how == "fine-tuned" else "by a linear probe"
-    return f"{how} with {share} of the labels" + (f" of {place}" if place else "")
-
-
-def sentences(results: dict[str, Any], column: str, *, to_scratch: bool = False) -> list[str]:
-    """What the differences of a column support, first (or only) those of a method to scratch read in the same way."""
-
-    def like_with_like(one: dict[str, Any]) -> bool:
-        return one["second"] == scratch(results["readouts"][one["first"]])
-
-    mine = [one for one in results["differences"] if one["column"] == column]
-    mine.sort(
-        key=lambda one: results["methods"].index(one["first"]) if like_with_like(one) else len(results["methods"])
-    )
-    return [
-        sentence(one["first"], one["second"], kept(one), in_words(column)) + "."
-        for one in mine
-        if like_with_like(one) or not to_scratch
-    ]
-
-
-def ahead_of(results: dict[str, Any], base: str, column: str) -> dict[str, Difference]:
-    """Each method against this one, in points; against "scratch", that which is read as the method is."""
-    found = {}
-    for one in (one for one in results["differences"] if one["column"] == column):
-        gap = kept(one)
-        for name, other, sign in ((one["first"], one["second"], 100), (one["second"], one["first"], -100)):
-            if other == (scratch(results["readouts"][name]) if base == "scratch" else base):
-                low, high = sorted((sign * gap.low, sign * gap.high))
-                found[name] = Difference(sign * gap.mean, low, high, gap.seeds)
-    return {name: found[name] for name in results["methods"] if name in found}
-
-
-def notes(results: dict[str, Any]) -> list[str]:
-    """What must be known to read the numbers."""
-    seeds, settings = len(results["seeds"]), results["settings"]
-    read = {way: [n for n, r in results["readouts"].items() if r == way] for way in results["readouts"].values()}
-    ways = "; ".join(f"{way} of {', '.join(names)}" for way, names in read.items())
-    texts = [
-        f"Every method started from scratch's weights, and was given {BUDGETS[settings.get('budget', 'images')]}.",
-        f"What is read of a model is what its objective declares: {ways}. A method is held against scratch that is "
-        "read in the same way.",
-    ]
-    if seeds == 1:
-        texts.append("One seed: what another seed would give was not measured; intervals are over test images alone.")
-    else:
-        texts.append(
-            f"Mean ± deviation of {seeds} seeds; intervals are of 95 %, over test images and seeds. Linear probes "
-            "learn from the same labelled images at every seed, fine-tuning from others."
-        )
-    if held := settings.get("held_out"):
-        texts.append(
-            f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held))}. These are the "
-            "classes held out; whatever does not say so is of the other classes alone."
-        )
-    for number, data in enumerate(settings.get("transfer") or (), 1):
-        texts.append(f"Transfer {number} is {data}.")
-    for name, kind in {"limit_train": "training", "limit_test": "test"}.items():
-        if limit := settings.get(name):
-            texts.append(f"Frozen features are of at most {limit:,} {kind} images, fine-tuning's of all.")
-    if settings.get("limit_train"):
-        texts.append("Shares of the labels are shares of these.")
-    return [*texts, "Intervals are not widened for the number of pairs that are compared."]

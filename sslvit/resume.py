@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from sslvit import __version__, checkpoint, durable
-from sslvit.config import TrainConfig, check_unchanged, configuration
+from sslvit.config import TrainConfig, check_unchanged, configuration, steps_of, with_old_crop
+from sslvit.cost import peak_memory
+from sslvit.data.levels import FULL_RANGE
 from sslvit.data.samples import Images
-from sslvit.errors import DataError
+from sslvit.data.stream import Stream
+from sslvit.errors import CannotWrite, DataError
 from sslvit.health import Watch
+from sslvit.model_folder import written_about
+from sslvit.objectives.objective import Objective
+from sslvit.run_folder import check_still_held
 from sslvit.sharding import whole
 
 
@@ -31,7 +37,10 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     owed: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
+    memory: int = 0  # bytes, at most
+    lengths: list[str] = field(default_factory=list)  # sentences: how the run was made longer or shorter
     places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
+    whole_batches: bool = False  # whether no batch reaches into another epoch, as the run began
 
     def add(self, values: dict[str, float]) -> None:
         self.count += 1
@@ -100,6 +109,30 @@ def check_same_images(saved: dict[str, Any], source: Images, *, allowed: bool) -
     raise DataError(f"--resume: {what}. Give the old images, or --allow_data_change to go on with these")
 
 
+def check_length(found: checkpoint.Checkpoint, config: TrainConfig, source: Images) -> str:
+    """A sentence about a run that goes on for other epochs than it was to have, if it does. Every schedule is a
+    function of the share of the steps that is done, so all jump to where a run of the new length would be."""
+    epochs = found.state["config"].get("epochs", config.epochs)
+    if epochs == config.epochs:
+        return ""
+    old, step = replace(config, epochs=epochs), found.step
+    whole = found.state["progress"].get("whole_batches", False) and not isinstance(source, Stream)
+    before = steps_of(old, found.state["data"]["images"], whole_batches=whole)
+    now = steps_of(config, len(source), whole_batches=whole)
+    if now <= step:
+        raise ValueError(
+            f"--epochs {config.epochs:g} is {now:,} steps, and the run in {config.out} has done {step:,} of its "
+            f"{before:,} (--epochs {epochs:g}): give more than {step * config.batch_size / len(source):g}, or take its "
+            "model as it is, for which other recipes need no more than its folder"
+        )
+    rates = old.learning_rate((step - 1) / before), config.learning_rate(step / now)
+    return (
+        f"--epochs was {epochs:g}, is now {config.epochs:g}: the run goes on at step {step:,} of {now:,} instead of "
+        f"{before:,}, with the schedules of the new length: the learning rate goes from {rates[0]:.4g} to "
+        f"{rates[1]:.4g} at once. It will not be the run that --epochs {config.epochs:g} from the start would have been"
+    )
+
+
 def restore(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -118,21 +151,43 @@ def restore(
         found = checkpoint.latest(root)
     if found is None:
         return Progress()
-    absent = configuration(type(config)())  # options that were added since: what they do by default was done before
-    for warning in check_unchanged(absent | found.state["config"], configuration(config)):
-        accelerator.print(f"warning: {warning}: the run goes on, but rounds differently from here")
+    # Options that were added since: what they do by default was done before, unless the recipe says otherwise.
+    absent = configuration(type(config)()) | config.before
+    if configuration(config).get("range") == list(FULL_RANGE):  # by another name what was always done
+        absent["range"] = list(FULL_RANGE)
+    saved = found.state["config"]
+    if "eval_crop" in absent:
+        saved = with_old_crop(saved, objective.backbone.image_size)
+    for warning in check_unchanged(absent | saved, configuration(config)):
+        accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
         accelerator.print(f"warning: {warning}: the run goes on with these")
+    progress = dict(found.state["progress"])
+    if told := check_length(found, config, source):
+        accelerator.print(f"warning: {told}")
+        progress["lengths"] = [*progress.get("lengths", ()), told]
     restore_tensors(found.tensors, objective, optimizer)
     if accelerator.scaler is not None and found.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(found.state["scaler"])
-    progress = found.state["progress"]
     try:
         return Progress(**progress | {"watch": Watch(**progress["watch"])})
     except TypeError as error:
         raise DataError(
             f"{root}: its checkpoint of step {found.step} is of another version of sslvit: {error}"
         ) from error
+
+
+def about_model(objective: Objective, source: Images, steps: int) -> dict[str, Any]:
+    """What is written about the model of a run of so many steps."""
+    name = next(kind.__name__ for kind in type(objective).__mro__ if not kind.__name__.startswith("FSDP"))
+    classes = list(source.classes or ()) if objective.kept() else None
+    return {
+        "objective": name,
+        "readout": objective.readout,
+        "steps": steps,
+        "data": source.name,
+        "classes": classes,
+    }
 
 
 def keep(
@@ -146,12 +201,18 @@ def keep(
     """Saves a checkpoint; if that fails, training can go on to the next one, and this says so."""
     saved, tensors = True, training_tensors(objective, optimizer)
     if accelerator.is_main_process:
+        progress.memory = max(progress.memory, peak_memory(accelerator.device))
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
         state |= {"data": identity(source)}
+        whole_batches = progress.whole_batches and not isinstance(source, Stream)
+        steps = steps_of(config, len(source), whole_batches=whole_batches)
+        head, about = sorted(objective.kept()), about_model(objective, source, steps)
+        state |= {"model": written_about(objective.backbone, head, about)}
         try:
+            check_still_held(config.out)
             checkpoint.save(config.out / "checkpoints", progress.step, tensors, state, keep=config.keep)
-        except checkpoint.SaveFailed as error:
+        except CannotWrite as error:
             saved = False
             accelerator.print(f"warning: {error}. Training goes on; the next try is in {config.save_every} steps")
     return saved

@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
+from sslvit import durable
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.samples import Images
@@ -50,7 +51,7 @@ def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> No
     sheet = sheet.mT if across else sheet
     picture = rearrange((sheet * 255).round().to(torch.uint8), "c h w -> h w c")
     try:
-        Image.fromarray(picture.numpy()).save(file, "PNG")
+        durable.replace_picture(file, Image.fromarray(picture.numpy()))
     except OSError as error:
         raise CannotWrite(f"--show_views {file} cannot be written: {error.strerror}") from error
 

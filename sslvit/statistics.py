@@ -4,6 +4,9 @@ A difference has two sources of chance: which test images there are, and which s
 a paired bootstrap over the images, the second by how the difference varies over seeds, which share their starting
 weights between methods. Their variances add, and Student's t has the degrees of freedom of Satterthwaite: many if the
 images decide, seeds - 1 if the seeds do. With one seed the second is not measured, and every sentence says so.
+
+Student's interval of few seeds can reach beyond what an accuracy (0 to 1) or a difference (-1 to 1) can be. It ends
+there: the truth is never outside, so the interval holds it as often as before.
 """
 
 from statistics import NormalDist
@@ -35,12 +38,12 @@ def t_quantile(level: float, degrees: float) -> float:
 
 
 def over_seeds(values: list[float], level: float = LEVEL) -> Interval | None:
-    """The mean and Student's interval for it, or None for one seed, of which there is no spread."""
+    """The mean accuracy and Student's interval for it, or None for one seed, of which there is no spread."""
     if len(values) < 2:
         return None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
     reach = t_quantile(level, len(values) - 1) * error
-    return Interval(mean, mean - reach, mean + reach)
+    return Interval(mean, max(mean - reach, 0.0), min(mean + reach, 1.0))
 
 
 def bootstrap_means(values: Tensor, resamples: int = 10_000, seed: int = 0) -> Tensor:
@@ -60,8 +63,13 @@ class Difference(NamedTuple):
     seeds: int
 
     @property
-    def told_apart(self) -> bool:
+    def significant(self) -> bool:
         return self.low > 0 or self.high < 0
+
+    @property
+    def measured(self) -> str:
+        """What its numbers do not hold."""
+        return "" if self.seeds > 1 else "; seeds were not measured"
 
 
 def difference(first: list[Tensor], second: list[Tensor], level: float = LEVEL) -> Difference:
@@ -79,21 +87,26 @@ def difference(first: list[Tensor], second: list[Tensor], level: float = LEVEL) 
     of_images, of_seeds = gaps.mean(0).var(correction=0).item() / gaps.shape[1], gaps.mean(1).var().item() / seeds
     degrees = (of_images + of_seeds) ** 2 / (of_seeds**2 / (seeds - 1)) if of_seeds else float("inf")
     reach = t_quantile(level, degrees) * (of_images + of_seeds) ** 0.5
-    return Difference(mean, mean - reach, mean + reach, seeds)
+    return Difference(mean, max(mean - reach, -1.0), min(mean + reach, 1.0), seeds)
 
 
 def sentence(first: str, second: str, found: Difference, where: str) -> str:
     """What the data supports, e.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
-    alone = "" if found.seeds > 1 else "; seeds were not measured"
-    if not found.told_apart:
-        return (
-            f"{first} and {second} cannot be told apart {where}: {100 * found.mean:+.1f} points "
-            f"[{100 * found.low:.1f}, {100 * found.high:.1f}]{alone}"
-        )
+    if not found.significant:
+        return no_difference([(first, second, found)], where)
     if found.mean < 0:
         first, second = second, first
         found = Difference(-found.mean, -found.high, -found.low, found.seeds)
     return (
         f"{first} is ahead of {second} by {100 * found.mean:.1f} points {where} "
-        f"[{100 * found.low:.1f}, {100 * found.high:.1f}]{alone}"
+        f"[{100 * found.low:.1f}, {100 * found.high:.1f}]{found.measured}"
     )
+
+
+def no_difference(pairs: list[tuple[str, str, Difference]], where: str) -> str:
+    """All pairs that nothing is claimed of, in one sentence: first and second of each, and their difference."""
+    named = ", ".join(
+        f"{first} and {second} ({100 * found.mean:+.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}])"
+        for first, second, found in pairs
+    )
+    return f"No significant difference {where} between {named}{pairs[0][2].measured}"

@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save."""
+"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save, or
+where images are awaited, since no step is under way then."""
 
 import os
 import signal
@@ -15,17 +16,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONCE = 1.0  # seconds in which launchers and schedulers send again what they mean once
 
 
+class Interrupted(BaseException):
+    """Asked to stop while waiting. No Exception, or whoever reads images would take it for a bad file of theirs."""
+
+
 class _Asked:
     """The process has one: signals are its own."""
 
     number, first = 0, 0.0
-    stepping = saving = False
+    stepping = saving = waiting = False
+    goes_on = True
 
 
-def listen() -> None:
+def listen(*, goes_on: bool = True) -> None:
     """From here on. Before the first step, between runs and after the last one a signal ends the process by Preempted:
-    what is worth keeping is on the disk."""
-    _Asked.number = 0
+    what is worth keeping is on the disk. goes_on: whether there is something that --resume goes on with."""
+    _Asked.number, _Asked.goes_on = 0, goes_on
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _on_signal)
@@ -36,7 +42,10 @@ def _on_signal(number: int, frame: Any) -> None:
     if not _Asked.number:
         _Asked.number, _Asked.first = number, now
         if not _Asked.stepping:
+            if not _Asked.goes_on:
+                raise Preempted("asked to stop; nothing was trained, and the same command begins again")
             raise Preempted("asked to stop; what was saved is kept, and the same command with --resume goes on from it")
+        _raise_if_waiting()
     # A launcher that dies of the signal sends another one: only the same one again is somebody's impatience.
     elif number == _Asked.number and now - _Asked.first > ONCE and not _Asked.saving:
         sys.exit(128 + number)
@@ -54,6 +63,24 @@ def stepping() -> Iterator[None]:
         yield
     finally:
         _Asked.stepping = False
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """A signal raises Interrupted in here, also one that came before."""
+    try:
+        _Asked.waiting = True
+        if _Asked.number and _Asked.stepping:
+            _raise_if_waiting()
+        yield
+    finally:
+        _Asked.waiting = False
+
+
+def _raise_if_waiting() -> None:
+    if _Asked.waiting:
+        _Asked.waiting = False  # once: what clears up after it is not to be interrupted
+        raise Interrupted
 
 
 @contextmanager

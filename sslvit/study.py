@@ -8,18 +8,20 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit import page
+from sslvit import durable, page
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
 from sslvit.data.pieces import Size
+from sslvit.evaluate.baselines import COMMONEST, PIXELS
+from sslvit.jsonl import read_lines
 from sslvit.model_folder import described
 from sslvit.parts import Part, check_numbers, check_words, flags, made_again, reading
 from sslvit.report import markdown_table
 from sslvit.resnet import BiT
-from sslvit.results_page import cell
+from sslvit.results_tables import NONE, cell
 from sslvit.vit import ViT
 
-SHOWN = "10-shot"
+SHOTS, SHOWN = 10, "10-shot"
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,26 @@ def check(config: StudyConfig, recipes: Path) -> None:
         check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
 
 
+def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[int | None, Part]:
+    """What no model gives, by the number of training images where points differ in it."""
+    parts = {}
+    for count in dict.fromkeys(images_of(point) for point in points):
+        folder = out / "baselines" / str(count or "all")
+        words = (*reading(config), *flags(threads=1), *(flags(channels=config.channels) if config.channels else ()))
+        words += flags(images=count) if count else ()
+        words += flags(shots=[SHOTS], fractions=[], out=folder)
+        parts[count] = Part(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
+    return parts
+
+
+def images_of(point: Point) -> int | None:
+    return int(point.words[point.words.index("--images") + 1]) if "--images" in point.words else None
+
+
 def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
     evaluated = [one for one in found if one]
     return evaluated[0], evaluated[-1]
@@ -150,6 +168,19 @@ def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
     return found
 
 
+def baseline_rows(parts: dict[int | None, Part], columns: list[str]) -> list[dict]:
+    """As points that have no start."""
+    found = []
+    for count, part in parts.items():
+        with made_again(part.product):
+            numbers = json.loads(part.product.read_text())
+            same = {column: [numbers[COMMONEST]] for column in columns}
+            pixels = {column: [numbers[PIXELS][column]] for column in columns}
+        found += [{"series": COMMONEST, "x": count, "values": same}]
+        found += [{"series": PIXELS, "x": count, "values": pixels, "side": numbers["side"]}]
+    return sorted(found, key=lambda one: one["series"])
+
+
 def percent(values: list[float]) -> tuple[float, float]:
     """The mean, and the deviation over seeds if there are several."""
     tensor = 100 * torch.tensor(values, dtype=torch.float64)
@@ -158,19 +189,37 @@ def percent(values: list[float]) -> tuple[float, float]:
 
 def table(results: dict) -> list[str]:
     columns, axis, rows = list(results["points"][0]["values"]), AXES.get(results["study"]), []
-    for point in results["points"]:
-        cells = [point["series"], *([f"{point['x']:,g}"] if axis else [])]
+    for point in [*results.get("baselines", []), *results["points"]]:
+        cells = [point["series"], *([NONE if point["x"] is None else f"{point['x']:,g}"] if axis else [])]
         for column in columns:
-            cells += [f"{percent(point['start'][column])[0]:.1f}", cell(point["values"][column])]
+            start = f"{percent(point['start'][column])[0]:.1f}" if "start" in point else NONE
+            cells += [start, cell(point["values"][column])]
         rows.append(cells)
     titles = [f"{column}: {when}" for column in columns for when in ("random start", "trained")]
     return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)
 
 
+def notes(results: dict) -> list[str]:
+    """What the first rows are."""
+    sides = {one["side"] for one in results.get("baselines", []) if "side" in one}
+    if not sides:
+        return [f"- An earlier version made these results: they have no rows of the {COMMONEST} and of {PIXELS}."]
+    shown = " or ".join(f"{side} x {side}" for side in sorted(sides))
+    return [
+        f"- {COMMONEST.capitalize()}: always the class that is most frequent among the training labels.",
+        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, in the place of frozen features.",
+    ]
+
+
 def plot(results: dict) -> str:
-    """Of one column. A start that all points have is shown beside them."""
+    """Of one column. A start that all points have is shown beside them. On an axis, what no model gives is a level line
+    where it is the same for all."""
     points, axis = results["points"], AXES.get(results["study"])
-    drawn = [(point["series"], point["x"], *percent(point["values"][SHOWN])) for point in points]
+    places = sorted({point["x"] for point in points}) if axis else [None]
+    level = [
+        one | {"x": x} for one in results.get("baselines", []) for x in (places if one["x"] is None else [one["x"]])
+    ]
+    drawn = [(point["series"], point["x"], *percent(point["values"][SHOWN])) for point in [*points, *level]]
     if axis:
         series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
         lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
@@ -183,8 +232,8 @@ def plot(results: dict) -> str:
 
 def write(results: dict, out: Path) -> None:
     """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
-    text = "\n".join([*table(results), ""])
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "results.md").write_text(text)
-    (out / "study.svg").write_text(page.alone(plot(results)))
+    text = "\n".join([*table(results), "", *notes(results), ""])
+    durable.replace_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    durable.replace_text(out / "results.md", text)
+    durable.replace_text(out / "study.svg", page.alone(plot(results)))
     print(f"{text}\nIn {out}: results.json, results.md, study.svg")

@@ -19,25 +19,28 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sslvit import distributed, optim, schedule, sharding, stopping
+from sslvit import distributed, durable, optim, schedule, sharding, stopping
 from sslvit.bad_steps import save_bad_step
 from sslvit.blocks import Block
-from sslvit.config import TrainConfig
-from sslvit.cost import IMAGES, flops_per_image, write_cost
+from sslvit.config import TrainConfig, steps_of
+from sslvit.cost import IMAGES, flops_per_image
 from sslvit.data.bad import BadImages
+from sslvit.data.crop import Scaled
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
+from sslvit.data.pieces import Size
 from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
 from sslvit.data.stream_row import StreamRow
-from sslvit.errors import CannotWrite, DataError, Diverged, Preempted
+from sslvit.endings import cannot_write, kept_so_far, preempted, save
+from sslvit.errors import DataError, Diverged
 from sslvit.health import SPIKE
 from sslvit.lost import watched
-from sslvit.model_folder import save_backbone
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.records import Log, evaluations
-from sslvit.resume import Progress, elsewhere, facts, identity, keep, restore
-from sslvit.run_folder import prepare_folder
+from sslvit.outcome import write_outcome
+from sslvit.records import Log, complete, evaluations
+from sslvit.resume import Progress, facts, identity, keep, restore
+from sslvit.run_folder import check_still_held, prepare_folder
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 OVERFLOWS = 40  # halve fp16's first scale, 65,536, to less than 1e-7
@@ -69,8 +72,9 @@ def pretrain(
         )
     shard = sharding.wanted(config, accelerator)
     config = replace(config, shard=shard)  # as it is recorded, and compared among processes and with a restart
-    steps = max(1, math.ceil(config.epochs * len(source) / config.batch_size))
     row = row_of(source, config, accelerator)
+    if objective.couples_samples and not config.resume:
+        row.only_whole_batches()
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
@@ -82,17 +86,22 @@ def pretrain(
         sgd = config.optimizer == "sgd"
         optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
         now = restore(objective, optimizer, source, config, accelerator)
+        if now.step == 0:
+            now.whole_batches = objective.couples_samples
+        if now.whole_batches:
+            row.only_whole_batches()
         row.go_on_at(now.places)
+        steps = steps_of(config, row.epoch_images)
         if accelerator.num_processes > 1:
             distributed.agree(facts(objective, source, config), accelerator.device)
-        first = now.step
-        model = config.out / "model"
+        first, known = now.step, {"source": source.name, "steps": steps, "lengths": now.lengths}
+        known |= identity(source)
         if now.step == 0 and accelerator.is_main_process:
-            look(row, min(objective.backbone.image_size), config, accelerator)
+            look(row, objective.backbone.image_size, views, config, accelerator)
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
-            log = Log(config, accelerator, now.step, identity(source) | {"source": source.name, "steps": steps})
+            log = Log(config, accelerator, now.step, known)
             if evaluate and (now.step == 0 or now.owed is not None):
                 log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
                 now.owed = None
@@ -105,14 +114,11 @@ def pretrain(
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
-            if accelerator.is_main_process:
-                spent = {"images": steps * config.batch_size, "seconds": now.seconds, "flops": now.flops}
-                write_cost(config.out / "cost.json", **spent, accelerator=accelerator)
-        # A run that was killed after its last checkpoint has finished, and lacks only its model.
-        if accelerator.is_main_process and (now.step > first or not model.exists()):
-            about = {"objective": type(objective).__name__, "readout": objective.readout, "steps": steps}
-            about |= {"data": source.name, "classes": list(source.classes or ()) if objective.kept() else None}
-            save_backbone(objective.backbone, model, about, head=objective.kept())
+        elif accelerator.is_main_process:
+            complete(config, now.step, known)
+        if accelerator.is_main_process:
+            check_still_held(config.out)
+            write_outcome(objective, source, config, now, steps, accelerator, trained=now.step > first)
         accelerator.wait_for_everyone()
         return evaluations(config.out / "metrics.jsonl")
 
@@ -128,14 +134,15 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     return StreamRow(source, **share)
 
 
-def look(row: Parts, image_size: int, config: TrainConfig, accelerator: Accelerator) -> None:
+def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
     if isinstance(row.source, Stream):
         text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
     else:
-        text = preflight(row.source, image_size=image_size, batch_size=config.batch_size).text()
+        needed = {"image_size": image_size, "canvas": views.canvas if isinstance(views, Scaled) else 0}
+        text = preflight(row.source, batch_size=config.batch_size, **needed).text()
     accelerator.print(text)
-    (config.out / "data.txt").write_text(text + "\n")
+    durable.replace_text(config.out / "data.txt", text + "\n")
     contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
 
 
@@ -152,7 +159,7 @@ def train(
     log: Log,
 ) -> None:
     """The steps from now.step on."""
-    size = len(row.source)
+    size = row.epoch_images
     for module in objective.modules():
         if config.grad_checkpointing and hasattr(module, "set_grad_checkpointing"):
             module.set_grad_checkpointing()
@@ -166,13 +173,20 @@ def train(
     ahead = None if gpu or not workers else views
     parts = load(row, first_step=now.step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead)
     unusable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
-    bad, overflows, failed, clock = 0, 0, 0, time.perf_counter()
+    bad, overflows, failed, kept, clock = 0, 0, 0, now.step, time.perf_counter()
     bar = progress_bar(accelerator.is_main_process, now.step * config.batch_size, steps * config.batch_size)
     for step in range(now.step, steps):
         progress = step / steps
         set_rates(optimizer, progress, config)
-        values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
-        # One collective a step: every process sees the same means, and whether any was asked to stop or met too much.
+        try:
+            values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
+        except stopping.Interrupted:  # all processes, while images were awaited: the last step is whole
+            bar.close()
+            if kept < now.step and not save(objective, optimizer, row, now, config, accelerator, log):
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed + 1) from None
+            raise preempted(now, steps, config.out) from None
+        # One collective for all numbers of a step: every process sees the same means, and whether any was asked to stop
+        # or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
         values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
@@ -205,13 +219,12 @@ def train(
             accelerator.wait_for_everyone()  # who ends first has the others ended, which may still be writing theirs
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {values}. They "
-                f"changed no weight; the checkpoints in {config.out} are good, and what entered the first of these "
-                "steps is in its bad_steps, for sslvit.bad_steps.replay. Try a smaller --lr or --clip 1"
+                f"changed no weight. {kept_so_far(config.out, step + 1 - PATIENCE)}. Try a smaller --lr or --clip 1"
             )
         if overflows == OVERFLOWS:
             raise Diverged(
                 f"gradients overflowed at {OVERFLOWS} steps in a row, up to step {step}, at any scale of fp16. They "
-                f"changed no weight; the checkpoints in {config.out} are good. Try --precision bf16, or no"
+                f"changed no weight. {kept_so_far(config.out)}. Try --precision bf16, or no"
             )
         verdict = now.watch.update(values)
         if verdict and config.stop_on_collapse:
@@ -239,23 +252,13 @@ def train(
         if line:
             log.write(now.step, line)
         if now.step % config.save_every == 0 or last or stop:
-            log.sync()
-            now.places = row.places(accelerator.device)
-            with stopping.saving():
-                saved = keep(objective, optimizer, now, row.source, config, accelerator)
-                # Which also keeps everybody here until the one that writes has written.
-                saved = distributed.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
-            failed = 0 if saved else failed + 1
+            saved = save(objective, optimizer, row, now, config, accelerator, log)
+            failed, kept = (0, now.step) if saved else (failed + 1, kept)
             if failed == PATIENCE or (failed and (last or stop)):
-                raise CannotWrite(
-                    f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
-                    f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
-                )
+                raise cannot_write(objective, optimizer, now, config, accelerator, failed)
         if stop and not last:
             bar.close()
-            raise Preempted(
-                f"asked to stop at step {now.step} of {steps}; saved in {config.out}: --resume goes on from there"
-            )
+            raise preempted(now, steps, config.out)
     bar.close()
     for module in objective.modules():
         if config.compile and isinstance(module, Block):
@@ -275,7 +278,7 @@ def gradients(
     sums: dict[str, Tensor] = {}
     entered, shard = [], sharding.is_split(model)
     for part in range(config.accumulation):
-        samples, view_key, slot_key, made = to_device(next(parts), accelerator.device)
+        samples, view_key, slot_key, made = to_device(awaited(parts, accelerator.device), accelerator.device)
         if samples.bad:
             unusable.add(samples.bad)
         batch = Batch(made or views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
@@ -296,11 +299,27 @@ def gradients(
     return sums | {"gradient_norm": norm}, entered
 
 
+def awaited(parts: Iterator[Loaded], device: torch.device) -> Loaded:
+    """The next micro-batch; or Interrupted, in all processes if in one: they meet here before each part, since one that
+    is in a step already would wait in it for the others."""
+    loaded = None
+    try:
+        with stopping.waiting():
+            loaded = next(parts)
+    except stopping.Interrupted:
+        if distributed.processes() == 1:
+            raise
+    if distributed.processes() > 1:
+        missing = distributed.all_mean(torch.tensor(float(loaded is None), device=device))
+        if missing.item() > 0:
+            raise stopping.Interrupted
+    return loaded
+
+
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:
-    warmup = min(config.warmup_epochs / config.epochs, 1.0)
     end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * schedule.warmup_cosine(progress, config.lr, warmup=warmup, end=config.final_lr)
+        group["lr"] = group["scale"] * config.learning_rate(progress)
         if group["decays"]:
             group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
 

@@ -19,6 +19,23 @@ from torch import Tensor
 from sslvit import durable
 
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 16 << 30, 100_000, 8
+# What official training loops leave beside the weights: DINO's schedules are numbers of numpy (numpy.core is numpy 1's
+# name), and launchers on clusters (submitit, in MAE, DINO and DeiT) leave a Path in the arguments.
+LEFT_OUT = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+LEFT_OUT += tuple(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows"))
+
+
+class LeftOut:
+    """Stands where a file has a number of numpy's, its dtype or a path. No weight is one, so neither numpy nor pathlib
+    is called: whatever a file gives them is dropped."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: object) -> "LeftOut":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def tensors_of(loaded: object) -> dict[str, Tensor]:
@@ -40,6 +57,8 @@ def tensors_of(loaded: object) -> dict[str, Tensor]:
                 raise ValueError(f"its tensors have more than {MOST_BYTES} bytes")
             if value.dtype in durable.DTYPES:
                 found[json.dumps(path)] = value
+            if len(found) > durable.MOST_TENSORS:
+                raise ValueError(f"it has more than {durable.MOST_TENSORS} tensors")
     if not found:
         raise ValueError("it holds no tensors that names lead to")
     return found
@@ -57,7 +76,7 @@ def main(source: str, target: str) -> None:
     limit(Path(source).stat().st_size)
     try:
         # The arguments of a run, which MAE's and DINO's checkpoints hold; a Namespace is a bare dict of attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((LeftOut, name) for name in LEFT_OUT)]):
             loaded = torch.load(source, map_location="cpu", weights_only=True)
         durable.write(Path(target), durable.tensor_pieces(tensors_of(loaded)))
     except Exception as error:  # of whatever kind: the file is not as it should be, and this process ends

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit import rng
-from sslvit.blocks import EPSILON, Block, Gelu, drop_path, dropout
+from sslvit.blocks import EPSILON, Block, Gelu, drop_path, dropout, wide
 from sslvit.init import Init, initialise
 from sslvit.patches import PatchEmbed, patchify, unpatchify
 from sslvit.positions import FIXED, Grid, Position, PositionAt, PositionResize, join_2d, position_tables, resize
@@ -328,7 +328,7 @@ class ViT(nn.Module):
             if key is None or key.shape != (len(x),):
                 given = None if key is None else tuple(key.shape)
                 raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {given}")
-            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"))
+            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), wide(x.dtype))
             if self.dropout:
                 key = rng.fold(key, "dropout")
                 x = dropout(x, self.dropout, key)  # the paper's, directly after positions are added

@@ -107,7 +107,8 @@ def apply(entries: dict, names: dict) -> None:
 class PowerLoss:
     """What POSIX promises about a disk after a power loss, and no more.
 
-    Data is there if its file was fsynced after it was written; else the file may be empty, cut anywhere, or zeros.
+    Data is there if its file was fsynced after it was written; else what was written since may be missing, cut
+    anywhere, or zeros.
     Names are there if their folder was fsynced after they changed; else any subset of the changes may have happened.
     """
 
@@ -139,16 +140,23 @@ class PowerLoss:
             path = self._path(args[0], named)
             self.open[result] = path
             if args[1] & os.O_CREAT:
-                self.trace.append(("create", path))
+                self._add("create", path)
         elif name in ("write", "pwrite"):
-            assert name == "write", "only files written from start to end are modelled"
-            self.trace.append(("write", self.open[args[0]], bytes(args[1][:result])))
+            at = args[2] if name == "pwrite" else None  # at the end
+            self._add("write", self.open.get(args[0]), bytes(args[1][:result]), at)
         elif name == "fsync":
-            self.trace.append(("fsync", self.open[args[0]]))
+            self._add("fsync", self.open.get(args[0]))
+        elif name == "ftruncate":
+            self._add("truncate", self.open.get(args[0]), args[1])
         elif name in ("rename", "replace"):
-            self.trace.append(("rename", Path(args[0]), Path(args[1])))
+            self._add("rename", Path(args[0]), Path(args[1]))
         else:
-            self.trace.append((name, self._path(args[0], named)))
+            self._add(name, self._path(args[0], named))
+
+    def _add(self, kind: str, path: Path | None, *rest: object) -> None:
+        """What happens elsewhere is nobody's concern here."""
+        if path is not None and path.is_relative_to(self.top):
+            self.trace.append((kind, path, *rest))
 
     def _node(self, path: Path) -> File | Folder:
         node = self.root
@@ -159,14 +167,23 @@ class PowerLoss:
     def play(self, operation: tuple) -> None:
         kind, path, *rest = operation
         if kind == "create":
-            self._node(path.parent).change(**{path.name: File()})
+            if path.name not in self._node(path.parent).names:
+                self._node(path.parent).change(**{path.name: File()})
         elif kind == "mkdir":
             self._node(path.parent).change(**{path.name: Folder()})
         elif kind == "write":
-            self._node(path).data += rest[0]
+            (written, at), data = rest, self._node(path).data
+            at = len(data) if at is None else at
+            data[at : at + len(written)] = written
+        elif kind == "truncate":
+            self._node(path).data = bytearray(self._node(path).data[: rest[0]].ljust(rest[0], b"\0"))
         elif kind == "rename":
-            assert path.parent == rest[0].parent
-            self._node(path.parent).change(**{path.name: None, rest[0].name: self._node(path)})
+            node = self._node(path)
+            if path.parent == rest[0].parent:
+                self._node(path.parent).change(**{path.name: None, rest[0].name: node})
+            else:  # in two folders, each of which may have lost it
+                self._node(path.parent).change(**{path.name: None})
+                self._node(rest[0].parent).change(**{rest[0].name: node})
         elif kind in ("unlink", "rmdir"):
             self._node(path.parent).change(**{path.name: None})
         else:
@@ -183,10 +200,10 @@ class PowerLoss:
 
     def _rebuild(self, node: File | Folder, where: Path, names: str, data: str, chance: random.Random) -> None:
         if isinstance(node, File):
-            lost = bytes(node.data) != node.durable
-            cut = {"empty": 0, "cut": chance.randrange(len(node.data) + 1), "zeros": 0}[data]
-            left = node.data[:cut] if lost else node.durable
-            where.write_bytes(left + bytes(len(node.data)) if lost and data == "zeros" else left)
+            kept = len(node.durable) if bytes(node.data[: len(node.durable)]) == node.durable else 0
+            new = len(node.data) - kept
+            cut = {"empty": 0, "cut": chance.randrange(new + 1), "zeros": 0}[data]
+            where.write_bytes(bytes(node.data[: kept + cut]) + (bytes(new) if data == "zeros" else b""))
             return
         where.mkdir()
         entries = dict(node.durable)

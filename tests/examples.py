@@ -5,12 +5,14 @@ import os
 import pickle
 import random
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import numpy as np
 import torch
 
 from sslvit import checkpoint
+
+OBJECTS, NUMBER = np.dtype(object), np.float64(1).__reduce__()[0]
 
 
 def tensors_of(step: int) -> dict[str, torch.Tensor]:
@@ -44,6 +46,16 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
+class Call:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function: Callable, *arguments: object, state: object = None):
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
 class Payload:
     """Unpickled, it leaves a canary."""
 
@@ -67,6 +79,9 @@ def payloads(folder: Path, canary: Path) -> dict[str, bytes]:
         "module": lambda path: torch.save({"model": torch.nn.Linear(2, 2), "more": evil}, path),
         "numpy object": lambda path: np.array([evil], dtype=object).dump(path),
         "torch script-like zip": lambda path: torch.save([evil, {"code": "import os"}], path),
+        "number of numpy": lambda path: torch.save({"weight": torch.ones(2), "lr": Call(NUMBER, OBJECTS, evil)}, path),
+        "dtype of numpy": lambda path: torch.save({"weight": torch.ones(2), "lr": Call(np.dtype, evil)}, path),
+        "path": lambda path: torch.save({"weight": torch.ones(2), "args": Call(PosixPath, evil, "a")}, path),
         "eval": lambda path: path.write_text(f"__import__('os').system('touch {canary}')"),
         "import chain": lambda path: path.write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()),
         "yaml": lambda path: path.write_text(f"!!python/object/apply:os.system ['touch {canary}']"),

@@ -1,6 +1,9 @@
 """A run of images in files, one of which can be slow: python tests/lost_run.py FOLDER OUT [field=value ...]
 
 SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
+HELD=FIFO has every reading of an image wait as soon as that FIFO is there, as for a server that does not answer;
+HELD_RANK=1 those of one process.
+FILL_SHARED=1 has something else fill /dev/shm after the first step.
 SLOW_STEPS=5 holds up each step and SLOW_SAVES=3 each checkpoint; FAIL_SAVES=1 has a disk that takes none.
 """
 
@@ -8,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,11 +33,17 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
     if get_worker_info() and id == int(os.environ.get("SLOW_IMAGE", -1)):
         time.sleep(float(os.environ["SLOW_SECONDS"]))
     time.sleep(float(os.environ.get("SLOW_READS", 0)))
+    mine = os.environ.get("HELD_RANK") in (None, os.environ.get("RANK"))
+    if mine and Path(held := os.environ.get("HELD", "")).is_fifo():
+        open(held).close()
     return read(self, id, max_pixels)
 
 
 def slow_gradients(*given) -> tuple:
     time.sleep(float(os.environ.get("SLOW_STEPS", 0)))
+    if given[3] > 0 and "FILL_SHARED" in os.environ:
+        with open("/dev/shm/full", "wb") as file, suppress(OSError):
+            file.write(bytes(os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize))
     return gradients(*given)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 
 SCRIPT = str(Path(__file__).parent / "lost_run.py")
@@ -20,6 +21,14 @@ def free_port() -> str:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return str(listening.getsockname()[1])
+
+
+def with_shared_memory(size: str, command: list[str], **options) -> subprocess.CompletedProcess:
+    """With a /dev/shm of its own of this size, as in a container."""
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    return subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", *command], timeout=120, **options)
 
 
 def draw_images(folder: Path) -> Path:

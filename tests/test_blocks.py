@@ -55,6 +55,33 @@ def test_dropout_zeroes_its_share_and_scales_the_rest():
     assert dropout(x, 0.1, None) is x
 
 
+def test_in_float64_drop_path_and_dropout_scale_by_all_digits_of_float64():
+    """1 / 0.7 in float32 is off by 2e-8, which is nothing there and 1e8 roundings here."""
+    factors = torch.stack([*drop_path(0.3, 4, keys(100), torch.float64)])
+    assert factors.dtype == torch.float64
+    for layer, rate in zip(factors, (0.0, 0.1, 0.2, 0.3), strict=True):
+        assert layer.max().item() == pytest.approx(1 / (1 - rate), rel=1e-15)
+    x = dropout(torch.ones(100, 50, 40).double(), 0.3, keys(100))
+    assert x.dtype == torch.float64
+    assert x.max().item() == pytest.approx(1 / 0.7, rel=1e-15)
+
+
+def test_a_float64_model_with_drop_path_and_dropout_is_its_equations_to_float64():
+    """The branches of the only block, whose outputs are made known, after the factors that the same draws give."""
+    vit = ViT(**TINY | {"depth": 1, "position": "none"}, dropout=0.3).double()
+    vit.drop_path = 0.3  # of one block the rate is 0, whatever is asked for
+    vit.norm = nn.Identity()
+    block = vit.blocks[0]
+    for branch in (block.attn, block.mlp):
+        branch.register_forward_hook(lambda _, given, out: torch.ones_like(out))
+    key = keys(5)
+    kept = rng.uniform(rng.fold(key, "dropout"), 5, 8) >= 0.3
+    tokens = vit.embed(torch.rand(5, 3, 8, 8).double())
+    start = torch.cat([vit.cls_token.expand(5, -1, -1), tokens], 1)
+    expected = torch.where(kept, start / (1 - 0.3), 0.0) + 2
+    torch.testing.assert_close(vit.encode(tokens, key=key).patches, expected[:, 1:], rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("changes", [{"drop_path": 0.4}, {"dropout": 0.2}, {"drop_path": 0.3, "dropout": 0.1}])
 def test_what_is_drawn_depends_on_the_sample_s_key_alone(changes):
     vit = ViT(**TINY, **changes)

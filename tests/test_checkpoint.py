@@ -203,6 +203,17 @@ def test_a_checkpoint_that_cannot_be_written_to_is_read(root):
         folder.chmod(0o755)
 
 
+def test_a_second_checkpoint_of_a_step_that_is_refused_does_not_end_the_restart(root, caplog):
+    for turn in range(3):
+        (root / "step-00000006" / TENSORS).write_bytes(b"rotten" + bytes(turn))
+        assert checkpoint.restore(root).step == 3
+        assert names(root) == ["rejected-step-00000006", "step-00000003"]
+        assert (root / "rejected-step-00000006" / TENSORS).read_bytes() == b"rotten" + bytes(turn)  # the newest is kept
+        save(root, 6)
+    assert caplog.text.count("checkpoint rejected and set aside: step-00000006/tensors.safetensors") == 3
+    assert is_whole(checkpoint.restore(root))
+
+
 # Kills
 
 

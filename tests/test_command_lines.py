@@ -21,6 +21,8 @@ PROGRAM = "__import__('os').mkdir('canary')"
 BAD = [
     ("mpp", "--epchs 3", ("--epchs", "--epochs")),
     ("mpp", "--epochs three", ("--epochs", "three")),
+    ("baselines", "--limit_train -5", ("--limit_train", "-5", "0 or more")),
+    ("baselines", "--k 0", ("--k", "0", "above 0")),
     ("mpp", "--epochs 1e308", ("--epochs", "1e+308", "above 1e+07")),
     ("mpp", "--timeout 1e18", ("--timeout", "1e+18", "above 1e+07")),
     ("mpp", "--batch_size 99999999999", ("--batch_size", "must not be above")),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from PIL import Image
+from test_recipes import run
 
-from sslvit.compare import ComparisonConfig, Method, check, names_of, passes, plan, sets
+from sslvit.charts import LEFT, RIGHT, WIDTH
+from sslvit.compare import ComparisonConfig, Method, called, check, check_methods, passes, plan, sets, starts
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
-from sslvit.model_folder import save_backbone
+from sslvit.model_folder import load_backbone, save_backbone
 from sslvit.parts import Part, PartFailed, check_settings, reading, taken, work_on
-from sslvit.study import Point, StudyConfig, amounts, parts_of, results_of, write
+from sslvit.study import Point, StudyConfig, amounts, baseline_rows, baselines_of, parts_of, results_of, write
 from sslvit.vit import ViT
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -183,9 +187,9 @@ def test_a_method_carries_flags_of_its_recipe():
 def test_two_methods_that_would_be_called_alike_are_called_by_their_flags():
     given = ("mpp:target=mean", "mpp:optimizer=mean", "mae")
     named = {"mpp-target-mean": given[0], "mpp-optimizer-mean": given[1], "mae": "MAE"}
-    assert names_of(given, RECIPES) == named
+    assert called(given) == named
     with pytest.raises(ValueError, match="--methods nobody:x=1: there is no recipe"):
-        names_of(("nobody:x=1",), RECIPES)
+        check_methods(("nobody:x=1",), RECIPES)
 
 
 def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
@@ -249,6 +253,59 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
     for held, words in {(3,): "hold out two", (3, 99): "are the classes 0 1 2", tuple(range(11)): "leave two"}.items():
         with pytest.raises(ValueError, match=words):
             sets(ComparisonConfig(**given | {"held_out": held}))
+
+
+def test_seeds_start_from_different_weights_and_methods_of_a_seed_from_the_same(tmp_path):
+    config = ComparisonConfig(
+        data="shapes:n=300", out=tmp_path, model="mu/8", methods=("supervised", "mpp"), seeds=3, fractions=(0.5,)
+    )
+    made = starts(config)
+    weights = {name: load_backbone(folder).state_dict() for name, folder in made.items()}
+    drawn = [n for n, values in weights["scratch-0"].items() if values.std() > 0 and n not in ("mean", "std")]
+    assert {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(drawn)
+    for seed, other in ((0, 1), (0, 2), (1, 2)):
+        alike = [n for n in drawn if torch.equal(weights[f"scratch-{seed}"][n], weights[f"scratch-{other}"][n])]
+        assert alike == []
+    for seed in range(3):
+        for name, values in weights[f"scratch-{seed}"].items():
+            assert torch.equal(values, weights[f"scratch-cls-{seed}"][name])
+    parts = {part.name: part for part in plan(config, made, {"supervised": 1.0, "mpp": 1.0})}
+    for seed in range(3):
+        for method in config.methods:
+            words = parts[f"pretrain/{method}-{seed}"].words
+            assert words[words.index("--start") + 1] == str(made[f"scratch-{seed}"])
+            assert words[words.index("--seed") + 1] == str(seed)
+        for name in (f"scratch-{seed}", f"scratch-cls-{seed}"):
+            for part in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
+                words = parts[part].words
+                assert words[words.index("--model") + 1] == str(made[name])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_path, seed):
+    config = ComparisonConfig(data="shapes:n=64", out=tmp_path, model="mu/8", methods=("mpp",), seeds=2, image_size=16)
+    made = starts(config)
+    words = plan(config, made, {"mpp": 1.0})
+    (pretrain,) = [part for part in words if part.name == f"pretrain/mpp-{seed}"]
+    entered = []
+    run("mpp", " ".join(pretrain.words), pretrain=lambda *given: entered.extend(given) or [])
+    backbone = entered[0].backbone.state_dict()
+    for name, values in load_backbone(made[f"scratch-{seed}"]).state_dict().items():
+        assert torch.equal(backbone[name], values), name
+
+
+def test_what_no_model_gives_is_read_in_every_place_where_something_is_learned(tmp_path):
+    other = f"shapes:texture,n={300}"
+    given = {"data": "shapes:n=300", "out": tmp_path, "held_out": (3, 5), "transfer": (other,), "limit_test": 70}
+    config = ComparisonConfig(**given, methods=("mpp",), fractions=(0.1, 1.0))
+    begins = {f"{method}-0": tmp_path for method in ("scratch", "scratch-cls")}
+    parts = {part.name: part.command() for part in plan(config, begins, {"mpp": 1.0}) if part.recipe == "baselines"}
+    assert list(parts) == ["baselines/own", "baselines/classes held out", "baselines/transfer 1"]
+    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["baselines/own"]
+    assert "--only 3 5" in parts["baselines/classes held out"]
+    assert f"--data {other}" in parts["baselines/transfer 1"]
+    for command in parts.values():
+        assert "--limit_train 0 --limit_test 70 --fractions 0.1 1.0" in command
 
 
 @pytest.mark.parametrize(
@@ -350,10 +407,10 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
     points = [Point(name, None, "mpp", ("--epochs", "1")) for name in ("this one", "that one")]
     parts = parts_of(config, points, tmp_path)
     for number, runs in enumerate(parts):
-        for seed, run in enumerate(runs):
-            assert f"--seed {seed}" in run.command()
+        for seed, part in enumerate(runs):
+            assert f"--seed {seed}" in part.command()
             start, end = 0.1 + (0 if alike else 0.05 * number), 0.3 + 0.2 * number + 0.02 * seed
-            folder = run.product.parent
+            folder = part.product.parent
             save_backbone(ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1), folder, {"readout": "mean"})
             told = [{"step": 0, "eval/mean/10-shot": start, "eval/cls/10-shot": 0.9}, {"step": 5, "loss": 1.0}]
             lines = [*told, {"step": 9, "eval/mean/10-shot": end, "eval/cls/10-shot": 0.9}]
@@ -363,3 +420,70 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
     assert "| this one | 10.0 | 31.0 ± 1.4 |" in table  # the deviation of 30 and 32
     assert f"| that one | {10 if alike else 15}.0 | 51.0 ± 1.4 |" in table
     assert ("random start" in (tmp_path / "study.svg").read_text()) == alike
+
+
+@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), (32, None)])
+def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_where_they_are_thumbnails(
+    size, kept, tmp_path
+):
+    file, config = tmp_path / "compare.json", ComparisonConfig(image_size=size)
+    saved = check_settings(config, file, free=("out",))
+    del saved["eval_crop"]
+    file.write_text(json.dumps(saved))
+    if kept is not None:
+        with pytest.raises(ValueError, match=r"eval_crop was 0\.0, is now None"):
+            check_settings(config, file, free=("out",))
+        config = replace(config, eval_crop=kept)
+    assert check_settings(config, file, free=("out",))["eval_crop"] == kept
+
+
+def test_a_study_shows_what_no_model_gives_of_as_many_images_as_its_points_have(tmp_path):
+    config = StudyConfig(data="shapes:n=300", study="amounts", shares=(0.5, 1))
+    points = list(amounts(config))
+    parts = baselines_of(config, points, tmp_path)
+    assert list(parts) == [150, 300]
+    for count, part in parts.items():
+        assert f"--images {count} --shots 10 --fractions --out" in part.command()
+        part.product.parent.mkdir(parents=True)
+        numbers = {"side": 32, "commonest class": 0.1, "raw pixels": {"10-shot": count / 1000, "20-nn": 0.4}}
+        part.product.write_text(json.dumps(numbers))
+    rows = baseline_rows(parts, ["10-shot", "20-nn"])
+    model = {"start": {"10-shot": [0.1], "20-nn": [0.1]}, "values": {"10-shot": [0.5], "20-nn": [0.6]}}
+    results = {"study": "amounts", "points": [{"series": "ViT", "x": x} | model for x in (150, 300)]}
+    write(results | {"baselines": rows}, tmp_path)
+    text, drawn = ((tmp_path / name).read_text() for name in ("results.md", "study.svg"))
+    for line in (
+        "| commonest class | 150 | — | 10.0 | — | 10.0 |",
+        "| raw pixels | 300 | — | 30.0 | — | 40.0 |",
+        "| ViT | 150 | 10.0 | 50.0 | 10.0 | 60.0 |",
+    ):
+        assert line in text
+    assert "32 x 32 pixels, in the place of frozen features" in text
+    assert "raw pixels" in drawn
+    write(results, tmp_path)
+    assert "- An earlier version made these results: they have no rows" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("study", ["readouts", "targets"])
+def test_a_studys_plot_shows_what_no_model_gives_beside_all_points(tmp_path, study):
+    xs = (1e-3, 1e-2) if study == "readouts" else (None, None)
+    model = {"start": {"10-shot": [0.1]}, "values": {"10-shot": [0.5]}}
+    results = {"study": study, "points": [{"series": f"s{i}", "x": x} | model for i, x in enumerate(xs)]}
+    rows = [{"series": "raw pixels", "x": None, "values": {"10-shot": [0.3]}, "side": 32}]
+    write(results | {"baselines": rows}, tmp_path)
+    drawn = (tmp_path / "study.svg").read_text()
+    assert "raw pixels" in drawn
+    if study == "readouts":  # a level line from the lowest to the highest rate
+        (*_, line) = re.findall(r'points="([^"]*)" fill="none"', drawn)
+        (x0, y0), (x1, y1) = (map(float, one.split(",")) for one in line.split())
+        assert y0 == y1
+        assert (x0, x1) == (LEFT, WIDTH - RIGHT)
+
+
+def test_a_studys_baselines_are_read_by_its_recipe(tmp_path):
+    config = StudyConfig(data="shapes:n=64", image_size=16, study="targets")
+    (part,) = baselines_of(config, [Point("p", None, "mpp", ("--epochs", "1"))], tmp_path).values()
+    run("baselines", " ".join(part.words))
+    found = {row["series"]: row["values"] for row in baseline_rows({None: part}, ["10-shot", "20-nn"])}
+    assert list(found) == ["commonest class", "raw pixels"]
+    assert all(0 <= value <= 1 for values in found.values() for (value,) in values.values())

@@ -3,15 +3,22 @@
 import inspect
 import re
 import runpy
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit.config import FREE, WARNED, DataConfig, ImagesConfig, check_unchanged, configuration
+from sslvit import checkpoint
+from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged, configuration
 from sslvit.data import source
+from sslvit.data.samples import ArraySource
+from sslvit.data.views import Light
+from sslvit.distributed import start
+from sslvit.objectives.mpp import MPP
+from sslvit.train import pretrain
+from sslvit.vit import ViT
 
 
 @pytest.fixture
@@ -65,12 +72,12 @@ def test_every_kind_of_data_stands_in_every_place_that_lists_them():
 # WARNED: whether a run may go on with another value is decided by somebody who thought about it.
 DECIDES = """
 accumulation areas balance base_lr batch_size betas canvas centre_momentum channels class_token clip clip_each
-corrupt crops cutmix decoder drop drop_path dropout epoch_images epochs erase eval_data evaluate_every final_lr
-final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs hidden image_column
-image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model momentum
-norm_last_layer normalise_targets only optimizer parts position position_at preset protocol randaugment rates
-readout scratch seed shots skip_spikes smallest_crop smoothing spares start steps tanh target teacher_temperature
-temperature_epochs warmup_epochs weight_decay
+colour conventions corrupt crops cutmix decoder drop drop_path dropout epoch_images erase eval_data
+evaluate_every final_lr final_weight_decay follow_links foreign fraction freeze_patch_projection head held_epochs
+hidden image_column image_size images init label_column layer_decay lr magnitude max_pixels min_scale mixup model
+momentum norm_last_layer normalise_targets only optimizer parts position position_at position_resize preset
+protocol randaugment range rates readout scratch seed shots skip_spikes smallest_crop smoothing spares start steps
+tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
 """
 
 
@@ -79,7 +86,7 @@ def test_every_option_is_free_to_change_warned_of_or_refused_when_a_run_goes_on(
     for recipe in ("mpp", "mae", "moco_v3", "dino", "supervised", "finetune"):
         program = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / f"{recipe}.py"))
         options |= {field.name for field in fields(program["Config"])}
-    parts = [FREE, WARNED, frozenset(DECIDES.split())]
+    parts = [FREE, WARNED, LENGTH, frozenset(DECIDES.split())]
     assert options == frozenset().union(*parts)
     assert sum(map(len, parts)) == len(options)  # none is of two kinds
 
@@ -104,3 +111,48 @@ def test_a_size_of_equal_sides_is_the_same_run_as_one_number():
     assert configuration(DataConfig(**oblong)) == oblong  # back from JSON, whose tuples are lists
     with pytest.raises(ValueError, match=r"image_size was 32, is now \[32, 48\]"):
         check_unchanged(number, oblong)
+
+
+def test_a_run_from_before_centre_crops_goes_on_and_says_that_its_evaluations_are_others(tmp_path, capsys):
+    @dataclass(frozen=True)
+    class Config(TrainConfig, DataConfig):
+        pass
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 112, 112), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="noise")
+    given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 112, "resume": True}
+    config = Config(out=tmp_path / "run", **given)
+
+    def run() -> str:
+        objective = MPP(ViT(image_size=112, patch_size=56, width=8, depth=1, heads=1))
+        pretrain(objective, source, Light(112), config, start(threads=1))
+        return capsys.readouterr().out
+
+    run()
+    assert "eval_crop" not in run()
+    found = checkpoint.latest(config.out / "checkpoints")
+    del found.state["config"]["eval_crop"]
+    checkpoint.save(config.out / "checkpoints", found.step, found.tensors, found.state)
+    told = run()
+    assert "eval_crop was 0.0, is now None" in told
+    assert "evaluations from here do not compare with those before" in told
+
+
+def test_a_run_from_before_ranges_goes_on_with_the_whole_range_by_name_and_with_no_other(tmp_path):
+    @dataclass(frozen=True)
+    class Config(TrainConfig, DataConfig):
+        pass
+
+    def run(**changes) -> None:
+        given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 16, "resume": True}
+        objective = MPP(ViT(image_size=16, patch_size=8, width=8, depth=1, heads=1))
+        source = ArraySource(np.zeros((8, 3, 16, 16), np.uint8), name="black", fingerprint="black")
+        pretrain(objective, source, Light(16), Config(out=tmp_path / "run", **given | changes), start(threads=1))
+
+    run()
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    del found.state["config"]["range"]
+    checkpoint.save(tmp_path / "run" / "checkpoints", found.step, found.tensors, found.state)
+    run(range=(0.0, 65535.0))
+    with pytest.raises(ValueError, match="range was None, is now"):
+        run(range=(0.0, 4095.0))

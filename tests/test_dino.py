@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from test_recipes import run
 from tiny_run import DEFAULTS, source
 from tiny_run import STEPS as STEPS_OF_RUN
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sslvit import checkpoint, optim, rng
 from sslvit.config import TrainConfig
 from sslvit.data.views import DINO as Crops
 from sslvit.distributed import start
+from sslvit.model_folder import save_backbone
 from sslvit.objectives.dino import DINO, Head, cross_entropy_of_pairs
 from sslvit.objectives.objective import Batch
 from sslvit.train import pretrain
@@ -49,11 +51,33 @@ def apart(objective: DINO) -> DINO:
     return objective
 
 
+def bicubic(had: int, wanted: int) -> Tensor:
+    """Weights of the old places for each new one, by Keys' kernel with a = -0.75, as torch's plain bicubic has it. DINO
+    gives it the scale (wanted + 0.1) / had instead of a size (vision_transformer.py, interpolate_pos_encoding)."""
+    weights = torch.zeros(wanted, had).double()
+    for i in range(wanted):
+        place = (i + 0.5) * had / (wanted + 0.1) - 0.5
+        for j in range(math.floor(place) - 1, math.floor(place) + 3):
+            x = abs(place - j)
+            near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[i, min(max(j, 0), had - 1)] += near if x <= 1 else far
+    return weights
+
+
+def official_cls(vit: ViT, images: Tensor) -> Tensor:
+    """The class token of an image of any size, by the official rule for positions."""
+    (had, _), (h, w) = vit.grid, vit.grid_of(images)
+    positions = vit.pos_embed[:, 1:].unflatten(1, (had, had))
+    if (h, w) != vit.grid:
+        positions = torch.einsum("ia,jb,labd->lijd", bicubic(had, h), bicubic(had, w), positions)
+    return vit.encode(vit.embed(images) + positions.flatten(1, 2), (h, w)).cls
+
+
 def pseudocode(objective: DINO, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
     """The paper's algorithm 1 with multi-crop, one view at a time: the loss, and the mean of the teacher's logits."""
 
     def network(vit: ViT, head: Head, images: Tensor) -> Tensor:
-        x = vit(images).cls
+        x = official_cls(vit, images)
         for layer in (head.mlp[0], head.mlp[2]):
             x = x @ layer.weight.T + layer.bias
             x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
@@ -102,6 +126,25 @@ def test_loss_gradients_and_centre_equal_the_pseudocode_in_float64(sizes, norm_l
     objective.after_step(0.2)
     torch.testing.assert_close(objective.centre, 0.9 * before + 0.1 * mean, rtol=1e-12, atol=1e-15)
     assert metrics["divergence"] > 0
+
+
+@pytest.mark.parametrize("words", ["--preset small", "--preset paper --epochs 100", "--preset small --start {start}"])
+def test_the_recipes_own_objective_is_the_official_arithmetic_in_float64(words, tmp_path):
+    """Small crops see a table of 6 x 6 places at 3 x 3, whatever rule the model that is started from had."""
+    given, sizes = [], {"image_size": 24, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
+    save_backbone(ViT(**sizes, position_resize="bicubic"), tmp_path / "start", {"readout": "cls"})
+    words = f"{words} --data shapes:n=8 --image_size 24 --model XS/4 --crops 3 12 --head 32 16 40 --drop_path 0"
+    words += f" --momentum 0.9 --batch_size 8 --out {tmp_path / 'run'}"
+    run("dino", words.format(start=tmp_path / "start"), pretrain=lambda *all: given.extend(all) or [], finish=print)
+    objective = apart(given[0]).double()
+    batch = batch_of(b=3, sizes=(24, 24, 12, 12, 12), dtype=torch.float64)
+    loss, _ = objective(batch, 0.0)
+    expected, _ = pseudocode(objective, batch, temperature=0.04)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    ours, theirs = (torch.autograd.grad(value, list(trained.values())) for value in (loss, expected))
+    for name, a, b in zip(trained, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10 * float(b.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize("views", [2, 5])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from started import with_shared_memory
 
 from sslvit import doctor
 from sslvit.errors import CANNOT_WRITE, INTERNAL
@@ -15,7 +16,7 @@ def test_a_sound_machine_is_told_so(tmp_path):
     assert doctor.examine(tmp_path / "not" / "yet", lines.append) == 0
     names = [line[5:17].strip() for line in lines]
     assert names[:3] == ["packages", "torchvision", "CPU"]
-    assert names[-4:] == ["processes", "room", "disk", "training"]
+    assert names[-5:] == ["processes", "shared", "room", "disk", "training"]
     assert not any(line.startswith("FAIL") for line in lines)
     assert list(tmp_path.iterdir()) == []
 
@@ -38,6 +39,16 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch, tmp_path):
     lines: list[str] = []
     assert doctor.examine(tmp_path, lines.append) == INTERNAL
     assert any("do not fit each other: operator torchvision::nms" in line for line in lines)
+
+
+def test_little_shared_memory_is_told_with_what_runs_need_and_the_way_out(tmp_path):
+    script = "from pathlib import Path; from sslvit.doctor import examine; examine(Path('.'), print)"
+    done = with_shared_memory("64m", [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    (line,) = [line for line in done.stdout.splitlines() if "/dev/shm" in line]
+    # 256 images of 224 px as float32 views are 154 MB, two workers hold up to ten such batches.
+    assert line.startswith("warn shared      0.1 GB free at /dev/shm, for what --workers hand over: little, 2 workers")
+    assert "256 images of 224 px need 1.5. A run that lacks it copies batches through pipes" in line
+    assert "docker run --shm-size=8g" in line
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,21 @@ def raising(error: BaseException):
             70,
             "error: ZeroDivisionError: division by zero. Nobody foresaw",
         ),
+        (
+            raising(RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")),
+            70,
+            "error: no memory is left. A smaller --batch_size needs less",
+        ),
+        (raising(MemoryError()), 70, "error: no memory is left. A smaller --batch_size needs less"),
+        (raising(OSError(errno.ENOMEM, "Cannot allocate memory")), 70, "error: no memory is left."),
+        (raising(OSError(errno.EMFILE, "Too many open files", "/a")), 70, "error: the limit of open files is reached:"),
+        (raising(RuntimeError("can't start new thread")), 70, "error: the system allows no more threads or processes"),
+        (raising(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")), 70, "error: the system allows no"),
+        (
+            raising(RuntimeError("The server socket has failed to listen: port: 29500, EADDRINUSE")),
+            70,
+            "error: another program, perhaps another run, has the port",
+        ),
         (raising(KeyboardInterrupt()), 130, "stopped: interrupted\n"),
         (raising(NoInput("clear\x1b[2J\ttab")), 66, "error: clear\\x1b[2J\\x09tab\n"),
         (read_by_a_worker, 65, "error: row 3 of labels.csv holds 'x', which is no number\n"),
@@ -61,6 +76,35 @@ def test_an_error_is_a_sentence_and_a_code(main, code, said, capsys):
         at_the_door(main)
     assert stopped.value.code == code
     assert capsys.readouterr().err.startswith(said)
+
+
+REAL = {
+    "memory": ("import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 33,) * 2)", "torch.ones(1 << 33)"),
+    "files": (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+        "[open('/dev/null') for _ in X]",
+    ),
+    "port": ("import socket; s = socket.socket(); s.bind(('', 29577)); s.listen()", "meet(29577)"),
+}
+MEET = "lambda port: torch.distributed.TCPStore('127.0.0.1', port, 1, True, datetime.timedelta(seconds=5))"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("memory", "no memory is left. A smaller --batch_size needs less"),
+        ("files", "the limit of open files is reached: raise it with `ulimit -n 65536`"),
+        ("port", "another program, perhaps another run, has the port through which the processes meet"),
+    ],
+)
+def test_what_a_machine_really_lacks_is_a_sentence_without_a_traceback(lacks, said):
+    before, then = REAL[lacks]
+    program = "import datetime, torch\nfrom sslvit.errors import at_the_door\nX = range(1000)\n"
+    program += f"meet = {MEET}\n{before}\nat_the_door(lambda: {then})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 70, done.stderr
+    assert f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_output_that_was_closed_before_is_no_error():

@@ -1,9 +1,11 @@
 """What is exported computes the same where it is opened: in transformers, torchvision, onnxruntime and torch.export."""
 
+import copy
 import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -23,12 +26,12 @@ from transformers import AutoImageProcessor, AutoModel
 from sslvit import checkpoint
 from sslvit.__main__ import main
 from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
-from sslvit.exports import FORMATS, export
+from sslvit.exports import FORMATS, export, layouts
 from sslvit.exports.checks import compare
 from sslvit.exports.layouts import plain
 from sslvit.hub import from_pretrained, push_to_hub
 from sslvit.info import Convert, about, convert
-from sslvit.model_folder import load_backbone, load_classifier, save_backbone
+from sslvit.model_folder import load_backbone, load_classifier, save_backbone, write_model
 from sslvit.optim import parameter_groups
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
@@ -215,6 +218,53 @@ def test_what_computes_otherwise_when_it_is_read_back_is_not_written(tmp_path, m
         with pytest.raises(DataError, match=r"computes otherwise by .* of the largest output: not written"):
             export(vit(), ABOUT, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
+
+
+def scaled(model: nn.Module, by: float) -> nn.Module:
+    """All that it gives out larger by this share: its last layer is an affine norm."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        norm = getattr(model, "model", model).norm
+        norm.weight *= 1 + by
+        norm.bias *= 1 + by
+    return model
+
+
+def planted(monkeypatch, to: str, by: float) -> str:
+    """What is written, or opened, is this much off; returns the layout."""
+    real, create = (torch.onnx if to == "onnx" else torch.export).export, timm.create_model
+
+    def of_weights(backbone: ViT, **options):
+        return plain(scaled(backbone, by), **options)
+
+    if to in ("transformers", "torchvision"):
+        monkeypatch.setattr(layouts, "plain", of_weights)
+    elif to == "timm":
+        monkeypatch.setattr(layouts, "write_model", lambda backbone, *rest: write_model(scaled(backbone, by), *rest))
+    elif to == "timm, in timm alone":
+        monkeypatch.setattr(timm, "create_model", lambda *given, **options: scaled(create(*given, **options), by))
+    else:
+        where = torch.onnx if to == "onnx" else torch.export
+        monkeypatch.setattr(
+            where, "export", lambda reading, *rest, **options: real(scaled(reading, by), *rest, **options)
+        )
+    return to.partition(",")[0]
+
+
+# Of the largest output: what the README promises, and not what the code says.
+PROMISED = dict.fromkeys(("timm", "timm, in timm alone", "transformers", "torchvision", "torch_export"), 1e-5)
+PROMISED |= {"onnx": 1e-4}
+
+
+@pytest.mark.parametrize("to", PROMISED)
+def test_an_export_that_differs_by_more_than_is_promised_is_not_written_and_one_by_less_is(to, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="computes otherwise by") as stopped:
+        export(vit(), ABOUT, tmp_path / "more", planted(patched, to, 1.5 * PROMISED[to]))
+    found = float(re.search(r"by (\S+) of", str(stopped.value))[1])
+    assert found == pytest.approx(1.5 * PROMISED[to], rel=0.25)
+    with monkeypatch.context() as patched:
+        export(vit(), ABOUT, tmp_path / "less", planted(patched, to, 0.5 * PROMISED[to]))
+    assert [path.name for path in tmp_path.iterdir()] == ["less"]
 
 
 def test_nothing_is_overwritten_and_other_mistakes_are_sentences(tmp_path):
@@ -432,7 +482,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("example", "words", "said"),
     [
-        ("features", "model set out.parquet", "24 images, readout mean, in out.parquet"),
+        ("features", "model set out.parquet", "24 of 24 images, readout mean, in out.parquet"),
         ("classifier", "model set", "2 classes, the last loss is 0."),
         ("pyramid", "model", "level 0: (2, 32, 32, 32)"),
         ("retrieval", "model set 3", "set/a/06.png"),
@@ -447,6 +497,33 @@ def test_each_example_runs_and_is_short(example, words, said, folder):
     )
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+def example(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
+    script = ROOT / "recipes" / "examples" / f"{name}.py"
+    return subprocess.run([sys.executable, script, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_features_of_a_folder_count_and_name_each_image_that_cannot_be_read(folder, tmp_path):
+    shutil.copytree(folder / "set", tmp_path / "set")
+    (tmp_path / "set/a/zero.png").write_bytes(b"")
+    (tmp_path / "set/b/text.jpg").write_text("no image")
+    said = example("features", str(folder / "model"), "set", "out.parquet", cwd=tmp_path).stdout.splitlines()
+    assert said[0] == "24 of 26 images, readout mean, in out.parquet"
+    assert [line.split("/set/")[1] for line in said[1:]] == [
+        "a/zero.png: empty file",
+        "b/text.jpg: not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with b'no image'",
+    ]
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 24
+
+
+def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folder, tmp_path):
+    shutil.copy(folder / "set/b/07.png", tmp_path / "mine.png")
+    done = example("retrieval", "model", "set", str(tmp_path / "mine.png"), cwd=folder)
+    assert done.stdout.splitlines()[0] == f"1.000 {folder}/set/b/07.png"
+    done = example("retrieval", "model", "set", "nowhere.png", cwd=folder)
+    assert done.returncode == 78
+    assert "nowhere.png is no file, nor the number, from 0, of one of 24 images" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])
@@ -505,7 +582,7 @@ def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path, monkeypat
         told = about(path)
         assert "steps       1,200, after 2 min" in told
         assert "variant     Ti/16" in told
-        assert "the model   is written when the run ends" in told
+        assert "the model   not written yet; until then it is " in told
     (tmp_path / "run" / "model").mkdir()
     monkeypatch.chdir(made)
     for path in (".", "tensors.safetensors", f"../{made.name}"):

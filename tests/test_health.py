@@ -238,6 +238,18 @@ def test_a_verdict_comes_once_after_twenty_steps_in_a_row_and_again_after_a_reco
     assert said(low, 60) == [PATIENCE]
 
 
+@pytest.mark.parametrize(
+    ("nats", "collapsed"), [(0.001, True), (0.004, True), (0.006, False), (0.02, False), (0.09, False)]
+)
+def test_a_teacher_has_collapsed_below_five_thousandths_of_a_nat_an_image_whatever_it_started_at(nats, collapsed):
+    """DINO on 1,024 digits falls to 0.001; at other rates it ended below 0.02, with a slower teacher at 0.09."""
+    for first in (0.6, nats):
+        watch = Watch()
+        watch.update({"teacher_information": first})
+        verdicts = [watch.update({"teacher_information": nats}) for _ in range(2 * PATIENCE)]
+        assert any(verdicts) == collapsed
+
+
 def test_a_watch_goes_on_from_its_numbers():
     watch = Watch()
     watch.update({"feature_std": 0.8})

@@ -1,8 +1,11 @@
 import http.server
 import os
 import pickle
+import shutil
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +230,25 @@ def test_a_row_may_point_at_files_inside_its_own_folder(tmp_path):
     assert values(open_source(f"parquet:{tmp_path}/set", image_size=6, image_column="file", cache=False)) == [10, 11]
 
 
+SEEN: list[tuple[str, str]] | None = None  # by a hook that cannot be taken away
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _watch():
+    sys.addaudithook(lambda event, arguments: None if SEEN is None else SEEN.append((event, str(*arguments[:1]))))
+
+
+@contextmanager
+def opened() -> Iterator[list[tuple[str, str]]]:
+    """What Python opens or connects to meanwhile."""
+    global SEEN
+    SEEN = seen = []
+    try:
+        yield seen
+    finally:
+        SEEN = None
+
+
 def test_a_row_may_point_nowhere_else(tmp_path):
     served = []
 
@@ -255,23 +277,74 @@ def test_a_row_may_point_nowhere_else(tmp_path):
         rows = [{"bytes": None, "path": path} for path in attacks]
         table(image=(STRUCT, [*rows, *cells(1)])).to_parquet(root / "train.parquet")
         table(image=(TEXT, [*attacks, "nothing"])).to_parquet(root / "validation.parquet")
-        seen, watching = [], []
-        sys.addaudithook(lambda event, arguments: seen.append((event, str(arguments[0]))) if watching else None)
         source = open_source(f"parquet:{root}", image_size=6, cache=False)
         files = open_source(f"parquet:{root}", split="test", image_size=6, image_column="image", cache=False)
-        watching.append(True)
-        samples = source.read(np.arange(len(attacks)))
-        for id in range(len(files)):
-            with pytest.raises(BadImage):
-                files.image(id)
-        watching.clear()
+        with opened() as seen:
+            samples = source.read(np.arange(len(attacks)))
+            for id in range(len(files)):
+                with pytest.raises(BadImage):
+                    files.image(id)
         server.shutdown()
     assert [line.id for line in samples.bad] == list(range(len(attacks)))
     assert (samples.pixels == 10).all()
     assert not served
     assert not [event for event, _ in seen if event.startswith(("socket.", "urllib."))]
-    opened = {path for event, path in seen if event == "open"}
-    assert not [path for path in opened if str(root) not in path]
+    assert not [path for event, path in seen if event == "open" and str(root) not in path]
+
+
+def to_a_split(root: Path, outside: Path, split: str) -> None:
+    (root / "dataset_dict.json").write_text(f'{{"splits": ["{split}"]}}')
+
+
+def to_a_link(root: Path, outside: Path, name: str) -> None:
+    """In the place of what has this name in the folder, a link to what has it outside."""
+    there = root / name
+    shutil.rmtree(there) if there.is_dir() else there.unlink()
+    there.symlink_to(outside / name)
+
+
+def to_a_pipe(root: Path, outside: Path, name: str) -> None:
+    (root / name).unlink()
+    os.mkfifo(root / name)
+
+
+ARROW = "train/data-00000-of-00001.arrow"
+LEADS_OUT = {
+    "a split above": (to_a_split, "../outside/train"),
+    "a split by its whole path": (to_a_split, "{}/train"),
+    "a split above by a way back": (to_a_split, "train/../../outside/train"),
+    "the folder above": (to_a_split, ".."),
+    "an address": (to_a_split, "x::http://127.0.0.1:9/x"),
+    "a linked split": (to_a_link, "train"),
+    "a linked list of splits": (to_a_link, "dataset_dict.json"),
+    "a linked state": (to_a_link, "train/state.json"),
+    "a linked description": (to_a_link, "train/dataset_info.json"),
+    "linked data": (to_a_link, ARROW),
+    "a pipe for state": (to_a_pipe, "train/state.json"),
+    "a pipe for data": (to_a_pipe, ARROW),
+}
+
+
+@pytest.mark.parametrize("case", LEADS_OUT)
+def test_a_saved_set_leads_nowhere_outside_its_folder(tmp_path, monkeypatch, case):
+    root, outside = tmp_path / "set", tmp_path / "outside"
+    for folder in (root, outside):
+        datasets.DatasetDict(train=table(image=(STRUCT, cells(3)))).save_to_disk(folder)
+    change, name = LEADS_OUT[case]
+    change(root, outside, name.format(outside))
+    # Arrow opens files where Python does not see it.
+    monkeypatch.setattr(datasets, "load_from_disk", lambda path: pytest.fail("it was left to datasets"))
+    with opened() as seen, pytest.raises(NoInput, match=f"disk:{root} is not a folder that Dataset.save_to_disk wrote"):
+        open_source(f"disk:{root}", image_size=6)
+    assert not [path for event, path in seen if event == "open" and "outside" in os.path.realpath(path)]
+    assert not [event for event, _ in seen if event.startswith(("socket.", "urllib."))]
+
+
+def test_a_saved_set_may_have_links_inside_its_folder(tmp_path):
+    datasets.DatasetDict(train=table(image=(IMAGE, cells(3)))).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / ARROW).rename(tmp_path / "set/data.arrow")
+    (tmp_path / "set" / ARROW).symlink_to("../data.arrow")
+    assert values(open_source(f"disk:{tmp_path}/set", image_size=6, cache=False)) == [10, 11, 12]
 
 
 def files_below(tmp_path) -> tuple[Path, list[str]]:

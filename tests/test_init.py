@@ -51,6 +51,19 @@ def test_timms_rule():
     assert_normal(vit.pos_embed.flatten(), 0.02)
 
 
+def test_dinos_rule_is_timms_but_for_the_class_token():
+    """vision_transformer.py: trunc_normal_ of .02, cut at +-2, for linear layers, positions and the class token; the
+    convolution is left as torch makes it."""
+    vit = ViT(**SIZES, init="dino")
+    for name in LINEARS:
+        assert_normal(all_of(vit, f"{name}.weight"), 0.02)
+        assert not all_of(vit, f"{name}.bias").any()
+    assert_uniform(vit.patch_embed.proj.weight.flatten(), (C * P * P) ** -0.5)
+    assert_uniform(vit.patch_embed.proj.bias, (C * P * P) ** -0.5)
+    assert_normal(vit.cls_token.flatten(), 0.02)
+    assert_normal(vit.pos_embed.flatten(), 0.02)
+
+
 def test_moco_v3s_rule_treats_q_k_and_v_as_three_matrices():
     vit = ViT(**SIZES, init="moco_v3", position="sincos_moco_v3")
     assert_uniform(all_of(vit, "attn.qkv.weight"), xavier(D, D))
@@ -64,12 +77,13 @@ def test_moco_v3s_rule_treats_q_k_and_v_as_three_matrices():
 
 
 def test_maes_rule_treats_q_k_and_v_as_one_matrix():
+    """models_mae.py draws the convolution's weight anew, as a matrix, and leaves its bias as torch made it."""
     vit = ViT(**SIZES, init="mae", position="sincos_mae")
     assert_uniform(all_of(vit, "attn.qkv.weight"), xavier(D, 3 * D))
     assert_uniform(all_of(vit, "attn.proj.weight"), xavier(D, D))
     assert_uniform(all_of(vit, "mlp.fc1.weight"), xavier(D, HIDDEN))
     assert_uniform(vit.patch_embed.proj.weight.flatten(), xavier(C * P * P, D))
-    assert not vit.patch_embed.proj.bias.any()
+    assert_uniform(vit.patch_embed.proj.bias, (C * P * P) ** -0.5)
     assert not any(all_of(vit, f"{name}.bias").any() for name in LINEARS)
     assert_normal(vit.cls_token.flatten(), 0.02)
 
@@ -102,7 +116,7 @@ def test_the_pretraining_heads_hidden_layer_is_lecun_normal():
     assert not model.pre_logits.bias.any()
 
 
-@pytest.mark.parametrize("init", ["timm", "moco_v3", "mae", "jax"])
+@pytest.mark.parametrize("init", ["timm", "dino", "moco_v3", "mae", "jax"])
 def test_norms_scales_registers_and_learned_tables_start_as_said(init):
     vit = ViT(**SIZES, init=init, layer_scale=1e-5)
     for module in vit.modules():
@@ -118,7 +132,7 @@ def test_norms_scales_registers_and_learned_tables_start_as_said(init):
     assert_normal(torch.cat([two.pos_embed.flatten(), two.pos_embed_x.flatten(), two.pos_embed_y.flatten()]), 0.02)
 
 
-@pytest.mark.parametrize("init", ["timm", "moco_v3", "mae", "jax"])
+@pytest.mark.parametrize("init", ["timm", "dino", "moco_v3", "mae", "jax"])
 def test_the_seed_decides_and_torchs_generator_is_left_alone(init):
     torch.manual_seed(3)
     expected = torch.rand(5)

@@ -13,19 +13,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part with its layer: a file may import from lower layers, and from its own part.
 LAYERS = {
-    "errors": -2, "stopping": -1, "statistics": 0, "rng": 0, "schedule": 0, "ema": 0, "distributed": 0,
-    "durable": 1, "manifest": 2,
+    "launcher": -3, "errors": -2, "stopping": -1, "public": 0, "statistics": 0, "rng": 0, "schedule": 0, "ema": 0,
+    "distributed": 0, "durable": 1, "npz": 1, "manifest": 2, "jsonl": 0, "run_files": 0, "checkpoint": 3,
     "masking": 1, "positions": 1, "init": 1, "batch_norm": 1, "health": 1,
     "readout": 2, "blocks": 2, "resnet": 3, "patches": 4, "vit": 5,
     "data": 2,
     "objectives": 6,
-    "sharding": 6.5, "optim": 6, "checkpoint": 6, "model_folder": 6, "run_folder": 7, "bad_steps": 7,
+    "sharding": 6.5, "optim": 6, "model_folder": 6, "run_folder": 4, "bad_steps": 7,
     "evaluate": 8,
-    "config": 6, "command_line": 7, "cost": 7, "resume": 7, "lost": 7, "records": 8, "doctor": 9, "train": 9,
+    "config": 6, "command_line": 7, "cost": 6.5, "resume": 7, "outcome": 8, "lost": 7, "records": 8, "endings": 8.5,
+    "doctor": 9, "train": 9,
     "unpickle": 2, "weights": 7, "exports": 8, "info": 9, "hub": 8,
     "analysis": 8, "figures": 8, "finetune": 10, "show_views": 10, "dry_run": 11,
     "benchmark": 3, "parts": 10, "page": 0, "charts": 0, "pictures": 11, "report": 12,
-    "results": 12, "results_page": 13, "compare": 13, "study": 14,
+    "results": 12, "claims": 13, "results_tables": 14, "results_page": 15, "compare": 13, "study": 16, "reports": 17,
 }  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def test_data_knows_no_model():
 
 def test_accelerate_and_the_command_line_stay_where_they_belong():
     allowed = {"train", "cost", "resume", "records", "distributed", "evaluate", "finetune"}
-    allowed |= {"show_views", "dry_run", "pictures", "report", "sharding"}
+    allowed |= {"show_views", "dry_run", "pictures", "report", "sharding", "outcome", "endings"}
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
         assert "tyro" not in names or path.name in ("command_line.py", "__main__.py"), path

@@ -114,16 +114,47 @@ def test_the_norm_is_folded_into_the_heads(digits):
     torch.testing.assert_close(x @ still.weights[0] + still.biases[0], seen, rtol=1e-3, atol=1e-4)
 
 
-def test_the_choice_is_the_best_of_the_held_out_part(digits):
+def test_the_choice_is_the_best_of_the_held_out_part_and_is_trained_again_on_all(digits):
     x, y, *_ = digits
-    head = probe(x, y, SMALL)
+    protocol = replace(SMALL, batch_size=240)
+    head = probe(x, y, protocol)
     rows, held = hold_out(y)
-    heads = train_heads(x[None, rows], y[rows], SMALL, classes=10)
+    heads = train_heads(x[None, rows], y[rows], protocol, classes=10)
     accuracies = [top(x[held] @ w + b, y[held]) for w, b in zip(heads.weights, heads.biases, strict=True)]
     assert [value for _, value in head.held_out] == pytest.approx(accuracies)
     best = max(range(6), key=accuracies.__getitem__)
-    assert torch.equal(head.weights, heads.weights[best])
     assert head.settings == head.held_out[best][0]
+    rate = head.settings["rate"] * 240 / 256
+    theirs = by_autograd(x, y, protocol, rate=rate, decay=head.settings["decay"])  # of all 1,200 rows
+    torch.testing.assert_close(head.weights.double(), theirs.weight.data.T, rtol=1e-3, atol=1e-3)
+
+
+def test_where_there_is_one_rate_nothing_is_held_out(digits):
+    x, y, *_ = digits
+    protocol = Protocol(rates=(0.3,), batch_size=240, epochs=3)
+    head = probe(x, y, protocol)
+    theirs = by_autograd(x, y, protocol, rate=0.3 * 240 / 256, decay=0.0)  # of all 1,200 rows
+    torch.testing.assert_close(head.weights.double(), theirs.weight.data.T, rtol=1e-4, atol=1e-5)
+    assert head.held_out == []
+
+
+@pytest.mark.parametrize("rates", [(3.0,), (0.5, 3.0)])
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_every_labelled_image_is_learned_from(kind, rates):
+    """Each image has a feature that no other has, and a class by chance: who has not seen it can only guess."""
+    images, labels = torch.eye(80), torch.randint(0, 4, (80,), generator=torch.Generator().manual_seed(1))
+    if kind == "linear":
+        head = probe(images, labels, Protocol(rates=rates, batch_size=80, epochs=300))
+    else:
+        settings = Settings(rates=tuple(rate / 100 for rate in rates), batch_size=80, epochs=60)
+        images = images[:, None]
+        head, _ = attentive_probe(images, labels, settings)
+    assert top(head.probabilities(images), labels) == 1.0
+
+
+def test_a_last_batch_of_one_image_has_no_deviation_and_is_left_out(digits):
+    x, y = digits[0][:65], digits[1][:65]
+    probe(x, y, replace(SMALL, rates=(0.1,), decays=(0.0,), norm=True, batch_size=64))
 
 
 def test_a_head_that_left_the_numbers_is_not_chosen(digits):
@@ -131,6 +162,8 @@ def test_a_head_that_left_the_numbers_is_not_chosen(digits):
     head = probe(x, y, replace(SMALL, rates=(0.1, 1e38), decays=(0.0,)))
     assert head.settings["rate"] == pytest.approx(0.1)
     with pytest.raises(ValueError, match="every head left the numbers"):
+        probe(x, y, replace(SMALL, rates=(1e38, 2e38), decays=(0.0,)))
+    with pytest.raises(ValueError, match=r"the rate 1e\+38 is too high"):
         probe(x, y, replace(SMALL, rates=(1e38,), decays=(0.0,)))
 
 
@@ -142,8 +175,9 @@ def test_a_wide_grid_finds_what_its_best_rate_finds_alone(digits):
         for rate in GRID.rates
         for decay in GRID.decays
     )
-    # The best on the test set, which nobody may look at; a held-out tenth (120 digits) chooses nearly as well.
-    assert many > alone - 0.02
+    # The best on the test set, which nobody may look at. A held-out tenth (120 digits, of which a third is right) tells
+    # accuracies apart to about sqrt(0.33 * 0.67 / 120), 4.3 points.
+    assert many > alone - 0.043
 
 
 @pytest.mark.parametrize("name", ["grid", "dinov2"])
@@ -300,6 +334,26 @@ def test_the_penalty_is_chosen_on_the_held_out_part_and_fitted_to_all(digits):
     torch.testing.assert_close(head.weights, weights, rtol=0, atol=1e-3)  # the same optimum, from another start
 
 
+def test_the_penalty_is_chosen_by_scikit_learns_accuracy_on_rows_that_it_was_not_fitted_to():
+    """Of few noisy features in many dimensions all that was fitted to is right, whatever the penalty."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 200, generator=draw, dtype=torch.float64)
+    features[:, :3] += F.one_hot(labels, 3)
+    penalties = (1e-3, 1e-1, 1e3)
+    rows, held = hold_out(labels)
+    expected = []
+    for c in penalties:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            oracle = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features[rows].numpy(), labels[rows].numpy())
+        expected.append(oracle.score(features[held].numpy(), labels[held].numpy()))
+    assert max(expected) < 0.9
+    head = logistic_probe(features, labels, penalties=penalties)
+    assert [accuracy for _, accuracy in head.held_out] == pytest.approx(expected, abs=0.04)  # one image of 30
+    assert head.settings["c"] == penalties[max(range(3), key=expected.__getitem__)]
+
+
 def test_the_attentive_head_is_its_formula():
     head, tokens = AttentiveHead(8, 3, heads=2).eval(), torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0))
     normed = tokens / (1 + 1e-6) ** 0.5  # the running statistics are still 0 and 1
@@ -324,7 +378,7 @@ def test_an_attentive_probe_finds_a_patch_that_the_mean_buries():
     tokens = torch.cat([marks, F.one_hot(words, 3), torch.zeros(900, 16, 4)], -1).float()
     settings = Settings(rates=(0.01,), batch_size=128, epochs=30, heads=2)
     head, accuracy = attentive_probe(tokens[:600], labels[:600], settings)
-    assert set(accuracy) == {0.01}
+    assert accuracy == {}  # of one rate nothing is chosen
     assert top(head.probabilities(tokens[600:]), labels[600:]) > 0.95
     mean = probe(tokens[:600].mean(1), labels[:600], GRID)
     assert top(mean.probabilities(tokens[600:].mean(1)), labels[600:]) < 0.75

@@ -152,6 +152,38 @@ def test_no_two_of_20000_views_share_a_draw_whoever_reads_them():
     assert len(set(draws.values())) == len(draws)
 
 
+def ids_of(parts: list[Row], steps: int) -> list[list[int]]:
+    """The images of each global batch."""
+    return [[id for part in parts for id in part[step].samples.ids.tolist()] for step in range(steps)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("size", [8, 9, 15, 20, 31])
+def test_whole_batches_hold_no_image_twice_and_leave_out_an_epochs_last_few(size, processes):
+    """As the official loaders, which have drop_last=True: size // 8 batches an epoch, of its own random order."""
+    parts = rows(numbered(size), processes)
+    for part in parts:
+        part.only_whole_batches()
+    epochs, each = 5, size // 8
+    batches = ids_of(parts, epochs * each)
+    assert all(len(set(batch)) == 8 for batch in batches)
+    for epoch in range(epochs):
+        shown = [id for batch in batches[epoch * each : (epoch + 1) * each] for id in batch]
+        assert shown == epoch_order(5, epoch, size)[: 8 * each].tolist()
+        assert len(set(shown)) == 8 * each
+    assert parts[0].epoch_images == 8 * each
+
+
+def test_the_endless_row_repeats_images_within_a_batch_which_is_why_there_are_whole_batches():
+    assert any(len(set(batch)) < 8 for batch in ids_of(rows(numbered(20)), 50))
+
+
+@pytest.mark.parametrize(("size", "processes", "way_out"), [(7, 1, "--batch_size 7"), (5, 2, "--batch_size 4")])
+def test_fewer_images_than_a_whole_batch_are_refused_with_a_batch_size_that_fits(size, processes, way_out):
+    with pytest.raises(ValueError, match=f"{size} images.*--batch_size 8.*{way_out}"):
+        rows(numbered(size), processes)[0].only_whole_batches()
+
+
 def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
     with pytest.raises(ValueError, match="batch_size 8 does not split into 3 processes x 1"):
         rows(numbered(9), processes=3)

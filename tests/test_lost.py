@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from started import draw_images, one, ranks, said, two, until_step
+from stopped_worker import TIMEOUT, one_moment
 from tiny_run import fingerprint, losses
 
 from sslvit import checkpoint
@@ -83,8 +84,18 @@ def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its
     process.wait(10)
     assert process.returncode == 70
     assert re.search(
-        rf"worker [01] gave no images within 4(\.0)? seconds and seems to hang at {images}/{late:02d}\.png", said(out)
+        rf"worker [01] \(pid \d+\) gave no images within 4 seconds and seems to hang at {images}/{late:02d}\.png",
+        said(out),
     )
+
+
+@pytest.mark.parametrize(
+    "moments", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids="{}".format
+)
+def test_a_stopped_worker_is_named_with_its_pid_within_the_timeout_and_two_seconds(images, tmp_path, moments):
+    """Stopped at random moments, in the middle of a message too, where it keeps its reader waiting for the rest."""
+    times = [one_moment(images, tmp_path / f"{seed}", seed) for seed in range(moments)]
+    assert max(times) < TIMEOUT + 2, times
 
 
 def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_one_process_goes_on(images, tmp_path):

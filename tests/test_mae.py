@@ -7,6 +7,7 @@ Where other packages differ from the paper and its code (read in these versions,
 - stable-pretraining 0.1.8 leaves the class token out of the decoder, which sees the patches alone.
 """
 
+import math
 from functools import partial
 from math import prod
 
@@ -37,6 +38,32 @@ def batch_of(vit: ViT, b: int = 3, seed: int = 0) -> Batch:
 
 def order_of(objective: MAE, batch: Batch) -> Tensor:
     return rng.permutation(rng.fold(batch.key, "dropped"), prod(objective.backbone.grid))
+
+
+def official_table(grid: tuple[int, int], width: int) -> Tensor:
+    """util/pos_embed.py for a class token and the patches row by row, in float64 and in Python's own arithmetic. There
+    np.meshgrid(grid_w, grid_h) has w first, so the first half of the channels says the column, the second the row."""
+    rows = [[0.0] * width]
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            halves = []
+            for place in (column, row):
+                angles = [place / 10000 ** (i / (width / 4)) for i in range(width // 4)]
+                halves += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            rows.append(halves)
+    return torch.tensor(rows, dtype=torch.float64)[None]
+
+
+@pytest.mark.parametrize("grid", [(6, 6), (4, 8)])
+def test_positions_of_encoder_and_decoder_say_the_column_first_as_in_the_official_code(grid):
+    objective = MAE(small_vit(image_size=(4 * grid[0], 4 * grid[1])), **DECODER)
+    for ours, width in ((objective.backbone.pos_embed, 24), (objective.decoder_pos_embed, 16)):
+        table = official_table(grid, width)[:, -ours.shape[1] :]
+        torch.testing.assert_close(ours.double(), table, rtol=0, atol=1e-6)
+    # The patch in the first row and the second column, and the one below the first: not the same but for the halves.
+    second, below = official_table(grid, 16)[0, 2], official_table(grid, 16)[0, 1 + grid[1]]
+    assert torch.equal(second, below.roll(8))
+    assert not torch.equal(second, below)
 
 
 def shaken(objective: MAE) -> MAE:
@@ -85,8 +112,8 @@ def test_loss_and_gradients_equal_transformers_vitmae_in_float64(normalise):
     )  # fmt: skip
     peer = ViTMAEForPreTraining(config).double().train()
     positions, decoder_positions = peer.vit.embeddings.position_embeddings, peer.decoder.decoder_pos_embed
-    positions.data.copy_(vit.pos_embed)
-    decoder_positions.data[:, 1:] = objective.decoder_pos_embed
+    positions.data.copy_(official_table(vit.grid, 24).float())  # of float32 in both, as in the official code
+    decoder_positions.data.copy_(official_table(vit.grid, 16).float())
     theirs = {name: p for name, p in peer.named_parameters() if p.requires_grad}
     names = {name: names_in_transformers(name) for name, _ in objective.named_parameters()}
     assert sorted(name for some in names.values() for name in some) == sorted(theirs)
@@ -129,7 +156,7 @@ def official(objective: MAE, batch: Batch) -> Tensor:
     images = (images - mean) / deviation
     kernel, bias = weights["backbone.patch_embed.proj.weight"], weights["backbone.patch_embed.proj.bias"]
     x = F.conv2d(images, kernel, bias, stride=vit.patch_size).flatten(2).transpose(1, 2)
-    positions = vit.pos_embed
+    positions = official_table(vit.grid, vit.width).float().double()
     x = x + positions[:, 1:]
     ids_shuffle = order_of(objective, batch)
     ids_restore = ids_shuffle.argsort(1)
@@ -143,7 +170,7 @@ def official(objective: MAE, batch: Batch) -> Tensor:
     x = linear(norm(blocks(x, "backbone.blocks", vit.heads), "backbone.norm"), "decoder_embed")
     tokens = weights["mask_token"].repeat(b, n + 1 - x.shape[1], 1)
     unshuffled = torch.gather(torch.cat([x[:, 1:], tokens], 1), 1, ids_restore[:, :, None].repeat(1, 1, x.shape[2]))
-    x = torch.cat([x[:, :1], unshuffled + objective.decoder_pos_embed], 1)
+    x = torch.cat([x[:, :1], unshuffled], 1) + official_table(vit.grid, 16).float().double()
     x = linear(norm(blocks(x, "decoder_blocks", 4), "decoder_norm"), "decoder_pred")[:, 1:]
     target = torch.stack(
         [

@@ -195,6 +195,19 @@ def test_in_parts_the_loss_and_the_gradients_are_those_of_the_whole_batch(drop_p
         torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_drop_path_draws_for_each_view_and_for_student_and_teacher_anew(parts):
+    """Of one image seen twice: what is dropped together in both views would agree for no reason of the image's."""
+    ours = small_moco(small_vit(drop_path=0.5), parts=parts).double()
+    batch = batch_of(b=12)
+    batch = Batch((batch.views[0],) * 2, batch.key)
+    features = [x for name in ("student", "teacher") for x in ours.read(ours.backbone, batch, name)]
+    for one in range(4):
+        for other in range(one):
+            same = (features[one] - features[other]).abs().amax(1) < 1e-12
+            assert same.sum() < 6  # one of four images drops and keeps alike by chance, of one block with a rate
+
+
 def test_in_parts_autograd_keeps_a_fraction_of_the_memory():
     kept = {}
     for parts in (1, 4):

@@ -8,14 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
+import timm.data
 import torch
 from crashes import killed_at, list_changes
 from examples import hostile_headers, payloads
+from PIL import Image
 
 from sslvit import durable
+from sslvit.data.views import evaluation
 from sslvit.errors import BAD_DATA, CannotWrite, DataError
 from sslvit.model_folder import _mlp_ratio, load_backbone, save_backbone
 from sslvit.resnet import BiT
@@ -332,3 +336,18 @@ def test_no_payload_in_the_place_of_the_weights_or_the_config_is_ever_executed(f
 def quiet_timm():
     """It logs whatever it loads."""
     logging.getLogger("timm").setLevel(logging.ERROR)
+
+
+@pytest.mark.parametrize("side", [112, 32])
+def test_timms_own_transform_of_the_folder_shows_an_oblong_photograph_as_it_is_evaluated_here(side, tmp_path):
+    save_backbone(
+        ViT(image_size=side, patch_size=16, width=16, depth=1, heads=1), tmp_path / "model", {"readout": "cls"}
+    )
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    blocks = np.random.default_rng(0).integers(64, 192, (15, 20, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    seen = transform(Image.fromarray(blocks)) * torch.tensor(theirs.pretrained_cfg["std"])[:, None, None]
+    seen += torch.tensor(theirs.pretrained_cfg["mean"])[:, None, None]
+    (ours,) = evaluation(side)(torch.from_numpy(blocks).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.int64))
+    # timm resizes uint8, which rounds twice and clips what overshoots.
+    assert (ours[0] - seen).abs().max() < 2 / 255

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_run import source
+from torchvision.transforms import v2
 
 from sslvit.config import DataConfig
 from sslvit.data.labels import Labels
@@ -17,6 +18,8 @@ from sslvit.evaluate.features import extract
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor, monitor_of, table
+from sslvit.finetune import predict
+from sslvit.objectives.supervised import Supervised
 from sslvit.vit import ViT
 
 
@@ -119,3 +122,25 @@ def test_without_a_test_split_a_tenth_is_held_out_unless_its_labels_were_trained
     assert "Evaluated on 4 images held out of 40" in capsys.readouterr().out
     assert monitor_of(config, source, accelerator, hold_out=False) is None
     assert "has no test split" in capsys.readouterr().out
+
+
+def test_monitor_and_fine_tuned_models_are_evaluated_on_torchvisions_centre_crop_of_oblong_photographs():
+    """112 px: the shorter side is resized to 128, as 256 is for 224."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (8, 3, 15, 20), np.uint8).repeat(10, 2).repeat(10, 3)
+    photographs = ArraySource(pixels, name="p", fingerprint="p", labels=Labels(np.arange(8) % 2, None, ""))
+    theirs = v2.Resize(128, v2.InterpolationMode.BICUBIC, antialias=True)(torch.from_numpy(pixels).double() / 255)
+    theirs, seen = v2.CenterCrop(112)(theirs).clamp(0, 1), []
+
+    class Looking(ViT):
+        def forward(self, images, **given):
+            seen.append(images)
+            return super().forward(images, **given)
+
+    backbone, accelerator = ViT(image_size=112, patch_size=56, width=16, depth=1, heads=1), start(threads=1)
+    backbone.__class__ = Looking
+    Monitor(photographs, photographs, 112, accelerator, k=3, shots=1)(backbone)
+    predict(Supervised(backbone, classes=2), photographs, 112, accelerator)
+    assert len(seen) == 3
+    for images in seen:
+        assert (images - theirs).abs().max() < 2e-3

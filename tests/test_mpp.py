@@ -89,7 +89,7 @@ def test_loss_and_gradients_equal_the_papers_text_in_float64(target, channels):
     loss, _ = objective(Batch((batch.views[0].double(),), batch.key), 0.0)
     gradients = torch.autograd.grad(loss, list(objective.parameters()))
     expected = reference(objective, batch)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0, check_dtype=False)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     for (name, p), ours, theirs in zip(
         objective.named_parameters(),
         gradients,

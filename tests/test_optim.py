@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from sslvit.objectives.dino import DINO
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
+from sslvit.objectives.supervised import Supervised
 from sslvit.optim import adamw, parameter_groups
 from sslvit.vit import ViT
 
@@ -46,6 +50,52 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one(spares):
     every = [*decayed["params"], *spared["params"]]
     assert {id(p) for p in every} == {id(p) for p in mpp.parameters() if p.requires_grad}
     assert len(every) == len({id(p) for p in every})
+
+
+SIZES = {"image_size": 8, "patch_size": 4, "width": 8, "heads": 1}
+HEADS = {"outputs": 8, "hidden": 8, "bottleneck": 4}
+# How it is made, and what the backbone that is trained is called in it.
+LEARNERS = {
+    "DINO": (lambda vit: DINO(vit, **HEADS, norm_last_layer=False), "student."),
+    "MoCo v3": (lambda vit: MoCoV3(vit, hidden=8, dimension=4), "backbone."),
+    "MAE": (lambda vit: MAE(vit, decoder_width=8, decoder_depth=1, decoder_heads=1), "backbone."),
+    "MPP": (MPP, "backbone."),
+    "supervised": (lambda vit: Supervised(vit, classes=3), "backbone."),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_layer_decay_reaches_the_backbone_that_is_trained_whatever_it_is_called(name):
+    """MAE's formula (util/lr_decay.py): 0.5^(depth + 1 - layer), where what comes before the blocks is layer 0, block i
+    is layer i + 1, and the last norm and every head are layer depth + 1."""
+    make, prefix = LEARNERS[name]
+    objective = make(ViT(**SIZES, depth=3))
+    names = {id(p): name for name, p in objective.named_parameters()}
+    scales = {}
+    for group in parameter_groups(objective, 0.1, layer_decay=0.5):
+        scales |= {names[id(p)]: group["scale"] for p in group["params"]}
+    assert scales.keys() == {name for name, p in objective.named_parameters() if p.requires_grad}
+    for name, scale in scales.items():
+        inside = name.removeprefix(prefix)
+        if inside.startswith(("cls_token", "pos_embed", "patch_embed")) and inside != name:
+            assert scale == 0.5**4, name
+        elif inside.startswith("blocks.") and inside != name:
+            assert scale == 0.5 ** (4 - (int(inside.split(".")[1]) + 1)), name
+        else:
+            assert scale == 1, name
+    assert sorted(set(scales.values())) == [0.0625, 0.125, 0.25, 0.5, 1.0]
+
+
+def test_positions_in_attention_and_mask_tokens_are_spared_with_the_tokens():
+    """They are looked up or put in, never multiplied with: big_vision's custom decays kernels alone."""
+    relative = MPP(ViT(**SIZES, depth=1, position="relative", position_at="every_layer"))
+    masked = MAE(ViT(**SIZES, depth=1), decoder_width=8, decoder_depth=1, decoder_heads=1)
+    for objective, name in ((relative, "backbone.relative_embed"), (masked, "mask_token")):
+        parameter = objective.get_parameter(name)
+        assert parameter.ndim == 3
+        for spares, spared in (("tokens_and_vectors", True), ("vectors", False), ("nothing", False)):
+            decayed, kept = parameter_groups(objective, 0.1, spares=spares)
+            assert any(p is parameter for p in (kept if spared else decayed)["params"]), (name, spares)
 
 
 def test_an_unknown_custom_is_refused():

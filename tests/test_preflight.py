@@ -13,6 +13,7 @@ from sslvit.data.preflight import SAMPLE, contact_sheet, preflight
 from sslvit.data.samples import ArraySource
 from sslvit.data.source import EncodedSource, open_source
 from sslvit.data.subset import Subset
+from sslvit.data.views import MoCoV3
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +154,18 @@ def test_a_part_of_decoded_images_was_not_drawn():
     for whole, kind in ((source, "decoded"), (drawn, "drawn")):
         for images in (whole, Subset(Subset(whole, np.arange(6)), np.arange(4))):
             assert preflight(images, image_size=8, batch_size=4).kinds == {kind: len(images)}
+
+
+def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_told_of_with_the_flag_to_give(tmp_path):
+    (tmp_path / "set").mkdir()
+    for number, width in enumerate((90, 200, 300)):
+        (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(80, width), 8, 2))
+    source = open_source(str(tmp_path / "set"), image_size=32)  # on a canvas of 96
+    needed = MoCoV3(32).canvas  # 32 / sqrt(0.08 * 3 / 4) is 130.6
+    advice = [s for s in preflight(source, image_size=32, batch_size=1, canvas=needed).advice if "--canvas" in s]
+    assert len(advice) == 1
+    assert "2 of 3 sampled images are reduced to the canvas of 96 x 96 pixels" in advice[0]
+    assert "--canvas 160 keeps their pixels, for 2.8 times the memory" in advice[0]
+    for quiet in ({"canvas": 160}, {"image_size": 160}):
+        large = open_source(str(tmp_path / "set"), **{"image_size": 32} | quiet)
+        assert not any("--canvas" in s for s in preflight(large, image_size=32, batch_size=1, canvas=needed).advice)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from timm.models.vision_transformer import VisionTransformer
 from tiny_run import DEFAULTS
 
@@ -16,9 +17,11 @@ from sslvit.config import TrainConfig
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start
+from sslvit.evaluate.attentive import AttentiveHead
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor
-from sslvit.model_folder import save_backbone
+from sslvit.evaluate.predictions import load_predictions
+from sslvit.model_folder import load_backbone, save_backbone
 from sslvit.objectives.mpp import MPP
 from sslvit.train import pretrain
 from sslvit.vit import ViT
@@ -135,8 +138,14 @@ def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_a
 ):
     save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "mean"})
     words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--protocol", protocol]
+    words += ["--cache", str(tmp_path / "kept")]
     one, two = (
-        printed("linear_probe.py", capsys, monkeypatch, *words, "--data", write(tmp_path / f"{seed}.npz", seed))
+        printed(
+            "linear_probe.py",
+            capsys,
+            monkeypatch,
+            *(*words, "--data", write(tmp_path / f"{seed}.npz", seed), "--out", str(tmp_path / f"out-{seed}")),
+        )[:-1]  # which says where all of it is
         for seed in (1, 2)
     )
     names = [f"{name}, {readout}" for name in ("random start", "pretrained") for readout in readouts]
@@ -144,7 +153,8 @@ def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_a
     if protocol != "logistic":
         assert one[0].split()[-1] == protocol
         assert [line[34:] for line in one] == [line[34:] for line in two]
-        assert all("held out" in line for line in one[1:])
+        chosen = protocol not in ("mae", "moco_v3")  # which have one rate, and learn from all labels
+        assert all(("held out" in line) == chosen for line in one[1:])
     else:
         assert one[0].split()[-3:] == ["linear", "10-shot", "20-nn"]
 
@@ -152,11 +162,76 @@ def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_a
 def test_a_protocol_may_learn_from_augmented_versions(tmp_path, capsys, monkeypatch):
     save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "mean"})
     words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", write(tmp_path / "data.npz")]
-    words += ["--cache", str(tmp_path / "kept"), "--augmented", "2"]
+    words += ["--cache", str(tmp_path / "kept"), "--out", str(tmp_path / "out"), "--augmented", "2"]
     lines = printed("linear_probe.py", capsys, monkeypatch, *words, "--protocol", "grid", "--smallest_crop", "0.5")
-    assert len(lines) == 1 + 2 * 2  # two starts, cls and mean
+    assert len(lines) == 1 + 2 * 2 + 1  # two starts, cls and mean; and where all of it is
     # Training and test images as they are, and two versions; this model is its own random start.
     assert len(list((tmp_path / "kept").iterdir())) == 2 + 2
     with pytest.raises(SystemExit):
         printed("linear_probe.py", capsys, monkeypatch, *words)
     assert "--augmented 2 is for --protocol grid, moco_v3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", ["logistic", "moco_v3", "attentive"])
+def test_a_linear_probe_leaves_its_numbers_heads_predictions_settings_and_log(tmp_path, capsys, monkeypatch, protocol):
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "cls"})
+    out, data = tmp_path / "out", write(tmp_path / "data.npz")
+    words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", data, "--protocol", protocol]
+    words += ["--cache", str(tmp_path / "kept"), "--out", str(out)]
+    lines = printed("linear_probe.py", capsys, monkeypatch, *words)
+    assert (out / "log.txt").read_text().splitlines() == lines
+    assert json.loads((out / "config.json").read_text())["protocol"] == protocol
+    readout = "patches" if protocol == "attentive" else "cls"
+    numbers = json.loads((out / "numbers.json").read_text())[f"pretrained/{readout}"]
+    found = load_predictions(out / f"pretrained-{readout}.parquet")
+    predicted = found.probabilities.argmax(-1)
+    assert numbers["accuracy"] == accuracy_score(found.labels, predicted)
+    assert numbers["balanced accuracy"] == pytest.approx(balanced_accuracy_score(found.labels, predicted))
+    assert (len(found.labels), found.about["protocol"], found.about["readout"]) == (31, protocol, readout)
+    # Its weights, in torch's Linear, give the same predictions of the features that the model gives.
+    samples = open_source(data, split="test", image_size=16).read(np.arange(31))
+    with torch.no_grad():
+        encoded = load_backbone(tmp_path / "model")(samples.pixels / 255)
+    weights = load_file(out / f"pretrained-{readout}.safetensors")
+    if protocol == "attentive":
+        head = AttentiveHead(16, 2, heads=4).eval()
+        head.load_state_dict(weights)
+        again = head.probabilities(encoded.patches)
+    else:
+        head = torch.nn.Linear(16, 2)
+        head.load_state_dict(weights)
+        again = head(encoded.cls).softmax(-1)
+    torch.testing.assert_close(again.detach(), found.probabilities, rtol=0, atol=1e-4)
+
+
+def test_a_linear_probe_that_could_not_keep_its_results_stops_before_it_computes(tmp_path, capsys, monkeypatch):
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "cls"})
+    (tmp_path / "out").write_text("a file")
+    words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", write(tmp_path / "data.npz")]
+    words += ["--cache", str(tmp_path / "kept"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        printed("linear_probe.py", capsys, monkeypatch, *words)
+    assert stopped.value.code == 73
+    assert f"--out {tmp_path / 'out'} cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+def unequal(file: Path) -> str:
+    """Images that say nothing, of two classes, of which one is nine tenths of the training and a half of the test."""
+    draw = np.random.default_rng(0)
+    arrays = {f"{split}_images": draw.integers(0, 256, (n, 16, 16, 3)).astype(np.uint8) for split, n in TABLE}
+    np.savez(file, **arrays, train_labels=np.arange(100) % 10 == 0, test_labels=np.arange(31) % 3 == 0)
+    return f"npz:{file}"
+
+
+@pytest.mark.parametrize("recipe", ["probe", "linear_probe"])
+def test_a_probe_that_answers_one_class_is_warned_of_and_its_balanced_accuracy_told(
+    tmp_path, capsys, monkeypatch, recipe
+):
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "cls"})
+    words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", unequal(tmp_path / "data.npz")]
+    words += ["--cache", str(tmp_path / "kept"), "--out", str(tmp_path / "out")]
+    text = "\n".join(printed(f"{recipe}.py", capsys, monkeypatch, *words))
+    assert "100.0 % of 31 images are predicted as class 0; 64.5 % belong to it" in text  # 20 of 31
+    assert "balanced accuracy" in text
+    assert "50.0" in text

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sslvit import checkpoint
 from sslvit.data.loader import Row
 from sslvit.data.views import Plain
 from sslvit.evaluate.predictions import load_predictions
@@ -49,6 +51,58 @@ def test_it_trains_says_what_came_of_it_and_leaves_a_model(recipe, tmp_path, cap
     assert "random start   after 4 steps" in printed
     assert f"The model is in {tmp_path / 'run' / 'model'}" in printed
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_dino_run_from_before_the_official_rule_for_positions_goes_on_with_its_own(tmp_path, capsys):
+    words, root = f"{TRAINING['dino']} --save_every 2 --out {tmp_path / 'run'}", tmp_path / "run" / "checkpoints"
+    run("dino", f"{words} --position_resize bicubic")
+    last = checkpoint.latest(root).tensors
+    shutil.rmtree(root / "step-00000004")
+    found = checkpoint.latest(root)
+    shutil.rmtree(found.path)
+    del found.state["config"]["position_resize"]  # as it was before there was such an option
+    checkpoint.save(root, 2, found.tensors, found.state)
+    with pytest.raises(SystemExit) as ended:
+        run("dino", f"{words} --resume")
+    assert ended.value.code == 78
+    assert "position_resize was 'bicubic', is now 'bicubic_offset'" in capsys.readouterr().err
+    run("dino", f"{words} --resume --position_resize bicubic")
+    again = checkpoint.latest(root).tensors
+    assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
+
+
+# The backbone of the paper's own code: vit_jax and big_vision; moco-v3's, mae's and dino's vits.
+TIMM, JAX = {"gelu": "exact", "mean": [0.485, 0.456, 0.406]}, {"gelu": "tanh", "mean": [0.5] * 3, "std": [0.5] * 3}
+PAPERS = {
+    "mpp": JAX | {"init": "jax", "position": "learned_1d"},
+    "mae": TIMM | {"init": "mae", "position": "sincos_mae"},
+    "moco_v3": TIMM | {"init": "moco_v3", "position": "sincos_moco_v3"},
+    "dino": TIMM | {"init": "dino", "position": "learned_1d", "position_resize": "bicubic_offset"},
+}
+
+
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
+    given = []
+    words = f"--preset paper --data shapes:n=8 --image_size 16 --model XS/8 --out {tmp_path / 'run'}"
+    words += " --head 32 16 64" if recipe == "dino" else ""
+    run(recipe, words, pretrain=lambda *all: given.extend(all) or [], finish=print)
+    built = given[0].backbone.config
+    assert {name: built[name] for name in PAPERS[recipe]} == PAPERS[recipe]
+
+
+@pytest.mark.parametrize("recipe", ["moco_v3", "dino"])
+def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_trains_on_them(recipe, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
+    np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
+    words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
+    run(recipe, f"{words} --no-colour")
+    assert (tmp_path / "run" / "model").exists()
+    with pytest.raises(SystemExit) as ended:
+        run(recipe, words)
+    assert ended.value.code == 78
+    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-colour" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
@@ -94,6 +148,31 @@ def test_what_cannot_be_is_one_sentence(recipe, words, code, sentence, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_a_model_that_is_not_that_of_start_is_refused_and_both_are_named(recipe, tmp_path, capsys):
+    save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --start {tmp_path / 'mu'}")
+    assert stopped.value.code == 78
+    assert f"--model XS/8 is not the model of --start {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    entered = []
+    instead = {"pretrain": lambda *given: entered.append(given) or [], "finish": lambda *_: None}
+    for words in ("", "--model mu/8", "--model=mu/8"):
+        words = TRAINING[recipe].replace("--model XS/8", words)
+        run(recipe, f"{words} --start {tmp_path / 'mu'} --out {tmp_path / 'run'}", **instead)
+    assert [objective.backbone.name for objective, *_ in entered] == ["mu/8"] * 3
+
+
+def test_a_run_that_began_while_model_was_ignored_beside_start_goes_on(tmp_path):
+    save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
+    words = f"{TINY} --out {tmp_path / 'run'} --start {tmp_path / 'mu'} --save_every 2"
+    run("mpp", f"{words} --resume", typed_model=lambda config: "")  # as it was then
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    run("mpp", f"{words} --resume")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000004").exists()
+
+
 @pytest.fixture
 def model(tmp_path) -> Path:
     save_backbone(ViT(image_size=16, patch_size=8, width=16, depth=4, heads=2), tmp_path / "model", {"readout": "mean"})
@@ -128,6 +207,15 @@ def test_finetuning_scores_the_test_images_that_can_be_read(model, data, tmp_pat
     assert LEFT_OUT.format(data=data) in printed
     assert "test, 20 images, lr 0.01" in printed
     assert len(load_predictions(out / "predictions.parquet").ids) == 20
+
+
+def test_a_fine_tuned_model_that_answers_one_class_is_warned_of(model, data, tmp_path, capsys):
+    """A head that starts at zero and a rate of nearly nothing: of equal scores the first class is the answer."""
+    words = "--rates 1e-30 --steps 1 --batch_size 8 --threads 1"
+    run("finetune", f"--model {model} --data {data} {words} --out {tmp_path / 'run'}")
+    printed = capsys.readouterr().out
+    assert "warning: 100.0 % of 20 images are predicted as class 0; 50.0 % belong to it" in printed
+    assert "balanced accuracy 50.00 %" in printed
 
 
 @pytest.mark.parametrize("recipe", ["probe", "linear_probe"])

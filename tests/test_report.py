@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -42,8 +44,8 @@ def test_the_table_holds_the_logged_numbers_and_the_summary_the_cost(finished):
 
 
 def test_a_run_that_began_with_a_model_is_called_by_that_model_s_name(finished):
-    text = f"--start {finished} --overwrite --out {finished}-again --model M/8"
-    run("mpp", f"{TINY} {text}")
+    text = f"--start {finished} --overwrite --out {finished}-again"
+    run("mpp", f"{TINY} {text}".replace("--model XS/8", ""))
     for folder in (finished, Path(f"{finished}-again")):
         assert "trained XS/8, 1.2 million" in (folder / "report.md").read_text()
 
@@ -100,3 +102,29 @@ def test_what_cannot_be_drawn_is_left_out_and_labels_do_not_cover_each_other():
     assert "nan" not in line_chart([Line("a", [1, 2, 3], [1, float("nan"), 2])], x="x", y="y")
     moved = sorted(apart([100.0, 101.0, 102.0, HEIGHT]))
     assert all(b - a >= 16 for a, b in pairwise(moved))
+
+
+HOSTILE = "a*b*_c_`d`<script>alert(1)</script>|[x](http://evil)\n# ~~h~~ &lt; $x$"
+
+
+def test_names_in_a_report_are_shown_as_they_are_in_markdown_and_html(finished, tmp_path):
+    """By another's Markdown renderer and HTML parser."""
+    markdown_it = pytest.importorskip("markdown_it")
+    out = shutil.copytree(finished, tmp_path / "run")
+    for file, change in (("model/config.json", "sslvit"), ("cost.json", None)):
+        content = json.loads((out / file).read_text())
+        (content[change] if change else content).update({"data": HOSTILE, "objective": HOSTILE, "device": HOSTILE})
+        (out / file).write_text(json.dumps(content))
+    write_report(out)
+    rendered = (
+        markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render((out / "report.md").read_text())
+    )
+    plain = " ".join(HOSTILE.split())
+    for page_ in (rendered, (out / "report.html").read_text()):
+        assert "<script" not in page_
+        assert not re.search(r"<(em|strong|code|s|del)>|href=", page_)
+        assert page_.count("<h1>") == 1
+        texts = " ".join(unescape(re.sub(r"<[^>]*>", " ", page_)).split())
+        assert texts.count(plain) >= 3  # in the title, in the sentence, in the table of costs
+    assert rendered.count("<table>") == 2
+    assert all(row.count("<td") == 2 for row in rendered.split("<table>")[2].split("<tr>")[2:])

@@ -20,7 +20,7 @@ from crashes import forked, killed_at, list_changes, tapped
 
 from sslvit import checkpoint
 from sslvit.errors import CANNOT_WRITE
-from sslvit.run_folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
+from sslvit.run_folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder, still_held
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -115,6 +115,16 @@ def test_the_lock_file_names_pid_host_start_and_run(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["start"])
 
 
+def test_whatever_was_in_the_lock_file_the_folder_is_known_to_be_held_until_it_goes_away(tmp_path):
+    (tmp_path / "run.lock").write_text('{"sslvit": "older"}' + "\n" * 5000)
+    with prepare_folder(tmp_path):
+        assert still_held(tmp_path)
+        (tmp_path / "run.lock").rename(tmp_path / "moved")
+        assert not still_held(tmp_path)
+        (tmp_path / "run.lock").write_text('{"sslvit": "another run", "run": "0badcafe"}')
+        assert not still_held(tmp_path)
+
+
 def test_the_lock_is_held_until_the_end_and_no_longer(tmp_path):
     with prepare_folder(tmp_path / "run"), pytest.raises(RunLocked), lock(tmp_path / "run"):
         pass
@@ -178,8 +188,8 @@ def test_overwriting_deletes_the_run_and_nothing_beyond_it(tmp_path):
     folder = finished_run(tmp_path / "run")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "data").write_text("data")
-    (folder / "link").symlink_to(tmp_path / "precious")
-    (folder / "checkpoints" / "link").symlink_to(tmp_path / "precious")
+    (folder / "model").symlink_to(tmp_path / "precious")
+    (folder / "checkpoints" / "step-00000301").symlink_to(tmp_path / "precious")
     with prepare_folder(folder, overwrite=True):
         assert names(folder) == ["run.lock"]
     assert (tmp_path / "precious" / "data").read_text() == "data"

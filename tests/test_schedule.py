@@ -2,6 +2,7 @@
 
 from math import cos, pi
 
+import numpy as np
 import pytest
 
 from sslvit.schedule import cosine, linear, warmup_cosine
@@ -24,6 +25,33 @@ def test_warm_up_rises_linearly_and_the_cosine_spans_the_rest():
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_no_warm_up_and_nothing_but_warm_up(warmup):
     assert warmup_cosine(0.5, 1.0, warmup=warmup) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-6])
+def test_learning_rates_are_those_of_mae_and_moco_v3_at_every_iteration(least):
+    """Their adjust_learning_rate: by the epoch and its fraction, i iterations of n an epoch."""
+    n, epochs, warmup, peak = 13, 20, 3, 2.4e-3
+    for step in range(n * epochs):
+        epoch = step / n
+        if epoch < warmup:
+            expected = peak * epoch / warmup
+        else:
+            expected = least + (peak - least) * 0.5 * (1 + cos(pi * (epoch - warmup) / (epochs - warmup)))
+        ours = warmup_cosine(step / (n * epochs), peak, warmup=warmup / epochs, end=least)
+        assert ours == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize(("n", "epochs", "warmup"), [(13, 20, 3), (1251, 100, 10)])
+def test_dinos_learning_rate_is_its_array_but_for_one_in_w_while_it_warms_up(n, epochs, warmup):
+    """utils.cosine_scheduler: np.linspace has its peak at the last of W iterations of warm-up, ours at the first after
+    them. At the paper's sizes it is 8e-5 of the rate."""
+    w, total, peak, end = warmup * n, epochs * n, 2e-3, 1e-6
+    rest = np.arange(total - w)
+    official = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * rest / len(rest)))
+    official = np.concatenate([np.linspace(0, peak, w), official])
+    ours = np.array([warmup_cosine(step / total, peak, warmup=warmup / epochs, end=end) for step in range(total)])
+    np.testing.assert_allclose(ours[w:], official[w:], rtol=1e-9, atol=0)
+    np.testing.assert_allclose(ours[1:w] / official[1:w], 1 - 1 / w, rtol=1e-9, atol=0)
 
 
 def test_moco_v3s_momentum_is_this_cosine():

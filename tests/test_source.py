@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from sslvit.data.samples import ArraySource, substitutes
 from sslvit.data.source import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
 from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
+from sslvit.weights import load_foreign
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -205,6 +207,54 @@ def test_npz_files_that_hold_no_images_say_what_they_hold(tmp_path, arrays, said
         open_source(f"npz:{tmp_path}/set.npz", image_size=4)
 
 
+def bomb(file: Path, size: int) -> Path:
+    """An .npz of one array of zeros, a thousandth of its size."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("images.npy", "w") as stream:
+        npy.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (size >> 12, 64, 64)})
+        for _ in range(size >> 20):
+            stream.write(bytes(1 << 20))
+    return file
+
+
+def lying(file: Path, claimed: int) -> Path:
+    """That says in its directory, where readers look, and before the array that it holds less."""
+    raw = bytearray(file.read_bytes())
+    directory = raw.rindex(b"PK\x01\x02")
+    raw[directory + 24 : directory + 28] = claimed.to_bytes(4, "little")
+    raw[22:26] = claimed.to_bytes(4, "little")
+    other = file.with_name(f"lying-{file.name}")
+    other.write_bytes(raw)
+    return other
+
+
+def test_npz_and_idx_bombs_are_not_unpacked_even_where_they_lie_about_their_size(tmp_path):
+    large = bomb(tmp_path / "bomb.npz", 256 << 20)
+    assert large.stat().st_size < 1 << 20
+    (tmp_path / "idx").mkdir()
+    header = struct.pack(">HBB3I", 0, 8, 3, 1 << 16, 64, 64)
+    (tmp_path / "idx/train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(256 << 20)))
+    small = lying(large, 10_000)
+    cases = {f"npz:{large}": r"claim to unpack to 268,435,\d\d\d.*np\.savez\(NEW", f"npz:{small}": "claims shape"}
+    tracemalloc.start()
+    for spec, said in (cases | {f"idx:{tmp_path}/idx": "claim to unpack to 268,435,456.*gunzip"}).items():
+        with pytest.raises(DataError, match=said):
+            open_source(spec, image_size=64)
+    for file, said in ((large, "claim to unpack"), (small, "claims shape")):
+        with pytest.raises(DataError, match=said):
+            load_foreign(file)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_images_that_shrink_to_a_fiftieth_are_read(tmp_path):
+    pixels = np.zeros((40_000, 64, 64), np.uint8)
+    pixels[:, 0, :58] = np.random.default_rng(0).integers(0, 256, (40_000, 58), np.uint8)
+    np.savez_compressed(tmp_path / "set.npz", images=pixels)
+    assert pixels.nbytes > 1 << 26
+    assert pixels.nbytes > 50 * (tmp_path / "set.npz").stat().st_size
+    assert len(open_source(f"npz:{tmp_path}/set.npz", image_size=64)) == 40_000
+
+
 def test_npz_claims_beyond_the_memory_and_damage_are_refused(tmp_path):
     for shape in ((10**6, 3, 2000, 2000), (2**62, 2, 2)):
         with (
@@ -212,7 +262,7 @@ def test_npz_claims_beyond_the_memory_and_damage_are_refused(tmp_path):
             archive.open("images.npy", "w") as f,
         ):
             npy.write_array_header_1_0(f, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        with pytest.raises(DataError, match="free memory"):
+        with pytest.raises(DataError, match="claims shape"):
             open_source(f"npz:{tmp_path}/bomb.npz", image_size=4)
     np.savez_compressed(
         tmp_path / "set.npz", images=np.random.default_rng(0).integers(0, 256, (9, 9, 9), dtype=np.uint8)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sslvit.statistics import Difference, bootstrap_means, difference, over_seeds, sentence, t_quantile
+from sslvit.statistics import Difference, bootstrap_means, difference, no_difference, over_seeds, sentence, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [1, 1.5, 2, 4, 9.3, 100, 9999, 1e6])
@@ -20,6 +20,53 @@ def test_the_interval_over_seeds_is_scipys_and_one_seed_has_none():
     found = over_seeds(values)
     assert (found.low, found.high) == (pytest.approx(expected[0], rel=1e-4), pytest.approx(expected[1], rel=1e-4))
     assert over_seeds([0.7]) is None
+
+
+def test_an_interval_over_two_seeds_that_scipy_has_leave_0_to_100_percent_ends_there():
+    low, high = stats.t.interval(0.95, 1, 0.485, stats.sem([0.4185, 0.5515]))
+    assert (low, high) == (pytest.approx(-0.36, abs=0.001), pytest.approx(1.33, abs=0.001))
+    assert over_seeds([0.4185, 0.5515])[1:] == (0, 1)
+    low, high = stats.t.interval(0.95, 1, 0.97, stats.sem([0.96, 0.98]))
+    assert high > 1
+    assert over_seeds([0.96, 0.98])[1:] == (pytest.approx(low, rel=1e-4), 1)
+
+
+def test_a_difference_over_two_seeds_stays_between_minus_100_and_100_points():
+    """All images right or all wrong: scipy's paired t-test has an interval far beyond either end."""
+    right, wrong = torch.ones(50) > 0, torch.zeros(50) > 0
+    half = torch.arange(50) < 25
+    assert stats.ttest_rel([1, 1], [0, 0.5]).confidence_interval().high > 1
+    found = difference([right, right], [wrong, half])
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.75), -1, 1)
+    back = difference([wrong, half], [right, right])
+    assert (back.mean, back.low, back.high) == (pytest.approx(-0.75), -1, 1)
+
+
+def test_with_several_seeds_the_variance_of_images_is_that_of_pairs():
+    """By hand: of 100 images the second is right on 50, the first on the same and on 10 more, at each of two seeds. The
+    variance of a pair's gap is 0.1 - 0.01, of their mean 0.0009; of unpaired means it would be 0.0049."""
+    first, second = torch.arange(100) < 60, torch.arange(100) < 50
+    found = difference([first, first], [second, second])
+    reach = stats.norm.ppf(0.975) * 0.03
+    assert (found.low, found.high) == (pytest.approx(0.1 - reach, abs=1e-6), pytest.approx(0.1 + reach, abs=1e-6))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_with_several_seeds_both_variances_add_and_t_has_satterthwaites_degrees(seeds):
+    """Gaps are a row per seed: the variance over images of their mean gap by the number of images, and scipy's standard
+    error over seeds; degrees of freedom as in Welch's test, where the images have so many that they do not count."""
+    draw = np.random.default_rng(seeds)
+    hard = draw.random(400)
+    first, second = (
+        (0.6 * hard + 0.4 * draw.random((seeds, 400))) < (skill + 0.03 * draw.standard_normal((seeds, 1)))
+        for skill in (0.55, 0.45)
+    )
+    gaps = first.astype(float) - second
+    images, luck = np.var(gaps.mean(0)) / 400, stats.sem(gaps.mean(1)) ** 2
+    degrees = (seeds - 1) * ((images + luck) / luck) ** 2
+    low, high = stats.t.interval(0.95, degrees, gaps.mean(), (images + luck) ** 0.5)
+    found = difference(*([torch.from_numpy(row) for row in side] for side in (first, second)))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
 
 
 def drawn(shares: list[float], images: int = 2000, seed: int = 0) -> list[torch.Tensor]:
@@ -75,12 +122,12 @@ def test_a_known_difference_is_claimed_none_is_not_and_one_seed_is_confessed():
     claim = sentence("MoCo v3", "scratch", difference(ahead, behind), "at 1 % of the labels")
     assert claim.startswith("MoCo v3 is ahead of scratch by ")
     assert sentence("scratch", "MoCo v3", difference(behind, ahead), "at 1 % of the labels") == claim
-    assert "cannot be told apart" in sentence("MPP", "MAE", difference(ahead, same), "here")
+    assert sentence("MPP", "MAE", difference(ahead, same), "here").startswith("No significant difference here between")
     lone = sentence("MPP", "MAE", difference(ahead[:1], behind[:1]), "here")
     assert lone.endswith("seeds were not measured")
     assert "seeds were not" not in claim
     few = [torch.tensor([True, True, False, True])], [torch.tensor([False, True, False, True])]
-    assert "cannot be told apart" in sentence("A", "B", difference(*few), "with 4 images")
+    assert "No significant difference with 4 images" in sentence("A", "B", difference(*few), "with 4 images")
 
 
 def test_a_sentence_by_hand():
@@ -90,8 +137,13 @@ def test_a_sentence_by_hand():
     behind = Difference(-0.081, -0.093, -0.069, 3)
     assert sentence("scratch", "MoCo v3", behind, "at 1 % of the labels") == expected
     open_question = Difference(0.004, -0.011, 0.019, 2)
-    expected = "MPP and MAE cannot be told apart here: +0.4 points [-1.1, 1.9]"
+    expected = "No significant difference here between MPP and MAE (+0.4 points [-1.1, 1.9])"
     assert sentence("MPP", "MAE", open_question, "here") == expected
+    one = Difference(-0.01, -0.03, 0.01, 1)
+    assert no_difference([("A", "B", open_question._replace(seeds=1)), ("C", "D", one)], "here") == (
+        "No significant difference here between A and B (+0.4 points [-1.1, 1.9]), C and D (-1.0 points [-3.0, 1.0]); "
+        "seeds were not measured"
+    )
 
 
 def test_predictions_of_other_images_do_not_pair_up():

@@ -16,6 +16,7 @@ from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
 from sslvit import checkpoint
 from sslvit.config import TrainConfig
+from sslvit.data.loader import row
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import Preempted
@@ -126,6 +127,75 @@ def test_a_signal_to_all_processes_of_a_run_with_workers_saves_and_goes_on(image
     assert process.wait(20) == 75, said(out)
     assert checkpoint.latest(out / "checkpoints").step == losses(out)[-1]["step"]
     assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def hold_up(held: Path, out: Path, process: subprocess.Popen) -> None:
+    """Returns when the run waits for images."""
+    until_step(out, 5, process)
+    os.mkfifo(held)
+    while time.time() - (out / "metrics.jsonl").stat().st_mtime < 2:
+        assert process.poll() is None, said(out)
+        time.sleep(0.1)
+
+
+def until_saved(out: Path) -> float:
+    began = time.monotonic()
+    while "asked to stop at step" not in said(out):
+        assert time.monotonic() - began < 30, said(out)
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("changes", [("workers=0",), ("workers=2",), ("workers=0", "accumulation=2")], ids="".join)
+def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes):
+    out, held = tmp_path / "run", tmp_path / "held"
+    words = [*changes, "epochs=30", "save_every=10000", "resume=true"]
+    process = one(images, out, *words, HELD=str(held))
+    hold_up(held, out, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert until_saved(out) < 5
+    assert process.wait(60) == 75, said(out)
+    assert not psutil.wait_procs(family, timeout=3)[1]
+    saved = checkpoint.latest(out / "checkpoints").step
+    assert 5 <= saved == losses(out)[-1]["step"] < 120
+    assert f"asked to stop at step {saved} of 120; saved in {out}" in said(out)
+    assert one(images, out, *words).wait(60) == 0
+    assert one(images, tmp_path / "whole", *words).wait(60) == 0
+    assert fingerprint(out) == fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "port"), [(("accumulation=2",), 29556), (("shard=true", "workers=1"), 29557)])
+@pytest.mark.parametrize("asked", [[0, 1], [1]], ids=["both", "the one that waits"])
+def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_step(
+    images, tmp_path, changes, port, asked
+):
+    out, held = tmp_path / "run", tmp_path / "held"
+    process = two(images, out, port, *RARELY, *changes, HELD=str(held), HELD_RANK="1")
+    hold_up(held, out, process)
+    parts = ranks(process)
+    for rank in asked:
+        parts[rank].send_signal(signal.SIGTERM)
+    assert until_saved(out) < 5
+    assert not psutil.wait_procs(parts, timeout=60)[1]
+    process.wait(60)
+    assert "exitcode  : 75" in said(out)
+    saved = checkpoint.latest(out / "checkpoints").step
+    assert 5 <= saved == losses(out)[-1]["step"] < 400
+    assert f"asked to stop at step {saved} of 400; saved in {out}" in said(out)
+
+
+def test_a_signal_while_the_first_images_are_awaited_says_that_nothing_was_done(images, tmp_path):
+    out = tmp_path / "run"
+    process = one(images, out, *RARELY, "workers=1", SLOW_IMAGE=str(int(row(0, 32, 0, 1)[0])), SLOW_SECONDS="60")
+    while not (out / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert f"asked to stop before the first of 400 steps: there was nothing to save in {out}" in said(out)
+    assert checkpoint.latest(out / "checkpoints") is None
 
 
 @pytest.mark.slow

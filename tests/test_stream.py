@@ -129,6 +129,32 @@ def test_going_on_at_any_place_gives_the_same_batches(parquet, rank, processes):
             assert left_place == right_place
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_whole_batches_hold_no_row_twice_over_all_processes_and_go_on_as_they_began(parquet, processes):
+    """Also while one process is an epoch ahead: with three, their parts of the 40 rows differ in length."""
+    taken = []
+    for rank in range(processes):
+        whole = row(parquet, 3, rank=rank, processes=processes, seed=4)
+        whole.only_whole_batches()
+        taken.append(take(whole, 60))
+        again = row(parquet, 3, rank=rank, processes=processes, seed=4)
+        again.only_whole_batches()
+        again.go_on_at([list(taken[-1][16][1])] * processes)
+        assert labels(take(again, 20, 17)) == labels(taken[-1][17:37])
+    for batch in zip(*taken, strict=True):
+        assert len(set(labels(batch))) == 3 * processes
+    epochs = {loaded.view_key.tolist()[0]: place.epoch for part in taken for loaded, place in part}
+    assert len(epochs) == 60 * processes  # no key of a view twice
+    assert len({label for part in taken for label in labels(part)}) == ROWS  # what is left out is not always the same
+
+
+def test_a_stream_that_never_fills_a_whole_batch_says_so(parquet):
+    whole = row(parquet, 41)
+    whole.only_whole_batches()
+    with pytest.raises(DataError, match=r"40 rows.*41.*smaller --batch_size"):
+        take(whole, 1)
+
+
 def test_another_number_of_processes_cannot_go_on(parquet):
     with pytest.raises(DataError, match=r"2 processes were reading it, 3 would read other rows.*: go on with 2"):
         row(parquet, processes=3).go_on_at([[0, 8], [0, 8]])

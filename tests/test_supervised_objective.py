@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,10 +71,10 @@ def test_loss_and_gradients_equal_a_transcription_in_float64(readout, representa
         logits = objective.head.weight @ features + objective.head.bias
         for k in range(CLASSES):
             truth = 0.1 / CLASSES + (0.9 if k == label else 0.0)
-            terms.append(weights[k] * truth * (logits.exp().sum().log() - logits[k]))
+            terms.append(float(weights[k]) * truth * (logits.exp().sum().log() - logits[k]))
         hits += int(logits.argmax() == label)
     expected = torch.stack(terms).sum() / len(batch.labels)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     assert metrics["accuracy"].item() == pytest.approx(hits / len(batch.labels))
     # A class token that nobody reads moves the mean patch too, through attention.
     trained = dict(objective.named_parameters())
@@ -81,6 +82,38 @@ def test_loss_and_gradients_equal_a_transcription_in_float64(readout, representa
     for name, a, b in zip(trained, ours, theirs, strict=True):
         assert b.abs().max() > 0, name
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_the_loss_of_mixed_images_equals_a_reference_in_float64(options):
+    """Images and labels are mixed here by numpy, from the same uniform draws, by the formulas of the two papers."""
+    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, smoothing=0.1, **options)).double()
+    batch = batch_of(b=8, dtype=torch.float64)
+    loss, _ = objective(batch, 0.0)
+    key = rng.fold(batch.key, "mix")[::2]
+
+    def beta(name: str, alpha: float) -> list[float]:
+        draws = rng.uniform(rng.fold(key, name), 64, 2).double().numpy() ** (1 / alpha)
+        return [next(x / (x + y) for x, y in pair if 0 < x + y <= 1) for pair in draws]
+
+    images, truth = batch.views[0].numpy(), np.full((8, CLASSES), 0.1 / CLASSES)
+    truth[np.arange(8), batch.labels.numpy()] += 0.9
+    switch, centre = (rng.uniform(rng.fold(key, name), 2).double().numpy() for name in ("switch", "centre"))
+    mixed, soft = images.copy(), truth.copy()
+    for pair in range(4):
+        own = np.ones((16, 16))
+        if "cutmix" not in options or (len(options) == 2 and switch[pair, 0] >= 0.5):
+            own *= beta("share", options["mixup"])[pair]
+        else:
+            half = (1 - beta("box share", 1.0)[pair]) ** 0.5 / 2
+            near = [abs((np.arange(16) + 0.5) / 16 - middle) < half for middle in centre[pair]]
+            own[np.outer(*near)] = 0
+        for one, other in ((2 * pair, 2 * pair + 1), (2 * pair + 1, 2 * pair)):
+            mixed[one] = own * images[one] + (1 - own) * images[other]
+            soft[one] = own.mean() * truth[one] + (1 - own.mean()) * truth[other]
+    logits = objective.head(objective.backbone(torch.from_numpy(mixed)).cls)
+    expected = -(torch.from_numpy(soft) * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
 def test_the_loss_is_torchs_cross_entropy_of_soft_labels():

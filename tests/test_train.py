@@ -455,6 +455,17 @@ def test_going_on_with_another_configuration_is_refused_key_by_key(tmp_path):
     tiny_run(tmp_path / "run", epochs=1.0, resume=True, workers=1, log_every=7)
 
 
+def test_a_saved_option_that_is_gone_is_told_and_refused(tmp_path):
+    """What it decided nobody knows any more."""
+    out = tmp_path / "run"
+    tiny_run(out, epochs=2.0)
+    found = checkpoint.latest(out / "checkpoints")
+    state = found.state | {"config": found.state["config"] | {"gone": 0.3}}
+    checkpoint.save(out / "checkpoints", found.step, found.tensors, state)
+    with pytest.raises(ValueError, match=r"--resume would go on with another run: gone was 0\.3, .*no such option"):
+        tiny_run(out, epochs=2.0, resume=True)
+
+
 def go(out: Path, data: str, **changes) -> None:
     config = TrainConfig(out=out, **(DEFAULTS | {"epochs": 1.0} | changes))
     pretrain(objective(), open_source(data, image_size=32), Light(32), config, start(threads=1))

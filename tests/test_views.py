@@ -1,18 +1,22 @@
 """Views: whose draws, which bits, and what each view is made of."""
 
 import dataclasses
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
+from sslvit.config import ImagesConfig
 from sslvit.data import pieces
-from sslvit.data.crop import draw_crop
+from sslvit.data.crop import Crop, draw_crop
 from sslvit.data.supervised import Supervised
-from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain
+from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain, evaluation
 
 VIEWS = {
     "light": lambda size: Light(size),
@@ -86,6 +90,49 @@ def test_probabilities_and_sigmas_are_moco_v3s():
             (draw.jitter.chosen, 0.8),
         ):
             assert stats.binomtest(int(flags.sum()), count, expected).pvalue > 0.01
+
+
+# What the released code gives each augmentation, in one view each: MoCo v3's main_moco.py, DINO's main_dino.py.
+MOCO_V3_PAIR = (
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
+)
+DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | {"blur": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("views", "chances"), [(MoCoV3(32), MOCO_V3_PAIR), (DINO(32, 16, small=2), DINO_CROPS)], ids=["moco_v3", "dino"]
+)
+def test_two_augmentations_happen_together_as_often_as_the_product_of_their_probabilities(views, chances):
+    """Of one view and of different views of an image, in 40,000 images; sigma, too, knows nothing of what is chosen."""
+    count = 40_000
+    extents, happened, expected, sigmas = torch.tensor([32, 32]).expand(count, 2), {}, {}, []
+    for number, (view, chance) in enumerate(zip(views.views, chances, strict=True)):
+        draw = view.draw(rng.fold(keys(count), "view", number), extents)
+        flags = {"flip": draw.crop.flip, "jitter": draw.jitter.chosen, "grey": draw.grey}
+        flags |= {"blur": draw.blur, "solarise": draw.solarise}
+        happened |= {(number, name): flag for name, flag in flags.items()}
+        expected |= {(number, name): p for name, p in chance.items()}
+        sigmas.append((draw.sigma - view.sigma[0]) / (view.sigma[1] - view.sigma[0]))
+    for one, other in itertools.combinations(happened, 2):
+        product = expected[one] * expected[other]
+        together = (happened[one] & happened[other]).double().mean().item()
+        assert abs(together - product) <= 5 * math.sqrt(product * (1 - product) / count), (one, other)
+    for (number, name), flag in happened.items():
+        for sigma in sigmas:
+            if 0 < expected[number, name] < 1:  # a mean of uniform numbers, of deviation 1 / sqrt(12)
+                error = abs(sigma[flag].double().mean().item() - 0.5)
+                assert error <= 5 / math.sqrt(12 * flag.sum()), (number, name)
+
+
+def test_flipping_and_erasing_happen_together_as_often_as_the_product_of_deits_probabilities():
+    count, view = 40_000, Supervised.deit(32)
+    draw = view.draw(rng.fold(keys(count), "view", 0), torch.tensor([32, 32]).expand(count, 2))
+    for together, product in (
+        (draw.crop.flip & draw.erasing.chosen, 0.125),
+        (draw.crop.flip & ~draw.erasing.chosen, 0.375),
+    ):
+        assert abs(together.double().mean().item() - product) <= 5 * math.sqrt(product * (1 - product) / count)
 
 
 def test_no_two_of_ten_thousand_draws_are_equal():
@@ -279,6 +326,15 @@ def test_colours_that_five_channels_do_not_have_are_refused_by_name():
     assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
 
 
+@pytest.mark.parametrize(("views", "sizes"), [(MoCoV3(32), (32, 32)), (DINO(32, 16, small=2), (32, 32, 16, 16))])
+def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise_the_same(views, sizes):
+    pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, colour=False)
+    made = plain(pixels, keys(4))
+    assert [view.shape for view in made] == [(4, 5, size, size) for size in sizes]
+    for with_colour, without in zip(views.views, plain.views, strict=True):
+        assert without == dataclasses.replace(with_colour, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
+
+
 def test_what_is_not_a_batch_is_refused_with_its_shape():
     pixels, key = pictures(2, 3, 8, 8), keys(2)
     with pytest.raises(ValueError, match="float32"):
@@ -299,3 +355,104 @@ def test_an_image_of_one_pixel_is_one_colour(name):
         if name in ("light", "plain", "centre"):
             assert torch.equal(images, torch.full_like(images, 77 / 255))
         assert images.isfinite().all()
+
+
+# The evaluation view
+
+
+def steps(height: int, width: int) -> torch.Tensor:
+    """A picture with edges in both directions and a slope: c H W"""
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+    planes = [(y // 9 + x // 7) % 2 * 200 + 20, 255 * y // height + 0 * x, 255 * x // width + 0 * y]
+    return torch.stack(planes).to(torch.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (256, 256), (301, 1000), (120, 90), (224, 224)])
+def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as_torchvision_cuts_it(height, width):
+    picture = steps(height, width)
+    resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    theirs = v2.CenterCrop(224)(resize(picture.double() / 255)).clamp(0, 1)
+    (ours,) = evaluation(224)(picture[None], keys(1))
+    assert (ours[0] - theirs).abs().max() < 2e-3
+    (squeezed,) = evaluation(224, 0)(picture[None], keys(1))
+    whole = v2.functional.resize(picture.double() / 255, [224, 224], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert (squeezed[0] - whole.clamp(0, 1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(224, 256), (192, 219), (384, 438), (97, 110), (96, 96), (32, 32)])
+def test_0875_of_the_shorter_side_is_kept_above_96_pixels_and_all_of_it_up_to_there(size, wanted):
+    """219 and 438 are DeiT's int(256 / 224 * size)."""
+    assert evaluation(size) == Plain(size, resize=(wanted, wanted))
+
+
+@pytest.mark.parametrize("side", [28, 32, 64, 96])
+def test_thumbnails_of_the_size_are_evaluated_as_they_are(side):
+    pixels = pictures(3, 3, side, side)
+    assert torch.equal(evaluation(side)(pixels, keys(3))[0], pixels / 255)
+
+
+def test_a_crop_of_one_keeps_the_centre_square_of_an_oblong_picture():
+    picture = steps(40, 60)
+    (ours,) = evaluation(40, 1)(picture[None], keys(1))
+    assert torch.equal(ours[0], picture[:, :, 10:50] / 255)
+
+
+def test_an_oblong_size_is_covered_by_the_smallest_picture_that_does():
+    picture = steps(100, 100)
+    (ours,) = evaluation((25, 50), 1)(picture[None], keys(1))
+    theirs = F.center_crop(
+        F.resize(picture.double() / 255, [50, 50], F.InterpolationMode.BICUBIC, antialias=True), [25, 50]
+    )
+    assert (ours[0] - theirs.clamp(0, 1)).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("kept", [-0.1, 0.01, 1.1, 224.0, math.nan])
+def test_what_is_no_share_of_a_side_is_refused(kept):
+    with pytest.raises(ValueError, match=r"--eval_crop is .*from 0\.1 to 1, or 0"):
+        evaluation(224, kept)
+
+
+# How large a canvas the smallest crops need
+
+
+@pytest.mark.parametrize(
+    ("view", "size", "share"),
+    [
+        (Light(224), 224, 0.2),
+        (MoCoV3(224), 224, 0.08),
+        (DINO(224, 96), 96, 0.05),
+        (DINO(224, 32), 224, 0.4),
+        (Supervised(224), 224, 0.05),
+        (Supervised.deit(224), 224, 0.08),
+    ],
+)
+def test_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels_on_the_canvas_that_the_view_asks_for(
+    view, size, share
+):
+    assert view.canvas % 32 == 0
+    assert share * view.canvas * 3 / 4 * view.canvas >= size**2
+    assert share * (view.canvas - 32) * 3 / 4 * (view.canvas - 32) < size**2
+
+
+def test_an_8_percent_crop_of_a_large_photograph_is_nearly_as_sharp_as_torchvisions_on_the_canvas_that_the_view_needs(
+    tmp_path,
+):
+    """Of 1600 x 1200 pixels, by the mean step between neighbouring pixels of the view. The default canvas of 512 leaves
+    less than half of that."""
+    noise = torch.rand(3, 600, 800, generator=torch.Generator().manual_seed(0)).round()  # squares of 2 x 2 pixels
+    picture = (noise.repeat_interleave(2, 1).repeat_interleave(2, 2) * 255).to(torch.uint8)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    top, left, height, width = box = (300, 500, 350, 450)  # 8.2 %
+    theirs = F.resized_crop(picture.double() / 255, *box, [224, 224], F.InterpolationMode.BICUBIC, antialias=True)
+    steps = {}
+    for canvas in (None, Light(224, scale=(0.08, 1.0)).canvas, 1600):
+        samples = ImagesConfig(data=str(tmp_path), canvas=canvas).source().read(np.arange(1))
+        scale = samples.extents[0, 1].item() / 1600
+        part = [torch.tensor([round(scale * x)]) for x in (top, left, height, width)]
+        (ours,) = Light(224).apply(samples.pixels, Crop(*part, flip=torch.tensor([False])))
+        steps[canvas] = (ours.diff(dim=-1).abs().mean() / theirs.clamp(0, 1).diff(dim=-1).abs().mean()).item()
+        if canvas == 1600:  # nothing is reduced
+            assert (ours - theirs.clamp(0, 1)).abs().max() < 2e-3
+    assert steps[1600] == pytest.approx(1, abs=1e-3)
+    assert steps[928] > 0.75
+    assert steps[None] < 0.5

@@ -9,12 +9,16 @@ import argparse
 import io
 import json
 import os
+import pickle
 import re
+import shutil
+import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -23,12 +27,13 @@ import safetensors.torch
 import scipy.ndimage
 import timm
 import torch
-from examples import hostile_headers, payloads
+from examples import NUMBER, OBJECTS, Call, Payload, hostile_headers, payloads
 from timm.models import save_for_hf
 from timm.models.resnetv2 import _create_resnetv2_bit
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from sslvit.__main__ import main
 from sslvit.errors import DataError, NoInput
 from sslvit.exports import export
 from sslvit.model_folder import load_backbone, save_backbone
@@ -192,6 +197,32 @@ def test_a_run_can_start_from_somebody_elses_weights_at_its_own_size(tmp_path):
     with pytest.raises(ValueError, match="takes images of 3 channels, these have 1"):
         start_from(str(tmp_path), image_size=32, channels=1)
     assert start_from("", image_size=32, channels=1) is None
+
+
+def test_what_start_needs_to_be_told_can_be_told_to_convert_as_its_error_says(tmp_path, monkeypatch, capsys):
+    classifier = scramble(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=5))
+    save_for_hf(classifier, tmp_path / "classifier", safe_serialization=True)
+    bare = saved(tmp_path / "bare.safetensors", tiny().state_dict())
+    two = saved(tmp_path / "two.safetensors", flat({"model": tiny().state_dict(), "model_ema": tiny().state_dict()}))
+    monkeypatch.chdir(tmp_path)
+    mine = "heads=3 gelu=exact mean=.5,.5,.5 std=.5,.5,.5"
+    cases = {tmp_path / "classifier": "leave_head=true", bare: mine, two: f"part=model_ema {mine}"}
+    for path, words in cases.items():
+        with pytest.raises(ValueError, match="sslvit convert") as stopped:
+            start_from(str(path), image_size=32, channels=3)
+        said = str(stopped.value)
+        assert "(--foreign" not in said  # which no recipe that trains has
+        command = re.search(rf"python -m sslvit (convert {path} (\S+) --foreign) \S+", said)
+        assert f"--start {command[2]}" in said
+        monkeypatch.setattr(sys, "argv", ["sslvit", *command[1].split(), *words.split()])
+        main()
+        assert start_from(command[2], image_size=32, channels=3).depth in (1, 2)
+        shutil.rmtree(command[2])
+    saved(tmp_path / "cut.safetensors", tiny().state_dict())
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-9])
+    with pytest.raises(DataError) as stopped:
+        start_from(str(tmp_path / "cut.safetensors"), image_size=32, channels=3)
+    assert "convert" not in str(stopped.value)
 
 
 LARGER = pytest.param("vit_small_r26_s32_224", marks=pytest.mark.slow)
@@ -402,6 +433,24 @@ def sincos(first: Tensor, second: Tensor, width: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), table])[None]
 
 
+SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 9}
+
+
+def stepped(lr: Any, weight_decay: Any) -> dict[str, Any]:
+    """The state of an AdamW whose rate and decay the loop sets in every step, from its schedules."""
+    weight = torch.rand(2, 3, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.rand(2, 3)
+    optimizer.param_groups[0] |= {"lr": lr, "weight_decay": weight_decay}
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def of_a_cluster(**options: Any) -> argparse.Namespace:
+    """A run's arguments as run_with_submitit.py of DINO, MAE and DeiT leaves them: its folder is a Path."""
+    return argparse.Namespace(output_dir=Path("/checkpoint/1234"), dist_url="file:///checkpoint/init", **options)
+
+
 def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any]:
     """https://github.com/facebookresearch/moco-v3: main_moco.py saves a MoCo (moco/builder.py) inside DDP."""
     rows, columns = torch.meshgrid(*(torch.arange(n).float() for n in model.patch_embed.grid_size), indexing="ij")
@@ -410,8 +459,8 @@ def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any
     state = with_prefix("module.base_encoder.", model.state_dict() | head)
     state |= with_prefix("module.momentum_encoder.", other.state_dict() | head)
     state |= {"module.predictor.0.weight": torch.rand(8, 8), "module.predictor.1.num_batches_tracked": torch.tensor(3)}
-    moments = {0: {"step": 3, "mu": torch.rand(24)}}
-    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {"state": moments, "param_groups": []}}
+    optimizer = stepped(1.5e-4, 0.1)
+    return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": optimizer, "scaler": dict(SCALER)}
 
 
 def test_moco_v3_gives_its_base_encoder_or_the_momentum_encoder(tmp_path):
@@ -464,17 +513,45 @@ def test_the_same_names_without_a_prefix_do_not_say_whose_they_are(tmp_path):
 
 
 def dino(student: VisionTransformer, teacher: VisionTransformer) -> dict[str, Any]:
-    """https://github.com/facebookresearch/dino: main_dino.py saves two MultiCropWrappers, the student inside DDP."""
+    """https://github.com/facebookresearch/dino: main_dino.py saves two MultiCropWrappers, the student inside DDP. Its
+    schedules (utils.cosine_scheduler) are arrays of numpy, so the optimizer holds numpy's numbers."""
     head = {"head.mlp.0.weight": torch.rand(8, 24), "head.last_layer.weight_g": torch.ones(8, 1)}
     head |= {"head.last_layer.weight_v": torch.rand(8, 8)}
+    schedule = 5e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(10) / 10))
     return {
         "student": with_prefix("module.", with_prefix("backbone.", student.state_dict()) | head),
         "teacher": with_prefix("backbone.", teacher.state_dict()) | head,
-        "optimizer": {"state": {0: {"exp_avg": torch.rand(3)}}, "param_groups": [{"lr": 0.1}]},
+        "optimizer": stepped(schedule[3], 0.4 - schedule[3]),
         "epoch": 100,
-        "args": argparse.Namespace(arch="vit_small", patch_size=16),
+        "args": of_a_cluster(arch="vit_small", patch_size=16, local_crops_scale=(0.05, 0.4)),
         "dino_loss": {"center": torch.rand(1, 8)},
+        "fp16_scaler": dict(SCALER),
     }
+
+
+def as_numpy_1_wrote_it(file: Path) -> Path:
+    """The same checkpoint with the name that numpy 1 gave the module of its numbers, numpy.core."""
+    other = file.with_name(f"numpy-1-{file.name}")
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert b"cnumpy._core.multiarray\nscalar\n" in content
+                content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+            new.writestr(entry, content)
+    return other
+
+
+def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp_path):
+    student, teacher = tiny(), tiny()
+    file = tmp_path / "checkpoint.pth"
+    torch.save(dino(student, teacher), file)
+    images = torch.rand(2, 3, 16, 16)
+    expected = teacher.forward_features(standardised(images, IMAGENET))
+    for written in (file, as_numpy_1_wrote_it(file)):
+        ours, about = load_foreign(written, heads=3)
+        assert_computes(ours, images, expected)
+        assert about["left_behind"] == ["dino_loss: center (1)", "head (3)", "student: module (33)"]
 
 
 def test_dino_gives_its_teacher_or_the_student_and_resizes_with_its_offset(tmp_path):
@@ -508,7 +585,12 @@ def mae(model: VisionTransformer) -> dict[str, Any]:
         "decoder_norm.weight": torch.rand(16),
         "decoder_pred.weight": torch.rand(48, 16),
     }
-    return {"model": model.state_dict() | rest | with_prefix("decoder_blocks.", decoder), "args": argparse.Namespace()}
+    state = model.state_dict() | rest | with_prefix("decoder_blocks.", decoder)
+    optimizer, args = (
+        stepped(1.5e-4, 0.05),
+        of_a_cluster(model="mae_vit_base_patch16", log_dir=Path("/checkpoint/1234")),
+    )
+    return {"model": state, "optimizer": optimizer, "epoch": 799, "scaler": dict(SCALER), "args": args}
 
 
 def test_mae_gives_its_encoder_and_tells_of_the_decoder(tmp_path):
@@ -573,6 +655,34 @@ def test_dinov2_is_what_timms_loader_makes_of_it(tmp_path, registers):
     chunked = {re.sub(r"^blocks\.", "blocks.0.", name): tensor for name, tensor in state.items()}
     file = saved(tmp_path / "x.safetensors", with_prefix("teacher.backbone.", chunked))
     assert_computes(load_foreign(file, heads=3)[0], images, tokens)
+
+
+def dinov2s_positions(patches: Tensor, grid: tuple[int, int], registers: int) -> Tensor:
+    """dinov2/models/vision_transformer.py, interpolate_pos_encoding, with what dinov2/hub/backbones.py gives it: models
+    with registers have interpolate_antialias=True and interpolate_offset=0.0, those without False and 0.1."""
+    side = round(patches.shape[1] ** 0.5)
+    if registers:
+        options = {"size": grid, "antialias": True}
+    else:
+        options = {"scale_factor": tuple((new + 0.1) / side for new in grid), "antialias": False}
+    table = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    return nn.functional.interpolate(table, mode="bicubic", **options).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("grid", [(6, 6), (3, 3), (5, 7)])
+def test_dinov2s_positions_are_resized_as_its_code_does_with_registers_and_without(tmp_path, registers, grid):
+    state = dinov2(24, registers)
+    file, size = saved(tmp_path / "x.safetensors", state), tuple(4 * side for side in grid)
+    expected = dinov2s_positions(state["pos_embed"][:, 1:], grid, registers)
+    ours = load_foreign(file, heads=3, resize_to=size)[0]
+    torch.testing.assert_close(ours.pos_embed[:, -grid[0] * grid[1] :], expected, rtol=0, atol=1e-5)
+    if registers:  # timm resizes so whatever it opens
+        theirs = VisionTransformer(**TINY, init_values=1.0, reg_tokens=4, no_embed_class=True, dynamic_img_size=True)
+        theirs.load_state_dict(checkpoint_filter_fn(dict(state), theirs))
+        images = torch.rand(2, 3, *size)
+        tokens = theirs.eval().forward_features(standardised(images, IMAGENET))
+        assert_computes(load_foreign(file, heads=3)[0], images, tokens)
 
 
 # How positions are resized -------------------------------------------------------------------------------------------
@@ -825,7 +935,10 @@ def test_timms_bit_in_its_own_names(tmp_path):
 
 def test_deits_distillation_token_is_kept_as_a_register_and_dropped_only_by_word(tmp_path):
     theirs = scramble(timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=48, num_classes=0))
-    torch.save({"model": theirs.state_dict()}, tmp_path / "deit.pth")
+    # https://github.com/facebookresearch/deit, main.py; lr_scheduler: the attributes of timm's CosineLRScheduler.
+    rest = {"optimizer": stepped(1e-3, 0.05), "lr_scheduler": {"param_group_field": "lr", "base_values": [1e-3]}}
+    rest |= {"epoch": 299, "scaler": dict(SCALER), "args": of_a_cluster(model="deit_tiny_distilled_patch16_224")}
+    torch.save({"model": theirs.state_dict()} | rest, tmp_path / "deit.pth")
     images = torch.rand(2, 3, 48, 48)
     ours, about = load_foreign(tmp_path / "deit.pth", heads=3)
     tokens = theirs.forward_features(standardised(images, IMAGENET))
@@ -1185,6 +1298,30 @@ def test_payloads_by_the_names_of_safetensors_and_npz_are_not_executed_either(tm
             assert_harmless(tmp_path, payload, suffix)
 
 
+def misused(canary: Path) -> dict[str, Any]:
+    """Calls of what stands beside the weights in official files, with what numpy or pathlib would stumble over or, as
+    numpy 1 did with bytes of objects, unpickle."""
+    evil = pickle.dumps(Payload(canary))
+    return {
+        "objects": Call(NUMBER, OBJECTS, evil),
+        "record": Call(NUMBER, np.dtype([("a", "O"), ("b", "<f8")]), evil * 2),
+        "state of a dtype": Call(np.dtype, "O8", False, True, state=(3, "|", None, ("a",), {"a": evil}, -1, -1, 63)),
+        "class by state": Call(PosixPath, "a", state=(None, {"__class__": argparse.Namespace, "__setstate__": evil})),
+        "odd arguments": Call(PosixPath, 3, None, torch.ones(2), {"a": evil}),
+        "many arguments": Call(PosixPath, *range(10_000)),
+        "a number's number": Call(NUMBER, Call(NUMBER, OBJECTS, evil), Call(PosixPath)),
+    }
+
+
+def test_numbers_of_numpy_and_paths_are_not_made_whatever_they_are_given(tmp_path, empty_after):
+    theirs = tiny()
+    torch.save(mae(theirs) | {"args": argparse.Namespace(**misused(tmp_path / "canary"))}, tmp_path / "x.pth")
+    ours, _ = load_foreign(tmp_path / "x.pth", heads=3)
+    images = torch.rand(2, 3, 16, 16)
+    assert_computes(ours, images, theirs.forward_features(standardised(images, IMAGENET)))
+    assert not (tmp_path / "canary").exists()
+
+
 def endless(levels: int) -> dict[str, Any]:
     inner: dict[str, Any] = {"x": torch.zeros(1)}
     for _ in range(levels):
@@ -1193,7 +1330,8 @@ def endless(levels: int) -> dict[str, Any]:
 
 
 HARMFUL: dict[str, tuple[Callable[[], Any], str]] = {
-    "many paths": (lambda: endless(5), "more than 100000 entries"),
+    "many paths": (lambda: endless(5), "more than 20000 tensors"),
+    "many entries": (lambda: {"x": torch.zeros(1), **{f"{i}": 0 for i in range(100_000)}}, "more than 100000 entries"),
     "nested": (lambda: endless(9), "entries or is nested deeper"),
     "much of little": (lambda: {"x": torch.zeros(1).expand(1 << 33)}, "more than 17179869184 bytes"),
     "sparse": (lambda: {"x": torch.eye(2).to_sparse()}, "no plain weight"),
@@ -1210,7 +1348,7 @@ def test_pickles_of_tensors_can_ask_for_too_much(what):
 
 def test_and_then_the_sentence_comes_from_the_process_that_reads(tmp_path, empty_after):
     torch.save(endless(5), tmp_path / "x.pth")
-    with pytest.raises(DataError, match=r"x\.pth is not a PyTorch file.*more than 100000 entries"):
+    with pytest.raises(DataError, match=r"x\.pth is not a PyTorch file.*more than 20000 tensors"):
         load_foreign(tmp_path / "x.pth")
 
 
@@ -1246,6 +1384,56 @@ def test_hostile_headers_of_safetensors_are_refused(tmp_path):
             load_foreign(tmp_path / "x.safetensors")
 
 
+def headed(path: Path, header: bytes) -> Path:
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return path
+
+
+def empty_tensors(count: int, key: str = "data_offsets") -> bytes:
+    return (
+        b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"%s":[0,0]}' % (i, key.encode()) for i in range(count)) + b"}"
+    )
+
+
+def test_headers_of_safetensors_are_short_and_name_no_more_tensors_than_a_backbone_has(tmp_path):
+    hidden = "data_offset" + r"\u0073"  # the same key to whoever parses it
+    headers = {
+        "more than the 4,194,304 that are read": [b'{"a":"' + b"x" * 99_000_000 + b'"}', empty_tensors(1_000_000)],
+        "names 60,000 tensors, more than the 20,000 that are read": [
+            empty_tensors(60_000),
+            empty_tensors(60_000, hidden),
+        ],
+        "whole": [b'{"a":"' + b"x" * 4_000_000 + b'"}', b'{"a":{"dtype":"' + b"x" * 4_000_000 + b'"}}'],
+        "holds no ViT": [empty_tensors(19_000)],
+    }
+    for message, several in headers.items():
+        for header in several:
+            file, began = headed(tmp_path / "x.safetensors", header), time.process_time()
+            with pytest.raises(DataError, match=message) as stopped:
+                load_foreign(file)
+            assert time.process_time() - began < 2
+            assert len(str(stopped.value)) < 2200
+
+
+def test_no_error_repeats_a_file_at_length_and_each_keeps_its_end(tmp_path):
+    long, state = "x" * 50_000, tiny().state_dict()
+    cases = {
+        "that is known": {long: torch.rand(2)},
+        "unexpected": state | {f"blocks.0.{long}": torch.rand(2)},
+        "say part= one word that only the wanted one has": with_prefix("a.", state) | with_prefix(f"{long}.", state),
+        "not finite": state | {long: torch.full((2,), torch.nan)},
+    }
+    for said, tensors in cases.items():
+        with pytest.raises(ValueError, match=said) as stopped:
+            load_foreign(saved(tmp_path / "x.safetensors", tensors), **SAID)
+        assert len(str(stopped.value)) < 2200
+    saved(tmp_path / "model.safetensors", state)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": long}))
+    with pytest.raises(DataError, match="under another name, and say what it needs") as stopped:
+        open_backbone(tmp_path)
+    assert len(str(stopped.value)) < 2200
+
+
 def npy(shape: str, data: bytes = b"", dtype: str = "<f4") -> bytes:
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
@@ -1278,7 +1466,7 @@ def test_an_npz_that_would_unpack_to_more_than_there_is_is_refused_before_it_is(
     directory = raw.rindex(b"PK\x01\x02")
     raw[directory + 24 : directory + 28] = (0xFFFFFFF0).to_bytes(4, "little")  # the size that it claims
     (tmp_path / "x.npz").write_bytes(raw)
-    with pytest.raises(DataError, match="claims shape"):
+    with pytest.raises(DataError, match=r"claim to unpack to 4,294,967,280, .* store it without compression"):
         load_foreign(tmp_path / "x.npz")
     many = io.BytesIO()
     with zipfile.ZipFile(many, "w") as archive:
@@ -1288,7 +1476,7 @@ def test_an_npz_that_would_unpack_to_more_than_there_is_is_refused_before_it_is(
     for match in re.finditer(b"PK\x01\x02", bytes(raw)):
         raw[match.start() + 24 : match.start() + 28] = (0xFFFFFFF0).to_bytes(4, "little")
     (tmp_path / "x.npz").write_bytes(raw)
-    with pytest.raises(DataError, match="5 entries of 21474836400 bytes are more than"):
+    with pytest.raises(DataError, match=r"claim to unpack to 21,474,836,400, "):
         load_foreign(tmp_path / "x.npz")
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sslvit.data.source import open_source
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.errors import at_the_door
 from sslvit.readout import Classifier
 from sslvit.weights import open_backbone
@@ -23,7 +23,7 @@ def main() -> None:
     for _ in range(20):
         ids = torch.randint(len(source), (16,))
         samples = source.read(ids.numpy())
-        (images,) = Plain(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
+        (images,) = evaluation(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
         loss = F.cross_entropy(model(images), labels[ids])
         loss.backward()
         optimizer.step()

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sslvit.data.source import open_source
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
@@ -20,10 +20,13 @@ def main() -> None:
     backbone, about = open_backbone(model)
     source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
     accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
-    files = [source.store.where(id) for id in found.ids.tolist()]  # those that could not be read are left out
+    found = extract(backbone.to(accelerator.device), source, evaluation(backbone.image_size), accelerator)
+    files = [source.store.where(id) for id in found.ids.tolist()]
     pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
-    print(f"{len(files)} images, readout {about['readout']}, in {out}")
+    print(f"{len(files):,} of {len(source):,} images, readout {about['readout']}, in {out}")
+    for id in found.unreadable.split(1):  # those that could not be read are not in the table
+        for bad in source.read(id.numpy()).bad:
+            print(f"left out: {bad.path}: {bad.reason}")
 
 
 at_the_door(main)

@@ -1,14 +1,18 @@
-"""The images of a folder that are most like one of them: python recipes/examples/retrieval.py MODEL FOLDER NUMBER"""
+"""What is most like image NUMBER of a folder, or FILE: python recipes/examples/retrieval.py MODEL FOLDER NUMBER|FILE"""
 
+import os
 import sys
 
 import torch
+import torch.nn.functional as F
 
+from sslvit.data.image import read_file
 from sslvit.data.source import open_source
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
+from sslvit.readout import read
 from sslvit.weights import open_backbone
 
 
@@ -17,14 +21,18 @@ def main() -> None:
         raise ValueError(__doc__)
     backbone, about = open_backbone(sys.argv[1])
     source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size, cache=False)
-    accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, Plain(backbone.image_size), accelerator)
-    unit = torch.nn.functional.normalize(found.by_readout[about["readout"]], dim=-1)
-    if sys.argv[3] not in map(str, found.ids.tolist()):
-        raise ValueError(f"NUMBER {sys.argv[3]} is none of the {len(found.ids)} images, which are counted from 0")
-    query = found.ids.tolist().index(int(sys.argv[3]))
-    for place in (unit @ unit[query]).argsort(descending=True)[:6].tolist():
-        print(f"{unit[place] @ unit[query]:.3f} {source.store.where(int(found.ids[place]))}")
+    accelerator, view = start(), evaluation(backbone.image_size)
+    found = extract(backbone.to(accelerator.device), source, view, accelerator)
+    unit = F.normalize(found.by_readout[about["readout"]], dim=-1)
+    if sys.argv[3] in map(str, found.ids.tolist()):
+        query = unit[found.ids.tolist().index(int(sys.argv[3]))]
+    elif os.path.exists(sys.argv[3]):
+        (image,) = view(source.decode(read_file(sys.argv[3]))[None], torch.zeros(1, dtype=torch.int64))
+        query = F.normalize(read(backbone(image.to(accelerator.device)), about["readout"]).detach().cpu()[0], dim=-1)
+    else:
+        raise ValueError(f"{sys.argv[3]} is no file, nor the number, from 0, of one of {len(found.ids):,} images")
+    for place in (unit @ query).argsort(descending=True)[:6].tolist():
+        print(f"{unit[place] @ query:.3f} {source.store.where(int(found.ids[place]))}")
 
 
 at_the_door(main)

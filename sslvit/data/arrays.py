@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from numpy.lib import format as npy
 
+from sslvit import npz
 from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.levels import Levels, Span, check_levels, to_bytes
 from sslvit.data.samples import ArraySource, Mapped
 from sslvit.errors import DataError, NoInput
 
@@ -41,7 +42,7 @@ def open_idx(folder: Path, split: str) -> ArraySource:
     return _source(pixels, stored, f"idx:{folder} ({split})", labels)
 
 
-def open_npz(file: Path, split: str, classes: tuple[str, ...] | None) -> ArraySource:
+def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span | None = None) -> ArraySource:
     """images and labels, or x_train, y_train, x_test, y_test, or train_images, train_labels, ... as in MedMNIST."""
     if not file.is_file():
         raise NoInput(f"npz:{file}: no such file")
@@ -49,6 +50,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None) -> ArraySo
         raise DataError(f"npz:{file} is one array: np.savez('images.npz', images=..., labels=...) writes what is read")
     try:
         with zipfile.ZipFile(file) as archive:
+            npz.check_sizes(archive, file.stat().st_size)
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             own = (f"{split}_images", f"x_{split}", f"{split}_x", f"X_{split}")
             images = _first(names, own + (("images", "x", "X", "data", "arr_0") if split == "train" else ()))
@@ -56,7 +58,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None) -> ArraySo
                 raise NoInput(f"{file} has no {split} images: expected {own[0]}, it holds {', '.join(names)}")
             own = (f"{split}_labels", f"y_{split}", f"{split}_y", f"Y_{split}")
             column = _first(names, own + (("labels", "label", "y", "arr_1") if split == "train" else ()))
-            pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}")
+            pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}", span)
             labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
             if column is not None:
                 labels = number(_read_npy(archive, column), column, classes)
@@ -92,9 +94,13 @@ def _read_idx(file: Path) -> np.ndarray:
                 raise DataError(f"{file} is not an idx file of uint8: it begins with {zero:04x} {kind:02x} {axes:02x}")
             shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
             wanted = int(np.prod(shape, dtype=object))
+            if file.suffix == ".gz":
+                npz.check_unpacked(wanted, file.stat().st_size, "unpack it: gunzip FILE")
             _check_memory(wanted, file)
             content = stream.read(wanted + 1)
-    except (OSError, EOFError, struct.error, zlib.error) as error:
+    except DataError:
+        raise
+    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if len(content) != wanted:
         held = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
@@ -110,14 +116,9 @@ def _labels(file: Path, size: int) -> Labels:
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Never with pickle. The header is read first: a small zip may claim any size."""
-    with archive.open(f"{name}.npy") as member:
-        version = npy.read_magic(member)
-        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = header(member)
-        _check_memory(int(np.prod(shape, dtype=object)) * dtype.itemsize, f"{archive.filename}: {name}")
-    with archive.open(f"{name}.npy") as member:
-        return npy.read_array(member, allow_pickle=False)
+    entry = archive.getinfo(f"{name}.npy")
+    _check_memory(entry.file_size, f"{archive.filename}: {name}")
+    return npz.array_of(archive, entry, "fiubSU")
 
 
 def _check_memory(wanted: int, what: str | Path) -> None:
@@ -134,8 +135,8 @@ def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _as_uint8(array: np.ndarray, what: str) -> np.ndarray:
-    """n H W, n H W c or n c H W of bool, uint8, uint16 or float in [0, 1] -> n c H W"""
+def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
+    """n H W, n H W c or n c H W of bool, uint8, uint16 or float in [0, 1], or with a span of any numbers -> n c H W"""
     if array.ndim == 3:
         array = rearrange(array, "n H W -> n 1 H W")
     elif array.ndim != 4 or array.shape[1] == array.shape[3]:
@@ -146,11 +147,17 @@ def _as_uint8(array: np.ndarray, what: str) -> np.ndarray:
         raise NoInput(f"{what} holds no pixels: its shape is {array.shape}")
     if array.dtype == bool:
         array = array * np.uint8(255)
+    elif span and array.dtype != np.uint8 and array.dtype.kind in "uif":
+        if not np.isfinite(array).all():
+            raise DataError(f"{what} holds numbers that are not finite")
+        array = np.stack([to_bytes(image, span) for image in array])
     elif array.dtype == np.uint16:
+        check_levels(Levels(int(array.min()), int(array.max()), 65535, grey=True), what)
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
-            raise DataError(f"{what} holds floats from {array.min():g} to {array.max():g}: they must lie in [0, 1]")
+            spread = f"{what} holds floats from {array.min():g} to {array.max():g}"
+            raise DataError(f"{spread}: they must lie in [0, 1], or --range be given")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise DataError(f"{what} holds {array.dtype}: pixels are bool, uint8, uint16 or floats in [0, 1]")

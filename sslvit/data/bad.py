@@ -9,6 +9,7 @@ from math import sqrt
 from pathlib import Path
 from typing import BinaryIO
 
+from sslvit import durable, jsonl
 from sslvit.data.samples import Bad
 from sslvit.errors import DataError
 
@@ -33,13 +34,13 @@ class BadImages:
         self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
         self._ids: set[int] = set()
         self._waiting: dict[int, Bad] = {}  # for a disk that takes them
-        self._end = 0  # of what is known of the file
+        self._end = self._lines = 0  # of what is known of the file
         self._last = ""
 
     def __len__(self) -> int:
         """How many the run has met, in all its processes."""
         if self.file.exists() and self.file.stat().st_size != self._end:
-            with open(self.file, "r+b") as stream:
+            with open(self.file, "r+b", opener=durable.without_links) as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 self._catch_up(stream)
         return len(self._ids | self._waiting.keys())
@@ -49,7 +50,7 @@ class BadImages:
         if not new:
             return
         try:
-            with open(self.file, "a+b") as stream:
+            with open(self.file, "a+b", opener=durable.without_links) as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 self._catch_up(stream)
                 lines = [line for line in new.values() if line.id not in self._ids]
@@ -70,10 +71,13 @@ class BadImages:
         if torn:  # of a process killed while it wrote
             stream.truncate(self._end + len(whole) + len(newline))
         self._end += len(whole) + len(newline)
-        for text in whole.splitlines():
-            line = json.loads(text)
-            self._ids.add(line["id"])
-            self._last = f"{json.dumps(line['path'])}: {line['reason']}"
+        for line in jsonl.parse(self.file, whole + newline, first=self._lines + 1):
+            if type(id := line.values.get("id")) is int:
+                self._ids.add(id)
+                self._last = f"{json.dumps(line.values.get('path'))}: {line.values.get('reason')}"
+            else:
+                jsonl.damaged(self.file, line.number, line.text)
+        self._lines += whole.count(b"\n") + len(newline)
 
     def borne(self, read: int) -> float:
         """How many bad images may be among those met after `read` images.

@@ -1,6 +1,6 @@
 """Small images decoded once: a uint8 array in a file that all processes and later runs map into memory.
 
-    $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit
+    $SSLVIT_CACHE, else $XDG_CACHE_HOME/sslvit, else ~/.cache/sslvit, and without a home /tmp/sslvit-UID
         <hash of what was decoded and how>/pixels.bin     n c H W
                                            about.json     shape, hash of pixels.bin, the bad images
 
@@ -14,8 +14,10 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +44,12 @@ def say(line: str) -> None:
 def cache_root() -> Path:
     if "SSLVIT_CACHE" in os.environ:
         return Path(os.environ["SSLVIT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslvit"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "sslvit"
+    try:
+        return Path.home() / ".cache" / "sslvit"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / f"sslvit-{os.getuid()}"
 
 
 def decoded_bytes(source: Source) -> int:
@@ -104,7 +111,7 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return -(-len(self.source) // CHUNK)
 
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, list[tuple[int, str, str]]] | int:
+    def __getitem__(self, item: int) -> tuple[np.ndarray, list[tuple[int, str, str]]] | int:
         ids = range(item * CHUNK, min((item + 1) * CHUNK, len(self.source)))
         pixels = torch.zeros(len(ids), self.source.channels, *self.source.canvas, dtype=torch.uint8)
         bad = []
@@ -117,7 +124,12 @@ class _Chunks(Dataset):
             if image.shape[1:] != self.source.canvas:
                 return id
             pixels[slot] = image
-        return pixels, bad
+        return pixels.numpy(), bad  # through a pipe: these are more than shared memory may have room for
+
+
+def as_it_is(chunk: Any) -> Any:
+    """torch's own collating would make tensors of arrays."""
+    return chunk
 
 
 def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str], None]) -> None:
@@ -156,7 +168,8 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     digest, bad = hashlib.blake2b(), []
     with open(file, "wb") as stream:
         patience = PATIENCE if workers else 0
-        chunks = DataLoader(_Chunks(source), batch_size=None, num_workers=workers, timeout=patience)
+        loading = {"batch_size": None, "num_workers": workers, "timeout": patience, "collate_fn": as_it_is}
+        chunks = DataLoader(_Chunks(source), **loading)
         for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 stream.truncate(0)

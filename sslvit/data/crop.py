@@ -1,5 +1,6 @@
 """Where a view looks: random boxes as torchvision's RandomResizedCrop draws them, and centres as evaluation does."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,17 @@ class Scaled:
             low, high = getattr(self, name, (1.0, 1.0))
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} ({low:g}, {high:g}): crops are shares of an image, above 0 and at most 1")
+
+    @property
+    def canvas(self) -> int:
+        """The side of a canvas on which the smallest crop of a photograph of 4:3 has as many pixels as the view, in
+        multiples of 32."""
+        sides = []
+        for name in ("", "small_"):
+            if hasattr(self, f"{name}scale"):
+                size, (least, _) = getattr(self, f"{name}size"), getattr(self, f"{name}scale")
+                sides.append((max(size) if isinstance(size, tuple) else size) / math.sqrt(3 / 4 * least))
+        return -(-math.ceil(max(sides)) // 32) * 32
 
 
 def draw_crop(
@@ -65,13 +77,17 @@ def resized(crop: Crop, size: tuple[int, int]) -> tuple[Axis, Axis]:
     return vertical, Axis(crop.left, crop.width, nothing + size[1], nothing, crop.flip)
 
 
-def centred(extents: Tensor, shorter: int | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """All of the image fills the output, or its shorter side is resized to `shorter` and the centre is kept."""
+def centred(extents: Tensor, cover: tuple[int, int] | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
+    """All of the image fills the output; or it is resized, its shape kept, to just cover `cover`, and the centre is
+    kept. Of a square that means its shorter side."""
     target = torch.tensor(size)
     whole = target.expand_as(extents)
-    if shorter is not None:
-        # torchvision's rule: the longer side is truncated to whole pixels.
-        whole = shorter * extents // extents.amin(-1, keepdim=True)
+    if cover is not None:
+        # torchvision's rule: the side that leaves room is truncated to whole pixels.
+        height, width = extents.unbind(-1)
+        by_height = torch.stack([torch.full_like(height, cover[0]), cover[0] * width // height], -1)
+        by_width = torch.stack([cover[1] * height // width, torch.full_like(width, cover[1])], -1)
+        whole = torch.where((height * cover[1] <= width * cover[0]).unsqueeze(-1), by_height, by_width)
     # Half offsets go to the even pixel, as Python's round has it in torchvision's center_crop.
     offset = ((whole - target) / 2).round().long()
     nothing = torch.zeros_like(extents)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from sslvit.data.files import Skipped
-from sslvit.data.image import MAX_PIXELS, BadImage, fitted, measure, open_image
+from sslvit.data.image import MAX_PIXELS, BadImage, fitted, levels, measure, open_image
+from sslvit.data.levels import Levels, Span
 from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
 from sslvit.errors import DataError
 
@@ -37,10 +38,17 @@ class EncodedSource(Source):
     """Decodes what a store holds. An image larger than the canvas is scaled down to lie within it, whole."""
 
     def __init__(
-        self, store: Store, *, name: str, canvas: tuple[int, int], channels: int = 3, max_pixels: int = MAX_PIXELS
+        self,
+        store: Store,
+        *,
+        name: str,
+        canvas: tuple[int, int],
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
+        span: Span | None = None,
     ):
         self.store, self.name, self.canvas = store, name, canvas
-        self.channels, self.max_pixels = channels, max_pixels
+        self.channels, self.max_pixels, self.span = channels, max_pixels, span
         self.labels, self.classes, self.unlabelled = store.labels, store.classes, store.unlabelled
         self.fingerprint = store.fingerprint
 
@@ -49,12 +57,17 @@ class EncodedSource(Source):
 
     @property
     def version(self) -> str:
-        return json.dumps([self.store.version, self.channels, self.canvas, self.max_pixels])
+        read = [self.store.version, self.channels, self.canvas, self.max_pixels]
+        return json.dumps(read + ([self.span] if self.span else []))
 
     def image(self, id: int) -> torch.Tensor:
         """One image, or BadImage: c h w"""
         data = self.store.read(id, self.max_pixels)
-        return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas)
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> torch.Tensor:
+        """A file of this set, or BadImage: c h w"""
+        return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
 
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
@@ -102,6 +115,18 @@ class EncodedSource(Source):
 def sample_ids(size: int, count: int) -> np.ndarray:
     """At most count ids spread evenly over the set."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
+
+
+def seen_levels(store: Store, max_pixels: int) -> Levels | None:
+    """Of the files of more than eight bits, by a sample."""
+    seen = None
+    for id in sample_ids(len(store), 64).tolist():
+        try:
+            here = levels(store.read(id, max_pixels), max_pixels)
+        except BadImage:
+            continue
+        seen = here.with_(seen) if here else seen
+    return seen
 
 
 def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], bool]:

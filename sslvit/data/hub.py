@@ -183,15 +183,43 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStor
     if not folder.is_dir():
         raise NoInput(f"disk:{folder} is not a folder: {nearest(folder)}")
     try:
-        for state in folder.glob("**/state.json"):
-            for file in json.loads(state.read_text())["_data_files"]:
-                if os.path.basename(file["filename"]) != file["filename"]:
-                    raise ValueError(f"{state} names a file elsewhere, {file['filename']!r}, which is not read")
+        check_saved(folder)
         table = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # IndexError: no rows
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
     return open_table(choose_split(table, split, f"disk:{folder}"), [folder], f"disk:{folder}", **columns)
+
+
+def check_saved(folder: Path) -> None:
+    """That all that load_from_disk opens lies in the folder: no name of a split or file, and no link, leads out."""
+    one = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    splits = [""] if one else _json_inside(folder, "dataset_dict.json")["splits"]
+    for split in splits:
+        if not one and (not re.fullmatch(r"[^/:]+", split) or split in (".", "..")):
+            raise ValueError(
+                f"its dataset_dict.json names the split {split!r}, which is not read: it is no folder's name"
+            )
+        _inside(folder, os.path.join(split, "dataset_info.json"))
+        for file in _json_inside(folder, os.path.join(split, "state.json"))["_data_files"]:
+            if os.path.basename(file["filename"]) != file["filename"]:
+                raise ValueError(f"it names a file elsewhere, {file['filename']!r}, which is not read")
+            _inside(folder, os.path.join(split, file["filename"]))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    real = os.path.realpath(folder / name)
+    if not lies_inside(os.fsencode(real), [os.fsencode(os.path.realpath(folder))]):
+        raise ValueError(
+            f"its {name} is a link to {real}, which is not read. cp -rL copies a set with what links lead to"
+        )
+    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait for ever
+        raise ValueError(f"its {name} is no file")
+    return Path(real)
+
+
+def _json_inside(folder: Path, name: str) -> Any:
+    return json.loads(_inside(folder, name).read_text())
 
 
 def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:

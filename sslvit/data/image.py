@@ -8,12 +8,19 @@ before anything is decoded. The rules that turn a file into RGB or grey:
 - several frames or pages: the first
 - alpha and transparent colours: laid on WHITE
 - palettes are looked up, 1 bit becomes 0 and 255
-- 12 and 16 bits are scaled to 8, white to white, where Pillow's own conversion clips at 255
+- 12 and 16 bits are scaled to 8, white to white, where Pillow's own conversion clips at 255. Of 16-bit colour Pillow
+  reads the upper 8 bits
 - floats must lie in [0, 1]. Anything else, NaN too, is refused: no rule that looks at one image's values keeps the
   brightness of two images comparable. 32-bit integers have no agreed white and are refused likewise
+- a span of values (--range) takes the place of these two rules: its ends become black and white. Of 16-bit colour that
+  cannot be done
 - CMYK by (1 - ink)(1 - black), no colour profile; a JPEG's inks are inverted when its Adobe marker is there
 - LAB by the sRGB profile; other colour profiles are ignored, as torchvision and every published recipe do
 - grey from colour is ITU-R 601 luma, as in Pillow
+
+The official code of MoCo v3, DINO and MAE differs in the first and the third: it reads by Pillow's convert("RGB"),
+which leaves a photograph lying as the camera held it, and drops alpha, so that what is transparent shows the colour
+underneath, often black.
 
 A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. So is
 a PNG whose checksums are wrong, which Pillow does not look at. Bit rot inside the other formats is not detectable; the
@@ -45,6 +52,8 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
+from sslvit.data.levels import Levels, Span, to_bytes
+
 MAX_PIXELS = 64_000_000
 WHITE = 255  # what alpha is laid on
 STRIP = 1 << 18  # pixels that are converted at a time
@@ -63,6 +72,8 @@ TURNS = {  # the EXIF orientation says how the camera was held; each of these un
 SIDEWAYS = (5, 6, 7, 8)
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value
 TILE_SIZE = 322, 323
+PNG_BITS = 24  # where a PNG says how many bits a channel has
+GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes
 
 
 class BadImage(ValueError):
@@ -70,12 +81,21 @@ class BadImage(ValueError):
 
 
 def open_image(
-    data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS, fit: tuple[int, int] | None = None
+    data: bytes,
+    *,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    fit: tuple[int, int] | None = None,
+    span: Span | None = None,
 ) -> Tensor:
-    """An image file's pixels as uint8, scaled down to lie within fit = (height, width) if it is larger: c H W"""
+    """An image file's pixels as uint8, scaled down to lie within fit = (height, width) if it is larger: c H W
+
+    span: of more than eight bits, the values that become 0 and 255."""
     if channels not in (1, 3):
         raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
     image = _open(data, max_pixels)
+    if span and _largest(image, data) > WHITE and image.mode not in (*GREY_16, "I", "F"):
+        raise BadImage("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
     orientation = _orientation(image)
     size = _shown_size(image, orientation)
     target = size if fit is None else fitted(*size, fit)
@@ -87,7 +107,7 @@ def open_image(
         height, width = target[::-1] if orientation in SIDEWAYS else target
         # Averaging blocks is cheap; to twice the size at least, what follows is still antialiased.
         factor = max(1, min(image.height // height, image.width // width) // 2)
-        image = _reduced(image, "L" if channels == 1 else "RGB", factor)
+        image = _reduced(image, "L" if channels == 1 else "RGB", factor, span)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
     except BadImage:
@@ -123,6 +143,29 @@ def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str, int, i
     """(format, Pillow mode, height, width as shown) from the header, nothing decoded."""
     image = _open(data, max_pixels)
     return image.format, image.mode, *_shown_size(image, _orientation(image))
+
+
+def levels(data: bytes, max_pixels: int = MAX_PIXELS) -> Levels | None:
+    """The values in a file of more than eight bits a channel, or None of any other."""
+    image = _open(data, max_pixels)
+    largest = _largest(image, data)
+    if largest <= WHITE or image.mode in ("I", "F"):
+        return None
+    try:
+        image.load()
+        values = np.asarray(image)
+    except Exception as error:  # as above
+        raise BadImage(_reason(error)) from error
+    grey = image.mode in GREY_16
+    factor = 1 if grey else largest // WHITE
+    return Levels(int(values.min()) * factor, int(values.max()) * factor, largest, grey)
+
+
+def _largest(image: ImageFile, data: bytes) -> int:
+    """The largest value that the file can hold."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        return 2 ** data[PNG_BITS] - 1
+    return 2 ** getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))[0] - 1
 
 
 def read_file(path: str | bytes, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -219,7 +262,7 @@ def _orientation(image: ImageFile) -> int:
         return 1
 
 
-def _reduced(image: ImageFile, mode: str, factor: int) -> Image.Image:
+def _reduced(image: ImageFile, mode: str, factor: int, span: Span | None) -> Image.Image:
     """As "RGB" or "L", every square of factor x factor pixels averaged. What must be converted is so in strips: at
     once, 64 million pixels with alpha or 16 bits would take 800 MB beside those of the image."""
     if image.mode == mode and "transparency" not in image.info:
@@ -228,19 +271,26 @@ def _reduced(image: ImageFile, mode: str, factor: int) -> Image.Image:
     rows = factor * max(1, STRIP // (factor * image.width))
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        reduced.paste(_flatten(strip, mode, image).reduce(factor), (0, top // factor))
+        reduced.paste(_flatten(strip, mode, image, span).reduce(factor), (0, top // factor))
     return reduced
 
 
-def _flatten(image: Image.Image, mode: str, file: ImageFile) -> Image.Image:
+def _flatten(image: Image.Image, mode: str, file: ImageFile, span: Span | None) -> Image.Image:
     """A part of a file of any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and
     drops alpha."""
     if image.mode.startswith("I;16"):
-        image = _from_16_bits(image, getattr(file, "tag_v2", {}))
+        image = _from_16_bits(image, getattr(file, "tag_v2", {}), span)
+    elif image.mode in ("F", "I") and span:
+        values = np.asarray(image)
+        if not np.isfinite(values).all():
+            raise BadImage("it holds numbers that are not finite")
+        image = Image.fromarray(to_bytes(values, span))
     elif image.mode == "F":
         image = _from_floats(image)
     elif image.mode == "I":
-        raise BadImage("32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1]")
+        raise BadImage(
+            "32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1], or give --range"
+        )
     elif image.mode == "CMYK" and file.format == "JPEG" and "adobe" not in image.info:
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":
@@ -254,11 +304,11 @@ def _flatten(image: Image.Image, mode: str, file: ImageFile) -> Image.Image:
     return image.convert(mode)
 
 
-def _from_16_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+def _from_16_bits(image: Image.Image, tags: Mapping[int, Any], span: Span | None) -> Image.Image:
     values = np.asarray(image).astype(np.uint32)
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     white = 2**bits - 1
-    grey = (np.minimum(values, white) * 255 + white // 2) // white
+    grey = to_bytes(values, span) if span else (np.minimum(values, white) * 255 + white // 2) // white
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         grey = 255 - grey
     if "transparency" in image.info:  # one value stands for transparent
@@ -270,5 +320,5 @@ def _from_floats(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # false for NaN as well
-        raise BadImage(f"floats must lie in [0, 1], these span {low:g} to {high:g}")
+        raise BadImage(f"floats must lie in [0, 1], these span {low:g} to {high:g}: store them so, or give --range")
     return Image.fromarray(np.rint(values * 255).astype(np.uint8))

@@ -2,15 +2,21 @@
 
 Training is one endless row of images: epoch 0 in its order, epoch 1 in its own, and so on. Step s takes the
 batch_size images from s * batch_size on, so every epoch shows each image once, no image is dropped at an epoch's
-end, a set smaller than a batch works, and a position in the row is all that a restart needs.
+end, a set smaller than a batch works, and a position in the row is all that a restart needs. The official codes drop
+each epoch's last incomplete batch instead: with ours an epoch has up to one step more, and a batch that reaches into
+the next epoch can hold an image twice. Where the images of a batch are compared with each other (MoCo v3), an image
+would be its own negative: there batches are whole, and an epoch's last images are left out as in the official code.
+(What stands in for an unreadable image is another image of the set, which can be in the batch already.)
 """
 
+import logging
+import os
 import signal
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray
 from typing import NamedTuple
 
@@ -20,10 +26,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslvit import rng, stopping
-from sslvit.data import encoded
+from sslvit.data import encoded, shared
 from sslvit.data.samples import Images, Samples, Source
+from sslvit.data.waiting import fetched
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds
+AHEAD = 4  # batches that each worker makes before they are asked for
 
 
 class Loaded(NamedTuple):
@@ -42,14 +52,16 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return rng.permutation(rng.key(seed, "order", epoch), size)
 
 
-def row(seed: int, size: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b"""
+def row(seed: int, size: int, start: int, stop: int, shown: int | None = None) -> tuple[Tensor, Tensor]:
+    """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b. Each shows all images, or
+    the first so many of its order."""
+    shown = size if shown is None else shown
     positions = torch.arange(start, stop)
-    epochs = positions // size
+    epochs = positions // shown
     ids = torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
         here = epochs == epoch
-        ids[here] = epoch_order(seed, epoch, size)[positions[here] % size]
+        ids[here] = epoch_order(seed, epoch, size)[positions[here] % shown]
     return ids, epochs
 
 
@@ -66,12 +78,23 @@ class Parts(Dataset, ABC):
         self.part = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
         self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
-        self.begun, self.awaited = 0, 0  # the first item that was loaded, and the one that training waits for, or has
+        self.whole_batches = False
+        self.piped = False  # whether workers send what they make through pipes, since shared memory is too small for it
+        self.begun, self.awaited = 0, 0  # the first item that was loaded, and the next one that training waits for
 
     @property
     @abstractmethod
     def different(self) -> float:
         """How many images there are, as far as that is known."""
+
+    @property
+    def epoch_images(self) -> int:
+        """How many images count as an epoch."""
+        return len(self.source)
+
+    def only_whole_batches(self) -> None:
+        """From the first item on, no batch reaches into another epoch, so none holds an image twice."""
+        self.whole_batches = True
 
     @abstractmethod
     def __getitem__(self, item: int) -> Loaded: ...
@@ -81,8 +104,8 @@ class Parts(Dataset, ABC):
         """About so many images of the first batch, to be looked at before training."""
 
     @abstractmethod
-    def places(self, device: torch.device) -> list[list[int]]:
-        """What a checkpoint needs besides the step. All processes ask together."""
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
+        """What a checkpoint of this step, the last that was done, needs besides. All processes ask together."""
 
     @abstractmethod
     def go_on_at(self, places: list[list[int]]) -> None:
@@ -111,17 +134,31 @@ class Row(Parts):
     def different(self) -> int:
         return len(self.source)
 
+    @property
+    def epoch_images(self) -> int:
+        size = len(self.source)
+        return size - size % self.batch_size if self.whole_batches else size
+
+    def only_whole_batches(self) -> None:
+        if (size := len(self.source)) < self.batch_size:
+            fits = max(size - size % (self.processes * self.accumulation), 1)
+            raise ValueError(
+                f"{size:,} images do not fill a batch of --batch_size {self.batch_size} without one twice, which would "
+                f"be compared with itself: take --batch_size {fits}, or more images"
+            )
+        super().only_whole_batches()
+
     def __getitem__(self, item: int) -> Loaded:
         step, slot = self.slots(item)
         position = step * self.batch_size + slot
-        ids, epochs = row(self.seed, len(self.source), position, position + self.part)
+        ids, epochs = row(self.seed, len(self.source), position, position + self.part, self.epoch_images)
         return self.loaded(item, self.source.read(np.asarray(ids)), epochs)
 
     def first(self, count: int) -> Samples:
         ids, _ = row(self.seed, len(self.source), 0, min(count, self.batch_size))
         return self.source.read(np.asarray(ids))
 
-    def places(self, device: torch.device) -> list[list[int]]:
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
         return []
 
     def go_on_at(self, places: list[list[int]]) -> None:
@@ -144,25 +181,31 @@ def load(
     """
     items = range(first_step * row.accumulation, steps * row.accumulation)
     row.reading, row.begun = RawArray("q", [-1] * workers), items.start
+    small = shared.too_little(bytes_of(row, views), workers, AHEAD) if workers else ""
+    if small and os.environ.get("LOCAL_RANK", "0") == "0":
+        log.warning("warning: %s", small)
+    row.piped = bool(small)
     loader = DataLoader(
         row,
         batch_size=None,
         sampler=items,
         num_workers=workers,
-        timeout=min(timeout, LOOK_EVERY) if workers else 0,
+        timeout=LOOK_EVERY if workers else 0,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-        collate_fn=partial(viewed, views) if views else None,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=partial(sent, views, piped=row.piped) if workers else None,
         worker_init_fn=tell_what_is_read,
     )
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
     loaded = iter(loader)
     if threading.current_thread() is threading.main_thread():
         # Torch's handler would tell of a dead worker in the middle of whatever the main thread is doing, such as a
         # step of the optimizer, or in a place that swallows it. Who waits for images looks for himself.
         ours = handler if handler and not getattr(handler, "__module__", "").startswith("torch.") else signal.SIG_DFL
         signal.signal(signal.SIGCHLD, ours)
-    return awaited(row, items, loaded, timeout)
+    # In the order in which they were started: Process-9 comes before Process-10.
+    started = sorted(set(active_children()) - others, key=lambda child: (len(child.name), child.name))
+    return awaited(row, items, fetched(loaded, len(items), started, timeout) if workers else loaded)
 
 
 def tell_what_is_read(worker: int) -> None:
@@ -170,19 +213,23 @@ def tell_what_is_read(worker: int) -> None:
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def awaited(row: Parts, items: range, loaded: Iterator[Loaded], timeout: float) -> Iterator[Loaded]:
-    for item in items:
-        row.awaited, began = item, time.monotonic()
-        while True:
-            try:
-                found = next(loaded)
-                break
-            except RuntimeError as error:  # of a dead worker, or since none gave anything for LOOK_EVERY seconds
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                if time.monotonic() - began >= timeout:
-                    raise RuntimeError(f"DataLoader timed out after {timeout:g} seconds") from error
-        yield found
+def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+    row.awaited = items.start
+    for item, found in zip(items, loaded, strict=True):
+        row.awaited = item + 1
+        yield shared.out_of_pipe(found) if row.piped else found
+
+
+def bytes_of(row: Parts, views: Views | None) -> int:
+    """Of what a worker hands over at a time, as one image tells that is all zeros."""
+    pixels = torch.zeros(1, row.source.channels, *row.source.canvas, dtype=torch.uint8)
+    made = views(pixels, rng.key(row.seed, "views", torch.tensor([0]))) if views else (pixels,)
+    return row.part * sum(tensor.nbytes for tensor in made)
+
+
+def sent(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
+    loaded = viewed(views, loaded) if views else loaded
+    return shared.into_pipe(loaded) if piped else shared.into_shared_memory(loaded)
 
 
 def viewed(views: Views, loaded: Loaded) -> Loaded:

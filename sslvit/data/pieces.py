@@ -55,7 +55,8 @@ def batch(*shape: int, device: torch.device) -> Tensor:
     """Room for the views of a batch. On a CPU from numpy, which asks the system for large pages: to be given 600 KB of
     small ones takes a quarter of the time that it takes to fill them with a view of 224 px. In a loader's worker from
     what processes share, as torch's own collating does: sent to the trainer from elsewhere it would be copied."""
-    if device.type == "cpu" and get_worker_info() is not None:
+    worker = get_worker_info() if device.type == "cpu" else None
+    if worker is not None and not getattr(worker.dataset, "piped", False):
         return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * prod(shape)), 0, shape)
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, np.float32))

@@ -16,9 +16,12 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from sslvit import durable
 from sslvit.data.cache import cache_root
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
-from sslvit.data.image import BadImage, measure, open_image
+from sslvit.data.image import BadImage, levels, measure
+from sslvit.data.levels import Levels
+from sslvit.data.pieces import Size, both
 from sslvit.data.samples import ArraySource, Samples, ShapesSource, Source
 from sslvit.data.subset import Subset
 
@@ -37,6 +40,7 @@ class Report:
     sampled: int
     sizes: dict[tuple[int, int], int]  # (height, width) in the sample, and how many
     kinds: dict[str, int]  # e.g. "JPEG RGB"
+    levels: str  # the values of images of more than 8 bits
     channels: int  # as the source gives them
     canvas: tuple[int, int]
     class_sizes: dict[str, int]  # images of each class
@@ -69,6 +73,7 @@ class Report:
             "sizes": one if len(self.sizes) == 1 else several,
             "canvas": f"{self.channels} x {self.canvas[0]} x {self.canvas[1]}",
             "kinds": ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()),
+            "values": self.levels,
             "classes": classes,
             "unreadable": "; ".join((f"{self.unreadable:,} of {self.sampled:,} sampled", *self.reasons)),
             "not read": self.skipped,
@@ -76,11 +81,12 @@ class Report:
             "disk": f"{self.stored_bytes / 1e6:,.1f} MB stored, {self.decoded_bytes / 1e6:,.1f} MB decoded, "
             f"{self.free_bytes / 1e6:,.0f} MB free at {cache_root()}",
         }
-        told = [f"  {title:<11} {line}" for title, line in lines.items()]
+        told = [f"  {title:<11} {line}" for title, line in lines.items() if line]
         return "\n".join([self.name, *told, *(f"  ! {sentence}" for sentence in self.advice)])
 
 
-def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
+def preflight(source: Source, *, image_size: Size, batch_size: int, canvas: int = 0) -> Report:
+    """canvas: the side that the smallest crops of the views would need, 0 if nobody knows."""
     files = _files(source)
     look = _Look(source, files)
     class_sizes = {}
@@ -96,6 +102,7 @@ def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
         sampled=look.sampled,
         sizes=dict(look.sizes.most_common()),
         kinds=dict(look.kinds.most_common()),
+        levels=_levels(look, files),
         channels=source.channels,
         canvas=source.canvas,
         class_sizes=class_sizes,
@@ -109,8 +116,15 @@ def preflight(source: Source, *, image_size: int, batch_size: int) -> Report:
         decoded_bytes=decoded,
         free_bytes=shutil.disk_usage(existing).free,
         per_second=look.sampled / look.seconds,
-        advice=tuple(_advice(source, look, class_sizes, image_size, batch_size)),
+        advice=(*_advice(source, look, class_sizes, image_size, batch_size), *_canvas_advice(look, files, canvas)),
     )
+
+
+def _levels(look: "_Look", files: EncodedSource | None) -> str:
+    if look.levels is None:
+        return ""
+    span = files.span or (0, look.levels.full)
+    return f"{look.levels} in images of more than 8 bits; {span[0]:,.7g} becomes black, {span[1]:,.7g} white"
 
 
 def _files(source: Source) -> EncodedSource | None:
@@ -125,6 +139,7 @@ class _Look:
     def __init__(self, source: Source, files: EncodedSource | None):
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.levels: Levels | None = None
         self.hashes: Counter[bytes] = Counter()
         self.reasons: list[str] = []
         self.sampled = 0
@@ -151,7 +166,9 @@ class _Look:
             data = source.store.read(id, source.max_pixels)
             self.hashes[hashlib.blake2b(data, digest_size=16).digest()] += 1
             form, mode, height, width = measure(data, source.max_pixels)
-            open_image(data, channels=source.channels, max_pixels=source.max_pixels, fit=source.canvas)
+            source.decode(data)
+            if seen := levels(data, source.max_pixels):
+                self.levels = seen.with_(self.levels)
         except BadImage as error:
             self.reasons.append(f"{source.store.where(id)}: {error}")
             return
@@ -191,15 +208,17 @@ class _Look:
 
 
 def _advice(
-    source: Source, look: _Look, class_sizes: dict[str, int], image_size: int, batch_size: int
+    source: Source, look: _Look, class_sizes: dict[str, int], image_size: Size, batch_size: int
 ) -> Iterator[str]:
     if len(look.reasons) == look.sampled:
         yield "not one sampled image can be read"
     if len(source) < batch_size:
         yield f"{len(source):,} images are fewer than a batch of {batch_size:,}: every step repeats some"
-    small = sum(count for size, count in look.sizes.items() if min(size) < image_size)
+    height, width = both(image_size)
+    small = sum(count for (h, w), count in look.sizes.items() if h < height or w < width)
     if small:
-        yield f"{small:,} of {look.sampled:,} sampled images are smaller than {image_size} pixels: views enlarge them"
+        shown = height if height == width else f"{height} x {width}"
+        yield f"{small:,} of {look.sampled:,} sampled images are smaller than {shown} pixels: views enlarge them"
     if any(min(size) == 1 for size in look.sizes):
         yield "images one pixel high or wide have nothing to learn from"
     alone = sum(count == 1 for count in class_sizes.values())
@@ -213,9 +232,23 @@ def _advice(
         yield "some images are duplicates: none of them should be in both the training and the test set"
 
 
+def _canvas_advice(look: _Look, files: EncodedSource | None, canvas: int) -> Iterator[str]:
+    """Where images are reduced so far that the smallest crops are enlarged, which the papers' pipelines, cutting before
+    they reduce, do not have."""
+    if files is None or canvas <= max(files.canvas):
+        return
+    reduced = sum(n for (h, w), n in look.sizes.items() if h > files.canvas[0] or w > files.canvas[1])
+    if reduced:
+        yield (
+            f"{reduced:,} of {look.sampled:,} sampled images are reduced to the canvas of {files.canvas[0]} x "
+            f"{files.canvas[1]} pixels before views are cut: the smallest crops are enlarged and not sharp. --canvas "
+            f"{canvas} keeps their pixels, for {(canvas / max(files.canvas)) ** 2:.1f} times the memory"
+        )
+
+
 def contact_sheet(samples: Samples, file: Path) -> None:
     """A PNG of the first images of a batch, as the source gives them, eight a row."""
     pixels = samples.pixels[:PICTURED].numpy()
     pixels = np.pad(pixels, ((0, -len(pixels) % 8), (0, 0), (1, 1), (1, 1)))
     grid = rearrange(pixels, "(rows columns) c H W -> (rows H) (columns W) c", columns=8)
-    Image.fromarray(grid[..., 0] if grid.shape[-1] != 3 else grid).save(file, "PNG")
+    durable.replace_picture(file, Image.fromarray(grid[..., 0] if grid.shape[-1] != 3 else grid))

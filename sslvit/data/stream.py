@@ -25,6 +25,7 @@ from sslvit.data.columns import choose_image_column, choose_label_column
 from sslvit.data.files import SPLITS, of_split
 from sslvit.data.hub import choose_split, encoded_bytes, first_line, load_hub, matching
 from sslvit.data.image import MAX_PIXELS, BadImage, open_image
+from sslvit.data.levels import Span
 from sslvit.data.lists import check_root
 from sslvit.data.samples import Images
 from sslvit.data.tars import Piece, TarRows, tar_files
@@ -49,6 +50,7 @@ class Stream(Images):
         label_column: str | None = None,
         root: Path | str | None = None,
         max_pixels: int = MAX_PIXELS,
+        span: Span | None = None,
     ):
         if epoch_images < 1:
             raise ValueError(
@@ -56,7 +58,7 @@ class Stream(Images):
                 f"nobody knows how many are in {spec} before it is read"
             )
         self.name, self.epoch_images = f"{spec} ({split}, streamed)", epoch_images
-        self.canvas, self.channels, self.max_pixels = (canvas, canvas), channels, max_pixels
+        self.canvas, self.channels, self.max_pixels, self.span = (canvas, canvas), channels, max_pixels, span
         kind, _, rest = spec.partition(":")
         if not rest.strip():
             raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
@@ -115,7 +117,8 @@ class Stream(Images):
             image = row[self.image_column]
             tarred = isinstance(image, Piece)
             data = image.read(self.max_pixels) if tarred else encoded_bytes(image, self.roots, self.max_pixels)
-            return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas)
+            read = {"channels": self.channels, "max_pixels": self.max_pixels, "span": self.span}
+            return open_image(data, fit=self.canvas, **read)
         except BadImage as error:
             return error
 

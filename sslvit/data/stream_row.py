@@ -8,6 +8,8 @@ What is promised, and what is not:
 - The order is ours, a function of (seed, epoch, number of processes, shards): eight shards at a time, in random order,
   a row from each in turn, then every thousand rows shuffled. That is less random than a permutation. (The shuffle
   buffer of `datasets` differs between its versions, starts threads that stay, and sleeps for five seconds an epoch.)
+- Where batches are to be whole, the rows that do not fill a process's last micro-batch of an epoch are left out, and a
+  row is the same process's in every epoch: so no batch holds a row twice, though processes be in different epochs.
 - Going on at a saved place is exact: the same batches as without the interruption. The part of the epoch that was seen
   is read again, though not decoded, so it costs as long as that reading takes. With another number of processes the
   rest of the epoch would be other rows, some seen twice and some not at all: such a restart is refused.
@@ -74,9 +76,12 @@ class StreamRow(Parts):
             )
         self.place = Place(*places[self.rank]) if places else Place(0, 0)
         self._batches, self._last = self._read(self.place), None
+        self._after: dict[int | None, Place] = {None: self.place}  # after each of the last items
 
-    def places(self, device: torch.device) -> list[list[int]]:
-        return distributed.all_gather(torch.tensor([self.place], device=device)).tolist()
+    def places(self, step: int, device: torch.device) -> list[list[int]]:
+        """Of the next step, parts may have been taken already."""
+        place = self._after.get(step * self.accumulation - 1, self._after.get(None))
+        return distributed.all_gather(torch.tensor([place], device=device)).tolist()
 
     def first(self, count: int) -> Samples:
         batch = next(self._batches)
@@ -86,12 +91,14 @@ class StreamRow(Parts):
     def __getitem__(self, item: int) -> Loaded:
         assert self._last in (None, item - 1), f"item {item} of a stream after {self._last}"
         samples, epochs, self.place = next(self._batches)
-        self._last = item
+        self._last, self._after[item] = item, self.place
+        self._after.pop(item - self.accumulation - 1, None)
         return self.loaded(item, samples, epochs)
 
     def _read(self, place: Place) -> Iterator[tuple[Samples, Tensor, Place]]:
         """Micro-batches, the epoch of each of their images, and the place after them."""
         good, bad, refused = [], [], []
+        filled = place.rows > 0  # whether this epoch had a micro-batch
         for picked in self._decoded(place):
             if isinstance(picked.image, BadImage):
                 refused.append(picked)
@@ -103,8 +110,16 @@ class StreamRow(Parts):
                 shard, number = divmod(other.id, SHARD)
                 bad.append(Bad(other.id, f"shard {shard}, row {number}", str(other.image), picked.id))
             refused = []
+            if self.whole_batches and good and good[0].place.epoch < picked.place.epoch:
+                if not filled:
+                    raise DataError(
+                        f"{self.source.name}: {len(good)} rows are all that process {self.rank} of {self.processes} "
+                        f"has, and its share of a batch is {self.part}, none of them twice: take a smaller --batch_size"
+                    )
+                good, filled = [], False
             good.append(picked)
             if len(good) == self.part:
+                filled = True
                 yield self._samples(good, bad), torch.tensor([one.place.epoch for one in good]), picked.place
                 good, bad = [], []
 
@@ -157,7 +172,10 @@ class StreamRow(Parts):
 
     def _mine(self, shards: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         if len(shards) % self.processes == 0:
-            return self._in_turn(shards[self.rank :: self.processes])
+            always = [shard for shard in shards if shard % self.processes == self.rank]
+            return self._in_turn(always if self.whole_batches else shards[self.rank :: self.processes])
+        if self.whole_batches:
+            return (one for one in self._in_turn(shards) if sum(divmod(one[0], SHARD)) % self.processes == self.rank)
         return islice(self._in_turn(shards), self.rank, None, self.processes)
 
     def _in_turn(self, shards: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,7 +10,7 @@ sigma takes away far more, and a recipe for small images may want a smaller one.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,23 +57,50 @@ class Light(Scaled):
 @dataclass(frozen=True)
 class Plain:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
-    and the centre of the size is cut out (256 and 224 is ImageNet's custom)."""
+    and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
+    resized to just cover them."""
 
     size: Size
-    resize: int | None = None
+    resize: Size | None = None
     interpolation: Interpolation = "bicubic"
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         _, extents = checked(pixels, key, extents)
-        size = both(self.size)
-        if self.resize is not None and self.resize < max(size):
+        size, cover = both(self.size), None if self.resize is None else both(self.resize)
+        if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
-        axes = centred(extents, self.resize, size)
+        axes = centred(extents, cover, size)
         if all(
             bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
         ):
             return (pixels[:, :, : size[0], : size[1]] / 255,)
         return (fit(pixels, axes, size, self.interpolation),)
+
+
+THUMBNAIL = 96  # pixels: sets of this size and smaller ones (STL-10, CIFAR, MNIST) are evaluated whole by custom
+CENTRE = 0.875  # 224 of 256
+LEAST_KEPT = 0.1  # below are only mistakes
+
+
+def kept_by_default(size: Size) -> float:
+    """The share of the shorter side that is evaluated."""
+    return CENTRE if max(both(size)) > THUMBNAIL else 1.0
+
+
+def evaluation(size: Size, kept: float | None = None) -> Plain:
+    """The view that everything is evaluated by, in training, by probes and after fine-tuning.
+
+    kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
+    and MAE, and all of it up to 96 px. With 1 the shorter side is resized to the size; with 0 nothing is cut and the
+    whole image is squeezed into the size.
+    """
+    kept = kept_by_default(size) if kept is None else kept
+    if kept != 0 and not LEAST_KEPT <= kept <= 1:
+        raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
+    if kept == 0:
+        return Plain(size)
+    height, width = (int(side / kept + 1e-9) for side in both(size))  # rounded down, as in DeiT
+    return Plain(size, (height, width))
 
 
 class Distortion(NamedTuple):
@@ -149,7 +176,10 @@ class Distorted(Scaled):
         needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
-            raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): set them to 0")
+            raise ValueError(
+                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-colour leaves them "
+                "out of a recipe's views; in a Distorted set them to 0"
+            )
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         return several((self,), pixels, key, extents)
@@ -168,28 +198,41 @@ def papers_blur(size: Size) -> tuple[float, float]:
     return 0.1 * min(both(size)) / 224, 2.0 * min(both(size)) / 224
 
 
-@dataclass(frozen=True)
-class MoCoV3(Scaled):
-    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
-    other seldom, and sometimes solarised."""
+class Several(Scaled):
+    """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
 
-    size: Size
-    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
-    sigma: tuple[float, float] = (0.1, 2.0)
+    views: tuple[Distorted, ...]
 
-    @property
-    def views(self) -> tuple[Distorted, ...]:
-        return (
-            Distorted(self.size, self.scale, blur=1.0, sigma=self.sigma),
-            Distorted(self.size, self.scale, blur=0.1, sigma=self.sigma, solarise=0.2),
-        )
+    def view(self, size: Size, scale: tuple[float, float], **given: Any) -> Distorted:
+        """One of them."""
+        without = {} if self.colour else {"strengths": (0.4, 0.4, 0.0, 0.0), "grey": 0.0}
+        return Distorted(size, scale, sigma=self.sigma, **without, **given)
+
+    def check_channels(self, channels: int) -> None:
+        for view in self.views:
+            view.check_channels(channels)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         return several(self.views, pixels, key, extents)
 
 
 @dataclass(frozen=True)
-class DINO(Scaled):
+class MoCoV3(Several):
+    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
+    other seldom, and sometimes solarised."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
+
+
+@dataclass(frozen=True)
+class DINO(Several):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
     the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
 
@@ -199,14 +242,11 @@ class DINO(Scaled):
     scale: tuple[float, float] = (0.4, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.4)
     sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
 
     @property
     def views(self) -> tuple[Distorted, ...]:
-        def view(size: Size, scale: tuple[float, float], blur: float, solarise: float = 0.0) -> Distorted:
-            return Distorted(size, scale, interpolation="bicubic", blur=blur, sigma=self.sigma, solarise=solarise)
-
-        large = view(self.size, self.scale, 1.0), view(self.size, self.scale, 0.1, 0.2)
-        return large + (view(self.small_size, self.small_scale, 0.5),) * self.small
-
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several(self.views, pixels, key, extents)
+        given = {"interpolation": "bicubic"}
+        first = self.view(self.size, self.scale, blur=1.0, **given)
+        second = self.view(self.size, self.scale, blur=0.1, solarise=0.2, **given)
+        return first, second, *[self.view(self.small_size, self.small_scale, blur=0.5, **given)] * self.small

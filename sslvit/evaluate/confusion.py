@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sslvit import durable
+
 RIGHT, WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])  # told apart by the colour-blind too
 LONGEST = 18  # characters of a class's name
 LARGEST = 1200  # pixels of the matrix, as far as cells have a pixel
@@ -39,5 +41,4 @@ def draw_confusion(counts: Tensor, classes: tuple[str, ...] | None, file: Path) 
                 place = margin + column * cell + cell // 2, middle
                 colour = "white" if share[row, column] > 0.3 else "black"
                 draw.text(place, f"{count}", fill=colour, font=font, anchor="mm")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, "PNG")
+    durable.replace_picture(file, picture)

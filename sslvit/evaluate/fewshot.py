@@ -2,7 +2,8 @@
 
 As its code has it (https://github.com/google-research/big_vision, evaluators/fewshot_lsr.py): features standardised by
 the shots' own mean and deviation + 1e-5, a constant feature of 100 so that the bias is hardly regularised, and
-lambda = 2^10, not divided by the number of images. In float64.
+lambda = 2^10, not divided by the number of images. In float64. (Its images are squeezed to 256 x 256 pixels before the
+centre 224 are cut out; here their shape is kept, as everywhere, see data/views.py.)
 """
 
 from typing import NamedTuple

@@ -44,7 +44,8 @@ class Leaks(NamedTuple):
 def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple[str, Leaks | None]:
     """A sentence on the test images with these ids and what the model was pretrained on: `seen`, in the words of
     --data, or else what its run says. And what was found."""
-    run = (model if (model / "config.json").exists() and (model / "model").exists() else model.parent) / "config.json"
+    is_run = (model / "config.json").exists() and any((model / name).exists() for name in ("model", "checkpoints"))
+    run = (model if is_run else model.parent) / "config.json"
     images = DataConfig(data=seen)
     if not seen:
         written = json.loads(run.read_text()) if run.exists() else {}

@@ -2,9 +2,11 @@
 
 All heads see the same batches: the features are read once, and the logits of all are one matrix product, (k c) d
 times d b. No head meets another's numbers, so each comes out as if it were trained alone. The choice is made on a
-held-out part of the training labels; nothing here is ever given a test set.
+held-out part of the training labels, and then the one that was chosen is trained again on all of them, as the papers'
+probes are; where there is nothing to choose, nothing is held out. Nothing here is ever given a test set.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -33,7 +35,8 @@ class Head(NamedTuple):
     weights: Tensor  # d c
     bias: Tensor  # c
     settings: dict[str, float]  # what was chosen
-    held_out: list[tuple[dict[str, float], float]]  # all that were tried, with the accuracies that it was chosen by
+    held_out: list[tuple[dict[str, float], float]]  # all that were tried, with the accuracies that it was chosen by;
+    # of one setting there is nothing to choose, and this is empty
 
     def probabilities(self, features: Tensor) -> Tensor:
         check(features)
@@ -43,26 +46,33 @@ class Head(NamedTuple):
 def probe(
     features: Tensor, labels: Tensor, protocol: Protocol, *, augmented: Tensor | None = None, seed: int = 0
 ) -> Head:
-    """The head that is best on a held-out tenth of these labels: n d, n. It has not seen that tenth.
+    """A head trained on all of these labels, by the settings that are best on a held-out tenth of them: n d, n.
 
     augmented: v n d, the features of v augmented versions of the images, which take turns by epoch.
     """
     check(features, labels)
-    rows, held = hold_out(labels, seed=seed)
-    versions = features[None, rows] if augmented is None else augmented[:, rows]
-    heads = train_heads(versions, labels[rows], protocol, classes=int(labels.max()) + 1, seed=seed)
-    logits = einsum(features[held], heads.weights, "n d, k d c -> k n c") + rearrange(heads.biases, "k c -> k 1 c")
-    # A head that left the numbers is worth nothing, and never chosen.
-    finite = logits.isfinite().all(-1).all(-1)
-    accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite
-    if not finite.any():
-        raise ValueError(f"every head left the numbers: the rates {protocol.rates} are too high for these features")
-    best = int(accuracy.argmax())  # of equals the first
-    settings = [
-        {"rate": rate, "decay": decay} for rate, decay in zip(heads.rates.tolist(), heads.decays.tolist(), strict=True)
-    ]
-    tried = list(zip(settings, accuracy.tolist(), strict=True))
-    return Head(heads.weights[best], heads.biases[best], settings[best], tried)
+    versions, classes = features[None] if augmented is None else augmented, int(labels.max()) + 1
+    tried, settings = [], {"rate": protocol.rates[0], "decay": protocol.decays[0]}
+    if len(protocol.rates) * len(protocol.decays) > 1:
+        rows, held = hold_out(labels, seed=seed)
+        heads = train_heads(versions[:, rows], labels[rows], protocol, classes=classes, seed=seed)
+        logits = einsum(features[held], heads.weights, "n d, k d c -> k n c") + rearrange(heads.biases, "k c -> k 1 c")
+        # A head that left the numbers is worth nothing, and never chosen.
+        finite = logits.isfinite().all(-1).all(-1)
+        if not finite.any():
+            raise ValueError(f"every head left the numbers: the rates {protocol.rates} are too high for these features")
+        accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite
+        tried = [
+            ({"rate": rate, "decay": decay}, value)
+            for rate, decay, value in zip(heads.rates.tolist(), heads.decays.tolist(), accuracy.tolist(), strict=True)
+        ]
+        settings, _ = max(tried, key=lambda one: one[1])  # of equals the first
+    chosen = replace(protocol, rates=(settings["rate"],), decays=(settings["decay"],))
+    best = train_heads(versions, labels, chosen, classes=classes, seed=seed)
+    weights, bias = best.weights[0], best.biases[0]
+    if not (weights.isfinite().all() and bias.isfinite().all()):
+        raise ValueError(f"the head left the numbers: the rate {settings['rate']:g} is too high for these features")
+    return Head(weights, bias, settings, tried)
 
 
 def train_heads(versions: Tensor, labels: Tensor, protocol: Protocol, *, classes: int, seed: int = 0) -> Heads:
@@ -79,6 +89,8 @@ def train_heads(versions: Tensor, labels: Tensor, protocol: Protocol, *, classes
         order = rng.permutation(rng.key(seed, "linear", "order", epoch), n).to(versions.device)
         version = versions[epoch % len(versions)]
         for batch, rows in enumerate(order.split(batch_size)):
+            if protocol.norm and len(rows) == 1:  # one image has no deviation
+                continue
             progress = (epoch + (batch / batches if protocol.moves == "step" else 0)) / protocol.epochs
             factor = scale * schedule.warmup_cosine(progress, 1.0, warmup=protocol.warmup / protocol.epochs)
             x = norm(version.index_select(0, rows))  # several times faster than indexing

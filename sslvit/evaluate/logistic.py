@@ -126,10 +126,17 @@ def logistic_probe(
     return Head(*best, settings, tried)
 
 
+def standardised_probe(
+    train: Tensor, labels: Tensor, *, classes: int | None = None, seed: int = 0
+) -> tuple[Head, Tensor, Tensor]:
+    """The head of the recipes, for features standardised by these features' mean and deviation, which it comes with."""
+    mean, deviation = train.mean(0), train.std(0) + 1e-5
+    penalties = (0.001, 0.01, 0.1, 1.0)
+    head = logistic_probe((train - mean) / deviation, labels, penalties=penalties, classes=classes, seed=seed)
+    return head, mean, deviation
+
+
 def logistic(train: Tensor, labels: Tensor, test: Tensor, *, classes: int | None = None, seed: int = 0) -> Tensor:
     """Probabilities of the test images, of features standardised by the training images': n d, n, m d -> m classes"""
-    mean, deviation = train.mean(0), train.std(0) + 1e-5
-    head = logistic_probe(
-        (train - mean) / deviation, labels, penalties=(0.001, 0.01, 0.1, 1.0), classes=classes, seed=seed
-    )
+    head, mean, deviation = standardised_probe(train, labels, classes=classes, seed=seed)
     return head.probabilities((test - mean) / deviation)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslvit.evaluate.balance import balanced_accuracy
+
 
 class Metrics(NamedTuple):
     """All in [0, 1]."""
@@ -39,10 +41,7 @@ def top(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 
 def mean_per_class(scores: Tensor, labels: Tensor) -> float:
     """The mean of the accuracies of the classes, over those that occur."""
-    right = (scores.argmax(-1) == labels).double()
-    sums = torch.zeros(int(labels.max()) + 1, dtype=torch.float64).scatter_add_(0, labels, right)
-    counts = labels.bincount()
-    return (sums[counts > 0] / counts[counts > 0]).mean().item()
+    return balanced_accuracy(scores.argmax(-1), labels)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -12,7 +12,7 @@ from sslvit import rng
 from sslvit.config import DataConfig
 from sslvit.data.source import Source
 from sslvit.data.subset import Subset
-from sslvit.data.views import Plain
+from sslvit.data.views import evaluation
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate import split
 from sslvit.evaluate.features import extract, left_out
@@ -35,6 +35,7 @@ class Monitor:
         image_size: int | tuple[int, int],
         accelerator: Accelerator,
         *,
+        eval_crop: float | None = None,
         limit_train: int = 10_000,
         limit_test: int = 5_000,
         k: int = 20,
@@ -45,7 +46,7 @@ class Monitor:
             if source.labels is None:
                 raise ValueError(f"{source.name} has no labels to evaluate with")
         self.sources, self.limits = (train, test), (limit_train, limit_test)
-        self.view, self.accelerator = Plain(image_size), accelerator
+        self.view, self.accelerator = evaluation(image_size, eval_crop), accelerator
         self.k, self.temperature, self.shots = k, temperature, shots
         self.told: set[str] = set()
 
@@ -97,7 +98,7 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
             return None
         say(f"Evaluated on {len(held):,} images held out of {len(train):,} labelled ones: {error}")
         train, test = Subset(train, kept.numpy()), Subset(train, held.numpy())
-    return Monitor(train, test, config.image_size, accelerator)
+    return Monitor(train, test, config.image_size, accelerator, eval_crop=config.eval_crop)
 
 
 def table(evaluations: list[dict[str, Any]], readout: str, start: str = "random start") -> str:

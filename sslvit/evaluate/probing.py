@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from sslvit.evaluate.features import Features
 from sslvit.evaluate.fewshot import fewshot
-from sslvit.evaluate.knn import knn
+from sslvit.evaluate.knn import knn_votes
 from sslvit.evaluate.logistic import logistic
-from sslvit.evaluate.metrics import metrics
+from sslvit.evaluate.metrics import metrics, top
 from sslvit.evaluate.predictions import Predictions
 from sslvit.evaluate.split import choose_fraction
 
@@ -31,6 +33,7 @@ class Probed(NamedTuple):
     numbers: dict[str, float]  # accuracies in [0, 1], in the order of a table's columns
     spread: dict[str, float]  # deviation over draws, of those that are drawn
     predictions: dict[float, Predictions]  # of logistic regression, by the share of the labels, the largest last
+    answers: dict[str, Tensor]  # the class of each test image by kNN and logistic regression, by column
 
 
 def linear_name(fraction: float) -> str:
@@ -41,7 +44,8 @@ def probed(train: Features, test: Features, readout: str, protocols: Protocols, 
     """about: what the predictions say of where they come from."""
     x, y, labels = train.by_readout[readout], test.by_readout[readout], train.labels
     k, temperature = protocols.k, protocols.temperature
-    numbers = {f"{k}-nn": knn(x, labels, y, test.labels, k=k, temperature=temperature)}
+    votes = knn_votes(x, labels, y, k=k, temperature=temperature)
+    numbers, answers = {f"{k}-nn": top(votes, test.labels)}, {f"{k}-nn": votes.argmax(-1)}
     spread, classes, found, about = {}, int(labels.max()) + 1, {}, about | {"readout": readout}
     for shots in protocols.shots:
         name = f"{shots}-shot"
@@ -53,5 +57,6 @@ def probed(train: Features, test: Features, readout: str, protocols: Protocols, 
             continue
         probabilities = logistic(x[part], labels[part], y, classes=classes).float()
         numbers[linear_name(fraction)] = metrics(probabilities, test.labels).top1
+        answers[linear_name(fraction)] = probabilities.argmax(-1)
         found[fraction] = Predictions(test.ids, test.labels, probabilities, about | {"labels": fraction})
-    return Probed(numbers, spread, found)
+    return Probed(numbers, spread, found, answers)

@@ -11,8 +11,12 @@ In the order of the official code (https://github.com/facebookresearch/dino), wi
   So it is the progress of the step that was taken, not of the next, and the last step still moves the teacher a little.
 - The teacher runs in training mode but without drop path; it starts as a copy of the student.
 
+Positions of small crops are resized by the official rule, plain bicubic with 0.1 patches of offset, also where training
+starts from a model that had another.
+
 Where this differs: the teacher's temperature rises with every iteration, not with every epoch (never more than 0.001
-apart for .04 to .07 in 30 epochs), and positions are resized without the official code's 0.1 patches of offset.
+apart for .04 to .07 in 30 epochs); images go through drop path by keys of their own; and as in all but MoCo v3 the loop
+does not drop an epoch's last incomplete batch (see data/loader.py).
 """
 
 from itertools import groupby
@@ -26,6 +30,7 @@ from torch import Tensor, nn
 from sslvit import distributed, health, rng, schedule
 from sslvit.ema import ema_update, frozen_copy
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.positions import PositionResize
 from sslvit.vit import ViT
 
 LARGE = 2  # the first two views of a batch are the large crops, which the teacher sees too
@@ -86,13 +91,14 @@ class DINO(Objective):
         centre_momentum: float = 0.9,
         freeze_last_layer: float = 0.01,
         drop_path: float = 0.1,
+        position_resize: PositionResize = "bicubic_offset",
         seed: int = 0,
     ):
         """The backbone becomes the teacher's, which is what is exported; the student starts as its copy with drop path.
 
         teacher_temperature: at the start, and from the share temperature_warmup of training on. norm_last_layer: True
         for the paper's ViT-B; its best ViT-S is without. freeze_last_layer: the share of training, the paper's first
-        epoch, in which the student's last layer stays what it is.
+        epoch, in which the student's last layer stays what it is. position_resize: of both networks from here on.
         """
         super().__init__()
         if "cls" not in backbone.readouts:
@@ -108,6 +114,7 @@ class DINO(Objective):
         for name, value in (shares | {"momentum": momentum, "centre_momentum": centre_momentum}).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} {value} is not in [0, 1]")
+        backbone.position_resize = backbone.config["position_resize"] = position_resize
         self.student = type(backbone)(**(backbone.config | {"drop_path": drop_path}))
         self.student.load_state_dict(backbone.state_dict())
         sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
@@ -118,6 +125,10 @@ class DINO(Objective):
         self.temperature_warmup, self.freeze_last_layer = temperature_warmup, freeze_last_layer
         self.momentum, self.centre_momentum = momentum, centre_momentum
         self.seen: Seen | None = None
+
+    @property
+    def learner(self) -> ViT:
+        return self.student
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         large = batch.views[:LARGE]

@@ -108,18 +108,18 @@ class MPP(Objective):
 
     def colour_loss(self, predicted: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         classes = colour_classes(patches, self.backbone.patch_size, SIDE if self.target == "downsized" else 1)
-        logits = rearrange(predicted, "b m (s k) -> (b m s) k", k=self.colours).float()
+        logits = rearrange(predicted, "b m (s k) -> (b m s) k", k=self.colours)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         classes = rearrange(classes, "b m s -> (b m s)")
         loss = F.cross_entropy(logits, classes)
         with torch.no_grad():
-            counts = torch.zeros(self.colours, device=classes.device).index_add_(
-                0, classes, torch.ones(()).to(logits).expand(len(classes))
-            )
+            counts = logits.new_zeros(self.colours)
+            counts.index_add_(0, classes, logits.new_ones(()).expand(len(classes)))
             accuracy = (logits.argmax(-1) == classes).float().mean()
         return loss, {"accuracy": accuracy, "accuracy_of_commonest_colour": counts.max() / len(classes)}
 
     def pixel_loss(self, predicted: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = F.mse_loss(predicted.float(), patches)
+        loss = F.mse_loss(predicted.to(patches.dtype), patches)
         with torch.no_grad():
             grey = reduce(patches, "b m v -> v", "mean")
             return loss, {"loss_of_mean_patch": F.mse_loss(grey.expand_as(patches), patches)}

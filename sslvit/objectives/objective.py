@@ -21,6 +21,11 @@ class Objective(nn.Module, ABC):
     readout: Literal["cls", "mean"]  # what a probe should read, in training and offline alike
     couples_samples = False  # whether the loss of an image depends on the others of its batch
 
+    @property
+    def learner(self) -> nn.Module:
+        """The backbone that gradients move, whose blocks layer decay counts. DINO's `backbone` is the teacher's."""
+        return self.backbone
+
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""

@@ -60,12 +60,13 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,), labels = batch.views, self.checked(batch.labels)
-        truth = targets(labels, self.classes, self.smoothing)
+        wide = torch.promote_types(images.dtype, torch.float32)
+        truth = targets(labels, self.classes, self.smoothing, wide)
         if self.training and (self.mixup or self.cutmix):
             images, truth = mix_pairs(images, truth, rng.fold(batch.key, "mix"), self.mixup, self.cutmix)
         features = read(self.backbone(images, rng.fold(batch.key, "backbone")), self.readout)
         scores = logits(self, features)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores.to(wide)
         loss = -(self.class_weights * truth * scores.log_softmax(-1)).sum(-1).mean()
         with torch.no_grad():  # of mixed images, the larger part's label counts
             accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()

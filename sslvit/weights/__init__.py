@@ -11,6 +11,7 @@ and shapes do not say (sslvit.weights.facts) is known from the release or a conf
 behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from sslvit.errors import DataError
-from sslvit.model_folder import described, load_backbone, load_strictly
+from sslvit.model_folder import load_described, load_strictly, unfinished_run
 from sslvit.objectives.mae import MAE
 from sslvit.resnet import BiT
 from sslvit.vit import ViT
@@ -45,28 +46,55 @@ def open_backbone(path: str | Path, **said: Any) -> tuple[ViT | BiT, dict[str, A
     if said:
         raise ValueError(f"{path} is a model of sslvit, which says everything itself: leave out {', '.join(said)}")
     folder = Path(path).parent if Path(path).is_file() else path  # with the config.json that belongs to it
-    return load_backbone(folder), described(folder)
+    return load_described(folder)
 
 
 def is_ours(path: str | Path) -> bool:
-    """A run's folder, its model's, or the file in that."""
+    """A run's folder, also of one that has not ended, its model's, or the file in that."""
+    if unfinished_run(path) is not None:
+        return True
     folder = Path(path) / "model" if (Path(path) / "model" / "config.json").exists() else Path(path)
     if folder.name == "model.safetensors" and folder.is_file():
         folder = folder.parent
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: Size, channels: int) -> ViT | BiT | None:
+def start_from(folder: str, *, image_size: Size, channels: int, model: str = "") -> ViT | BiT | None:
     """What a run goes on from that was told to --start somewhere, ours or another's that says all of itself, at its own
-    image size; None if it was not."""
+    image size; None if it was not. model: what --model names beside it, if that was given."""
     if not folder:
         return None
-    backbone = open_backbone(folder)[0]
+    backbone = _as_it_is(folder)
+    if model not in ("", backbone.name):
+        raise ValueError(
+            f"--model {model} is not the model of --start {folder}, {backbone.name}: leave one of them out"
+        )
     if backbone.channels != channels:
         raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
     if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
+
+
+class HoldsClassifier(DataError):
+    """A file was trained on labels, and leave_head does not say that this is meant."""
+
+    def __init__(self, what: str):
+        self.what = what
+        super().__init__(f"{what}. If its backbone is what you want, say leave_head=True (--foreign leave_head=true)")
+
+
+def _as_it_is(folder: str) -> ViT | BiT:
+    """Of --start, beside which nothing can be said of another's file; `convert` is where that can be said."""
+    command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign"
+    try:
+        return open_backbone(folder)[0]
+    except HoldsClassifier as error:
+        raise DataError(f"{error.what}. For --start, run `{command} leave_head=true`, then say --start NEW") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}. For --start, run `{command} NAME=VALUE ...`, then say --start NEW") from error
 
 
 def load_foreign(
@@ -99,9 +127,8 @@ def load_foreign(
         found = _translated(find(contents.parts, part, name), name)
         head = classifiers(found)
         if head and not leave_head:
-            raise DataError(
-                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels. "
-                "If its backbone is what you want, say leave_head=True (--foreign leave_head=true)"
+            raise HoldsClassifier(
+                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels"
             )
         facts = _known(contents, found, family, said)
         if found.family == "bit":

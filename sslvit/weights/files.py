@@ -1,7 +1,8 @@
 """Other people's files as named tensors. Nothing in a file is ever executed here, and sizes are looked at first.
 
-safetensors is read by its library, which checks the header. Of an .npz every header is compared with the size of its
-entry before an array is made. A .pth is a pickle: a child process with limits reads it and hands its tensors back.
+safetensors is read by its library, which checks the header, once that is known to be short. Of an .npz every header is
+compared with the size of its entry before an array is made, and the sum with the file's. A .pth is a pickle: a child
+process with limits reads it and hands its tensors back.
 """
 
 import json
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sslvit import durable, npz
 from sslvit.errors import DataError, NoInput
 
-MOST_BYTES, MOST_ENTRIES = 16 << 30, 100_000  # as in sslvit.unpickle
+MOST_BYTES = 16 << 30  # as in sslvit.unpickle
 LONGEST_CONFIG = 1 << 20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
@@ -58,13 +59,15 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
         elif suffix == ".npz":
             parts = {"": _arrays(file, real)}
         elif suffix == ".safetensors":
-            parts = {"": load_file(real)}
+            parts = {"": _tensors(real)}
         else:
             raise DataError(f"{file} is none of .safetensors, .npz, {', '.join(PICKLES)}")
     except OSError as error:
         raise NoInput(f"{file}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{file} is not a whole safetensors file: {error}") from error
+    except DataError:
+        raise
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DataError(f"{file} is not a whole safetensors file of weights: {error}") from error
     # What lies beside a file of any other name may belong to another model.
     named = file.name in WEIGHTS
     names = ("config.json", "preprocessor_config.json", "torchvision.json")
@@ -128,7 +131,7 @@ def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Te
                 raise DataError(f"{file} took longer than {seconds:g} seconds to read, and was given up") from error
         if child.returncode:
             raise DataError(f"{file} {_reason(said, child.returncode)}")
-        tensors = load_file(target)
+        tensors = _tensors(target)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         *path, last = json.loads(name)
@@ -156,25 +159,20 @@ def _arrays(file: Path, real: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(real) as archive:
             entries = archive.infolist()
-            size = sum(entry.file_size for entry in entries)
-            if size > MOST_BYTES or len(entries) > MOST_ENTRIES:
-                raise ValueError(f"{len(entries)} entries of {size} bytes are more than {MOST_ENTRIES} of {MOST_BYTES}")
-            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
+            if len(entries) > durable.MOST_TENSORS:
+                raise ValueError(f"{len(entries)} entries are more than the {durable.MOST_TENSORS} that are read")
+            npz.check_sizes(archive, real.stat().st_size)
+            return {entry.filename.removesuffix(".npy"): _tensor(npz.array_of(archive, entry)) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{file} is not a whole .npz of numbers: {error}") from error
 
 
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
-    with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{entry.filename} has version {version}")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-        if dtype.hasobject or dtype.kind not in "fiub":
-            raise ValueError(f"{entry.filename} holds {dtype}, not numbers")
-        if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
-            raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, and has {entry.file_size} bytes")
-    with archive.open(entry) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Of a safetensors file."""
+    with file.open("rb") as stream:
+        durable.check_header(stream.read(8 + durable.LONGEST_HEADER))
+    return load_file(file)

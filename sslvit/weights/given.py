@@ -50,8 +50,8 @@ FACTS |= {"leave_head": _truth, "drop_distillation": _truth}
 @dataclass(frozen=True)
 class ModelConfig:
     model: Path = Path("runs/mpp/model")
-    """The model folder of a run, or the run's; or a checkpoint of timm, torchvision, transformers, Google, MoCo v3,
-    DINO, MAE or DINOv2."""
+    """The model folder of a run, or the run's, which may not have ended yet; or a checkpoint of timm, torchvision,
+    transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
     foreign: tuple[str, ...] = ()
     """What such a checkpoint does not say of itself, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5
     std=.5,.5,.5; leave_head=true takes the backbone of a classifier."""

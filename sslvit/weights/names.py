@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslvit.errors import DataError
+from sslvit.errors import DataError, shortened
 
 # Each layout has one weight by which it is known, wherever in the file it lies.
 MARKS = {
@@ -128,7 +128,7 @@ def _chosen(places: Sequence[tuple[str, str, str]], wanted: str | None, file: st
         wanted = next((word for word in DEFAULTS if sum(word in w for w in words) == 1), None)
     fitting = [place for place, w in zip(places, words, strict=True) if wanted is None or wanted in w]
     if len(fitting) != 1:
-        there = [f"{part}: {prefix} ({layout})" for layout, part, prefix in places]
+        there = shortened(str([f"{part}: {prefix} ({layout})" for layout, part, prefix in places]))
         raise ValueError(f"{file} holds the backbones {there}: say part= one word that only the wanted one has")
     return fitting[0]
 

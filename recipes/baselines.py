@@ -1,0 +1,71 @@
+"""What no model gives: always the commonest class of the training labels, and raw pixels by probe.py's protocols.
+
+    python recipes/baselines.py --data shapes --image_size 32
+
+compare.py and study.py run this for their tables. Raw pixels are the images as an evaluation sees them, flattened, and
+reduced to at most 32 x 32. In --out are all digits (numbers.json), and the predictions of each logistic regression.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from sslvit import durable
+from sslvit.config import DataConfig
+from sslvit.distributed import start
+from sslvit.errors import DataError, at_the_door
+from sslvit.evaluate.balance import balanced_accuracy
+from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
+from sslvit.evaluate.knn import knn_votes
+from sslvit.evaluate.monitor import draw_ids, monitor_of
+from sslvit.evaluate.predictions import save_predictions
+from sslvit.evaluate.probing import Protocols, probed
+from sslvit.parts import check_numbers
+
+
+@dataclass(frozen=True)
+class Config(Protocols, DataConfig):
+    """Read raw pixels, on labelled images; without a test split a tenth of the training images is held out."""
+
+    out: Path = Path("runs/baselines")
+    """A folder for numbers and predictions; files of these names are replaced."""
+    limit_train: int = 10_000
+    """At most so many random training images; 0 takes all."""
+    limit_test: int = 5_000
+    threads: int = 0
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    check_numbers(config, above="k draws", from_zero="limit_train limit_test threads")
+    accelerator = start(threads=config.threads)
+    train = config.open()
+    monitor = monitor_of(config, train, accelerator)
+    if not monitor:
+        raise DataError(f"--data {config.data}: there is nothing to evaluate on")
+    train, test = monitor.sources
+    ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
+    found = baselines(train, test, ids, monitor.view, accelerator)
+    told = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
+    pixels = probed(found.train, found.test, READOUT, config, told)
+    x, y = (one.by_readout[READOUT] for one in (found.train, found.test))
+    votes = knn_votes(x, found.train.labels, y, k=config.k, temperature=config.temperature)
+    for name, value in {COMMONEST: found.commonest, **pixels.numbers}.items():
+        accelerator.print(f"{name:<20}{100 * value:>8.1f}")
+    accelerator.print(
+        f"accuracy, %; all but the first of raw pixels, {found.side} x {found.side}. {len(found.train.ids):,} training "
+        f"and {len(found.test.ids):,} test images of {train.name}."
+    )
+    if accelerator.is_main_process:
+        for fraction, one in pixels.predictions.items():
+            save_predictions(config.out / f"pixels-{fraction:g}.parquet", one)
+        numbers = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
+        balanced = {f"{config.k}-nn": balanced_accuracy(votes.argmax(-1), found.test.labels)}
+        numbers |= {PIXELS: pixels.numbers | {"balanced accuracy": balanced}}
+        durable.replace(config.out / "numbers.json", [json.dumps(numbers, indent=1).encode()])
+
+
+if __name__ == "__main__":
+    at_the_door(main)

@@ -1,0 +1,62 @@
+"""What workers hand over lies in shared memory, of which a container may have next to none (docker: 64 MB unless told
+otherwise); then it is copied through pipes, which takes longer and needs no more than the memory that there is."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHARED = Path("/dev/shm")
+PAGES = 1 << 16  # bytes that the small tensors of a batch take, a few pages each
+MORE = "docker run --shm-size=8g, or `mount -o remount,size=8g /dev/shm`, gives more"
+
+
+def room() -> int | None:
+    """Free bytes of shared memory; None where this system keeps it elsewhere, and says nothing about it."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+
+
+def too_little(batch: int, workers: int, ahead: int) -> str:
+    """A sentence if batches of so many bytes have no room in shared memory: those made ahead, one in use, one more."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed, free = (batch + PAGES) * (workers * ahead + 2) * local, room()
+    if free is None or needed <= free:
+        return ""
+    processes = f" of {local} processes" if local > 1 else ""
+    return (
+        f"{SHARED} has {free / 1e6:,.1f} MB free, and {workers} workers{processes} with {ahead} batches of "
+        f"{batch / 1e6:,.1f} MB need {needed / 1e6:,.1f} MB: batches are copied through pipes instead, which takes "
+        f"longer. {MORE}"
+    )
+
+
+class Piped(NamedTuple):
+    """A tensor on its way through a pipe: torch would send it through shared memory."""
+
+    array: np.ndarray
+
+
+def into_pipe(value: Any) -> Any:
+    """The same with every tensor piped; tuples within tuples."""
+    return Piped(value.numpy()) if isinstance(value, Tensor) else each(into_pipe, value)
+
+
+def into_shared_memory(value: Any) -> Any:
+    """As torch does when it sends a tensor; but there an error for lack of room would only be printed, and nothing be
+    sent."""
+    return value.share_memory_() if isinstance(value, Tensor) else each(into_shared_memory, value)
+
+
+def out_of_pipe(value: Any) -> Any:
+    return torch.from_numpy(value.array) if isinstance(value, Piped) else each(out_of_pipe, value)
+
+
+def each(change: Any, value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    changed = map(change, value)
+    return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)

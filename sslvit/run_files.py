@@ -1,0 +1,67 @@
+"""What a run writes into its folder, in one list. Nothing else is deleted there, and no link there is followed.
+
+A folder may hold further runs of the same form: the choice of a rate in fine-tuning keeps each in choice/lr-...
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK, CHECKPOINTS = "run.lock", "checkpoints"
+APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # all else is written anew and renamed
+WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept before one is read or saved
+_CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
+_BAD_STEP = r"bad_steps/step-\d{8,}"
+_FILES = (
+    r"run\.lock",
+    r"(config|environment|cost)\.json",
+    r"(metrics|bad_images)\.jsonl",
+    r"data\.txt",
+    r"first_batch\.png",
+    r"report\.(html|md)",
+    rf"{_CHECKPOINT}/(tensors\.safetensors|state\.json|MANIFEST\.json)",
+    r"model/(model\.safetensors|config\.json|README\.md)",
+    r"pictures/(views|reconstructions|neighbours|attention|filters|positions)\.png",
+    r"pictures/distances\.svg",
+    rf"{_BAD_STEP}/(weights\.safetensors|process-\d+\.(safetensors|json))",
+    r"stacks/process-\d+\.txt",
+    r"test\.json|predictions\.parquet|confusion\.png",  # of fine-tuning
+    r"(sslvit|\.aim)/.*",  # of Accelerate's trackers, those that write beside the run: TensorBoard and Aim
+)
+_FOLDERS = (
+    rf"checkpoints|{_CHECKPOINT}|bad_steps|{_BAD_STEP}",
+    r"model|pictures|stacks|choice|choice/lr-[^/]+|(sslvit|\.aim)(/.*)?",
+)
+_RUN = r"(choice/lr-[^/]+/)*"
+FILE = re.compile(f"{_RUN}({'|'.join(_FILES)})", re.DOTALL)
+FOLDER = re.compile(f"{_RUN}({'|'.join(_FOLDERS)})", re.DOTALL)
+LEFT_BY_A_KILL = re.compile(r"(.*/)?\.(tmp|del)-[^/]*", re.DOTALL)
+
+
+def foreign(folder: Path) -> list[str]:
+    """What lies in the folder and is not a run's: files, links and folders, by their paths in it."""
+    return sorted(name for name, _, is_file, is_folder in _entries(folder) if not (is_file or is_folder))
+
+
+def misplaced(folder: Path) -> list[str]:
+    """What bears the name of something that a run writes and is something else, such as a link or a named pipe."""
+    return sorted(
+        name
+        for name, kind, is_file, is_folder in _entries(folder)
+        if (is_file or is_folder) and not ((is_file and stat.S_ISREG(kind)) or (is_folder and stat.S_ISDIR(kind)))
+    )
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, int, bool, bool]]:
+    """Of all that lies in the folder: the path, what it is, and whether a run's files and its folders have such paths.
+    No link is followed, and folders that are not a run's are not looked into; what a kill left is deleted anyway."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if LEFT_BY_A_KILL.fullmatch(path):
+                continue
+            yield path, os.lstat(Path(folder) / path).st_mode, bool(FILE.fullmatch(path)), bool(FOLDER.fullmatch(path))
+        inside = {name: os.path.relpath(os.path.join(parent, name), folder) for name in folders}
+        folders[:] = [name for name, path in inside.items() if FOLDER.fullmatch(path)]

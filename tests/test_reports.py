@@ -1,0 +1,95 @@
+"""A comparison's and a study's reports are written anew from what their folders keep, or say what is missing."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_results import comparison
+
+from sslvit.compare import ComparisonConfig
+from sslvit.errors import DataError, NoInput
+from sslvit.reports import gather, report_again, write
+
+KEPT = Path(__file__).parent.parent / "recipes" / "results"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> Path:
+    """A comparison's folder with all that its parts leave, made up, but no report."""
+    out = tmp_path_factory.mktemp("ended") / "compare"
+    comparison(out, {"scratch": [0.6, 0.6], "mae": [0.8, 0.8]}, places=("own",), pixels=0.5)
+    for model in (out / "models").iterdir():
+        folder = out / ("starts" if model.name.startswith("scratch") else "runs") / model.name
+        folder.parent.mkdir(exist_ok=True)
+        model.rename(folder)
+        (folder / "report.md").write_text("")
+    (out / "compare.json").write_text(json.dumps({"data": "made up", "methods": ["mae"], "seeds": 2}))
+    return out
+
+
+@pytest.fixture
+def folder(ended, tmp_path) -> Path:
+    return Path(shutil.copytree(ended, tmp_path / "compare"))
+
+
+def reported(folder: Path) -> str:
+    """By the command, in a process of its own."""
+    command = [sys.executable, "-m", "sslvit", "report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{folder / 'report.html'}\n"
+    return (folder / "report.md").read_text()
+
+
+def test_a_comparison_whose_parts_are_done_but_whose_report_is_missing_gets_it(folder):
+    report_again(folder)
+    text = (folder / "report.md").read_text()
+    assert "MAE is ahead of scratch (mean) by" in text
+    assert "| raw pixels | 50.0 |" in text
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert json.loads((folder / "results.json").read_text())["methods"] == ["scratch (mean)", "scratch (cls)", "MAE"]
+
+
+def test_the_report_is_the_same_when_it_is_written_from_kept_results_alone(folder):
+    config = ComparisonConfig(out=folder, methods=("mae",), seeds=2)
+    write(gather(config, json.loads((folder / "compare.json").read_text()), ["python recipes/mae.py"]), folder)
+    before = {name: (folder / name).read_bytes() for name in ("report.md", "report.html", "results.json")}
+    for name in ("probes", "finetuned", "baselines", "starts", "runs"):
+        shutil.rmtree(folder / name)
+    (folder / "report.md").unlink()
+    (folder / "report.html").unlink()
+    assert reported(folder) == before["report.md"].decode()
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["built-in.json", "fashion-mnist.json"])
+def test_results_that_an_earlier_version_kept_make_a_report(tmp_path, name):
+    shutil.copy(KEPT / name, tmp_path / "results.json")
+    assert "MPP is ahead of scratch (mean)" in reported(tmp_path)
+
+
+def test_a_studys_table_and_plot_are_written_again(tmp_path):
+    shutil.copy(KEPT / "studies" / "targets.json", tmp_path / "results.json")
+    assert report_again(tmp_path) == tmp_path / "results.md"
+    assert (tmp_path / "study.svg").read_text() == (KEPT / "studies" / "targets.svg").read_text()
+    assert "| mean colour, 50 % |" in (tmp_path / "results.md").read_text()
+
+
+def test_what_is_missing_or_damaged_is_named_with_the_way_out(folder, tmp_path):
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    with pytest.raises(NoInput, match=f"{nothing} holds no run that has ended, no comparison, and no study"):
+        report_again(nothing)
+    (folder / "runs" / "mae-1" / "report.md").unlink()
+    with pytest.raises(NoInput, match=r"compare is a comparison that has not ended: .*mae-1 is to be done"):
+        report_again(folder)
+    (folder / "runs" / "mae-1" / "report.md").write_text("")
+    shutil.rmtree(folder / "finetuned" / "mae-1" / "own" / "0.01")
+    with pytest.raises(DataError, match="fine-tuned 1 % is not there of MAE; the comparison's command makes the rest"):
+        report_again(folder)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(DataError, match=r"results.json cannot be read \(.*\): delete it, and the command that made it"):
+        report_again(folder)
+    assert not (folder / "report.md").exists()
