@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sslvit import analysis, durable, figures, rng
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size, both
 from sslvit.data.source import Source
 from sslvit.data.views import Plain
 from sslvit.distributed import start
@@ -35,7 +36,7 @@ class Config(ModelConfig, ImagesConfig):
 
     out: Path = Path("runs/analysis")
     """A folder for analysis.json and the pictures; files of these names are replaced."""
-    image_size: int = 0
+    image_size: Size = 0
     """0 takes the model's own. Distances are in pixels of images of this size."""
     split: Literal["train", "test"] = "train"
     images: int = 128
@@ -87,7 +88,7 @@ def main() -> None:
     pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
-    size = (config.image_size, config.image_size) if config.image_size else pretrained.image_size
+    size = both(config.image_size or pretrained.image_size)
     source = config.source(config.split, image_size=size, channels=pretrained.channels)
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)

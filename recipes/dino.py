@@ -23,6 +23,7 @@ import tyro
 from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import DINO as Views
+from sslvit.data.views import papers_blur
 from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
@@ -49,8 +50,8 @@ class Config(TrainConfig, DataConfig):
     init: Literal["dino", "timm", "jax"] = "dino"
     """How the backbone starts: as the paper's does, as timm's (another class token), or as the ViT paper's, whose
     random features tell images apart more."""
-    crops: tuple[int, int] = (8, 96)
-    """How many small crops, and their size."""
+    crops: tuple[int, int] | tuple[int, int, int] = (8, 96)
+    """How many small crops, and their size: of a side, or height and width."""
     areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
     colour: bool = True
@@ -103,9 +104,10 @@ def main() -> None:
     options |= {name: getattr(config, name) for name in names}
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
     objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)
-    sigma = (0.1 * size / 224, 2.0 * size / 224)  # the paper's blur is in pixels of its 224
+    count, *small_size = config.crops
+    crops = {"small": count, "small_size": small_size[0] if len(small_size) == 1 else tuple(small_size)}
     areas = {"scale": (middle, large), "small_scale": (small, middle)}
-    views = Views(size, *config.crops[::-1], **areas, sigma=sigma, colour=config.colour)
+    views = Views(size, **crops, **areas, sigma=papers_blur(size), colour=config.colour)
     views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return

@@ -15,6 +15,7 @@ import torch
 from sslvit import sealed
 from sslvit.command_line import choose
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.data.subset import Subset
 from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
@@ -32,7 +33,7 @@ from sslvit.weights.given import ModelConfig
 class Config(ModelConfig, FinetuneConfig, ImagesConfig):
     """Fine-tune a pretrained model, on labelled images with a train and a test split."""
 
-    image_size: int = 0
+    image_size: Size = 0
     """0 takes the model's own; larger than it, positions are interpolated."""
     scratch: bool = False
     """Start the same architecture at random instead."""

@@ -25,6 +25,7 @@ import tyro
 
 from sslvit import rng
 from sslvit.config import ImagesConfig, configuration
+from sslvit.data.pieces import Size
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
@@ -43,7 +44,7 @@ class Config(ModelConfig, ImagesConfig):
 
     out: Path = Path("runs/linear_probe")
     """A folder for numbers, heads, predictions and what was printed; files of these names are replaced."""
-    image_size: int = 0
+    image_size: Size = 0
     """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
     shots: int = 10

@@ -20,6 +20,7 @@ import tyro
 from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.views import MoCoV3 as Views
+from sslvit.data.views import papers_blur
 from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
@@ -75,10 +76,7 @@ def main() -> None:
     backbone = start or ViT.variant(config.model, **given, **start_of)
     names = ("hidden", "freeze_patch_projection", "parts", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
-    # The paper's blur is in pixels of its 224.
-    views = Views(
-        size, scale=(config.smallest_crop, 1.0), sigma=(0.1 * size / 224, 2.0 * size / 224), colour=config.colour
-    )
+    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=papers_blur(size), colour=config.colour)
     views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return

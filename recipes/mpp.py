@@ -17,6 +17,7 @@ import tyro
 
 from sslvit.command_line import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
+from sslvit.data.pieces import Size
 from sslvit.data.views import Light
 from sslvit.distributed import start_run
 from sslvit.dry_run import dry_run
@@ -37,7 +38,7 @@ class Config(TrainConfig, DataConfig):
     preset: Literal["small", "paper"] = "small"
     """What the other options are by default."""
     out: Path = Path("runs/mpp")
-    image_size: int = 32
+    image_size: Size = 32
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     conventions: Literal["timm", "jax"] = "timm"

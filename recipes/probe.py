@@ -18,6 +18,7 @@ import tyro
 
 from sslvit import durable, sealed
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
@@ -39,7 +40,7 @@ class Config(ModelConfig, Protocols, ImagesConfig):
 
     out: Path = Path("runs/probe")
     """A folder for numbers, predictions and pictures; files of these names are replaced."""
-    image_size: int = 0
+    image_size: Size = 0
     """0 takes the model's own."""
     blocks: int = 1
     """Also read the class tokens, and the mean patches, of the last so many blocks, joined; 1 does not."""

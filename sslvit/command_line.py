@@ -14,15 +14,21 @@ Chosen = TypeVar("Chosen", bound=TrainConfig)
 def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     """The first preset is what is trained where the flag --preset (or `by`) names none.
 
-    A learning rate that nobody gave is the preset's for each 256 images of a batch.
+    Of --lr and --base_lr the one on the command line wins over the other in the preset; a base rate is for each 256
+    images of a batch.
     """
     first = next(iter(presets))
-    name = typed(by) or first
-    config = tyro.cli(type(presets[first]), default=presets.get(name, presets[first]), args=sys.argv[1:])
-    preset = presets.get(name, presets[first])
-    if config.base_lr != preset.base_lr and config.lr:
-        raise ValueError(f"--base_lr {config.base_lr:g} has no effect beside --lr {config.lr:g}: give --lr 0 with it")
-    config = replace(config, lr=config.lr or config.base_lr * config.batch_size / 256)
+    given = {rate: typed(rate) for rate in ("lr", "base_lr")}
+    config = tyro.cli(type(presets[first]), default=presets.get(typed(by), presets[first]), args=sys.argv[1:])
+    if given["base_lr"] and not config.base_lr > 0:
+        raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
+    if given["base_lr"] and given["lr"] and config.lr:
+        raise ValueError(
+            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} are both given: --lr is the rate itself, --base_lr "
+            "that for each 256 images of a batch; give one of them"
+        )
+    base = config.base_lr * config.batch_size / 256
+    config = replace(config, lr=base if given["base_lr"] else config.lr or base)
     config.check()
     return config
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sslvit import sealed
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.disk import needed
 from sslvit.dry_run import MEASURED
 from sslvit.model_folder import WEIGHTS, save_backbone
@@ -79,7 +80,7 @@ class ComparisonConfig(ImagesConfig):
 
     out: Path = Path("runs/compare")
     """A folder for everything. A comparison that is there goes on, if its settings are the same."""
-    image_size: int = 32
+    image_size: Size = 32
     channels: Literal[1, 3] | None = None
     """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"

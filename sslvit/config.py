@@ -11,6 +11,7 @@ import numpy as np
 
 from sslvit import rng, schedule
 from sslvit.data.image import MAX_PIXELS
+from sslvit.data.pieces import Size, both
 from sslvit.data.samples import Images, Source
 from sslvit.data.source import open_source, room
 from sslvit.data.stream import Stream
@@ -27,20 +28,25 @@ class ImagesConfig:
     """Which images, and how they are read."""
 
     data: str = "shapes"
-    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
-    webdataset:/files."""
-    image_size: int = 224
+    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
+    parquet:/files, webdataset:/files."""
+    image_size: Size = 224
+    """Pixels of a side, or height and width: 224 320. Random crops keep their range of aspect ratios, 3:4 to 4:3 as in
+    the papers, and are resized to this; images that are evaluated keep theirs and are cut to this, see --eval_crop."""
     image_column: str | None = None
-    """Of a table: the column of images, where there are several."""
+    """Of a table: the column of images, where there are several; of a CSV file by name, or counted from 1."""
     label_column: str | None = None
     """Of a table: the column of labels, where it is not plain which."""
+    root: Path | None = None
+    """Of a list, CSV file or table whose lines or rows name files: the folder that these lie in; nothing outside it is
+    read. By default that of the list or table itself."""
     canvas: int | None = None
     """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
     by default 2.25 times the image size. Small crops of large photographs are sharper with more, and reading is
     slower."""
     eval_crop: float | None = None
     """Where images are evaluated: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of
-    256) above an image size of 96, 1 up to it; 0 squeezes the whole image into a square instead."""
+    256) above an image size of 96, 1 up to it; 0 squeezes the whole image into the image size instead."""
     range: tuple[float, float] | None = None
     """Of images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
     default 0 and the largest that such files can hold. Images of 8 bits are left as they are."""
@@ -51,15 +57,20 @@ class ImagesConfig:
     follow_links: bool = False
     """Of a folder: also read what links in it point to outside of it, and linked folders."""
 
+    def __post_init__(self) -> None:
+        size = tuple(np.atleast_1d(self.image_size).tolist())  # from JSON it is a list
+        object.__setattr__(self, "image_size", size[0] if len(set(size)) == 1 else size)  # 224 224 is 224
+
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
-        names = ("image_size", "image_column", "label_column", "canvas", "max_pixels", "follow_links")
+        names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
         given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
         for name in ("image_size", "canvas", "max_pixels"):
+            shown = " ".join(map(str, np.atleast_1d(given[name])))
             if given[name] is not None and np.min(given[name]) < 1:
-                raise ValueError(f"--{name} is {given[name]}; it must be above 0")
+                raise ValueError(f"--{name} is {shown}; it must be above 0")
             if name != "max_pixels" and given[name] is not None and np.max(given[name]) > LARGEST_SIDE:
-                raise ValueError(f"--{name} is {given[name]}; it must not be above {LARGEST_SIDE}")
+                raise ValueError(f"--{name} is {shown}; it must not be above {LARGEST_SIDE}")
         self.eval_view(given["image_size"])  # so that what it refuses is refused before anything is trained
         return given
 
@@ -71,7 +82,7 @@ class ImagesConfig:
             raise ValueError(f"--range is {low:g} {high:g}; the first must be below the second")
         return low, high
 
-    def eval_view(self, size: int | tuple[int, int]) -> Plain:
+    def eval_view(self, size: Size) -> Plain:
         """The view that images are evaluated by."""
         return evaluation(size, self.eval_crop)
 
@@ -94,8 +105,9 @@ class DataConfig(ImagesConfig):
     """A model's folder, or its run's, also of one that has not ended, to start from instead of at random: its weights
     and its architecture."""
     data: str = "shapes"
-    """Images: shapes (built in), folder:/dir, list:/file, idx:/dir, npz:/file, hf:name, disk:/dir, parquet:/files,
-    webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too large to keep."""
+    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
+    parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too
+    large to keep."""
     images: int = 0
     """Only so many random ones of the training images; the smaller of two such parts is within the larger."""
     epoch_images: int = 0
@@ -113,7 +125,7 @@ class DataConfig(ImagesConfig):
             if self.only or self.images:
                 given = f"--only {self.only}" if self.only else f"--images {self.images}"
                 raise ValueError(f"{given} is not for streams: what is in them is not known beforehand")
-            given["canvas"] = given["canvas"] or room(size)
+            given["canvas"] = given["canvas"] or room(int(np.max(size)))
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
             raise ValueError(f"--epoch_images is for streams: a pass over {self.data} is all its images")
@@ -143,7 +155,7 @@ class TrainConfig:
     lr: float = 0.0
     """Peak learning rate, at this batch size; 0 takes --base_lr."""
     base_lr: float = 0.0
-    """Peak learning rate for each 256 images of a batch, where there is no --lr."""
+    """Peak learning rate for each 256 images of a batch. Give this or --lr: either replaces the preset's other."""
     final_lr: float = 0.0
     """Where the learning rate ends."""
     warmup_epochs: float = 1
@@ -204,7 +216,8 @@ class TrainConfig:
     dry_run: bool = False
     """Go through everything once, say what the run will take, and train nothing."""
     log_with: tuple[str, ...] = ()
-    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ..."""
+    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` has
+    these."""
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option was there, if that is not its default now
 
     def learning_rate(self, progress: float) -> float:
@@ -252,6 +265,7 @@ FREE = frozenset(
     [
         "out",
         "data",  # where the images lie; what they are is compared by itself
+        "root",
         "allow_data_change",
         "max_bad",
         "workers",
@@ -283,10 +297,10 @@ def configuration(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def with_old_crop(saved: dict[str, Any], image_size: int) -> dict[str, Any]:
+def with_old_crop(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
     """Settings that were saved before there was --eval_crop, with what was done then: whole images were squeezed. Of
     thumbnails that is what is done now."""
-    return ({"eval_crop": 0.0} if image_size > THUMBNAIL else {}) | saved
+    return ({"eval_crop": 0.0} if max(both(image_size)) > THUMBNAIL else {}) | saved
 
 
 def steps_of(config: TrainConfig, images: int, *, whole_batches: bool = False) -> int:

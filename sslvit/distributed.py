@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
@@ -94,6 +95,7 @@ def start(
     the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
     """
     take_over_sharding()
+    check_trackers(log_with)
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=list(log_with) or None,
@@ -112,6 +114,18 @@ def start(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
+    given = f"--log_with {' '.join(names)}"
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"{given}: {name} must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    installed = {str(tracker) for tracker in get_available_trackers()}  # some of them an Enum's members
+    if missing := [name for name in names if name not in installed]:
+        extra = " (pip install 'sslvit[trackers]' installs tensorboard, trackio and wandb)"
+        raise ValueError(f"{given}: not installed: pip install {' '.join(missing)}{extra}")
 
 
 def take_over_sharding() -> None:

@@ -48,7 +48,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     if objective.couples_samples:
         row.only_whole_batches()
     if accelerator.is_main_process:
-        look(row, min(objective.backbone.image_size), views, config, accelerator)
+        look(row, objective.backbone.image_size, views, config, accelerator)
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
     objective.to(accelerator.device).train()
     operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sslvit import manifest, sealed
 from sslvit.checkpoint import NAME
 from sslvit.config import LARGEST_SIDE
+from sslvit.data.pieces import Size, both
 from sslvit.durable import tensors_hash
 from sslvit.errors import DataError
 from sslvit.exports import export
@@ -143,8 +144,8 @@ class Convert:
     """timm: a model folder, which sslvit opens too."""
     readout: Literal["declared", "cls", "mean", "both"] = "declared"
     """What is recorded as to be read, and what a program gives."""
-    image_size: int = 0
-    """Resize the positions for images of this size, for good; 0 leaves them."""
+    image_size: Size = 0
+    """Resize the positions for images of this size (of a side, or height and width), for good; 0 leaves them."""
     any_size: bool = False
     """Of a program (onnx, torch_export): images of any size that is a multiple of the patch."""
     head: bool = False
@@ -162,12 +163,14 @@ def convert(config: Convert) -> str:
     readout = written["readout"] if readout == "declared" else readout
     if readout not in backbone.readouts:
         raise ValueError(f"--readout {readout}: this {backbone.name} has {', '.join(backbone.readouts)}")
-    if not 0 <= config.image_size <= LARGEST_SIDE:
-        raise ValueError(f"--image_size {config.image_size}: it must be from 1 to {LARGEST_SIDE}, or 0 to leave it")
-    if config.image_size:
+    sides = both(config.image_size)
+    shown = f"--image_size {' '.join(map(str, dict.fromkeys(sides)))}"
+    if sides != (0, 0) and not all(1 <= side <= LARGEST_SIDE for side in sides):
+        raise ValueError(f"{shown}: it must be from 1 to {LARGEST_SIDE}, or 0 to leave it")
+    if sides != (0, 0):
         if isinstance(backbone, BiT):
-            raise ValueError(f"--image_size {config.image_size}: a {backbone.name} takes images of any size as it is")
-        backbone = backbone.resized(config.image_size)
+            raise ValueError(f"{shown}: a {backbone.name} takes images of any size as it is")
+        backbone = backbone.resized(sides)
     has = bool(written.get("head")) and "version" in written
     if config.head and not has:
         raise DataError(f"--head: {config.model} is no model of sslvit that was trained on labels, with a head")

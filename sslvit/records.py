@@ -5,14 +5,12 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 
 from sslvit import sealed
 from sslvit.config import TrainConfig, configuration
@@ -80,13 +78,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
-    installed = {str(tracker.value if isinstance(tracker, Enum) else tracker) for tracker in get_available_trackers()}
-    if set(names) - installed:
-        raise ValueError(f"--log_with {' '.join(names)}: of trackers, only {sorted(installed)} are installed")
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sslvit.charts import Line, line_chart
 from sslvit.config import TrainConfig, configuration
 from sslvit.cost import COST
 from sslvit.data.loader import Views
+from sslvit.data.pieces import both
 from sslvit.data.samples import Images
 from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate.monitor import table
@@ -87,9 +88,10 @@ class Run:
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
+        pixels = " x ".join(map(str, dict.fromkeys(both(self.config["image_size"]))))
         sentences = [
             f"{model['objective']} trained {self.name}, {self.parameters / 1e6:.1f} million parameters, on "
-            f"{model['data']}: {cost['images']:,} images of {self.config['image_size']} px in "
+            f"{model['data']}: {cost['images']:,} images of {pixels} px in "
             f"{duration(cost['seconds'])} on {cost['device']}."
         ]
         for name in [name for name in self.row(0) if name.startswith(f"eval/{model['readout']}/")]:
@@ -153,7 +155,7 @@ def curves(run: Run) -> str:
 
 
 def pictures(run: Run) -> dict[str, str]:
-    folder, small = run.folder / "pictures", run.config["image_size"] < 100
+    folder, small = run.folder / "pictures", max(both(run.config["image_size"])) < 100
     shown = {name: page.picture(folder / name, caption, small=small) for name, caption in CAPTIONS.items()}
     if (folder / "distances.svg").exists():
         distances = (folder / "distances.svg").read_text("utf-8")

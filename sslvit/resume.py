@@ -157,7 +157,7 @@ def restore(
         absent["range"] = list(FULL_RANGE)
     saved = found.state["config"]
     if "eval_crop" in absent:
-        saved = with_old_crop(saved, max(objective.backbone.image_size))
+        saved = with_old_crop(saved, objective.backbone.image_size)
     for warning in check_unchanged(absent | saved, configuration(config)):
         accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):

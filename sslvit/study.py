@@ -10,6 +10,7 @@ import torch
 from sslvit import durable, page, sealed
 from sslvit.charts import Dot, Line, dot_chart, line_chart
 from sslvit.config import ImagesConfig
+from sslvit.data.pieces import Size
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.jsonl import read_lines
 from sslvit.model_folder import described
@@ -30,7 +31,7 @@ class StudyConfig(ImagesConfig):
     study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
     out: Path = Path("runs/study")
     """A folder for everything; each study has one of its own in it."""
-    image_size: int = 32
+    image_size: Size = 32
     channels: Literal[1, 3] | None = None
     """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"

@@ -27,6 +27,7 @@ from sslvit.cost import IMAGES, flops_per_image
 from sslvit.data.bad import BadImages
 from sslvit.data.crop import Scaled
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
+from sslvit.data.pieces import Size
 from sslvit.data.preflight import PICTURED, contact_sheet, preflight
 from sslvit.data.samples import Images
 from sslvit.data.stream import Stream
@@ -37,7 +38,7 @@ from sslvit.health import SPIKE
 from sslvit.lost import watched
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.outcome import write_outcome
-from sslvit.records import Log, check_trackers, complete, evaluations
+from sslvit.records import Log, complete, evaluations
 from sslvit.resume import Progress, facts, identity, keep, restore
 from sslvit.run_folder import check_still_held, prepare_folder
 
@@ -58,7 +59,7 @@ def pretrain(
     config.check()
     stopping.listen()
     if config.log_with:
-        check_trackers(config.log_with)
+        distributed.check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
@@ -96,7 +97,7 @@ def pretrain(
         first, known = now.step, {"source": source.name, "steps": steps, "lengths": now.lengths}
         known |= identity(source)
         if now.step == 0 and accelerator.is_main_process:
-            look(row, min(objective.backbone.image_size), views, config, accelerator)
+            look(row, objective.backbone.image_size, views, config, accelerator)
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
@@ -133,7 +134,7 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     return StreamRow(source, **share)
 
 
-def look(row: Parts, image_size: int, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
+def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
     if isinstance(row.source, Stream):
         text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"

@@ -5,10 +5,12 @@ import os
 import runpy
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from sslvit.command_line import choose
 from sslvit.distributed import start
 from sslvit.errors import BAD_CONFIGURATION, NO_INPUT
 
@@ -35,6 +37,9 @@ BAD = [
     ("mpp", "--lr nan", ("--lr", "nan")),
     ("mpp", "--lr inf", ("--lr", "inf")),
     ("mpp", "--lr -0.1", ("--lr", "-0.1")),
+    ("mpp", "--lr 1e-3 --base_lr 2e-3", ("--lr 0.001", "--base_lr 0.002", "both")),
+    ("mae", "--preset small --base_lr 1e-3 --lr 2e-3", ("--lr 0.002", "--base_lr 0.001", "both")),
+    ("mpp", "--base_lr 0", ("--base_lr is 0", "above 0")),
     ("mpp", "--warmup_epochs -1", ("--warmup_epochs", "-1")),
     ("mpp", "--weight_decay nan", ("--weight_decay", "nan")),
     ("mpp", "--weight_decay inf", ("--weight_decay", "inf")),
@@ -53,7 +58,8 @@ BAD = [
     ("mpp", "--timeout 0", ("--timeout", "0")),
     ("mpp", "--max_bad 2", ("max_bad", "2")),
     ("mpp", "--layer_decay 0", ("--layer_decay", "0")),
-    ("mpp", "--log_with nothing", ("nothing",)),
+    ("mpp", "--log_with nothing", ("--log_with", "nothing", "tensorboard, trackio, wandb")),
+    ("mpp", "--log_with comet_ml", ("--log_with comet_ml", "pip install comet_ml", "sslvit[trackers]")),
     ("mpp", "--target colour", ("--target", "colour", "downsized")),
     ("mpp", "--corrupt 0", ("corrupt", "0")),
     ("mpp", "--corrupt 1.5", ("corrupt", "1.5")),
@@ -63,12 +69,20 @@ BAD = [
     ("mpp", "--model S/0", ("S/0",)),
     ("mpp", f"--model {PROGRAM}", ("__import__",)),
     ("mpp", "--image_size -32", ("--image_size", "-32", "above 0")),
+    ("mpp", "--image_size 0 32", ("--image_size is 0 32", "above 0")),
+    ("mpp", "--image_size 32 30 --model XS/8", ("30", "8")),
+    ("mpp", "--image_size 32 32 32", ("--image_size", "INT INT")),
     ("mpp", "--image_size 30 --model XS/8", ("30", "8")),
     ("mpp", "--image_size 1000000000", ("image_size", "1000000000")),
     ("mpp", "--preset huge", ("--preset", "huge")),
     ("mpp", "--channels 2", ("--channels", "2")),
     ("mpp", "--data nope:/x", ("nope", "folder")),
     ("mpp", "--data folder:/not/there", ("/not/there",)),
+    ("mpp", "--data csv:/not/there.csv", ("/not/there.csv", "CSV")),
+    ("mpp", "--data csv:", ("csv:", "names nothing")),
+    ("mpp", "--root /tmp", ("--root /tmp", "csv", "not for shapes")),
+    ("mpp", "--data parquet:/x --root /not/there", ("--root /not/there", "not a folder")),
+    ("mpp", "--data stream:webdataset:/x --epoch_images 9 --root /tmp", ("--root /tmp", "not for webdataset")),
     ("mpp", f"--data {PROGRAM}", ("__import__",)),
     ("mpp", "--only 99", ("--only", "99")),
     ("mpp", "--images 999999999", ("--images", "999,999,999")),
@@ -116,6 +130,33 @@ def everything_is_imported():
     """What a second is counted without: Python and torch start in two to four, on the machine this was written on."""
     runpy.run_path(str(RECIPES / "mpp.py"))
     start(threads=1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "lr"),
+    [
+        ("mpp", "", 1e-3),  # the preset's
+        ("mpp", "--base_lr 4e-3 --batch_size 128", 2e-3),  # beside the preset's lr
+        ("mpp", "--base_lr=4e-3", 1e-3),
+        ("mpp", "--base-lr 4e-3", 1e-3),
+        ("mpp", "--preset paper --data shapes --base_lr 4e-3", 64e-3),
+        ("mpp", "--lr 0 --base_lr 4e-3", 1e-3),
+        ("mae", "--preset small", 1e-3),
+        ("mae", "--preset small --lr 3e-3", 3e-3),  # beside the preset's base_lr
+        ("mae", "--preset small --base_lr 8e-3", 2e-3),
+        ("mae", "--preset small --base_lr 4e-3 --batch_size 128", 2e-3),  # as in the preset, but said
+        ("finetune", "--base_lr 1e-3 --batch_size 512", 2e-3),
+        ("finetune", "--protocol modern --lr 5e-4", 5e-4),
+    ],
+)
+def test_the_rate_on_the_command_line_wins_over_the_other_in_the_preset(recipe, words, lr, monkeypatch):
+    program = runpy.run_path(str(RECIPES / f"{recipe}.py"))
+    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words.split()])
+    if recipe == "finetune":
+        presets, by = {n: program["Config"](**asdict(one)) for n, one in program["PROTOCOLS"].items()}, "protocol"
+    else:
+        presets, by = program["PRESETS"], "preset"
+    assert choose(presets, by).lr == pytest.approx(lr, rel=1e-12)
 
 
 def test_there_are_enough_of_them():

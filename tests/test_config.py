@@ -1,5 +1,7 @@
 """What a recipe's user says reaches the source, and what of it may change when a run goes on."""
 
+import inspect
+import re
 import runpy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sslvit import checkpoint
-from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged
+from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged, configuration
+from sslvit.data import source
 from sslvit.data.samples import ArraySource
 from sslvit.data.views import Light
 from sslvit.distributed import start
@@ -59,6 +62,12 @@ def test_a_model_of_unequal_sides_is_given_images_of_its_size():
     assert ImagesConfig(data="shapes:n=8", image_size=0).source(image_size=(16, 24)).canvas == (24, 24)
 
 
+def test_every_kind_of_data_stands_in_every_place_that_lists_them():
+    table = (Path(__file__).parent.parent / "README.md").read_text().partition("## Your own images")[2][:4000]
+    for text in (inspect.getsource(ImagesConfig), inspect.getsource(DataConfig), source.__doc__, table):
+        assert not [kind for kind in source.KINDS if not re.search(rf"\b{kind}\b", text)]
+
+
 # What changes the result, so that --resume refuses another value. A new option is to be put here, or in config.FREE or
 # WARNED: whether a run may go on with another value is decided by somebody who thought about it.
 DECIDES = """
@@ -93,6 +102,15 @@ def test_another_value_of_what_decides_is_refused_with_both(option):
 def test_another_value_of_what_is_free_is_not(option):
     told = check_unchanged({option: "old"}, {option: "new"})
     assert bool(told) == (option in WARNED)
+
+
+def test_a_size_of_equal_sides_is_the_same_run_as_one_number():
+    square, number, oblong = (configuration(DataConfig(image_size=size)) for size in ((32, 32), 32, (32, 48)))
+    assert square["image_size"] == 32  # as runs of earlier versions have it
+    assert check_unchanged(number, square) == []
+    assert configuration(DataConfig(**oblong)) == oblong  # back from JSON, whose tuples are lists
+    with pytest.raises(ValueError, match=r"image_size was 32, is now \[32, 48\]"):
+        check_unchanged(number, oblong)
 
 
 def test_a_run_from_before_centre_crops_goes_on_and_says_that_its_evaluations_are_others(tmp_path, capsys):

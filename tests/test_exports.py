@@ -31,7 +31,7 @@ from sslvit.exports.checks import compare
 from sslvit.exports.layouts import plain
 from sslvit.hub import from_pretrained, push_to_hub
 from sslvit.info import Convert, about, convert
-from sslvit.model_folder import load_classifier, save_backbone, write_model
+from sslvit.model_folder import load_backbone, load_classifier, save_backbone, write_model
 from sslvit.optim import parameter_groups
 from sslvit.readout import Classifier, read
 from sslvit.resnet import BiT
@@ -163,6 +163,17 @@ def test_s_16_is_exported_at_its_own_and_at_another_size(to, size, tmp_path):
     save_backbone(ViT.variant("S/16", image_size=224), tmp_path / "model", ABOUT)
     said = convert(Convert(tmp_path / "model", tmp_path / "out", to=to, image_size=size * (size != 224)))
     print(said)
+
+
+@torch.no_grad()
+def test_a_size_to_resize_to_may_be_height_and_width(tmp_path):
+    save_backbone(vit(), tmp_path / "model", ABOUT)
+    convert(Convert(tmp_path / "model", tmp_path / "out", image_size=(16, 40)))
+    images = torch.rand(2, 3, 16, 40)
+    assert load_backbone(tmp_path / "out").image_size == (16, 40)
+    torch.testing.assert_close(load_backbone(tmp_path / "out")(images), load_backbone(tmp_path / "model")(images))
+    with pytest.raises(ValueError, match="--image_size 0 40: it must be from 1 to"):
+        convert(Convert(tmp_path / "model", tmp_path / "bad", image_size=(0, 40)))
 
 
 @torch.no_grad()

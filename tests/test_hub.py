@@ -14,6 +14,7 @@ from image_zoo import png, scene
 
 from sslvit.data.image import BadImage
 from sslvit.data.source import EncodedSource, open_source
+from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
 
 datasets = pytest.importorskip("datasets")
@@ -344,6 +345,98 @@ def test_a_saved_set_may_have_links_inside_its_folder(tmp_path):
     (tmp_path / "set" / ARROW).rename(tmp_path / "set/data.arrow")
     (tmp_path / "set" / ARROW).symlink_to("../data.arrow")
     assert values(open_source(f"disk:{tmp_path}/set", image_size=6, cache=False)) == [10, 11, 12]
+
+
+def files_below(tmp_path) -> tuple[Path, list[str]]:
+    root = tmp_path / "files"
+    (root / "sub").mkdir(parents=True)
+    for name, pixels in zip(("0.png", "sub/1.png"), pictures(2), strict=True):
+        (root / name).write_bytes(png(pixels, 8, 2))
+    return root, ["sub/1.png", str(root / "0.png"), "sub/../0.png"]
+
+
+def naming(column: str, paths: list[str]) -> tuple:
+    """A column whose rows name these files."""
+    return {"struct": (STRUCT, [{"bytes": None, "path": path} for path in paths]), "text": (TEXT, paths)}[column]
+
+
+@pytest.mark.parametrize("store", [as_disk, as_parquet])
+@pytest.mark.parametrize("column", ["struct", "text"])
+def test_rows_that_name_files_are_read_below_the_root(tmp_path, store, column):
+    root, paths = files_below(tmp_path)
+    columns = {"file_name": naming(column, paths), "note": (TEXT, ["a"] * 3), "label": (CLASS, [1, 0, 1])}
+    source = open_source(store(tmp_path, table(**columns)), image_size=6, cache=False, root=root)
+    assert (values(source), source.labels.tolist(), source.classes) == ([11, 10, 10], [1, 0, 1], ("no", "yes"))
+    assert source.store.sizes.tolist() == [(root / path).stat().st_size for path in paths]
+
+
+def test_a_stream_whose_rows_name_files_reads_them_below_the_root(tmp_path):
+    root, paths = files_below(tmp_path)
+    table(path=naming("text", paths)).to_parquet(tmp_path / "train.parquet")
+    given = {"epoch_images": 3, "canvas": 8, "root": root}
+    stream = Stream(f"parquet:{tmp_path}/train.parquet", **given)
+    assert [stream.decode(row)[0, 0, 0].item() for _, row in stream.shard(0)] == [11, 10, 10]
+    with pytest.raises(ValueError, match=r"--root .* not for webdataset"):
+        Stream(f"webdataset:{tmp_path}/train.tar", **given)
+
+
+@pytest.mark.parametrize("column", ["struct", "text"])
+def test_no_row_leaves_the_root(tmp_path, column):
+    root, paths = files_below(tmp_path)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(scene(), 8, 2))
+    (root / "link.png").symlink_to(secret)
+    (root / "up").symlink_to(tmp_path)
+    attacks = [str(secret), "../secret.png", "sub/../../secret.png", "link.png", "up/secret.png", "/etc/passwd",
+               "/proc/self/environ", "/dev/zero", "up/..", f"{root}/../secret.png", "x\0.png"]  # fmt: skip
+    opened, watching = [], [True]
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
+    for number, attack in enumerate(attacks):
+        file = tmp_path / f"train-{number}.parquet"
+        table(image=naming(column, [*paths, attack])).to_parquet(file)
+        with pytest.raises(DataError, match=r"which is not inside|zero byte"):
+            open_source(f"parquet:{file}", image_size=6, cache=False, root=root)
+    watching.clear()
+    assert not [
+        file for file in opened if "secret" in file or str(root) in file or file in ("/etc/passwd", "/dev/zero")
+    ]
+
+
+def test_a_file_below_the_root_that_is_missing_is_a_bad_image_and_most_of_them_another_root(tmp_path):
+    root = files_below(tmp_path)[0]
+    table(path=naming("text", ["0.png", "sub/1.png", "no.png"])).to_parquet(tmp_path / "train.parquet")
+    source = open_source(f"parquet:{tmp_path}/train.parquet", image_size=6, cache=False, root=root)
+    assert [line.path for line in source.read(np.arange(3)).bad] == [f"{root}/no.png"]
+    with pytest.raises(
+        NoInput,
+        match=r"most files that .* names are not below .* --root must be that folder",
+    ):
+        open_source(f"parquet:{tmp_path}/train.parquet", image_size=6, root=root / "sub")
+
+
+def test_a_root_is_refused_where_rows_hold_images_or_name_nothing(tmp_path):
+    spec = saved(tmp_path, image=(IMAGE, cells(2)), number=(NUMBER, [0, 1]), path=(TEXT, ["a.png", None]))
+    with pytest.raises(ValueError, match=r"--root .*: rows of disk:.* hold their images in 'image'"):
+        open_source(spec, image_size=6, root=tmp_path)
+    with pytest.raises(ValueError, match=r"--root .*: column 'number' of disk:.* is int64"):
+        open_source(spec, image_size=6, root=tmp_path, image_column="number")
+    with pytest.raises(DataError, match=r"disk:.*, row 1: column 'path' names no file"):
+        open_source(spec, image_size=6, root=tmp_path, image_column="path")
+
+
+def test_rows_that_name_files_elsewhere_are_told_of_the_root(tmp_path):
+    root, paths = files_below(tmp_path)
+    spec = saved(tmp_path, image=naming("struct", paths))
+    with pytest.raises(DataError, match=r"outside the data's own folder, which is not read; --root"):
+        open_source(spec, image_size=6, cache=False).read(np.arange(3))
+    (tmp_path / "set").rename(tmp_path / "relative")
+    spec_of_text = saved(tmp_path, path=naming("text", paths[:1] * 2))
+    with pytest.raises(DataError, match="no such file in the data's own folder; --root names another one"):
+        open_source(spec_of_text, image_size=6, image_column="path", cache=False).read(np.arange(2))
+    with pytest.raises(ValueError, match=r"no column holds images: .*; if one names files, say --root"):
+        open_source(saved(tmp_path / "b", path=naming("text", paths)), image_size=6)
+    moved = f"disk:{tmp_path}/relative"
+    assert values(open_source(moved, image_size=6, cache=False, root=root)) == [11, 10, 10]
 
 
 # --- names ---

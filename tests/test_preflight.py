@@ -12,6 +12,7 @@ from sslvit.data.labels import no_labels
 from sslvit.data.preflight import SAMPLE, contact_sheet, preflight
 from sslvit.data.samples import ArraySource
 from sslvit.data.source import EncodedSource, open_source
+from sslvit.data.subset import Subset
 from sslvit.data.views import MoCoV3
 
 
@@ -145,6 +146,14 @@ def test_the_picture_shows_the_images_in_rows_of_eight(tmp_path):
     assert pixels.shape == (3 * 18, 8 * 18, 3)
     tenth = source.read(np.array([10])).pixels[0].permute(1, 2, 0).numpy()
     assert (pixels[19:35, 2 * 18 + 1 : 2 * 18 + 17] == tenth).all()
+
+
+def test_a_part_of_decoded_images_was_not_drawn():
+    source = ArraySource(np.zeros((8, 3, 8, 8), np.uint8), name="zeros", fingerprint="zeros")
+    drawn = open_source("shapes:n=8", image_size=8)
+    for whole, kind in ((source, "decoded"), (drawn, "drawn")):
+        for images in (whole, Subset(Subset(whole, np.arange(6)), np.arange(4))):
+            assert preflight(images, image_size=8, batch_size=4).kinds == {kind: len(images)}
 
 
 def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_told_of_with_the_flag_to_give(tmp_path):

@@ -265,3 +265,41 @@ def test_a_dry_run_of_fine_tuning_too(model, data, tmp_path, capsys):
     run("finetune", f"--model {model} --data {data} --steps 9 --batch_size 8 --threads 1 --out {out} --dry_run")
     assert "the run     9 steps" in capsys.readouterr().out
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def wide_photos(tmp_path_factory) -> str:
+    """Two classes of images of 20 x 30, 8 to train on and 4 to test."""
+    folder, draw = tmp_path_factory.mktemp("wide"), np.random.default_rng(0)
+    for number in range(12):
+        file = folder / ("train" if number < 8 else "val") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20, 30, 3), np.uint8)).save(file)
+    return str(folder)
+
+
+OBLONG = {"dino": "--crops 2 8 16"} | dict.fromkeys(("mpp", "mae", "moco_v3", "supervised"), "")
+
+
+@pytest.mark.parametrize("recipe", OBLONG)
+def test_images_may_be_wider_than_high(recipe, wide_photos, tmp_path, capsys):
+    flags = TRAINING[recipe].replace("--data shapes:n=64 --image_size 16 --model XS/8", "--model mu/8")
+    words = f"{flags} --data {wide_photos} --image_size 16 24 --batch_size 8 {OBLONG[recipe]} --out {tmp_path / 'run'}"
+    seen = []
+    run(recipe, f"{words} --show_views {tmp_path / 'views.png'}", show_views=lambda *given: seen.extend(given) or True)
+    run(recipe, words)
+    batch = seen[2](torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.arange(2))
+    assert {tuple(view.shape[2:]) for view in batch} == {(16, 24)} | ({(8, 16)} if recipe == "dino" else set())
+    model = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert model["pretrained_cfg"]["input_size"] == [3, 16, 24]
+    assert "8 images of 16 x 24 px" in (tmp_path / "run" / "report.md").read_text()
+    if recipe == "mpp":
+        run("mpp", f"{words} --resume")
+        same = f"--model {tmp_path / 'run'} --data {wide_photos} --threads 1"
+        run("probe", f"{same} --fractions 1 --shots 1 --out {tmp_path / 'p'} --cache {tmp_path / 'c'}")
+        run("linear_probe", f"{same} --image_size 24 32 --protocol grid --cache {tmp_path / 'c'}")
+        run("finetune", f"{same} --image_size 24 16 --steps 1 --batch_size 4 --rates 0.01 --out {tmp_path / 'f'}")
+        tuned = json.loads((tmp_path / "f" / "model" / "config.json").read_text())
+        assert tuned["pretrained_cfg"]["input_size"] == [3, 24, 16]
+        run("analyse", f"{same} --image_size 16 32 --out {tmp_path / 'a'}")
+        assert json.loads((tmp_path / "a" / "analysis.json").read_text())["image size"] == [16, 32]

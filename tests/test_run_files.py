@@ -17,9 +17,8 @@ from sslvit.config import TrainConfig
 from sslvit.data.bad import BadImages
 from sslvit.data.samples import Bad
 from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.distributed import check_trackers, start
 from sslvit.objectives.objective import Batch
-from sslvit.records import check_trackers
 from sslvit.run_folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
 from sslvit.train import pretrain
 

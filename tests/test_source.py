@@ -19,7 +19,8 @@ from numpy.lib import format as npy
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit.data import shapes
-from sslvit.data.files import Names, Skipped, open_folders, open_list, printable
+from sslvit.data.files import Names, Skipped, open_folders, printable
+from sslvit.data.lists import open_list
 from sslvit.data.samples import ArraySource, substitutes
 from sslvit.data.source import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
 from sslvit.data.stream import Stream
@@ -562,6 +563,12 @@ def test_substitutes_are_all_others_once():
     assert abs(next(substitutes(500, 1000)) - 500) > 100  # not a neighbour, which may be damaged likewise
 
 
+def test_a_set_of_one_bad_image_says_why(tmp_path):
+    (tmp_path / "1.png").write_text("no image")
+    with pytest.raises(DataError, match=r"image 0 and 0 others .* because: not JPEG, PNG"):
+        open_source(str(tmp_path), image_size=8, cache=False).read(np.array([0]))
+
+
 def test_a_set_without_one_good_image_says_so(tmp_path):
     for number in range(5):
         write(tmp_path / f"set/{number}.png", flat(0)).write_text("no")
@@ -647,6 +654,29 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
         open_source(str(tmp_path), split="test", image_size=8)
     with pytest.raises(ValueError, match="split 'dev'"):
         open_source(str(tmp_path), split="dev", image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.csv", "csv"), ("a.txt", "list"), ("a.npz", "npz"), ("a.parquet", "parquet")]
+)
+@pytest.mark.parametrize("prefix", ["", "folder:"])
+def test_a_file_that_is_given_as_a_folder_is_told_its_kind(tmp_path, name, kind, prefix):
+    (tmp_path / name).write_text("")
+    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; say {kind}:{tmp_path}/{name}$"):
+        open_source(f"{prefix}{tmp_path}/{name}", image_size=8)
+
+
+def test_a_csv_file_beside_images_without_labels_is_pointed_at(tmp_path):
+    write(tmp_path / "1.png", flat(1))
+    (tmp_path / "labels.csv").write_text("1.png,cat\n")
+    with pytest.raises(DataError, match=r"the images lie in no sub-folders; csv:FILE reads them from labels.csv"):
+        open_source(f"folder:{tmp_path}", image_size=8).required_labels()
+
+
+def test_one_array_is_told_how_it_is_written(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match=r"a.npy is one array: np.savez\("):
+        open_source(f"npz:{tmp_path}/a.npy", image_size=8)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
@@ -25,7 +26,7 @@ from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
 from sslvit.data.loader import Row, load
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.distributed import check_trackers, start
 from sslvit.errors import DataError, Diverged
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
@@ -512,12 +513,20 @@ def test_every_key_is_free_warned_or_refused():
         ({"clip": -1.0}, "--clip is -1.0"),
         ({"accumulation": 3}, "batch_size 8 does not split into 1 processes x 3"),
         ({"log_with": ("nonsense",)}, "--log_with nonsense"),
+        ({"log_with": ("comet_ml",)}, r"--log_with comet_ml: not installed: .*sslvit\[trackers\]"),
     ],
 )
 def test_a_bad_setting_is_one_sentence_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_run(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_is_not(monkeypatch):
+    monkeypatch.setattr("sslvit.distributed.get_available_trackers", lambda: [LoggerType.TENSORBOARD, "mine"])
+    check_trackers(("tensorboard",))
+    with pytest.raises(ValueError, match="mine must be one of aim, clearml"):
+        check_trackers(("tensorboard", "mine"))
 
 
 def test_evaluations_are_due_when_their_pass_is_complete():

@@ -279,6 +279,21 @@ def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
     assert torch.stack(errors).mean() < 3
 
 
+def test_a_wide_view_is_torchvisions_whose_boxes_know_nothing_of_its_shape():
+    """RandomResizedCrop((h, w)) draws boxes of 3:4 to 4:3, and resizes them to h x w."""
+    pixels, view = pictures(64, 3, 90, 120), Light((16, 40), ratio=(3 / 4, 4 / 3))
+    crop = view.draw(keys(64), torch.tensor([90, 120]).expand(64, 2))
+    ours = view.apply(pixels, crop)
+    assert ours.shape == (64, 3, 16, 40)
+    square = Light(32).draw(keys(64), torch.tensor([90, 120]).expand(64, 2))
+    assert all(torch.equal(a, b) for a, b in zip(crop, square, strict=True))
+    assert 0.73 < (crop.width / crop.height).min() < (crop.width / crop.height).max() < 1.37
+    for row, pixel in enumerate(pixels):
+        box, mode = [int(x[row]) for x in crop[:4]], F.InterpolationMode.BICUBIC
+        image = F.resized_crop(pixel.double() / 255, *box, [16, 40], mode, antialias=True).clamp(0, 1)
+        torch.testing.assert_close(ours[row].double(), image.flip(-1) if crop.flip[row] else image, atol=1e-5, rtol=0)
+
+
 def test_dino_gives_two_large_views_and_the_small_ones():
     view = DINO(64, 32, small=3, scale=(0.25, 1.0), small_scale=(0.05, 0.25))
     views = view(pictures(2, 3, 80, 80), keys(2))

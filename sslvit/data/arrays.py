@@ -46,6 +46,8 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
     """images and labels, or x_train, y_train, x_test, y_test, or train_images, train_labels, ... as in MedMNIST."""
     if not file.is_file():
         raise NoInput(f"npz:{file}: no such file")
+    if file.suffix == ".npy":
+        raise DataError(f"npz:{file} is one array: np.savez('images.npz', images=..., labels=...) writes what is read")
     try:
         with zipfile.ZipFile(file) as archive:
             npz.check_sizes(archive, file.stat().st_size)

@@ -8,6 +8,8 @@ import numpy as np
 from sslvit.data.labels import Labels, no_labels, number
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target")
+IMAGE_NAMES = ("image", "image_path", "image_file", "image_name", "img", "img_path", "path", "filepath", "file_path")
+IMAGE_NAMES += ("file", "filename", "file_name")
 
 
 def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -28,7 +30,8 @@ def _holds_images(feature: Any) -> bool:
     return isinstance(inner, datasets.Image) or getattr(inner, "dtype", "") in ("binary", "large_binary")
 
 
-def choose_image_column(features: Any, wanted: str | None) -> str:
+def choose_image_column(features: Any, wanted: str | None, *, named: bool = False) -> str:
+    """named: whether a column may name files instead of holding images."""
     leaves = dict(_leaves(features))
     if wanted is not None:
         if wanted not in leaves:
@@ -36,9 +39,13 @@ def choose_image_column(features: Any, wanted: str | None) -> str:
         return wanted
     found = [name for name, feature in leaves.items() if _holds_images(feature)]
     found = [name for name in found if name.rpartition(".")[0] not in found]  # the "bytes" of an image struct
+    if named and not found:
+        text = ("string", "large_string")
+        found = [n for n, f in leaves.items() if n.casefold() in IMAGE_NAMES and getattr(f, "dtype", "") in text]
     if len(found) != 1:
         several = f"several columns hold images, {', '.join(found)}" if found else "no column holds images"
-        raise ValueError(f"{several}: choose one of {', '.join(leaves)} with --image_column")
+        hint = "" if named or found else "; if one names files, say --root, the folder of these, too"
+        raise ValueError(f"{several}: choose one of {', '.join(leaves)} with --image_column{hint}")
     return found[0]
 
 

@@ -82,7 +82,7 @@ class EncodedSource(Source):
             try:
                 image = self.image(id)
             except BadImage as error:
-                shown[slot], image = self._substitute(id)
+                shown[slot], image = self._substitute(id, str(error))
                 bad.append(Bad(id, self.store.where(id), str(error), int(shown[slot])))
             _, height, width = image.shape
             pixels[slot, :, :height, :width] = image
@@ -97,16 +97,19 @@ class EncodedSource(Source):
             bad=tuple(bad),
         )
 
-    def _substitute(self, id: int) -> tuple[int, torch.Tensor]:
-        tried, last = 0, ""
+    def _substitute(self, id: int, last: str) -> tuple[int, torch.Tensor]:
+        """last: why the image itself cannot be used."""
+        tried = 0
         for other in substitutes(id, len(self)):
             if tried == TRIES:
                 break
             try:
                 return other, self.image(other)
             except BadImage as error:
-                tried, last = tried + 1, f", the last because: {error}"
-        raise DataError(f"{self.name}: image {id} and {tried:,} others in its place cannot be used{last}")
+                tried, last = tried + 1, str(error)
+        raise DataError(
+            f"{self.name}: image {id} and {tried:,} others in its place cannot be used, the last because: {last}"
+        )
 
 
 def sample_ids(size: int, count: int) -> np.ndarray:

@@ -1,21 +1,19 @@
-"""Image files of folders or of a list: finding them, naming them in one buffer, reading them by number."""
+"""Image files of folders: finding them, naming them in one buffer, reading them by number."""
 
-import codecs
 import hashlib
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from sslvit.data.image import BadImage, read_file
-from sslvit.data.labels import Labels, match_classes, no_labels, number
-from sslvit.errors import DataError, NoInput
+from sslvit.data.labels import Labels, match_classes, no_labels
+from sslvit.errors import NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
+SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
 KINDS_TOLD = 8  # of what is not read
 
 
@@ -121,6 +119,8 @@ def open_folders(roots: list[Path], *, follow_links: bool = False, classes: tupl
     if not scan.files:
         raise NoInput(f"no image files in {', '.join(map(str, roots))}: found {scan.skipped}")
     labels = _folder_labels([name for name, _, _ in scan.files], classes)
+    if labels.numbers is None and "*.csv" in scan.skipped.first:
+        labels = no_labels(f"{labels.problem}; csv:FILE reads them from {printable(scan.skipped.first['*.csv'])}")
     return FileStore(scan.roots, scan.starts, scan.files, labels, scan.skipped)
 
 
@@ -195,54 +195,6 @@ def _folder_labels(names: list[bytes], classes: tuple[str, ...] | None) -> Label
     return Labels(np.array([place[folder] for folder, _, _ in parts], np.int64), known, "")
 
 
-def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) -> FileStore:
-    """A text file with one name a line, from the list's own folder or from `root`, then perhaps a tab and a label.
-    Names with newlines in them: end every entry with a zero byte instead. A file that is not there is a bad image."""
-    if not file.is_file():
-        raise NoInput(f"list {file} is no file: {nearest(file)}")
-    root_bytes = os.fsencode(os.path.realpath(root or file.parent))
-    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-    lines = [line for line in content.split(b"\0" if b"\0" in content else b"\n") if line.strip()]
-    files, texts, missing = [], [], Skipped()
-    real = cache(os.path.realpath)  # of folders, which are few
-    for line in lines:
-        name, tab, text = line.rstrip(b"\r").partition(b"\t")
-        path = os.path.join(root_bytes, name)
-        folder, last = os.path.split(path)
-        path, size, changed = os.path.join(real(folder), last), 0, 0
-        try:
-            status = os.lstat(path)
-            if stat.S_ISLNK(status.st_mode):
-                path = os.path.realpath(path)
-                status = os.stat(path)
-            size, changed = status.st_size, stamp(status)
-        except OSError as error:
-            missing.add(f"names ({error.strerror}), each a bad image", name)
-        if last == b".." or not lies_inside(path, [root_bytes]):
-            raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
-        files.append((name, size, changed))
-        texts += [text.decode("utf-8", "backslashreplace")] * bool(tab)
-    if not files:
-        raise NoInput(f"list {file} is empty")
-    if 2 * missing.counts.total() > len(files):
-        hint = _label_hint(root_bytes, next(iter(missing.first.values())))
-        hint = hint or f"if they lie below another folder, say list:{file},/that/folder"
-        raise NoInput(f"most files that {file} names are not below {printable(root_bytes)}: {missing}; {hint}")
-    labels = no_labels(f"{len(texts):,} of {len(files):,} lines of {file} have a label")
-    if len(texts) == len(files):
-        labels = number(texts, "label", classes)
-    return FileStore([root_bytes], [0], files, labels, missing)
-
-
-def _label_hint(root: bytes, name: bytes) -> str:
-    """What a line needs if only the part before a comma or space is a file."""
-    for separator, word in ((b",", "comma"), (b";", "semicolon"), (b" ", "space")):
-        before = name.rpartition(separator)[0].rstrip()
-        if before and os.path.isfile(os.path.join(root, before)):
-            return f"{printable(before)} is a file, so a tab must stand before the label, not a {word}"
-    return ""
-
-
 def nearest(path: Path) -> str:
     """What exists on the way to a path that does not, for an error message."""
     if os.path.exists(path):
@@ -253,3 +205,11 @@ def nearest(path: Path) -> str:
     except OSError as error:
         return f"the nearest folder is {above}, which cannot be listed: {error.strerror}"
     return f"the nearest folder is {above}, which holds {', '.join(held[:5]) or 'nothing'}" + " ..." * (len(held) > 5)
+
+
+def of_split(files: list[Path], split: str) -> list[Path]:
+    """The files whose names begin with the split's. Files that name no split are the train split."""
+    named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
+    if any(named.values()):
+        return next((named[word] for word in SPLITS[split] if named[word]), [])
+    return files if split == "train" else []

@@ -4,6 +4,7 @@
 
 Rows are read as Arrow values and never decoded by `datasets`: its Image feature opens whatever local path or URL a row
 names. Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image.
+Where a root is named, all rows name files, and all of these lie inside it, as those of a list must (lists.py).
 """
 
 import glob
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from sslvit.data.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
-from sslvit.data.files import Skipped, lies_inside, nearest, printable, stamp
+from sslvit.data.files import SPLITS, FileStore, Skipped, lies_inside, nearest, of_split, printable, stamp
 from sslvit.data.image import BadImage, read_file
+from sslvit.data.lists import named_files
 from sslvit.errors import DataError, NoInput
 
-SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -103,8 +104,49 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     for root in roots:
         real = os.path.realpath(os.path.join(root, os.fsencode(path)))
         if lies_inside(real, roots):
+            if not os.path.lexists(real):
+                raise BadImage("no such file in the data's own folder; --root names another one")
             return read_file(real, max_pixels)
-    raise BadImage("the row points outside the data's own folder, which is not read")
+    raise BadImage("the row points outside the data's own folder, which is not read; --root names another one")
+
+
+def open_table(
+    table: Any, own: list[Path], name: str, *, root: Path | None = None, **columns: Any
+) -> TableStore | FileStore:
+    """own: the data's own folders."""
+    return TableStore(table, own, **columns) if root is None else _files_of(table, root, name, **columns)
+
+
+def _files_of(
+    table: Any,
+    root: Path,
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> FileStore:
+    """The files that a table's rows name, inside the root."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = table.with_format("arrow")
+    chosen = choose_image_column(table.features, image_column, named=True)
+    column = column_of(table, chosen)
+    rows, values = rows_of_lists(column), flat(column)
+    if pa.types.is_struct(values.type):
+        held, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
+        if held.null_count < len(held):
+            raise ValueError(f"--root {root}: rows of {name} hold their images in {chosen!r}, they do not name files")
+    elif not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+        raise ValueError(f"--root {root}: column {chosen!r} of {name} is {values.type}, it does not name files")
+    if not len(values):
+        raise NoInput(f"the dataset has no images in column {chosen!r}: it has {len(table):,} rows")
+    if values.null_count:
+        raise DataError(f"{name}, row {values.is_null().index(True).as_py()}: column {chosen!r} names no file")
+    names = [os.fsencode(path) for path in values.to_pylist()]
+    labels = read_labels(table, rows, label_column, classes)
+    return named_files(names, root, labels, file=name, elsewhere="--root must be that folder")
 
 
 def load_hub(name: str, *, streaming: bool) -> Any:
@@ -126,16 +168,16 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
-def open_hub(name: str, split: str, **columns: Any) -> TableStore:
+def open_hub(name: str, split: str, **columns: Any) -> TableStore | FileStore:
     import datasets
 
     table = load_hub(name, streaming=False)
     # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
     roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
-    return TableStore(choose_split(table, split, f"hf:{name}"), roots, **columns)
+    return open_table(choose_split(table, split, f"hf:{name}"), roots, f"hf:{name}", **columns)
 
 
-def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
+def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStore:
     import datasets
 
     if not folder.is_dir():
@@ -153,7 +195,7 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore:
     ) as error:  # IndexError: no rows
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
-    return TableStore(choose_split(table, split, f"disk:{folder}"), [folder], **columns)
+    return open_table(choose_split(table, split, f"disk:{folder}"), [folder], f"disk:{folder}", **columns)
 
 
 def check_saved(folder: Path) -> None:
@@ -187,7 +229,7 @@ def _json_inside(folder: Path, name: str) -> Any:
     return json.loads(_inside(folder, name).read_text())
 
 
-def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore:
+def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:
     """A file, a folder or a glob. Files named train-... and test-..., as on the hub, are told apart by that."""
     import datasets
 
@@ -203,7 +245,7 @@ def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore:
         table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=place)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
-    return TableStore(table, sorted({file.parent for file in files}), **columns)
+    return open_table(table, sorted({file.parent for file in files}), f"parquet:{pattern}", **columns)
 
 
 def matching(pattern: str, ending: str) -> list[Path]:
@@ -217,14 +259,6 @@ def matching(pattern: str, ending: str) -> list[Path]:
     if not found:
         raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
     return found
-
-
-def of_split(files: list[Path], split: str) -> list[Path]:
-    """The files whose names begin with the split's. Files that name no split are the train split."""
-    named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
-    if any(named.values()):
-        return next((named[word] for word in SPLITS[split] if named[word]), [])
-    return files if split == "train" else []
 
 
 def choose_split(table: Any, split: str, what: str) -> Any:

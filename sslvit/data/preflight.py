@@ -21,7 +21,9 @@ from sslvit.data.cache import cache_root
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.image import BadImage, levels, measure
 from sslvit.data.levels import Levels
-from sslvit.data.samples import ArraySource, Samples, Source
+from sslvit.data.pieces import Size, both
+from sslvit.data.samples import ArraySource, Samples, ShapesSource, Source
+from sslvit.data.subset import Subset
 
 SAMPLE = 512  # images
 SECONDS = 5.0  # for the sample, and as long again for comparing files
@@ -83,7 +85,7 @@ class Report:
         return "\n".join([self.name, *told, *(f"  ! {sentence}" for sentence in self.advice)])
 
 
-def preflight(source: Source, *, image_size: int, batch_size: int, canvas: int = 0) -> Report:
+def preflight(source: Source, *, image_size: Size, batch_size: int, canvas: int = 0) -> Report:
     """canvas: the side that the smallest crops of the views would need, 0 if nobody knows."""
     files = _files(source)
     look = _Look(source, files)
@@ -182,7 +184,10 @@ class _Look:
             if id not in replaced:
                 self.hashes[hashlib.blake2b(pixels, digest_size=16).digest()] += 1
         self.sizes[source.canvas] = len(ids) - len(replaced)
-        self.kinds["decoded" if isinstance(source, ArraySource) else "drawn"] = len(ids) - len(replaced)
+        whole = source
+        while isinstance(whole, Subset):
+            whole = whole.inner
+        self.kinds["drawn" if isinstance(whole, ShapesSource) else "decoded"] = len(ids) - len(replaced)
 
     def _compare(self, store: Store, known: set[int], max_pixels: int) -> None:
         """Duplicates are rare in any sample of a large set, but they have one size: compare files that do."""
@@ -203,15 +208,17 @@ class _Look:
 
 
 def _advice(
-    source: Source, look: _Look, class_sizes: dict[str, int], image_size: int, batch_size: int
+    source: Source, look: _Look, class_sizes: dict[str, int], image_size: Size, batch_size: int
 ) -> Iterator[str]:
     if len(look.reasons) == look.sampled:
         yield "not one sampled image can be read"
     if len(source) < batch_size:
         yield f"{len(source):,} images are fewer than a batch of {batch_size:,}: every step repeats some"
-    small = sum(count for size, count in look.sizes.items() if min(size) < image_size)
+    height, width = both(image_size)
+    small = sum(count for (h, w), count in look.sizes.items() if h < height or w < width)
     if small:
-        yield f"{small:,} of {look.sampled:,} sampled images are smaller than {image_size} pixels: views enlarge them"
+        shown = height if height == width else f"{height} x {width}"
+        yield f"{small:,} of {look.sampled:,} sampled images are smaller than {shown} pixels: views enlarge them"
     if any(min(size) == 1 for size in look.sizes):
         yield "images one pixel high or wide have nothing to learn from"
     alone = sum(count == 1 for count in class_sizes.values())

@@ -5,15 +5,17 @@
     npz:/file.npz             arrays
     folder:/dir[,/dir]        images, labelled by sub-folder or not, flat or nested; a folder's bare path means the same
     list:/file.txt[,/root]    the files that a list names, with labels or without
+    csv:/labels.csv[,/root]   the files that a CSV file names, labelled by another of its columns
     hf:name[:configuration]   a set of the Hugging Face hub
     disk:/dir                 one written by Dataset.save_to_disk
     parquet:/dir/*.parquet    one in parquet files
     webdataset:/dir/*.tar     image tars
 
 A source gives images by number, as uint8 on a canvas of one size. Labels are optional everywhere. The train split of a
-folder is its sub-folder train, if it has one, and the test split test or val; parquet and tar files are told apart by
-how their names begin. Small images of one size are decoded once into a cache (cache.py); all others whenever they are
-read, in the loader's workers, onto a canvas that is large enough for views to be cut from it later, on any device.
+folder is its sub-folder train, if it has one, and the test split test or val; parquet, tar and CSV files are told apart
+by how their names begin, the rows of one CSV file by its column `split`. Small images of one size are decoded once into
+a cache (cache.py); all others whenever they are read, in the loader's workers, onto a canvas that is large enough for
+views to be cut from it later, on any device.
 
 Views are not cut while decoding. Measured on one core for JPEGs of 500 x 375 at 100 kB: onto a canvas and then two
 crops of 224 px for the whole batch at once 3.5 ms an image, decoding and two crops of each by itself 4.3 ms; and on a
@@ -35,18 +37,28 @@ from sslvit import distributed
 from sslvit.data.arrays import open_idx, open_npz
 from sslvit.data.bad import BadImages
 from sslvit.data.cache import cached, say
+from sslvit.data.csv_file import has_header, open_csv
 from sslvit.data.encoded import EncodedSource, Store, choose_canvas, seen_levels
-from sslvit.data.files import lies_inside, nearest, open_folders, open_list
+from sslvit.data.files import lies_inside, nearest, open_folders
 from sslvit.data.hub import open_disk, open_hub, open_parquet
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
+from sslvit.data.lists import check_root, open_list
 from sslvit.data.samples import ArraySource, Bad, Samples, ShapesSource, Source
 from sslvit.data.tars import open_tars
 from sslvit.errors import DataError, NoInput
 
 __all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
 
-KINDS = ("shapes", "idx", "npz", "folder", "list", "hf", "disk", "parquet", "webdataset")
+KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
+KIND_OF_FILE = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "list",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
 MANY = 20_000  # images from which on several processes decode into the cache
@@ -62,6 +74,7 @@ def open_source(
     canvas: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    root: Path | str | None = None,
     classes: tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
     span: Span | None = None,
@@ -71,10 +84,10 @@ def open_source(
     """The source that a line of text names.
 
     channels: 1 or 3 for image files, 3 if None; arrays have their own. canvas: the side of the square that larger
-    images are scaled down to; 2.25 times the image size if None, 512 at 224. span: of images of more than eight bits,
-    the values that become black and white; the whole range if None, and then a set that is dark in it is refused.
-    classes: of the training set, for a test set whose labels are text or folders, so that equal numbers mean equal
-    classes.
+    images are scaled down to; 2.25 times the image size if None, 512 at 224. root: the folder of the files that
+    lines or rows name. span: of images of more than eight bits, the values that become black and white; the whole
+    range if None, and then a set that is dark in it is refused. classes: of the training set, for a test set whose
+    labels are text or folders, so that equal numbers mean equal classes.
     """
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
@@ -85,12 +98,14 @@ def open_source(
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
             raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
-    several = kind in ("folder", "list") and not os.path.exists(rest)
+    several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
     if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
         # An empty path would be the folder that we happen to be in.
         raise ValueError(
             f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
         )
+    if root is not None:
+        check_root(root, kind)
     side = max(image_size) if isinstance(image_size, tuple) else image_size
     if kind == "shapes":
         source = _shapes(rest, split, side)
@@ -100,7 +115,7 @@ def open_source(
         source = open_npz(Path(rest), split, classes, span)
     else:
         columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
-        store, name = _store(kind, rest, split, columns, follow_links)
+        store, name = _store(kind, rest, split, columns, root and Path(root), follow_links)
         if store.skipped and distributed.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
         box = canvas or room(side)
@@ -121,27 +136,38 @@ def room(side: int) -> int:
     return -(-int(2.25 * side) // 32) * 32
 
 
-def _store(kind: str, rest: str, split: str, columns: dict, follow_links: bool) -> tuple[Store, str]:
+def _store(kind: str, rest: str, split: str, columns: dict, root: Path | None, follow_links: bool) -> tuple[Store, str]:
     classes = columns["classes"]
     if kind == "folder":
         roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]
         roots = [_split_folder(root, split, follow_links) for root in roots]
         store = open_folders(roots, follow_links=follow_links, classes=classes)
         return store, f"folder:{','.join(map(str, roots))}"
-    if kind == "list":
-        file, _, root = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
-        if split == "test":
-            raise NoInput(f"list:{file} has no test split: name another list for it")
-        store = open_list(Path(file), Path(root) if root else None, classes)
+    if kind in ("list", "csv"):
+        store = _listed(kind, rest, split, columns, root)
     elif kind == "hf":
-        store = open_hub(rest, split, **columns)
+        store = open_hub(rest, split, root=root, **columns)
     elif kind == "disk":
-        store = open_disk(Path(rest), split, **columns)
+        store = open_disk(Path(rest), split, root=root, **columns)
     elif kind == "parquet":
-        store = open_parquet(rest, split, **columns)
+        store = open_parquet(rest, split, root=root, **columns)
     else:
         store = open_tars(rest, split, image_column=columns["image_column"], classes=classes)
     return store, f"{kind}:{rest} ({split})"
+
+
+def _listed(kind: str, rest: str, split: str, columns: dict, root: Path | None) -> Store:
+    name, _, beside = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
+    if beside and root:
+        raise ValueError(f"{kind}:{rest} and --root {root} both name a root: give one of them")
+    file, root = Path(name), Path(beside) if beside else root
+    if kind == "csv" or (
+        file.is_file() and (file.suffix == ".csv" or (file.suffix == ".tsv" and has_header(file, root or file.parent)))
+    ):
+        return open_csv(file, root, split, **columns)
+    if split == "test":
+        raise NoInput(f"list:{file} has no test split: a CSV file with a column called split has one, see csv:")
+    return open_list(file, root, columns["classes"])
 
 
 def _shapes(options: str, split: str, side: int) -> Source:
@@ -162,7 +188,8 @@ def _shapes(options: str, split: str, side: int) -> Source:
 def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}")
+        kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
+        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; say {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
             real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))

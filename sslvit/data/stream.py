@@ -4,8 +4,8 @@
 
 A stream is shards of rows, each with an image to be decoded; stream_row.py reads them. Tars are read by tars.py:
 `datasets` would decode every member that it knows a decoder for, wanted or not and of any size. In a table images must
-be in the rows: one that names a file or URL, as in sets of plain files on the hub, is a bad image. If the set changes
-where it lies, so does all that follows; there is no fingerprint to tell by.
+be in the rows, or be files below the root that was named: any other file or URL, as in sets of plain files on the hub,
+is a bad image. If the set changes where it lies, so does all that follows; there is no fingerprint to tell by.
 
 Where the set fits on the disk, a source (source.py) is better: it is shuffled as a whole, it goes on at once after a
 restart, with any number of processes, and it can be evaluated.
@@ -22,9 +22,11 @@ from torch import Tensor
 from sslvit import distributed
 from sslvit.data.cache import say
 from sslvit.data.columns import choose_image_column, choose_label_column
-from sslvit.data.hub import SPLITS, choose_split, encoded_bytes, first_line, load_hub, matching, of_split
+from sslvit.data.files import SPLITS, of_split
+from sslvit.data.hub import choose_split, encoded_bytes, first_line, load_hub, matching
 from sslvit.data.image import MAX_PIXELS, BadImage, open_image
 from sslvit.data.levels import Span
+from sslvit.data.lists import check_root
 from sslvit.data.samples import Images
 from sslvit.data.tars import Piece, TarRows, tar_files
 from sslvit.errors import DataError, NoInput
@@ -46,6 +48,7 @@ class Stream(Images):
         channels: int = 3,
         image_column: str | None = None,
         label_column: str | None = None,
+        root: Path | str | None = None,
         max_pixels: int = MAX_PIXELS,
         span: Span | None = None,
     ):
@@ -59,10 +62,14 @@ class Stream(Images):
         kind, _, rest = spec.partition(":")
         if not rest.strip():
             raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
+        if root is not None:
+            check_root(root, kind)
         if kind == "webdataset":
             self._open_tars(tar_files(rest, split), image_column, label_column)
         else:
-            self._open_table(*_load(spec, split), image_column, label_column)
+            rows, own = _load(spec, split)
+            roots = own if root is None else [os.fsencode(os.path.realpath(root))]
+            self._open_table(rows, roots, image_column, label_column, named=root is not None)
 
     def _open_tars(self, files: list[Path], image_column: str | None, label_column: str | None) -> None:
         if label_column not in (None, "cls"):
@@ -73,12 +80,14 @@ class Stream(Images):
         self.image_column, self.label_column = "image", "label" if rows.labelled else None
         self._rows_of, self.shards, self.roots = rows.shard, len(files), []
 
-    def _open_table(self, rows: Any, roots: list[bytes], image_column: str | None, label_column: str | None) -> None:
+    def _open_table(
+        self, rows: Any, roots: list[bytes], image_column: str | None, label_column: str | None, *, named: bool
+    ) -> None:
         import datasets
 
         if rows.features is None:
             raise DataError(f"{self.name} does not say what its columns are, so it cannot be streamed")
-        self.image_column = choose_image_column(rows.features, image_column)
+        self.image_column = choose_image_column(rows.features, image_column, named=named)
         if self.image_column not in rows.features:
             raise ValueError(f"image_column {self.image_column!r} is inside another column, which streams do not read")
         label = choose_label_column(rows.features, label_column)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslvit.data.files import ENDINGS, Names, Skipped, printable, stamp
-from sslvit.data.hub import SPLITS, matching, of_split
+from sslvit.data.files import ENDINGS, SPLITS, Names, Skipped, of_split, printable, stamp
+from sslvit.data.hub import matching
 from sslvit.data.image import BYTES_A_PIXEL, BadImage
 from sslvit.data.labels import no_labels, number
 from sslvit.data.members import Member, check_end, members

@@ -193,6 +193,11 @@ def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: 
     )
 
 
+def papers_blur(size: Size) -> tuple[float, float]:
+    """The papers' sigma, which is in pixels of their 224, at this size by its shorter side."""
+    return 0.1 * min(both(size)) / 224, 2.0 * min(both(size)) / 224
+
+
 class Several(Scaled):
     """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
 

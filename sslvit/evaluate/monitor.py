@@ -78,7 +78,7 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
     """
     say = accelerator.print
     if config.eval_data:  # another table has other columns
-        config = replace(config, data=config.eval_data, image_column=None, label_column=None)
+        config = replace(config, data=config.eval_data, image_column=None, label_column=None, root=None)
         train = config.source(channels=train.channels)
     if train.labels is None:
         if config.eval_data:

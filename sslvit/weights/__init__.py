@@ -59,7 +59,7 @@ def is_ours(path: str | Path) -> bool:
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: int, channels: int, model: str = "") -> ViT | BiT | None:
+def start_from(folder: str, *, image_size: Size, channels: int, model: str = "") -> ViT | BiT | None:
     """What a run goes on from that was told to --start somewhere, ours or another's that says all of itself, at its own
     image size; None if it was not. model: what --model names beside it, if that was given."""
     if not folder:
@@ -71,7 +71,7 @@ def start_from(folder: str, *, image_size: int, channels: int, model: str = "") 
         )
     if backbone.channels != channels:
         raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
-    if isinstance(backbone, ViT) and backbone.image_size != (image_size, image_size):
+    if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
 
