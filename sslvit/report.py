@@ -72,7 +72,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = self._read("config.json", image_size=int)
+        self.config = self._read("config.json", image_size=int | list)
         self.environment = self._read("environment.json", packages=dict)
         self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
         self.lines = read_lines(folder / "metrics.jsonl")
