@@ -18,16 +18,19 @@ import torch
 import tyro
 from torch import Tensor
 
-from sslvit import analysis, durable, figures, rng
+from sslvit import rng
 from sslvit.config import ImagesConfig
-from sslvit.data.pieces import Size, both
-from sslvit.data.source import Source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError, at_the_door
+from sslvit.evaluate import analysis
 from sslvit.evaluate.monitor import draw_ids
-from sslvit.vit import ViT
-from sslvit.weights.given import ModelConfig
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.reports import figures
+from sslvit.storage import durable
+from sslvit.views.batching import Size, both
+from sslvit.views.pretraining import Plain
+from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)

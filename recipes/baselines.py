@@ -11,9 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from sslvit import sealed
 from sslvit.config import DataConfig
-from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
@@ -21,7 +19,9 @@ from sslvit.evaluate.knn import knn_votes
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
-from sslvit.parts import check_numbers
+from sslvit.experiments.jobs import check_numbers
+from sslvit.processes.collectives import start
+from sslvit.storage import sealed
 
 
 @dataclass(frozen=True)

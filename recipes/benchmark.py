@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit import page, sealed
 from sslvit.benchmark import OURS, Result
-from sslvit.charts import Dot, dot_chart
 from sslvit.errors import at_the_door
-from sslvit.report import markdown_table
+from sslvit.reports import page
+from sslvit.reports.charts import Dot, dot_chart
+from sslvit.reports.run import markdown_table
+from sslvit.storage import sealed
 
 HERE = Path(__file__).parent
 NAMES = ("backbone", "steps", "views", "loader", "run", "evaluation", "growth")

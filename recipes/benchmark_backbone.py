@@ -5,8 +5,8 @@
 
 A case is a model, the side of its images and the batch. Forward is without gradients; a step is forward, backward of
 the mean class token, and fused AdamW. The share is that of the rate at which this machine multiplies two matrices,
-measured first; operations are counted in our model (sslvit/cost.py). On a CPU the small cases are run once
-more with each contestant in a process of its own, ours begun as our recipes begin (sslvit.distributed.start keeps freed
+measured first; operations are counted in our model (sslvit/training/cost.py). On a CPU the small cases are run once
+more with each contestant in a process of its own, ours begun as our recipes begin (sslvit.processes.collectives.start keeps freed
 memory), the others as they are.
 """
 
@@ -23,10 +23,10 @@ import tyro
 from torch import Tensor, nn
 
 from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
-from sslvit.cost import counting
-from sslvit.distributed import start
 from sslvit.errors import at_the_door
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.training.cost import counting
 
 SMALL = ("XS/7:28:64", "XS/4:28:64", "XS/8:64:32", "Ti/16:224:8", "S/16:224:8", "B/16:224:4")
 APART = ("XS/7:28:64", "XS/4:28:64")  # on a CPU, each contestant in a process of its own besides

@@ -18,9 +18,7 @@ import tyro
 from torch import Tensor
 
 from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
-from sslvit.data.source import open_source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.knn import knn
@@ -28,7 +26,9 @@ from sslvit.evaluate.linear import probe
 from sslvit.evaluate.logistic import logistic
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import PROTOCOLS
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
 
 
 def extraction(model: str, image_size: int, images: int, rounds: int) -> list[Result]:

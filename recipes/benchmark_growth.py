@@ -22,16 +22,16 @@ from PIL import Image
 
 from sslvit import rng
 from sslvit.benchmark import Result, compared, in_turns, line, matrix_rate, save
-from sslvit.cost import counting
 from sslvit.data.loader import Row
-from sslvit.data.source import open_source
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.training.cost import counting
 
 HERE = Path(__file__).parent
 BATCHES = [("XS/8", 32, batch) for batch in (8, 32, 128, 512)]

@@ -28,8 +28,8 @@ from torchvision.transforms import v2
 
 from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.loader import Row, Views, load
-from sslvit.data.source import Source, open_source
-from sslvit.data.views import Light, MoCoV3
+from sslvit.data.spec import Source, open_source
+from sslvit.views.pretraining import Light, MoCoV3
 
 BATCH = 64
 

@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.loader import Row, load
-from sslvit.data.source import Source, open_source
-from sslvit.data.views import DINO, Light, MoCoV3
+from sslvit.data.spec import Source, open_source
 from sslvit.errors import at_the_door
 from sslvit.train import to_device
+from sslvit.views.pretraining import DINO, Light, MoCoV3
 
 HERE = Path(__file__).parent
 STEPS = runpy.run_path(str(HERE / "benchmark_steps.py"))  # who takes part, and how a step is taken
@@ -43,7 +43,7 @@ def starting(rounds: int) -> list[Result]:
     """From the command to the line of the first step, and to the end of the imports."""
 
     def imports() -> None:
-        code = "import sslvit.train, sslvit.command_line, sslvit.report, sslvit.objectives.mpp, sslvit.evaluate.monitor"
+        code = "import sslvit.train, sslvit.cli, sslvit.reports.run, sslvit.objectives.mpp, sslvit.evaluate.monitor"
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def first_step() -> None:

@@ -28,14 +28,14 @@ from torch import Tensor, nn
 
 from sslvit import rng
 from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
-from sslvit.cost import counting
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
 from sslvit.objectives.supervised import Supervised
-from sslvit.vit import ViT
+from sslvit.training.cost import counting
 
 OBJECTIVES = ("supervised", "mpp", "mae", "moco_v3", "dino")
 PEERS = {"timm": ("supervised", "mpp"), "transformers": ("mae",), "lightly": ("mae", "moco_v3", "dino")}

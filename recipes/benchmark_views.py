@@ -26,8 +26,8 @@ from torchvision.transforms import v2
 
 from sslvit import rng
 from sslvit.benchmark import compared, save
-from sslvit.data.supervised import Supervised
-from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain
+from sslvit.views.pretraining import DINO, Distorted, Light, MoCoV3, Plain
+from sslvit.views.supervised import Supervised
 
 CANVAS, COUNT = {32: 32, 96: 96, 224: 256}, {32: 256, 96: 64, 224: 32}
 OURS = {

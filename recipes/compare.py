@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit.compare import ComparisonConfig, check, passes, plan, room, starts
-from sslvit.disk import check_room
 from sslvit.errors import at_the_door
-from sslvit.parts import check_settings, work_on
-from sslvit.reports import gather, write
-from sslvit.results import SCRATCH
-from sslvit.results_page import as_markdown
+from sslvit.experiments.compare import ComparisonConfig, check, passes, plan, room, starts
+from sslvit.experiments.disk import check_room
+from sslvit.experiments.gather import gather, write
+from sslvit.experiments.jobs import check_settings, work_on
+from sslvit.experiments.report import as_markdown
+from sslvit.experiments.results import SCRATCH
 
 HERE = Path(__file__).parent
 

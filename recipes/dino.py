@@ -20,21 +20,21 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from sslvit.command_line import choose, typed_model
+from sslvit.cli import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.data.views import DINO as Views
-from sslvit.data.views import papers_blur
-from sslvit.distributed import start_run
-from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
-from sslvit.optim import Spares
-from sslvit.report import finish
-from sslvit.show_views import show_views
+from sslvit.preflight.dry_run import dry_run
+from sslvit.preflight.views import show_views
+from sslvit.processes.collectives import start_run
+from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.vit import ViT
-from sslvit.weights import start_from
+from sslvit.training.optim import Spares
+from sslvit.views.pretraining import DINO as Views
+from sslvit.views.pretraining import papers_blur
+from sslvit.weights.foreign.open import start_from
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,28 @@
 
 The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
 same from a random start. The test set is looked at once, after everything is chosen and trained. The model that is
-left, with its head, is a classifier to sslvit.model_folder.load_classifier and to timm. Not yet run in full.
+left, with its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
 
 from dataclasses import asdict, dataclass
 
 import torch
 
-from sslvit import sealed
-from sslvit.command_line import choose
+from sslvit.cli import choose
 from sslvit.config import ImagesConfig
-from sslvit.data.pieces import Size
 from sslvit.data.subset import Subset
-from sslvit.distributed import start_run
-from sslvit.dry_run import dry_run
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.balance import collapsed
-from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict, settled
-from sslvit.show_views import show_views
-from sslvit.weights.given import ModelConfig
+from sslvit.preflight.dry_run import dry_run
+from sslvit.preflight.views import show_views
+from sslvit.processes.collectives import start_run
+from sslvit.reports.confusion import draw_confusion
+from sslvit.storage import sealed
+from sslvit.views.batching import Size
+from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,6 @@ import tyro
 
 from sslvit import rng
 from sslvit.config import ImagesConfig, configuration
-from sslvit.data.pieces import Size
-from sslvit.data.views import Light
-from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
@@ -35,7 +32,10 @@ from sslvit.evaluate.heads import Report, trained
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
-from sslvit.weights.given import ModelConfig
+from sslvit.processes.collectives import start
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import Light
+from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,20 @@ from typing import Literal
 
 import tyro
 
-from sslvit.command_line import choose, typed_model
+from sslvit.cli import choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.data.pieces import Size
-from sslvit.data.views import Light
-from sslvit.distributed import start_run
-from sslvit.dry_run import dry_run
 from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
-from sslvit.report import finish
-from sslvit.show_views import show_views
+from sslvit.preflight.dry_run import dry_run
+from sslvit.preflight.views import show_views
+from sslvit.processes.collectives import start_run
+from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.vit import ViT
-from sslvit.weights import start_from
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import Light
+from sslvit.weights.foreign.open import start_from
 
 
 @dataclass(frozen=True)

@@ -16,22 +16,22 @@ from pathlib import Path
 
 import tyro
 
-from sslvit import durable, sealed
 from sslvit.config import ImagesConfig
-from sslvit.data.pieces import Size
-from sslvit.distributed import start
 from sslvit.errors import at_the_door
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
-from sslvit.evaluate.confusion import draw_confusion
 from sslvit.evaluate.features import left_out
-from sslvit.evaluate.leaks import leaks_of_run
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.monitor import draw_ids
+from sslvit.evaluate.near_duplicates import leaks_of_run
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
-from sslvit.vit import ViT
-from sslvit.weights.given import ModelConfig
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.reports.confusion import draw_confusion
+from sslvit.storage import durable, sealed
+from sslvit.views.batching import Size
+from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,17 @@ import torch
 import tyro
 
 from sslvit.errors import at_the_door
-from sslvit.parts import check_settings, work_on
-from sslvit.study import STUDIES, StudyConfig, baseline_rows, baselines_of, check, parts_of, results_of, write
+from sslvit.experiments.jobs import check_settings, work_on
+from sslvit.experiments.study import (
+    STUDIES,
+    StudyConfig,
+    baseline_rows,
+    baselines_of,
+    check,
+    parts_of,
+    results_of,
+    write,
+)
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,8 @@ convert MODEL OUT --to X   a model in timm's, transformers' or torchvision's lay
 def main() -> None:
     command, *words = sys.argv[1:] or [""]
     if command == "doctor" and len(words) <= 1:
-        from sslvit.distributed import start
-        from sslvit.doctor import examine
+        from sslvit.preflight.doctor import examine
+        from sslvit.processes.collectives import start
 
         accelerator = start()
         code = examine(Path(words[0] if words else "runs"), accelerator.print)
@@ -24,7 +24,7 @@ def main() -> None:
     if command in ("-h", "--help"):
         print(USAGE)
     elif command == "report" and len(words) == 1:
-        from sslvit.reports import report_again
+        from sslvit.experiments.gather import report_again
 
         print(report_again(Path(words[0])))
     elif command == "pair" and len(words) == 2:
@@ -32,13 +32,13 @@ def main() -> None:
 
         print(pair(*map(Path, words)))
     elif command == "info" and words:
-        from sslvit.info import about
+        from sslvit.weights.info import about
 
         print(about(Path(words[0]), tuple(words[1:])))
     elif command == "convert":
         import tyro
 
-        from sslvit.info import Convert, convert
+        from sslvit.weights.info import Convert, convert
 
         if len(words) > 1 and not any(word.startswith("-") for word in words[:2]):
             words = ["--model", words[0], "--out", words[1], *words[2:]]

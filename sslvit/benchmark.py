@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslvit import durable, sealed
+from sslvit.storage import durable, sealed
 
 OURS = "sslvit"
 

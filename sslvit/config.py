@@ -11,12 +11,12 @@ import numpy as np
 
 from sslvit import rng, schedule
 from sslvit.data.image import MAX_PIXELS
-from sslvit.data.pieces import Size, both
-from sslvit.data.samples import Images, Source
-from sslvit.data.source import open_source, room
+from sslvit.data.source import Images, Source
+from sslvit.data.spec import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
-from sslvit.data.views import THUMBNAIL, Plain, evaluation
+from sslvit.views.batching import Size, both
+from sslvit.views.pretraining import THUMBNAIL, Plain, evaluation
 
 MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
 LARGEST_SIDE = 1 << 14  # of the images that a model sees
@@ -285,7 +285,9 @@ FREE = frozenset(
 ROUNDED = frozenset(["threads", "compile", "precision", "shard"])  # so the run goes on, but not bit for bit
 MEASURED = frozenset(["eval_crop"])
 WARNED = ROUNDED | MEASURED
-LENGTH = frozenset(["epochs"])  # the run goes on by the schedules of its new length, see sslvit.resume.check_length
+LENGTH = frozenset(
+    ["epochs"]
+)  # the run goes on by the schedules of its new length, see sslvit.training.state.check_length
 
 
 def plain(value: Any) -> Any:

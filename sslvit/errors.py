@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from sslvit import launcher
+from sslvit.processes import launcher
 
 LONGEST = 2000  # characters of a message
 

@@ -30,23 +30,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sslvit.config import TrainConfig
-from sslvit.data.source import Source
+from sslvit.data.spec import Source
 from sslvit.data.subset import Subset
-from sslvit.data.supervised import Supervised as Views
-from sslvit.data.views import evaluation
 from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out
-from sslvit.model_folder import load_strictly
+from sslvit.models.positions import FIXED
+from sslvit.models.readout import logits
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.objectives.supervised import Supervised
-from sslvit.positions import FIXED
-from sslvit.readout import logits
-from sslvit.resnet import BiT
-from sslvit.run_folder import prepare_folder
+from sslvit.runs.folder import prepare_folder
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import evaluation
+from sslvit.views.supervised import Supervised as Views
+from sslvit.weights.folder import load_strictly
 
 Size = int | tuple[int, int]
 

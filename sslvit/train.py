@@ -19,28 +19,31 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sslvit import distributed, durable, optim, schedule, sharding, stopping
-from sslvit.bad_steps import save_bad_step
-from sslvit.blocks import Block
+from sslvit import schedule
 from sslvit.config import TrainConfig, steps_of
-from sslvit.cost import IMAGES, flops_per_image
-from sslvit.data.bad import BadImages
-from sslvit.data.crop import Scaled
 from sslvit.data.loader import Loaded, Parts, Row, Views, load
-from sslvit.data.pieces import Size
-from sslvit.data.preflight import PICTURED, contact_sheet, preflight
-from sslvit.data.samples import Images
+from sslvit.data.source import Images
 from sslvit.data.stream import Stream
-from sslvit.data.stream_row import StreamRow
-from sslvit.endings import cannot_write, kept_so_far, preempted, save
+from sslvit.data.stream_order import StreamRow
+from sslvit.data.summary import PICTURED, contact_sheet, preflight
+from sslvit.data.unreadable import BadImages
 from sslvit.errors import DataError, Diverged
-from sslvit.health import SPIKE
-from sslvit.lost import watched
+from sslvit.models.blocks import Block
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.outcome import write_outcome
-from sslvit.records import Log, complete, evaluations
-from sslvit.resume import Progress, facts, identity, keep, restore
-from sslvit.run_folder import check_still_held, prepare_folder
+from sslvit.processes import collectives, signals
+from sslvit.runs.folder import check_still_held, prepare_folder
+from sslvit.runs.log import Log, complete, evaluations
+from sslvit.storage import durable
+from sslvit.training import optim, sharding
+from sslvit.training.bad_steps import save_bad_step
+from sslvit.training.cost import IMAGES, flops_per_image
+from sslvit.training.endings import cannot_write, kept_so_far, preempted, save
+from sslvit.training.outcome import write_outcome
+from sslvit.training.state import Progress, facts, identity, keep, restore
+from sslvit.training.watch import SPIKE
+from sslvit.training.watchdog import watched
+from sslvit.views.batching import Size
+from sslvit.views.crop import Scaled
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 OVERFLOWS = 40  # halve fp16's first scale, 65,536, to less than 1e-7
@@ -57,9 +60,9 @@ def pretrain(
 ) -> list[dict[str, Any]]:
     """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
     config.check()
-    stopping.listen()
+    signals.listen()
     if config.log_with:
-        distributed.check_trackers(config.log_with)
+        collectives.check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
@@ -93,7 +96,7 @@ def pretrain(
         row.go_on_at(now.places)
         steps = steps_of(config, row.epoch_images)
         if accelerator.num_processes > 1:
-            distributed.agree(facts(objective, source, config), accelerator.device)
+            collectives.agree(facts(objective, source, config), accelerator.device)
         first, known = now.step, {"source": source.name, "steps": steps, "lengths": now.lengths}
         known |= identity(source)
         if now.step == 0 and accelerator.is_main_process:
@@ -110,7 +113,7 @@ def pretrain(
                 parts = sharding.sharded(objective, optimizer, accelerator)
                 evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, parts, objective)
             rescue = partial(keep, parts, optimizer, now, source, config, accelerator)
-            with watched(row, config.out, rescue), stopping.stepping():
+            with watched(row, config.out, rescue), signals.stepping():
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
@@ -180,7 +183,7 @@ def train(
         set_rates(optimizer, progress, config)
         try:
             values, entered = gradients(model, parts, views, progress, config, accelerator, unusable)
-        except stopping.Interrupted:  # all processes, while images were awaited: the last step is whole
+        except signals.Interrupted:  # all processes, while images were awaited: the last step is whole
             bar.close()
             if kept < now.step and not save(objective, optimizer, row, now, config, accelerator, log):
                 raise cannot_write(objective, optimizer, now, config, accelerator, failed + 1) from None
@@ -188,7 +191,7 @@ def train(
         # One collective for all numbers of a step: every process sees the same means, and whether any was asked to stop
         # or met too much.
         too_many = unusable.too_many((step + 1) * config.batch_size)
-        values = distributed.all_means(values | {"stop": float(stopping.asked()), "too many": float(bool(too_many))})
+        values = collectives.all_means(values | {"stop": float(signals.asked()), "too many": float(bool(too_many))})
         stop = values.pop("stop") > 0
         if values.pop("too many") > 0:
             raise DataError(too_many or f"too many images cannot be used: see {unusable.file}")
@@ -304,15 +307,15 @@ def awaited(parts: Iterator[Loaded], device: torch.device) -> Loaded:
     is in a step already would wait in it for the others."""
     loaded = None
     try:
-        with stopping.waiting():
+        with signals.waiting():
             loaded = next(parts)
-    except stopping.Interrupted:
-        if distributed.processes() == 1:
+    except signals.Interrupted:
+        if collectives.processes() == 1:
             raise
-    if distributed.processes() > 1:
-        missing = distributed.all_mean(torch.tensor(float(loaded is None), device=device))
+    if collectives.processes() > 1:
+        missing = collectives.all_mean(torch.tensor(float(loaded is None), device=device))
         if missing.item() > 0:
-            raise stopping.Interrupted
+            raise signals.Interrupted
     return loaded
 
 

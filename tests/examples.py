@@ -10,7 +10,7 @@ from pathlib import Path, PosixPath
 import numpy as np
 import torch
 
-from sslvit import checkpoint
+from sslvit.storage import checkpoint
 
 OBJECTS, NUMBER = np.dtype(object), np.float64(1).__reduce__()[0]
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from tiny_run import DEFAULTS, objective
 from torch.utils.data import get_worker_info
 
-from sslvit import checkpoint, train
+from sslvit import train
 from sslvit.config import TrainConfig
-from sslvit.data.files import FileStore
-from sslvit.data.source import open_source
-from sslvit.data.views import Light
-from sslvit.distributed import start_run
+from sslvit.data.readers.folders import FileStore
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
+from sslvit.processes.collectives import start_run
+from sslvit.storage import checkpoint
+from sslvit.views.pretraining import Light
 
 read, really_save, gradients = FileStore.read, checkpoint.save, train.gradients
 

@@ -12,13 +12,13 @@ import torch
 from test_contract import OBJECTIVES, Views
 from torch import nn
 
-from sslvit import sharding
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
-from sslvit.distributed import rank, start
+from sslvit.data.spec import ArraySource
 from sslvit.errors import at_the_door
+from sslvit.processes.collectives import rank, start
 from sslvit.train import pretrain
+from sslvit.training import sharding
 
 STEPS, IMAGES, BATCH = 12, 32, 8
 

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from tiny_run import DEFAULTS, objective
 
 from sslvit.config import TrainConfig
-from sslvit.cost import IMAGES
 from sslvit.data.stream import Stream
-from sslvit.data.views import Light
-from sslvit.distributed import rank, start
 from sslvit.errors import Preempted
+from sslvit.processes.collectives import rank, start
 from sslvit.train import pretrain
+from sslvit.training.cost import IMAGES
+from sslvit.views.pretraining import Light
 
 PASS = 32  # images: four steps
 

@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from test_vit import TINY, timm_twin
 from torch import nn
 
-from sslvit import analysis
-from sslvit.analysis import (
+from sslvit.evaluate import analysis
+from sslvit.evaluate.analysis import (
     attention_maps,
     filters,
     mean_attention_distance,
@@ -21,7 +21,7 @@ from sslvit.analysis import (
     roll,
     watch,
 )
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
 
 KINDS = {
     "cls": {},

@@ -4,8 +4,8 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from sslvit.data.bad import BadImages
-from sslvit.data.samples import Bad
+from sslvit.data.source import Bad
+from sslvit.data.unreadable import BadImages
 from sslvit.errors import DataError
 
 

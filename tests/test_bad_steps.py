@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from sslvit import rng
-from sslvit.bad_steps import KEPT, replay, save_bad_step
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.supervised import Supervised
-from sslvit.vit import ViT
+from sslvit.training.bad_steps import KEPT, replay, save_bad_step
 
 
 def vit(**changes) -> ViT:

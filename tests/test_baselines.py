@@ -12,11 +12,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from test_recipes import run
 
-from sslvit.data.source import open_source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.evaluate import baselines as module
 from sslvit.evaluate.baselines import Pixels, baselines
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
 
 
 def unbalanced(file: Path, size: int = 8) -> str:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslvit import rng
-from sslvit.batch_norm import BatchNorm
+from sslvit.objectives.batch_norm import BatchNorm
 
 
 def batch(step: int, b: int = 12, d: int = 5) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sslvit import rng
-from sslvit.blocks import drop_path, dropout
-from sslvit.vit import ViT, read
+from sslvit.models.blocks import drop_path, dropout
+from sslvit.models.vit import ViT, read
 
 TINY = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 3, "heads": 2}
 

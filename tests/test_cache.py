@@ -11,11 +11,11 @@ import pytest
 import torch
 from image_zoo import png, save, scene
 
-from sslvit import sealed
 from sslvit.data.cache import cache_root, cached
-from sslvit.data.samples import ArraySource
-from sslvit.data.source import EncodedSource, open_source
+from sslvit.data.source import ArraySource
+from sslvit.data.spec import EncodedSource, open_source
 from sslvit.errors import Stop
+from sslvit.storage import sealed
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_small_images_of_one_size_are_decoded_once(root, tmp_path, capsys, monke
     assert isinstance(first, ArraySource)
     said = capsys.readouterr().err
     assert said == f"folder:{spec}: decoding 30 images of 3 x 8 x 8 once, 0.0 MB in {folders(root)[0]}\n"
-    monkeypatch.setattr("sslvit.data.encoded.open_image", None)  # nothing is decoded from here on
+    monkeypatch.setattr("sslvit.data.readers.encoded.open_image", None)  # nothing is decoded from here on
     second = open_source(spec, image_size=8)
     assert capsys.readouterr().err == ""
     assert values(second) == values(first) == list(range(30))

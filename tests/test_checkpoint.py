@@ -20,10 +20,10 @@ from crashes import PowerLoss, forked, killed_at, list_changes, tapped
 from examples import is_whole, names, save
 
 import sslvit
-from sslvit import checkpoint
-from sslvit.checkpoint import SaveFailed
 from sslvit.errors import CANNOT_WRITE
-from sslvit.manifest import STATE, TENSORS, CheckpointError
+from sslvit.storage import checkpoint
+from sslvit.storage.checkpoint import SaveFailed
+from sslvit.storage.manifest import STATE, TENSORS, CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.data import color
+from sslvit.views import color
 
 THEIRS = {
     color.brightness_: F.adjust_brightness,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sslvit.command_line import choose
-from sslvit.distributed import start
+from sslvit.cli import choose
 from sslvit.errors import BAD_CONFIGURATION, NO_INPUT
+from sslvit.processes.collectives import start
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROGRAM = "__import__('os').mkdir('canary')"

@@ -20,15 +20,34 @@ import torch
 from PIL import Image
 from test_recipes import run
 
-from sslvit.charts import LEFT, RIGHT, WIDTH
-from sslvit.compare import ComparisonConfig, Method, called, check, check_methods, passes, plan, sets, starts
 from sslvit.config import ImagesConfig
-from sslvit.disk import check_room, needed
 from sslvit.errors import CannotWrite, DataError
-from sslvit.model_folder import load_backbone, save_backbone
-from sslvit.parts import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
-from sslvit.study import Point, StudyConfig, amounts, baseline_rows, baselines_of, parts_of, results_of, write
-from sslvit.vit import ViT
+from sslvit.experiments.compare import (
+    ComparisonConfig,
+    Method,
+    called,
+    check,
+    check_methods,
+    passes,
+    plan,
+    sets,
+    starts,
+)
+from sslvit.experiments.disk import check_room, needed
+from sslvit.experiments.jobs import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
+from sslvit.experiments.study import (
+    Point,
+    StudyConfig,
+    amounts,
+    baseline_rows,
+    baselines_of,
+    parts_of,
+    results_of,
+    write,
+)
+from sslvit.models.vit import ViT
+from sslvit.reports.charts import LEFT, RIGHT, WIDTH
+from sslvit.weights.folder import load_backbone, save_backbone
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOY = """
@@ -49,7 +68,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_compare import toys
 from sslvit.errors import at_the_door
-from sslvit.parts import work_on
+from sslvit.experiments.jobs import work_on
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     at_the_door(lambda: work_on(toys(out), out, out, jobs=2, devices=0))

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit import checkpoint
 from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged, configuration
 from sslvit.data import source
-from sslvit.data.samples import ArraySource
-from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.data.source import ArraySource
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import Light
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_links_are_followed_when_asked(pictures):
 def test_the_canvas_and_the_limit_of_pixels_are_those_asked_for(pictures):
     assert DataConfig(data=pictures, image_size=32).open().canvas == (96, 96)
     source = DataConfig(data=pictures, image_size=32, canvas=50, max_pixels=9999).open()
-    samples = source.read(np.arange(3))
-    assert source.canvas == (33, 50)  # all that can be read are 40 x 60
+    samples = spec.read(np.arange(3))
+    assert spec.canvas == (33, 50)  # all that can be read are 40 x 60
     (bad,) = samples.bad
     assert (bad.id, bad.reason) == (2, "10,000 px > limit 9,999")
 
@@ -64,8 +64,8 @@ def test_a_model_of_unequal_sides_is_given_images_of_its_size():
 
 def test_every_kind_of_data_stands_in_every_place_that_lists_them():
     table = (Path(__file__).parent.parent / "README.md").read_text().partition("## Your own images")[2][:4000]
-    for text in (inspect.getsource(ImagesConfig), inspect.getsource(DataConfig), source.__doc__, table):
-        assert not [kind for kind in source.KINDS if not re.search(rf"\b{kind}\b", text)]
+    for text in (inspect.getsource(ImagesConfig), inspect.getsource(DataConfig), spec.__doc__, table):
+        assert not [kind for kind in spec.KINDS if not re.search(rf"\b{kind}\b", text)]
 
 
 # What changes the result, so that --resume refuses another value. A new option is to be put here, or in config.FREE or

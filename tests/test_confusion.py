@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sslvit.evaluate.confusion import LARGEST, RIGHT, WRONG, draw_confusion
+from sslvit.reports.confusion import LARGEST, RIGHT, WRONG, draw_confusion
 
 
 def test_rights_and_wrongs_have_colours_of_their_own_and_rare_ones_are_seen(tmp_path):

@@ -16,24 +16,25 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sslvit import checkpoint, rng
+from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.loader import row
-from sslvit.data.source import ArraySource
-from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.data.spec import ArraySource
 from sslvit.errors import DataError
-from sslvit.masking import random_order
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
+from sslvit.objectives.masking import random_order
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.supervised import Supervised
-from sslvit.resnet import BiT
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import Light
 
 STEPS = 20
 TOGETHER = 2  # processes

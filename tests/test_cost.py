@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from tiny_run import objective as tiny_objective
 from tiny_run import source, tiny_run
 
-from sslvit.cost import IMAGES, counting, flops_per_image, peak_memory
-from sslvit.data.views import Light
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
-from sslvit.vit import ViT
+from sslvit.training.cost import IMAGES, counting, flops_per_image, peak_memory
+from sslvit.views.pretraining import Light
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 from image_zoo import png
 
 from sslvit.config import DataConfig
-from sslvit.data.source import open_source
+from sslvit.data.spec import open_source
 from sslvit.errors import DataError, NoInput
 
 

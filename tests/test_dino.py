@@ -14,15 +14,17 @@ from tiny_run import STEPS as STEPS_OF_RUN
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sslvit import checkpoint, optim, rng
+from sslvit import rng
 from sslvit.config import TrainConfig
-from sslvit.data.views import DINO as Crops
-from sslvit.distributed import start
-from sslvit.model_folder import save_backbone
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO, Head, cross_entropy_of_pairs
 from sslvit.objectives.objective import Batch
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.training import optim
+from sslvit.views.pretraining import DINO as Crops
+from sslvit.weights.folder import save_backbone
 
 SIZES = {"outputs": 40, "hidden": 32, "bottleneck": 16}
 

@@ -3,7 +3,7 @@
 import safetensors.torch
 import torch
 
-from sslvit import durable
+from sslvit.storage import durable
 
 
 def test_every_dtype_that_torch_can_hold_is_read_back_by_the_reference_implementation(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslvit.ema import ema_update, frozen_copy
+from sslvit.objectives.teacher import ema_update, frozen_copy
 
 
 def test_the_teacher_follows_the_formula():

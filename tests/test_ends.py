@@ -17,14 +17,14 @@ from crashes import forked, tapped
 from test_recipes import RECIPES, TINY, run
 from tiny_run import DEFAULTS, fingerprint, losses, objective, source, tiny_run
 
-from sslvit import checkpoint
 from sslvit.config import TrainConfig
-from sslvit.data.views import Light
-from sslvit.distributed import start
 from sslvit.errors import CANNOT_WRITE, CannotWrite
-from sslvit.records import Log
-from sslvit.report import write_report
+from sslvit.processes.collectives import start
+from sslvit.reports.run import write_report
+from sslvit.runs.log import Log
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
+from sslvit.views.pretraining import Light
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 OF_TIME = ("seconds", "images_per_second", "peak_memory_bytes")
@@ -255,7 +255,7 @@ def test_a_step_that_was_damaged_costs_its_own_line_alone(tmp_path, caplog):
 
 
 def test_an_ended_run_with_a_damaged_log_is_resumed_reported_and_looked_at(finished, tmp_path, caplog):
-    from sslvit.info import about
+    from sslvit.weights.info import about
 
     out = shutil.copytree(finished, tmp_path / "run")
     with (out / "metrics.jsonl").open("ab") as file:
@@ -268,8 +268,8 @@ def test_an_ended_run_with_a_damaged_log_is_resumed_reported_and_looked_at(finis
 
 
 def test_a_damaged_line_of_bad_images_costs_itself(tmp_path, caplog):
-    from sslvit.data.bad import BadImages
-    from sslvit.data.samples import Bad
+    from sslvit.data.source import Bad
+    from sslvit.data.unreadable import BadImages
 
     file = tmp_path / "bad_images.jsonl"
     BadImages(file, size=1000).add([Bad(id, f"{id}.png", "empty file", 0) for id in (5, 6, 7)])

@@ -13,16 +13,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
-from sslvit.data.views import Light, Plain
-from sslvit.distributed import start
+from sslvit.data.spec import ArraySource
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
 from sslvit.evaluate.knn import knn, knn_votes, largest, neighbours
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Light, Plain
 
 
 @pytest.fixture(scope="module")

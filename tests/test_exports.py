@@ -23,20 +23,20 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
-from sslvit import checkpoint, sealed
 from sslvit.__main__ import main
 from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
-from sslvit.exports import FORMATS, export, layouts
-from sslvit.exports.checks import compare
-from sslvit.exports.layouts import plain
-from sslvit.hub import from_pretrained, push_to_hub
-from sslvit.info import Convert, about, convert
-from sslvit.model_folder import load_backbone, load_classifier, save_backbone, write_model
-from sslvit.optim import parameter_groups
-from sslvit.readout import Classifier, read
-from sslvit.resnet import BiT
-from sslvit.vit import ViT
-from sslvit.weights import load_foreign, open_backbone
+from sslvit.models.readout import Classifier, read
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
+from sslvit.storage import checkpoint, sealed
+from sslvit.training.optim import parameter_groups
+from sslvit.weights.exports.checks import compare
+from sslvit.weights.exports.export import FORMATS, export, layouts
+from sslvit.weights.exports.layouts import plain
+from sslvit.weights.folder import load_backbone, load_classifier, save_backbone, write_model
+from sslvit.weights.foreign.open import load_foreign, open_backbone
+from sslvit.weights.hub import from_pretrained, push_to_hub
+from sslvit.weights.info import Convert, about, convert
 
 ROOT = Path(__file__).parent.parent
 
@@ -213,7 +213,7 @@ def test_what_computes_otherwise_when_it_is_read_back_is_not_written(tmp_path, m
         weights = plain(backbone, **options)
         return weights | {"norm.bias": weights["norm.bias"] + 0.1}
 
-    monkeypatch.setattr("sslvit.exports.layouts.plain", spoilt)
+    monkeypatch.setattr("sslvit.weights.exports.layouts.plain", spoilt)
     for to in ("torchvision", "transformers"):
         with pytest.raises(DataError, match=r"computes otherwise by .* of the largest output: not written"):
             export(vit(), ABOUT, tmp_path / "out", to)
@@ -367,7 +367,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, to):
     def full(path, pieces):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sslvit.durable.write", full)
+    monkeypatch.setattr("sslvit.storage.durable.write", full)
     with pytest.raises(CannotWrite, match="out: the export was not written: No space left on device"):
         export(vit(), ABOUT, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
@@ -422,7 +422,7 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
     program = (
-        "import sys; from sslvit.vit import ViT; from sslvit.errors import at_the_door\n"
+        "import sys; from sslvit.models.vit import ViT; from sslvit.errors import at_the_door\n"
         "vit = ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1)\n"
         "at_the_door(lambda: vit.push_to_hub('nobody/nothing', readout='cls'))"
     )

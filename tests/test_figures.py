@@ -12,10 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sslvit.analysis import attention_maps, filters, mean_attention_distance, position_similarity, position_structure
-from sslvit.data.source import open_source
+from sslvit.data.spec import open_source
+from sslvit.evaluate.analysis import (
+    attention_maps,
+    filters,
+    mean_attention_distance,
+    position_similarity,
+    position_structure,
+)
 from sslvit.evaluate.monitor import draw_ids
-from sslvit.figures import (
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
+from sslvit.reports.figures import (
     GAP,
     SERIES,
     STOPS,
@@ -27,9 +35,7 @@ from sslvit.figures import (
     heat,
     similarity_tiles,
 )
-from sslvit.model_folder import load_backbone, save_backbone
-from sslvit.resnet import BiT
-from sslvit.vit import ViT
+from sslvit.weights.folder import load_backbone, save_backbone
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "analyse.py"
 SMALL = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}

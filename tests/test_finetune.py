@@ -23,7 +23,6 @@ from tiny_run import fingerprint, source
 from sslvit import rng
 from sslvit.data.loader import Row
 from sslvit.data.subset import Subset
-from sslvit.distributed import start
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.evaluate.split import hold_out
@@ -38,13 +37,14 @@ from sslvit.finetune import (
     prepare,
     settled,
 )
-from sslvit.model_folder import load_backbone, load_classifier, save_backbone
-from sslvit.optim import parameter_groups
-from sslvit.readout import logits, read
-from sslvit.resnet import BiT
+from sslvit.models.readout import logits, read
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.training.optim import parameter_groups
+from sslvit.weights.folder import load_backbone, load_classifier, save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 from transformers import AutoModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
 
-from sslvit.exports import export
-from sslvit.readout import read
-from sslvit.vit import ViT
-from sslvit.weights import open_backbone
+from sslvit.models.readout import read
+from sslvit.models.vit import ViT
+from sslvit.weights.exports.export import export
+from sslvit.weights.foreign.open import open_backbone
 
 SIZE, OTHER = 224, 448  # multiples of 14, 16 and 32
 TIMM = {

@@ -14,17 +14,17 @@ import pytest
 import timm
 import torch
 
-from sslvit import checkpoint
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
-from sslvit.data.views import Light
-from sslvit.distributed import start
-from sslvit.model_folder import load_backbone
+from sslvit.data.spec import ArraySource
+from sslvit.models.readout import read
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
-from sslvit.readout import read
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import Light
+from sslvit.weights.folder import load_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = sorted(GOLDEN.glob("schema-*"))

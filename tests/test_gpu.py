@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sslvit import rng
-from sslvit.data.supervised import Supervised as SupervisedViews
-from sslvit.data.views import DINO, Light, MoCoV3
+from sslvit.models.vit import ViT
 from sslvit.objectives.moco_v3 import MoCoV3 as Objective
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT
+from sslvit.views.pretraining import DINO, Light, MoCoV3
+from sslvit.views.supervised import Supervised as SupervisedViews
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

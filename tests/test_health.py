@@ -11,17 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslvit import health, optim, rng, schedule
-from sslvit.data import shapes, views
-from sslvit.health import PATIENCE, Verdict, Watch
+from sslvit import rng, schedule
+from sslvit.data.readers import shapes
+from sslvit.models.readout import read
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.supervised import Supervised
-from sslvit.readout import read
-from sslvit.vit import ViT
+from sslvit.training import optim, watch
+from sslvit.training.watch import PATIENCE, Verdict, Watch
+from sslvit.views import pretraining
 
 SIZE, IMAGES, BATCH = 32, 1024, 32
 
@@ -46,7 +48,7 @@ class SimSiam(Objective):
         agreement = F.cosine_similarity(self.predictor(first), goals[1]) + F.cosine_similarity(
             self.predictor(second), goals[0]
         )
-        return -agreement.mean() / 2, {"embedding_std": health.deviation(first)} | health.spread(features[0])
+        return -agreement.mean() / 2, {"embedding_std": watch.deviation(first)} | watch.spread(features[0])
 
 
 @cache
@@ -64,9 +66,9 @@ def vit(data: str, seed: int, **changes) -> ViT:
 
 
 VIEWS = {
-    DINO: views.DINO(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
-    MoCoV3: views.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
-    SimSiam: views.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    DINO: pretraining.DINO(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
+    MoCoV3: pretraining.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    SimSiam: pretraining.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
 }
 
 
@@ -75,7 +77,7 @@ def run(
 ) -> Iterator[dict[str, float]]:
     """Trains as the loop does; yields each step's metrics."""
     pixels, labels = images(data)
-    view = VIEWS.get(type(objective), views.Light(SIZE))
+    view = VIEWS.get(type(objective), pretraining.Light(SIZE))
     optimizer = optim.adamw(optim.parameter_groups(objective, weight_decay), (0.9, 0.999))
     for step in range(steps):
         ids = rng.permutation(rng.key(seed, "order", step), IMAGES)[:BATCH]
@@ -170,7 +172,7 @@ def clean_deviation(objective: Objective, data: str) -> float:
     with torch.no_grad():
         encoded = objective.backbone(images(data)[0][:BATCH] / 255)
     objective.backbone.train()
-    return float(health.deviation(read(encoded, objective.readout)))
+    return float(watch.deviation(read(encoded, objective.readout)))
 
 
 @pytest.mark.slow
@@ -273,10 +275,10 @@ def test_a_limit_follows_the_runs_own_start_and_a_number_that_is_none_is_not_jud
 def test_directions_spread_evenly_have_deviation_1_and_equal_ones_0():
     for d in (2, 16, 64):
         both = torch.cat([torch.eye(d), -torch.eye(d)])
-        assert health.deviation(both).item() == pytest.approx(1.0, rel=1e-6)
-        assert health.deviation(5 * both).item() == pytest.approx(1.0, rel=1e-6)  # lengths do not count
-    assert health.deviation(torch.ones(8, 5)).item() == pytest.approx(0.0, abs=1e-6)
-    assert health.deviation(rng.normal(rng.key(0), 4000, 32)).item() == pytest.approx(1.0, abs=0.01)
+        assert watch.deviation(both).item() == pytest.approx(1.0, rel=1e-6)
+        assert watch.deviation(5 * both).item() == pytest.approx(1.0, rel=1e-6)  # lengths do not count
+    assert watch.deviation(torch.ones(8, 5)).item() == pytest.approx(0.0, abs=1e-6)
+    assert watch.deviation(rng.normal(rng.key(0), 4000, 32)).item() == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16])
@@ -285,19 +287,19 @@ def test_effective_rank_counts_equal_directions(rank, b, d):
     axes = torch.cat([torch.eye(min(b // 2, d), d)[:rank], -torch.eye(min(b // 2, d), d)[:rank]])
     features = axes.repeat(b // len(axes) or 1, 1)
     expected = min(rank, min(b // 2, d))
-    assert health.effective_rank(features).item() == pytest.approx(expected, rel=1e-5)
-    assert health.effective_rank(torch.ones(b, d)).item() == pytest.approx(0.0, abs=1e-5)
+    assert watch.effective_rank(features).item() == pytest.approx(expected, rel=1e-5)
+    assert watch.effective_rank(torch.ones(b, d)).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_effective_rank_is_the_participation_ratio_of_the_covariances_eigenvalues():
     features = rng.normal(rng.key(1), 40, 12).double() @ torch.diag(torch.linspace(0.1, 3, 12)).double() + 1
     eigenvalues = torch.linalg.eigvalsh(torch.cov(F.normalize(features, dim=-1).T))
     expected = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
-    assert health.effective_rank(features).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert watch.effective_rank(features).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_what_is_reported_is_detached_and_costs_no_gradient():
     features = rng.normal(rng.key(2), 8, 4).requires_grad_()
-    for value in (health.deviation(features), *health.spread(features).values()):
+    for value in (watch.deviation(features), *watch.spread(features).values()):
         assert value.shape == ()
         assert not value.requires_grad

@@ -13,7 +13,7 @@ import pytest
 from image_zoo import png, scene
 
 from sslvit.data.image import BadImage
-from sslvit.data.source import EncodedSource, open_source
+from sslvit.data.spec import EncodedSource, open_source
 from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
 
@@ -478,7 +478,7 @@ def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_dataset_that_was_shuffled_or_selected_is_read_in_its_new_order(tmp_path):
-    from sslvit.data.hub import TableStore
+    from sslvit.data.readers.tables import TableStore
 
     store = TableStore(table(image=(IMAGE, cells(5)), label=(CLASS, [0, 1, 1, 0, 1])).select([3, 1]), [])
     source = EncodedSource(store, name="selected", canvas=(6, 7))

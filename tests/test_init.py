@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslvit.vit import Classifier, ViT
+from sslvit.models.vit import Classifier, ViT
 
 D, HIDDEN, P, C, DEPTH = 192, 768, 8, 3, 4
 SIZES = {"image_size": 64, "patch_size": P, "channels": C, "width": D, "depth": DEPTH, "heads": 3, "registers": 8}

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sslvit.launcher import AT_MOST
+from sslvit.processes.launcher import AT_MOST
 
 SENTENCE = "error: --lr is -1.0"
 PROGRAM = """

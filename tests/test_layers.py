@@ -96,7 +96,7 @@ def test_nothing_imports_a_recipe_and_a_recipe_stays_short():
 
 def test_importing_sslvit_is_light():
     code = (
-        "import sys, sslvit, sslvit.vit, sslvit.rng, sslvit.objectives.mpp;"
+        "import sys, sslvit, sslvit.models.vit, sslvit.rng, sslvit.objectives.mpp;"
         "heavy = ('torchvision', 'datasets', 'timm', 'transformers', 'matplotlib', 'pandas');"
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -17,16 +17,16 @@ from started import said
 from test_recipes import RECIPES, TINY, TRAINING, run
 from tiny_run import DEFAULTS, losses, objective, source, tiny_run
 
-from sslvit import checkpoint
 from sslvit.config import TrainConfig
-from sslvit.data.views import Light
-from sslvit.distributed import start
 from sslvit.errors import DataError, NoInput, Preempted
-from sslvit.info import about
-from sslvit.model_folder import load_backbone
-from sslvit.report import write_report
+from sslvit.processes.collectives import start
+from sslvit.reports.run import write_report
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.weights import open_backbone
+from sslvit.views.pretraining import Light
+from sslvit.weights.folder import load_backbone
+from sslvit.weights.foreign.open import open_backbone
+from sslvit.weights.info import about
 
 PER_PASS = 4  # steps: 32 images in batches of 8
 
@@ -268,7 +268,7 @@ def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
 
 def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
     program = (
-        "import os, runpy, signal, sys, sslvit.dry_run as dry_run\n"
+        "import os, runpy, signal, sys, sslvit.preflight.dry_run as dry_run\n"
         "dry_run.look = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.argv = ['mpp.py', *{(TINY + ' --dry_run --out ' + str(tmp_path / 'run')).split()!r}]\n"
         f"runpy.run_path({str(RECIPES / 'mpp.py')!r}, run_name='__main__')\n"

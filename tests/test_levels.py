@@ -13,8 +13,8 @@ from PIL import Image
 
 from sslvit.config import DataConfig, ImagesConfig, check_unchanged
 from sslvit.data.image import BadImage, levels, open_image
-from sslvit.data.preflight import preflight
-from sslvit.data.source import open_source
+from sslvit.data.spec import open_source
+from sslvit.data.summary import preflight
 from sslvit.errors import DataError
 
 RECIPES = Path(__file__).parent.parent / "recipes"

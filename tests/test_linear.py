@@ -13,9 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from sslvit import rng
-from sslvit.data.source import open_source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.evaluate import logistic
 from sslvit.evaluate.attentive import AttentiveHead, Settings, attentive_probe
 from sslvit.evaluate.features import extract
@@ -24,7 +22,9 @@ from sslvit.evaluate.logistic import fit, logistic_probe
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import DINO_B, DINO_S, DINOV2, GRID, MAE, MOCO_V3, PROTOCOLS, Protocol
 from sslvit.evaluate.split import hold_out
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
 
 CROSS_ENTROPY = F.cross_entropy
 SMALL = Protocol(rates=(0.03, 0.3, 3.0), decays=(0.0, 0.01), batch_size=256, epochs=4)

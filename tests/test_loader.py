@@ -12,8 +12,8 @@ import torch
 from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import Row, epoch_order, load, row
-from sslvit.data.source import ArraySource
-from sslvit.data.views import Light, MoCoV3
+from sslvit.data.spec import ArraySource
+from sslvit.views.pretraining import Light, MoCoV3
 
 
 def numbered(size: int) -> ArraySource:

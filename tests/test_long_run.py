@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from sslvit import checkpoint
+from sslvit.storage import checkpoint
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 MARK = "held: "

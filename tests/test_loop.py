@@ -12,14 +12,15 @@ import torch
 from accelerate import Accelerator
 from tiny_run import DEFAULTS, losses, objective, source
 
-from sslvit import checkpoint, optim
 from sslvit.config import TrainConfig
-from sslvit.data.views import Light
-from sslvit.distributed import start
 from sslvit.errors import Diverged
-from sslvit.health import REMEMBERED, Watch
 from sslvit.objectives.objective import Objective
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import OVERFLOWS, pretrain
+from sslvit.training import optim
+from sslvit.training.watch import REMEMBERED, Watch
+from sslvit.views.pretraining import Light
 
 
 class Steady(Objective):
@@ -60,7 +61,7 @@ def test_rates_and_weight_decay_of_every_step_end_where_they_were_told_to(tmp_pa
         return made
 
     adamw = optim.adamw
-    monkeypatch.setattr("sslvit.optim.adamw", noted)
+    monkeypatch.setattr("sslvit.training.optim.adamw", noted)
     changes = {"lr": 1e-3, "final_lr": final, "warmup_epochs": 1.0, "weight_decay": 0.04, "final_weight_decay": 0.4}
     logged = [line["lr"] for line in steady_run(tmp_path / "run", Steady(), **changes)]
 

@@ -15,8 +15,8 @@ from started import draw_images, one, ranks, said, two, until_step
 from stopped_worker import TIMEOUT, one_moment
 from tiny_run import fingerprint, losses
 
-from sslvit import checkpoint
 from sslvit.data.loader import row
+from sslvit.storage import checkpoint
 
 EPOCHS = 32  # of four steps: none that is killed here has come to its end before that, on a loaded machine either
 

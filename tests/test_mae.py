@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from sslvit import rng
+from sslvit.models.vit import ViT, patchify
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT, patchify
 
 DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 4}
 

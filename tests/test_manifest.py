@@ -13,10 +13,10 @@ import pytest
 from examples import hostile_headers, is_whole, names, payloads, save
 
 import sslvit
-from sslvit import checkpoint, durable, manifest
-from sslvit.checkpoint import NoneVerifies
 from sslvit.errors import BAD_CONFIGURATION, BAD_DATA
-from sslvit.manifest import MANIFEST, STATE, TENSORS, NewerSchema
+from sslvit.storage import checkpoint, durable, manifest
+from sslvit.storage.checkpoint import NoneVerifies
+from sslvit.storage.manifest import MANIFEST, STATE, TENSORS, NewerSchema
 
 
 @pytest.fixture

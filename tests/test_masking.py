@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from sslvit import rng
-from sslvit.masking import random_mask
+from sslvit.objectives.masking import random_mask
 
 
 def test_every_image_has_exactly_the_count():

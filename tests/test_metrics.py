@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from sslvit.__main__ import main
-from sslvit.data import shapes
-from sslvit.data.source import ArraySource, open_source
+from sslvit.data.readers import shapes
+from sslvit.data.spec import ArraySource, open_source
 from sslvit.errors import NoInput
-from sslvit.evaluate.leaks import leaks, leaks_of_run, thumbnails
 from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
+from sslvit.evaluate.near_duplicates import leaks, leaks_of_run, thumbnails
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
 

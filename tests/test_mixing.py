@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sslvit import rng
-from sslvit.data.mixing import beta, mix_pairs, shares, targets
+from sslvit.views.mixing import beta, mix_pairs, shares, targets
 
 
 def images_of(count: int) -> torch.Tensor:

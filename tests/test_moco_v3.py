@@ -15,9 +15,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sslvit import rng
+from sslvit.models.vit import ViT
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT
 
 STEPS = 5
 

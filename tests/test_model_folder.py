@@ -18,12 +18,12 @@ from crashes import killed_at, list_changes
 from examples import hostile_headers, payloads
 from PIL import Image
 
-from sslvit import durable, sealed
-from sslvit.data.views import evaluation
 from sslvit.errors import BAD_DATA, CannotWrite, DataError
-from sslvit.model_folder import _mlp_ratio, described, load_backbone, save_backbone
-from sslvit.resnet import BiT
-from sslvit.vit import VARIANTS, ViT, read
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import VARIANTS, ViT, read
+from sslvit.storage import durable, sealed
+from sslvit.views.pretraining import evaluation
+from sslvit.weights.folder import _mlp_ratio, described, load_backbone, save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

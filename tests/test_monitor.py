@@ -9,18 +9,18 @@ from torchvision.transforms import v2
 
 from sslvit.config import DataConfig
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
+from sslvit.data.spec import ArraySource
 from sslvit.data.subset import Subset
-from sslvit.data.views import Plain
-from sslvit.distributed import start
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor, monitor_of, table
 from sslvit.finetune import predict
+from sslvit.models.vit import ViT
 from sslvit.objectives.supervised import Supervised
-from sslvit.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
 
 
 def small() -> ViT:

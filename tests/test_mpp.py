@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from scipy import stats
 
 from sslvit import rng
+from sslvit.models.vit import ViT, patchify
 from sslvit.objectives.mpp import MPP, colour_classes
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT, patchify
 
 
 def small_vit(**changes) -> ViT:

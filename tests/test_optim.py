@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.supervised import Supervised
-from sslvit.optim import adamw, parameter_groups
-from sslvit.vit import ViT
+from sslvit.training.optim import adamw, parameter_groups
 
 KERNELS = {
     "head.weight",

@@ -10,8 +10,8 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from sslvit.positions import FIXED, PositionResize, resize, sincos
-from sslvit.vit import ViT
+from sslvit.models.positions import FIXED, PositionResize, resize, sincos
+from sslvit.models.vit import ViT
 
 TINY = {"image_size": (16, 24), "patch_size": 4, "width": 24, "depth": 3, "heads": 3}
 N = 24  # patches of TINY, in a grid of 4 x 6

@@ -14,11 +14,11 @@ import torch
 from crashes import Folder, PowerLoss
 from tiny_run import tiny_run
 
-from sslvit import checkpoint, durable
 from sslvit.errors import NoInput
-from sslvit.model_folder import load_backbone, save_backbone
-from sslvit.records import Log
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.runs.log import Log
+from sslvit.storage import checkpoint, durable
+from sslvit.weights.folder import load_backbone, save_backbone
 
 ABOUT = {"objective": "none", "readout": "mean", "data": "nothing"}
 

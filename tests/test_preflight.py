@@ -6,14 +6,14 @@ import pytest
 from image_zoo import png, save, scene
 from PIL import Image
 
-from sslvit.data.encoded import sample_ids
-from sslvit.data.files import FileStore, Skipped
 from sslvit.data.labels import no_labels
-from sslvit.data.preflight import SAMPLE, contact_sheet, preflight
-from sslvit.data.samples import ArraySource
-from sslvit.data.source import EncodedSource, open_source
+from sslvit.data.readers.encoded import sample_ids
+from sslvit.data.readers.folders import FileStore, Skipped
+from sslvit.data.source import ArraySource
+from sslvit.data.spec import EncodedSource, open_source
 from sslvit.data.subset import Subset
-from sslvit.data.views import MoCoV3
+from sslvit.data.summary import SAMPLE, contact_sheet, preflight
+from sslvit.views.pretraining import MoCoV3
 
 
 @pytest.fixture(autouse=True)

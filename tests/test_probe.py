@@ -13,20 +13,20 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from timm.models.vision_transformer import VisionTransformer
 from tiny_run import DEFAULTS
 
-from sslvit import sealed
 from sslvit.config import TrainConfig
-from sslvit.data.source import open_source
-from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.evaluate.attentive import AttentiveHead
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor
 from sslvit.evaluate.predictions import load_predictions
-from sslvit.model_folder import load_backbone, save_backbone
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
+from sslvit.processes.collectives import start
+from sslvit.storage import sealed
 from sslvit.train import pretrain
-from sslvit.vit import ViT
-from sslvit.weights.given import facts
+from sslvit.views.pretraining import Light
+from sslvit.weights.folder import load_backbone, save_backbone
+from sslvit.weights.foreign.options import facts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TABLE = (("train", 100), ("test", 31))

@@ -11,10 +11,11 @@ from started import draw_images
 from test_model_folder import make
 from test_recipes import TINY, run
 
-from sslvit import records, sealed
-from sslvit.hub import push_to_hub
-from sslvit.model_folder import card, described, save_backbone
-from sslvit.public import public, without_secrets
+from sslvit.runs import log
+from sslvit.runs.public import public, without_secrets
+from sslvit.storage import sealed
+from sslvit.weights.folder import card, described, save_backbone
+from sslvit.weights.hub import push_to_hub
 
 SECRETS = {
     "https://me:pass@host.org/set.tar": "https://host.org/set.tar",
@@ -70,7 +71,7 @@ def test_the_record_of_the_command_has_no_secret(monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["/home/me/mpp.py", "--data", "hf:me/set?token=abc", "--out=https://me:pw@h/x?sig=abc"]
     )
-    assert records.environment()["command"] == ["mpp.py", "--data", "hf:me/set?***", "--out=https://h/x?***"]
+    assert log.environment()["command"] == ["mpp.py", "--data", "hf:me/set?***", "--out=https://h/x?***"]
 
 
 def uploaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:

@@ -8,9 +8,9 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.data import operations
-from sslvit.data.randaugment import STYLES, WARPS, RandAugment
-from sslvit.data.supervised import Supervised
+from sslvit.views import operations
+from sslvit.views.randaugment import STYLES, WARPS, RandAugment
+from sslvit.views.supervised import Supervised
 
 
 def pictures(count: int = 4, size: tuple[int, int] = (40, 48)) -> torch.Tensor:

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from sslvit import page
-from sslvit.results_page import as_markdown
-from sslvit.study import STUDIES, percent, plot
+from sslvit.experiments.report import as_markdown
+from sslvit.experiments.study import STUDIES, percent, plot
+from sslvit.reports import page
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- from (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sslvit import checkpoint, sealed
 from sslvit.data.loader import Row
-from sslvit.data.views import Plain
 from sslvit.evaluate.predictions import load_predictions
-from sslvit.model_folder import save_backbone
-from sslvit.show_views import GAP, SHOWN
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.preflight.views import GAP, SHOWN
+from sslvit.storage import checkpoint, sealed
+from sslvit.views.pretraining import Plain
+from sslvit.weights.folder import save_backbone
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TINY = "--data shapes:n=64 --image_size 16 --model XS/8 --epochs 1 --warmup_epochs 0 --batch_size 16 --threads 1"

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from test_recipes import TINY, run
 
-from sslvit import page
-from sslvit.charts import HEIGHT, LEFT, RIGHT, WIDTH, Line, apart, line_chart, nice_ticks
-from sslvit.report import write_report
+from sslvit.reports import page
+from sslvit.reports.charts import HEIGHT, LEFT, RIGHT, WIDTH, Line, apart, line_chart, nice_ticks
+from sslvit.reports.run import write_report
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_results import comparison
 
-from sslvit.compare import ComparisonConfig
 from sslvit.errors import DataError, NoInput
-from sslvit.reports import gather, report_again, write
+from sslvit.experiments.compare import ComparisonConfig
+from sslvit.experiments.gather import gather, report_again, write
 
 KEPT = Path(__file__).parent.parent / "recipes" / "results"
 

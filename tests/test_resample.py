@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.data.crop import Crop, centred, draw_crop, resized
-from sslvit.data.resample import Blur, Resize, mirrored
+from sslvit.views.crop import Crop, centred, draw_crop, resized
+from sslvit.views.resample import Blur, Resize, mirrored
 
 MODES = {"bilinear": F.InterpolationMode.BILINEAR, "bicubic": F.InterpolationMode.BICUBIC}
 SIZES = [  # of the canvas and of the output

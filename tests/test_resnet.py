@@ -8,8 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sslvit.readout import read
-from sslvit.resnet import BLOCKS, HYBRIDS, BiT, HybridStem, NormReLU, Pool, StandardisedConv, build_root, pad_same
+from sslvit.models.readout import read
+from sslvit.models.resnet import (
+    BLOCKS,
+    HYBRIDS,
+    BiT,
+    HybridStem,
+    NormReLU,
+    Pool,
+    StandardisedConv,
+    build_root,
+    pad_same,
+)
 
 TIMM_HYBRIDS = {
     "R": "vit_tiny_r_s16_p8_224",

@@ -10,14 +10,14 @@ import torch
 from scipy import stats
 from test_recipes import TINY, run
 
-from sslvit.claims import ahead_of, notes, sentences
 from sslvit.errors import DataError
 from sslvit.evaluate.predictions import Predictions, save_predictions
-from sslvit.model_folder import save_backbone
-from sslvit.results import collect
-from sslvit.results_page import as_markdown, as_page
-from sslvit.results_tables import cost_table, groups, interval_table
-from sslvit.vit import ViT
+from sslvit.experiments.claims import ahead_of, notes, sentences
+from sslvit.experiments.report import as_markdown, as_page
+from sslvit.experiments.results import collect
+from sslvit.experiments.tables import cost_table, groups, interval_table
+from sslvit.models.vit import ViT
+from sslvit.weights.folder import save_backbone
 
 IMAGES = 1000
 LABELS = torch.arange(IMAGES) % 2

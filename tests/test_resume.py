@@ -12,8 +12,8 @@ from tiny_run import fingerprint
 
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
-from sslvit.distributed import start
+from sslvit.data.spec import ArraySource
+from sslvit.processes.collectives import start
 from sslvit.train import pretrain
 
 STEPS, IMAGES, BATCH = 48, 32, 8

@@ -11,16 +11,17 @@ import torch
 from test_recipes import TINY, run
 from tiny_run import DEFAULTS, objective, source, tiny_run
 
-from sslvit import checkpoint, durable, run_files
-from sslvit.bad_steps import save_bad_step
 from sslvit.config import TrainConfig
-from sslvit.data.bad import BadImages
-from sslvit.data.samples import Bad
-from sslvit.data.views import Light
-from sslvit.distributed import check_trackers, start
+from sslvit.data.source import Bad
+from sslvit.data.unreadable import BadImages
 from sslvit.objectives.objective import Batch
-from sslvit.run_folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
+from sslvit.processes.collectives import check_trackers, start
+from sslvit.runs import files
+from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
+from sslvit.storage import checkpoint, durable
 from sslvit.train import pretrain
+from sslvit.training.bad_steps import save_bad_step
+from sslvit.views.pretraining import Light
 
 SECRET = b"of the user, and of no run"
 
@@ -55,8 +56,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_all_that_runs_leave_is_in_the_list_and_nothing_there_is_misplaced(finished, tuned, tmp_path):
-    assert run_files.foreign(finished) == run_files.misplaced(finished) == []
-    assert run_files.foreign(tuned) == run_files.misplaced(tuned) == []
+    assert files.foreign(finished) == files.misplaced(finished) == []
+    assert files.foreign(tuned) == files.misplaced(tuned) == []
     assert {"choice/lr-0.1/run.lock", "test.json", "confusion.png", "predictions.parquet"} <= set(files_of(tuned))
 
 
@@ -67,7 +68,7 @@ def test_all_that_a_tracker_writes_beside_a_run_is_in_the_list(tmp_path):
         pytest.skip("tensorboard is not installed")
     run("mpp", f"{TINY} --out {tmp_path / 'run'} --log_with tensorboard")
     assert any((tmp_path / "run" / "sslvit").iterdir())
-    assert run_files.foreign(tmp_path / "run") == []
+    assert files.foreign(tmp_path / "run") == []
 
 
 # --overwrite
@@ -217,7 +218,7 @@ def test_links_that_are_put_in_the_way_while_a_run_trains_are_not_followed(tmp_p
     pretrain(objective(), source(), Light(32), config, start(threads=1), evaluate)
     assert target.read_bytes() == SECRET
     assert stat.S_ISREG((tmp_path / "run" / "cost.json").lstat().st_mode)
-    assert run_files.misplaced(tmp_path / "run") == ["report.md"]
+    assert files.misplaced(tmp_path / "run") == ["report.md"]
 
 
 def test_what_is_appended_to_is_opened_without_following_a_link(tmp_path, caplog):

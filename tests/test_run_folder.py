@@ -18,9 +18,9 @@ import pytest
 import torch
 from crashes import forked, killed_at, list_changes, tapped
 
-from sslvit import checkpoint
 from sslvit.errors import CANNOT_WRITE
-from sslvit.run_folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder, still_held
+from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder, still_held
+from sslvit.storage import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -23,25 +23,25 @@ from test_results import comparison
 from test_stored import source
 from tiny_run import tiny_run
 
-from sslvit import checkpoint, durable, sealed
-from sslvit.bad_steps import replay
-from sslvit.compare import ComparisonConfig, passes
-from sslvit.data.source import open_source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.errors import BAD_CONFIGURATION, BAD_DATA
 from sslvit.evaluate.predictions import Predictions, load_predictions, save_predictions
 from sslvit.evaluate.stored import stored
-from sslvit.exports import export
-from sslvit.exports.programs import Reading
-from sslvit.exports.programs import described as of_program
-from sslvit.info import about
-from sslvit.model_folder import save_backbone
-from sslvit.parts import check_settings
-from sslvit.report import Run, as_markdown
-from sslvit.results import collect
-from sslvit.results_page import as_markdown as told
-from sslvit.weights import load_foreign, open_backbone
+from sslvit.experiments.compare import ComparisonConfig, passes
+from sslvit.experiments.jobs import check_settings
+from sslvit.experiments.report import as_markdown as told
+from sslvit.experiments.results import collect
+from sslvit.processes.collectives import start
+from sslvit.reports.run import Run, as_markdown
+from sslvit.storage import checkpoint, durable, sealed
+from sslvit.training.bad_steps import replay
+from sslvit.views.pretraining import Plain
+from sslvit.weights.exports.export import export
+from sslvit.weights.exports.programs import Reading
+from sslvit.weights.exports.programs import described as of_program
+from sslvit.weights.folder import save_backbone
+from sslvit.weights.foreign.open import load_foreign, open_backbone
+from sslvit.weights.info import about
 
 
 class Case(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from sslvit.data import shapes
-from sslvit.data.source import open_source
+from sslvit.data.readers import shapes
+from sslvit.data.spec import open_source
 
 
 def test_an_image_is_the_same_in_any_batch():

@@ -14,7 +14,7 @@ from started import TORCHRUN, free_port
 from test_contract import OBJECTIVES
 from tiny_run import fingerprint, losses
 
-from sslvit import checkpoint
+from sslvit.storage import checkpoint
 
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "sharded_run.py")

@@ -13,8 +13,8 @@ from tiny_run import fingerprint, source
 
 from sslvit.data import shared
 from sslvit.data.loader import Row, bytes_of, load
-from sslvit.data.samples import Bad
-from sslvit.data.views import Light, MoCoV3
+from sslvit.data.source import Bad
+from sslvit.views.pretraining import Light, MoCoV3
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ from image_zoo import png, save, scene
 from numpy.lib import format as npy
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit.data import shapes
-from sslvit.data.files import Names, Skipped, open_folders, printable
-from sslvit.data.lists import open_list
-from sslvit.data.samples import ArraySource, substitutes
-from sslvit.data.source import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
+from sslvit.data.readers import shapes
+from sslvit.data.readers.folders import Names, Skipped, open_folders, printable
+from sslvit.data.readers.lists import open_list
+from sslvit.data.source import ArraySource, substitutes
+from sslvit.data.spec import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
 from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
-from sslvit.weights import load_foreign
+from sslvit.weights.foreign.open import load_foreign
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -75,7 +75,7 @@ def test_the_built_in_set_is_what_shapes_makes_and_labels():
 
 def test_a_built_in_set_too_large_for_memory_is_drawn_as_it_is_read(monkeypatch):
     small = open_source("shapes:n=9", image_size=16).read(np.arange(9))
-    monkeypatch.setattr("sslvit.data.samples.IN_MEMORY", 0)
+    monkeypatch.setattr("sslvit.data.source.IN_MEMORY", 0)
     assert torch.equal(open_source("shapes:n=9", image_size=16).read(np.arange(9)).pixels, small.pixels)
 
 

@@ -9,9 +9,9 @@ import torch
 from xxhash import xxh3_128
 
 from sslvit import rng
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
-from sslvit.vit import ViT
 
 
 @pytest.mark.slow

@@ -5,7 +5,15 @@ import pytest
 import torch
 from scipy import stats
 
-from sslvit.statistics import Difference, bootstrap_means, difference, no_difference, over_seeds, sentence, t_quantile
+from sslvit.evaluate.statistics import (
+    Difference,
+    bootstrap_means,
+    difference,
+    no_difference,
+    over_seeds,
+    sentence,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize("degrees", [1, 1.5, 2, 4, 9.3, 100, 9999, 1e6])

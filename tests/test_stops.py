@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from started import draw_images, one, ranks, said, two, until_step
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
-from sslvit import checkpoint
 from sslvit.config import TrainConfig
 from sslvit.data.loader import row
-from sslvit.data.views import Light
-from sslvit.distributed import start
 from sslvit.errors import Preempted
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import Light
 
 RARELY = ("epochs=100", "save_every=10000", "resume=true")  # 400 steps
 

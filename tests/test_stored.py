@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource, open_source
-from sslvit.data.views import Plain
-from sslvit.distributed import start
+from sslvit.data.spec import ArraySource, open_source
 from sslvit.evaluate.stored import stored
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
 
 
 def source(seed: int = 0) -> ArraySource:

@@ -11,7 +11,7 @@ from image_zoo import png
 from sslvit import rng
 from sslvit.data.loader import Loaded
 from sslvit.data.stream import SHARD, Stream
-from sslvit.data.stream_row import Place, StreamRow
+from sslvit.data.stream_order import Place, StreamRow
 from sslvit.errors import DataError, NoInput
 
 datasets = pytest.importorskip("datasets")
@@ -161,7 +161,7 @@ def test_another_number_of_processes_cannot_go_on(parquet):
 
 
 def test_bad_rows_are_replaced_by_the_next_good_one(tmp_path, parquet, monkeypatch):
-    monkeypatch.setattr("sslvit.data.stream_row.SHUFFLED", 1)
+    monkeypatch.setattr("sslvit.data.stream_order.SHUFFLED", 1)
     broken, elsewhere = {"bytes": b"no image", "path": None}, {"bytes": None, "path": "/etc/passwd"}
     cells = [cell(0), broken, None, cell(3), elsewhere, cell(5)]
     (tmp_path / "odd").mkdir()

@@ -14,16 +14,17 @@ from PIL import Image
 from stream_run import DEFAULTS, PASS, Views, objective, stream_run
 from tiny_run import fingerprint, losses
 
-from sslvit import checkpoint, rng
+from sslvit import rng
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.data.bad import BadImages
-from sslvit.data.samples import Bad
-from sslvit.data.source import open_source
+from sslvit.data.source import Bad
+from sslvit.data.spec import open_source
 from sslvit.data.stream import SHARD, Stream
-from sslvit.data.stream_row import StreamRow
-from sslvit.distributed import start
+from sslvit.data.stream_order import StreamRow
+from sslvit.data.unreadable import BadImages
 from sslvit.errors import DataError
 from sslvit.evaluate.monitor import monitor_of
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 
 datasets = pytest.importorskip("datasets")

@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.data.supervised import MEAN, STD, Erasing, Supervised, draw_erasing, erase_, normal
+from sslvit.views.supervised import MEAN, STD, Erasing, Supervised, draw_erasing, erase_, normal
 
 
 def test_erased_boxes_are_distributed_as_torchvisions():

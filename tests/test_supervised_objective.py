@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from sslvit import rng
 from sslvit.errors import DataError
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch
 from sslvit.objectives.supervised import Supervised, balanced
-from sslvit.resnet import BiT
-from sslvit.vit import ViT
 
 CLASSES = 5
 

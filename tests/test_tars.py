@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from image_zoo import png
 
-from sslvit.data.files import Skipped
-from sslvit.data.members import members
-from sslvit.data.source import open_source
+from sslvit.data.readers.folders import Skipped
+from sslvit.data.readers.tar_index import members
+from sslvit.data.spec import open_source
 from sslvit.errors import DataError, NoInput
 
 

@@ -21,16 +21,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
-from sslvit import checkpoint
 from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
 from sslvit.data.loader import Row, load
-from sslvit.data.source import open_source
-from sslvit.data.views import Light
-from sslvit.distributed import check_trackers, start
+from sslvit.data.spec import open_source
 from sslvit.errors import DataError, Diverged
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
+from sslvit.processes.collectives import check_trackers, start
+from sslvit.storage import checkpoint
 from sslvit.train import due, pretrain
+from sslvit.views.pretraining import Light
 
 HERE = Path(__file__).parent
 RUN = [sys.executable, str(HERE / "tiny_run.py")]
@@ -523,7 +523,7 @@ def test_a_bad_setting_is_one_sentence_before_anything_is_written(tmp_path, chan
 
 
 def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_is_not(monkeypatch):
-    monkeypatch.setattr("sslvit.distributed.get_available_trackers", lambda: [LoggerType.TENSORBOARD, "mine"])
+    monkeypatch.setattr("sslvit.processes.collectives.get_available_trackers", lambda: [LoggerType.TENSORBOARD, "mine"])
     check_trackers(("tensorboard",))
     with pytest.raises(ValueError, match="mine must be one of aim, clearml"):
         check_trackers(("tensorboard", "mine"))
@@ -543,7 +543,7 @@ def test_evaluations_are_due_when_their_pass_is_complete():
 
 KEEPS = """
 import resource, torch
-from sslvit.distributed import keep_memory as keep
+from sslvit.processes.collectives import keep_memory as keep
 torch.set_num_threads(1)
 keep()
 def faults():

@@ -11,13 +11,13 @@ from markdown_it import MarkdownIt
 from sklearn.metrics import balanced_accuracy_score
 from test_results import comparison
 
-from sslvit import page
-from sslvit.claims import ahead_of, notes, sentences, warnings
 from sslvit.evaluate.predictions import load_predictions
-from sslvit.public import markdown
-from sslvit.results import collect
-from sslvit.results_page import as_markdown, as_page
-from sslvit.results_tables import accuracy_table, balanced_table, best_of, groups
+from sslvit.experiments.claims import ahead_of, notes, sentences, warnings
+from sslvit.experiments.report import as_markdown, as_page
+from sslvit.experiments.results import collect
+from sslvit.experiments.tables import accuracy_table, balanced_table, best_of, groups
+from sslvit.reports import page
+from sslvit.runs.public import markdown
 
 LABELS = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([900, 50, 50]))
 HOSTILE = "a|b *c* _d_ `e` <script>f</script> [g](javascript:h) ![i][j] ~k~ # &lt; \\l"

@@ -13,10 +13,10 @@ from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
 from sslvit.config import ImagesConfig
-from sslvit.data import pieces
-from sslvit.data.crop import Crop, draw_crop
-from sslvit.data.supervised import Supervised
-from sslvit.data.views import DINO, Distorted, Light, MoCoV3, Plain, evaluation
+from sslvit.views import batching
+from sslvit.views.crop import Crop, draw_crop
+from sslvit.views.pretraining import DINO, Distorted, Light, MoCoV3, Plain, evaluation
+from sslvit.views.supervised import Supervised
 
 VIEWS = {
     "light": lambda size: Light(size),
@@ -181,8 +181,8 @@ def test_neither_threads_nor_pieces_change_a_bit(name, size, count, monkeypatch)
         torch.set_num_threads(threads)
         assert all(map(torch.equal, got, expected))
     for piece, large in ((1 << 16, 1 << 16), (1 << 18, 1), (1 << 25, 1 << 25)):
-        monkeypatch.setattr(pieces, "PIECE", piece)
-        monkeypatch.setattr(pieces, "LARGE", large)
+        monkeypatch.setattr(batching, "PIECE", piece)
+        monkeypatch.setattr(batching, "LARGE", large)
         assert all(map(torch.equal, view(pixels, key), expected))
 
 

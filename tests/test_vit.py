@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sslvit import rng
-from sslvit.vit import HYBRIDS, VARIANTS, Classifier, Encoded, ViT, patchify, read, unpatchify
+from sslvit.models.vit import HYBRIDS, VARIANTS, Classifier, Encoded, ViT, patchify, read, unpatchify
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "heads": 3}
 
@@ -410,5 +410,5 @@ def test_what_cannot_be_run_says_why():
 
 
 def test_importing_the_backbone_loads_no_torchvision():
-    code = "import sys, sslvit.vit; print([m for m in ('torchvision', 'timm', 'datasets') if m in sys.modules])"
+    code = "import sys, sslvit.models.vit; print([m for m in ('torchvision', 'timm', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

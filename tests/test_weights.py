@@ -35,17 +35,17 @@ from torch import Tensor, nn
 
 from sslvit.__main__ import main
 from sslvit.errors import DataError, NoInput
-from sslvit.exports import export
-from sslvit.model_folder import load_backbone, save_backbone
+from sslvit.models.positions import resize
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.objective import Batch
-from sslvit.positions import resize
-from sslvit.resnet import BiT
-from sslvit.unpickle import tensors_of
-from sslvit.vit import ViT
-from sslvit.weights import load_foreign, mae_from, open_backbone, start_from
-from sslvit.weights.facts import ARCHITECTURE, FAMILIES, TIMM_HEADS
-from sslvit.weights.files import read
+from sslvit.weights.exports.export import export
+from sslvit.weights.folder import load_backbone, save_backbone
+from sslvit.weights.foreign.facts import ARCHITECTURE, FAMILIES, TIMM_HEADS
+from sslvit.weights.foreign.files import read
+from sslvit.weights.foreign.open import load_foreign, mae_from, open_backbone, start_from
+from sslvit.weights.foreign.unpickle import tensors_of
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslvit import checkpoint
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.source import ArraySource
-from sslvit.data.views import Light
-from sslvit.distributed import start
+from sslvit.data.spec import ArraySource
 from sslvit.errors import at_the_door
+from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.vit import ViT
+from sslvit.views.pretraining import Light
 
 STEPS = 16
 DEFAULTS = {"epochs": 4.0, "batch_size": 8, "lr": 1e-3, "clip": 1.0, "log_every": 1, "save_every": 3, "threads": 1}

@@ -5,11 +5,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from sslvit.data.source import open_source
-from sslvit.data.views import evaluation
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
-from sslvit.readout import Classifier
-from sslvit.weights import open_backbone
+from sslvit.models.readout import Classifier
+from sslvit.views.pretraining import evaluation
+from sslvit.weights.foreign.open import open_backbone
 
 
 def main() -> None:

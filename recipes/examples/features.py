@@ -5,12 +5,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sslvit.data.source import open_source
-from sslvit.data.views import evaluation
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
-from sslvit.weights import open_backbone
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import evaluation
+from sslvit.weights.foreign.open import open_backbone
 
 
 def main() -> None:

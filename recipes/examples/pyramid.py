@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from sslvit.errors import at_the_door
-from sslvit.weights import open_backbone
+from sslvit.weights.foreign.open import open_backbone
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from sslvit.data.image import read_file
-from sslvit.data.source import open_source
-from sslvit.data.views import evaluation
-from sslvit.distributed import start
+from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
-from sslvit.readout import read
-from sslvit.weights import open_backbone
+from sslvit.models.readout import read
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import evaluation
+from sslvit.weights.foreign.open import open_backbone
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sslvit import durable, sealed
-from sslvit.data.encoded import EncodedSource
 from sslvit.data.image import BadImage
 from sslvit.data.labels import Labels
-from sslvit.data.samples import ArraySource, Mapped, Source
+from sslvit.data.readers.encoded import EncodedSource
+from sslvit.data.source import ArraySource, Mapped, Source
 from sslvit.errors import Stop
+from sslvit.storage import durable, sealed
 
 FORMAT = 1  # raise it when the opener decodes anything differently
 CHUNK = 1024

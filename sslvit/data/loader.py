@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sslvit import rng, stopping
-from sslvit.data import encoded, shared
-from sslvit.data.samples import Images, Samples, Source
+from sslvit import rng
+from sslvit.data import shared
+from sslvit.data.readers import encoded
+from sslvit.data.source import Images, Samples, Source
 from sslvit.data.waiting import fetched
+from sslvit.processes import signals
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +211,7 @@ def load(
 
 
 def tell_what_is_read(worker: int) -> None:
-    stopping.leave_to_the_parent()
+    signals.leave_to_the_parent()
     encoded.reading = get_worker_info().dataset.reading, worker
 
 

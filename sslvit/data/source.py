@@ -1,203 +1,199 @@
-"""Where images come from, by one line of text.
+"""What a source is: images by number. And the two that have nothing to decode: arrays, and the built-in shapes."""
 
-    shapes                    the built-in set, labelled by shape; shapes:texture by texture; shapes:n=50000 is larger
-    idx:/dir                  MNIST's format, gzipped or not
-    npz:/file.npz             arrays
-    folder:/dir[,/dir]        images, labelled by sub-folder or not, flat or nested; a folder's bare path means the same
-    list:/file.txt[,/root]    the files that a list names, with labels or without
-    csv:/labels.csv[,/root]   the files that a CSV file names, labelled by another of its columns
-    hf:name[:configuration]   a set of the Hugging Face hub
-    disk:/dir                 one written by Dataset.save_to_disk
-    parquet:/dir/*.parquet    one in parquet files
-    webdataset:/dir/*.tar     image tars
-
-A source gives images by number, as uint8 on a canvas of one size. Labels are optional everywhere. The train split of a
-folder is its sub-folder train, if it has one, and the test split test or val; parquet, tar and CSV files are told apart
-by how their names begin, the rows of one CSV file by its column `split`. Small images of one size are decoded once into
-a cache (cache.py); all others whenever they are read, in the loader's workers, onto a canvas that is large enough for
-views to be cut from it later, on any device.
-
-Views are not cut while decoding. Measured on one core for JPEGs of 500 x 375 at 100 kB: onto a canvas and then two
-crops of 224 px for the whole batch at once 3.5 ms an image, decoding and two crops of each by itself 4.3 ms; and on a
-GPU the crops cost nearly nothing. A canvas that keeps such photographs as they are (512 at 224 px) is also the cheapest
-to fill: scaling to 448 costs 1 ms more.
-
-So larger photographs are reduced before a view is cut, which deviates from the papers' pipelines: of 1600 x 1200 an 8 %
-crop has about 125 x 125 pixels left, and is enlarged to 224. A canvas that keeps them (928 for 8 %, 1184 for 5 %) takes
-2.4 and 3 times as long to fill with such JPEGs, and 3.3 and 5.3 times the memory with all sets; so it is not the
-default but --canvas, and a run says before it begins where it matters.
-"""
-
-import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
-import psutil
+import numpy as np
+import torch
+from einops import repeat
+from torch import Tensor
 
-from sslvit import distributed
-from sslvit.data.arrays import open_idx, open_npz
-from sslvit.data.bad import BadImages
-from sslvit.data.cache import cached, say
-from sslvit.data.csv_file import has_header, open_csv
-from sslvit.data.encoded import EncodedSource, Store, choose_canvas, seen_levels
-from sslvit.data.files import lies_inside, nearest, open_folders
-from sslvit.data.hub import open_disk, open_hub, open_parquet
-from sslvit.data.image import MAX_PIXELS
-from sslvit.data.levels import Span, check_levels
-from sslvit.data.lists import check_root, open_list
-from sslvit.data.samples import ArraySource, Bad, Samples, ShapesSource, Source
-from sslvit.data.tars import open_tars
-from sslvit.errors import DataError, NoInput
+from sslvit.data.labels import Labels, no_labels
+from sslvit.data.readers import shapes
+from sslvit.errors import DataError
 
-__all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
-
-KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
-KIND_OF_FILE = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "list",
-    ".npz": "npz",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-}
-SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
-SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
-MANY = 20_000  # images from which on several processes decode into the cache
-SMALL = 96  # pixels of a side up to which images of one size are decoded into the cache
+IN_MEMORY = 1 << 28  # bytes: a built-in set up to this size is drawn once, a larger one whenever it is read
 
 
-def open_source(
-    spec: str,
-    *,
-    split: str = "train",
-    image_size: int | tuple[int, int],
-    channels: int | None = None,
-    canvas: int | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    root: Path | str | None = None,
-    classes: tuple[str, ...] | None = None,
-    max_pixels: int = MAX_PIXELS,
-    span: Span | None = None,
-    follow_links: bool = False,
-    cache: bool = True,
-) -> Source:
-    """The source that a line of text names.
+class Bad(NamedTuple):
+    """An image that cannot be used, and the one that stood in for it."""
 
-    channels: 1 or 3 for image files, 3 if None; arrays have their own. canvas: the side of the square that larger
-    images are scaled down to; 2.25 times the image size if None, 512 at 224. root: the folder of the files that
-    lines or rows name. span: of images of more than eight bits, the values that become black and white; the whole
-    range if None, and then a set that is dark in it is refused. classes: of the training set, for a test set whose
-    labels are text or folders, so that equal numbers mean equal classes.
+    id: int
+    path: str
+    reason: str
+    substitute: int
+
+
+class Samples(NamedTuple):
+    pixels: Tensor  # uint8 b c H W: a canvas with the image in its top left corner, zero elsewhere
+    extents: Tensor  # int64 b 2: the height and width of the image on the canvas
+    ids: Tensor  # int64 b: as asked for, also where a substitute stands in, because ids key all randomness
+    labels: Tensor | None  # int64 b: of the image that is shown
+    bad: Sequence[Bad] = ()  # a tuple, which torch's DataLoader makes a list
+
+
+class Images(ABC):
+    """What a recipe asks of images before it trains on them: those of a source, or of a stream (stream.py)."""
+
+    name: str  # for the run's records
+    channels: int
+    canvas: tuple[int, int]  # height, width of the pixels of Samples
+    labels: np.ndarray | None  # int64, one an image
+    classes: tuple[str, ...] | None  # the labels' names
+    unlabelled: str  # why there are no labels
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Images of one pass."""
+
+    def required_labels(self) -> np.ndarray:
+        """The labels, for who cannot do without."""
+        if self.labels is None:
+            raise DataError(f"{self.name} has no usable labels: {self.unlabelled}")
+        return self.labels
+
+
+class Source(Images):
+    """Images 0 .. len - 1. It travels to loader workers by pickle, so it holds files by name, not open."""
+
+    fingerprint: str  # changes when the set does
+
+    @property
+    def version(self) -> str:
+        """Changes also when only the pixels may be others: files that were written anew, or are decoded otherwise."""
+        return self.fingerprint
+
+    @abstractmethod
+    def read(self, ids: np.ndarray) -> Samples: ...
+
+
+def substitutes(id: int, size: int) -> Iterator[int]:
+    """Who stands in for a bad image: every other id once, in an order that depends on the id alone.
+
+    Steps of about the golden section of the set, so that a damaged folder or shard does not offer its own neighbours.
     """
-    if split not in SPLIT_FOLDERS:
-        raise ValueError(f"split {split!r} is neither train nor test")
-    kind, colon, rest = spec.partition(":")
-    if kind == "stream":
-        raise ValueError(f"{spec}: streams are for pretraining only; without stream: its images are read by number")
-    if not colon or kind not in KINDS or os.path.exists(spec):
-        kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
-        if colon and not os.path.exists(spec):
-            raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
-    several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
-    if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
-        # An empty path would be the folder that we happen to be in.
-        raise ValueError(
-            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
-        )
-    if root is not None:
-        check_root(root, kind)
-    side = max(image_size) if isinstance(image_size, tuple) else image_size
-    if kind == "shapes":
-        source = _shapes(rest, split, side)
-    elif kind == "idx":
-        source = open_idx(Path(rest), split)
-    elif kind == "npz":
-        source = open_npz(Path(rest), split, classes, span)
-    else:
-        columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
-        store, name = _store(kind, rest, split, columns, root and Path(root), follow_links)
-        if store.skipped and distributed.rank() == 0:
-            say(f"{name}: not read: {store.skipped}")
-        box = canvas or room(side)
-        canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
-        if span is None:
-            check_levels(seen_levels(store, max_pixels), name)
-        given = {"channels": channels or 3, "max_pixels": max_pixels, "span": span}
-        source = EncodedSource(store, name=name, canvas=canvas_size, **given)
-        if cache and as_given and max(canvas_size) <= SMALL:
-            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
-    if channels not in (None, source.channels):
-        raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
-    return source
+    step = next(step for step in range(max(1, round(size * 0.618)), 2 * size) if gcd(step, size) == 1)
+    return ((id + turn * step) % size for turn in range(1, size))
 
 
-def room(side: int) -> int:
-    """The side of a canvas that views of this size are cut from."""
-    return -(-int(2.25 * side) // 32) * 32
+def check_ids(ids: np.ndarray, size: int) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.dtype != np.int64 or ids.ndim != 1:
+        raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {ids.shape}")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < size):
+        raise ValueError(f"ids {ids.min()} to {ids.max()} of a source of {size} images")
+    return ids
 
 
-def _store(kind: str, rest: str, split: str, columns: dict, root: Path | None, follow_links: bool) -> tuple[Store, str]:
-    classes = columns["classes"]
-    if kind == "folder":
-        roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]
-        roots = [_split_folder(root, split, follow_links) for root in roots]
-        store = open_folders(roots, follow_links=follow_links, classes=classes)
-        return store, f"folder:{','.join(map(str, roots))}"
-    if kind in ("list", "csv"):
-        store = _listed(kind, rest, split, columns, root)
-    elif kind == "hf":
-        store = open_hub(rest, split, root=root, **columns)
-    elif kind == "disk":
-        store = open_disk(Path(rest), split, root=root, **columns)
-    elif kind == "parquet":
-        store = open_parquet(rest, split, root=root, **columns)
-    else:
-        store = open_tars(rest, split, image_column=columns["image_column"], classes=classes)
-    return store, f"{kind}:{rest} ({split})"
+def whole(canvas: tuple[int, int], count: int) -> Tensor:
+    """The extents of images that fill their canvas: b 2"""
+    return repeat(torch.tensor(canvas), "two -> b two", b=count)
 
 
-def _listed(kind: str, rest: str, split: str, columns: dict, root: Path | None) -> Store:
-    name, _, beside = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
-    if beside and root:
-        raise ValueError(f"{kind}:{rest} and --root {root} both name a root: give one of them")
-    file, root = Path(name), Path(beside) if beside else root
-    if kind == "csv" or (
-        file.is_file() and (file.suffix == ".csv" or (file.suffix == ".tsv" and has_header(file, root or file.parent)))
+class Mapped(NamedTuple):
+    """A uint8 array n c H W inside a file, mapped into memory by every process that reads it."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, int, int, int]
+
+
+class ArraySource(Source):
+    """Images of one size in one uint8 array n c H W, in memory or mapped from a file. Reading is one gather."""
+
+    def __init__(
+        self,
+        pixels: np.ndarray | Mapped,
+        *,
+        name: str,
+        fingerprint: str,
+        labels: Labels | None = None,
+        bad: dict[int, tuple[str, str]] | None = None,  # id -> path, reason
+        decoded_from: Source | None = None,
     ):
-        return open_csv(file, root, split, **columns)
-    if split == "test":
-        raise NoInput(f"list:{file} has no test split: a CSV file with a column called split has one, see csv:")
-    return open_list(file, root, columns["classes"])
+        if isinstance(pixels, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim != 4):
+            raise ValueError(f"pixels are uint8 n c H W, not {pixels.dtype} of shape {pixels.shape}")
+        size, self.channels, *canvas = pixels.shape
+        self.labels, self.classes, self.unlabelled = labels or no_labels("none were given")
+        if self.labels is not None and len(self.labels) != size:
+            raise DataError(f"{name}: {len(self.labels)} labels for {size} images")
+        self.name, self.fingerprint, self.canvas = name, fingerprint, tuple(canvas)
+        self.bad, self.decoded_from = bad or {}, decoded_from
+        if len(self.bad) == size:
+            raise DataError(f"{name}: none of {size} images can be used, the first because: {self.bad[0][1]}")
+        self._stored, self._array = pixels, None
+
+    def __getstate__(self) -> dict:
+        # A mapped array would be pickled as its whole content. What it was decoded from is nothing to a worker.
+        return self.__dict__ | {"_array": None, "decoded_from": None}
+
+    @property
+    def version(self) -> str:
+        return self.decoded_from.version if self.decoded_from else self.fingerprint
+
+    @property
+    def pixels(self) -> np.ndarray:
+        if self._array is None:
+            stored = self._stored
+            if isinstance(stored, Mapped):
+                stored = np.memmap(stored.file, np.uint8, "r", stored.offset, stored.shape)
+            self._array = np.asarray(stored)
+        return self._array
+
+    def __len__(self) -> int:
+        return self._stored.shape[0]
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        shown, bad = ids, ()
+        if self.bad:
+            bad = tuple(Bad(id, *self.bad[id], self._substitute(id)) for id in ids.tolist() if id in self.bad)
+            shown = ids.copy()
+            for line in bad:
+                shown[ids == line.id] = line.substitute
+        return Samples(
+            pixels=torch.from_numpy(self.pixels[shown]),
+            extents=whole(self.canvas, len(ids)),
+            ids=torch.from_numpy(ids.copy()),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[shown]),
+            bad=bad,
+        )
+
+    def _substitute(self, id: int) -> int:
+        return next(other for other in substitutes(id, len(self)) if other not in self.bad)
 
 
-def _shapes(options: str, split: str, side: int) -> Source:
-    size, by = {"train": 20_000, "test": 4_000}[split], "shape"
-    for option in filter(None, options.split(",")):
-        name, _, value = option.partition("=")
-        if option in ("texture", "shape"):
-            by = option
-        elif name == "n" and value.isdecimal() and 0 < int(value) < SHAPES_TEST:
-            size = int(value) if split == "train" else size
-        else:
-            raise ValueError(f"shapes:{option} is unknown: shapes:texture, shapes:n=50000 or both with a comma between")
-    if size * 3 * side * side > psutil.virtual_memory().total:
-        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px are more than this machine's memory holds")
-    return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
+class ShapesSource(Source):
+    """The built-in set. Ids are counted from `first`, so that two splits share no image."""
 
+    channels = 3
+    unlabelled = ""
 
-def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
-    """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
-    if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
-        kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; say {kind}:{root}' if kind else ''}")
-    for name in SPLIT_FOLDERS[split]:
-        if os.path.isdir(root / name):
-            real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))
-            if not follow_links and not lies_inside(real, [own]):
-                raise DataError(
-                    f"{root / name} is a link to {os.path.realpath(root / name)}: --follow_links goes there"
-                )
-            return root / name
-    if split == "test":
-        raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")
-    return root
+    def __init__(self, size: int, *, image_size: int, first: int, by: str):
+        ids = torch.arange(first, first + size)
+        self.first, self.image_size = first, image_size
+        self.canvas = (image_size, image_size)
+        label = {"shape": shapes.shape_label, "texture": shapes.texture_label}[by]
+        self.labels = label(ids).numpy()
+        self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
+        self.name = f"shapes ({size:,} labelled by {by})"
+        self.fingerprint = f"shapes:{first}+{size}@{image_size}"
+        self.small, self._drawn = size * 3 * image_size**2 <= IN_MEMORY, None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        asked = torch.from_numpy(ids.copy())
+        if self.small and self._drawn is None:
+            self._drawn = shapes.make(torch.arange(self.first, self.first + len(self)), self.image_size)
+        return Samples(
+            pixels=shapes.make(asked + self.first, self.image_size) if self._drawn is None else self._drawn[asked],
+            extents=whole(self.canvas, len(ids)),
+            ids=asked,
+            labels=torch.from_numpy(self.labels[ids]),
+        )

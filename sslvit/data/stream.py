@@ -19,17 +19,17 @@ from typing import Any
 
 from torch import Tensor
 
-from sslvit import distributed
 from sslvit.data.cache import say
-from sslvit.data.columns import choose_image_column, choose_label_column
-from sslvit.data.files import SPLITS, of_split
-from sslvit.data.hub import choose_split, encoded_bytes, first_line, load_hub, matching
 from sslvit.data.image import MAX_PIXELS, BadImage, open_image
 from sslvit.data.levels import Span
-from sslvit.data.lists import check_root
-from sslvit.data.samples import Images
-from sslvit.data.tars import Piece, TarRows, tar_files
+from sslvit.data.readers.columns import choose_image_column, choose_label_column
+from sslvit.data.readers.folders import SPLITS, of_split
+from sslvit.data.readers.lists import check_root
+from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, matching
+from sslvit.data.readers.tars import Piece, TarRows, tar_files
+from sslvit.data.source import Images
 from sslvit.errors import DataError, NoInput
+from sslvit.processes import collectives
 
 SHARD = 1 << 40  # ids of a shard: more than any has rows
 
@@ -75,7 +75,7 @@ class Stream(Images):
         if label_column not in (None, "cls"):
             raise ValueError(f"label_column {label_column!r}: in tars a label is the member .cls of its sample")
         rows = TarRows(files, image_column)
-        if rows.skipped and distributed.rank() == 0:
+        if rows.skipped and collectives.rank() == 0:
             say(f"{self.name}: not read, of what lies at the beginning of {files[0]}: {rows.skipped}")
         self.image_column, self.label_column = "image", "label" if rows.labelled else None
         self._rows_of, self.shards, self.roots = rows.shard, len(files), []

@@ -3,7 +3,7 @@
 import numpy as np
 from xxhash import xxh3_128
 
-from sslvit.data.samples import Bad, Samples, Source, check_ids, substitutes
+from sslvit.data.source import Bad, Samples, Source, check_ids, substitutes
 from sslvit.errors import DataError
 
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sslvit.data.pieces import both
-from sslvit.data.source import Source
-from sslvit.data.views import Plain
+from sslvit.data.spec import Source
 from sslvit.evaluate.balance import commonest
 from sslvit.evaluate.features import Features, extract
-from sslvit.readout import Encoded
+from sslvit.models.readout import Encoded
+from sslvit.views.batching import both
+from sslvit.views.pretraining import Plain
 
 COMMONEST, PIXELS = "commonest class", "raw pixels"  # names of rows
 SIDE = 32  # pixels of an image that is read as it is; larger ones are reduced to it

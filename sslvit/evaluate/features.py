@@ -15,11 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit import distributed, rng
-from sslvit.data.source import Samples, Source
-from sslvit.data.views import Light, Plain
+from sslvit import rng
+from sslvit.data.spec import Samples, Source
 from sslvit.errors import DataError
-from sslvit.readout import Encoded, read
+from sslvit.models.readout import Encoded, read
+from sslvit.processes import collectives
+from sslvit.views.pretraining import Light, Plain
 
 PIECE = 1 << 14  # rows that travel between processes at a time
 
@@ -84,8 +85,8 @@ def extract(
     blocks = max(_blocks(readout) for readout in readouts)
     if len(ids) == 0:
         raise ValueError(f"no images of {source.name} to extract features from")
-    part = -(-len(ids) // distributed.processes())
-    mine = ids[distributed.rank() * part : (distributed.rank() + 1) * part]
+    part = -(-len(ids) // collectives.processes())
+    mine = ids[collectives.rank() * part : (collectives.rank() + 1) * part]
     if len(mine) == 0:  # more processes than images: another's image tells the shapes, and is cut off again
         mine = ids[:1]
     rows: dict[str, list[Tensor]] = {name: [] for name in readouts}
@@ -157,13 +158,13 @@ def _read(last: list[Encoded], readout: str) -> Tensor:
 def _everyone(rows: list[Tensor], part: int, total: int, device: torch.device) -> Tensor:
     """The rows of all processes in order, on the CPU; each holds up to `part` of the `total`."""
     mine = torch.cat(rows)
-    if distributed.processes() == 1:
+    if collectives.processes() == 1:
         return mine
-    whole = mine.new_empty(distributed.processes(), part, *mine.shape[1:])
+    whole = mine.new_empty(collectives.processes(), part, *mine.shape[1:])
     for start in range(0, part, PIECE):
         size = min(PIECE, part - start)
         piece = torch.zeros(size, *mine.shape[1:], dtype=mine.dtype, device=device)
         here = mine[start : start + size]
         piece[: len(here)] = here.to(device)
-        whole[:, start : start + size] = rearrange(distributed.all_gather(piece), "(r n) ... -> r n ...", n=size).cpu()
+        whole[:, start : start + size] = rearrange(collectives.all_gather(piece), "(r n) ... -> r n ...", n=size).cpu()
     return rearrange(whole, "r n ... -> (r n) ...")[:total]

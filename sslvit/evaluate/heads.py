@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit import __version__, durable
+from sslvit import __version__
 from sslvit.errors import CannotWrite
 from sslvit.evaluate.attentive import Settings, attentive_probe
 from sslvit.evaluate.balance import balanced_accuracy, remarks
@@ -17,6 +17,7 @@ from sslvit.evaluate.logistic import standardised_probe
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.evaluate.protocols import PROTOCOLS
+from sslvit.storage import durable
 
 
 class Trained(NamedTuple):

@@ -10,14 +10,14 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.config import DataConfig
-from sslvit.data.source import Source
+from sslvit.data.spec import Source
 from sslvit.data.subset import Subset
-from sslvit.data.views import evaluation
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate import split
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
+from sslvit.views.pretraining import evaluation
 
 
 def draw_ids(source: Source, limit: int) -> np.ndarray:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_128
 
-from sslvit import durable
 from sslvit.errors import DataError, NoInput, shown
 from sslvit.evaluate.metrics import check
-from sslvit.sealed import MARK, SEAL
-from sslvit.statistics import difference, sentence
+from sslvit.evaluate.statistics import difference, sentence
+from sslvit.storage import durable
+from sslvit.storage.sealed import MARK, SEAL
 
 
 class Predictions(NamedTuple):

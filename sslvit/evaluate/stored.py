@@ -22,10 +22,12 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 from xxhash import xxh3_128
 
-from sslvit import __version__, distributed, durable, sealed
-from sslvit.data.source import Source
-from sslvit.data.views import Light, Plain
+from sslvit import __version__
+from sslvit.data.spec import Source
 from sslvit.evaluate.features import Features, extract
+from sslvit.processes import collectives
+from sslvit.storage import durable, sealed
+from sslvit.views.pretraining import Light, Plain
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # another one whenever the same backbone and images give other features
@@ -60,10 +62,10 @@ def stored(
     place = folder / xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
     found = _read(place, readouts, source)
     # All processes read, or all extract: extraction is a collective.
-    if distributed.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
+    if collectives.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
         return found
     features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, version=version, **options)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         _write(place, features, about)
     return features
 

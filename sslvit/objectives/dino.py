@@ -27,11 +27,13 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from sslvit import distributed, health, rng, schedule
-from sslvit.ema import ema_update, frozen_copy
+from sslvit import rng, schedule
+from sslvit.models.positions import PositionResize
+from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.positions import PositionResize
-from sslvit.vit import ViT
+from sslvit.objectives.teacher import ema_update, frozen_copy
+from sslvit.processes import collectives
+from sslvit.training import watch
 
 LARGE = 2  # the first two views of a batch are the large crops, which the teacher sees too
 
@@ -148,7 +150,7 @@ class DINO(Objective):
             sure = entropy(targets).mean()
             used = entropy(reduce(targets, "v b k -> k", "mean"))
             metrics = {"teacher_entropy": sure, "teacher_outputs": used.exp(), "teacher_information": used - sure}
-            return loss, metrics | {"divergence": loss - sure} | health.spread(features[: len(large[0])])
+            return loss, metrics | {"divergence": loss - sure} | watch.spread(features[: len(large[0])])
 
     def encode(self, batch: Batch) -> Tensor:
         """The student's class tokens of all views, each size in one pass: (v b) d"""
@@ -177,7 +179,7 @@ class DINO(Objective):
     def after_step(self, progress: float) -> None:
         """The centre and the teacher follow, by the progress of the step that was taken."""
         assert self.seen is not None, "after_step follows a forward"
-        mean = distributed.all_mean(self.seen.total / self.seen.passes)
+        mean = collectives.all_mean(self.seen.total / self.seen.passes)
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.centre_momentum)
         momentum = schedule.cosine(self.seen.progress, self.momentum, 1.0)
         ema_update(self.backbone, self.student, momentum)

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslvit import health, rng
-from sslvit.blocks import EPSILON, Block
-from sslvit.masking import random_order, take
+from sslvit import rng
+from sslvit.models.blocks import EPSILON, Block
+from sslvit.models.patches import patchify, unpatchify
+from sslvit.models.positions import sincos
+from sslvit.models.vit import Encoded, ViT, read
+from sslvit.objectives.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.patches import patchify, unpatchify
-from sslvit.positions import sincos
-from sslvit.vit import Encoded, ViT, read
+from sslvit.training import watch
 
 
 class MAE(Objective):
@@ -73,7 +74,7 @@ class MAE(Objective):
         encoded, predicted, order = self.predict(batch)
         target = self.target(batch.views[0], order[:, self.visible :])
         loss = F.mse_loss(predicted.to(target.dtype), target)
-        return loss, {"loss_of_zeros": target.square().mean()} | health.spread(read(encoded, self.readout))
+        return loss, {"loss_of_zeros": target.square().mean()} | watch.spread(read(encoded, self.readout))
 
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
         """The visible patches encoded, the dropped ones decoded, and the order, visible ones first."""

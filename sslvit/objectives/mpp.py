@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from sslvit import health, rng
-from sslvit.masking import random_order, take
+from sslvit import rng
+from sslvit.models.patches import patchify, unpatchify
+from sslvit.models.readout import Encoded, read
+from sslvit.models.vit import ViT
+from sslvit.objectives.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.patches import patchify, unpatchify
-from sslvit.readout import Encoded, read
-from sslvit.vit import ViT
+from sslvit.training import watch
 
 Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits a channel
@@ -69,7 +70,7 @@ class MPP(Objective):
         encoded, predicted = self.predict(images, chosen, batch.key)
         patches = take(patchify(images, self.backbone.patch_size), chosen)
         loss, metrics = (self.pixel_loss if self.target == "pixels" else self.colour_loss)(predicted, patches)
-        return loss, metrics | health.spread(read(encoded, self.readout))
+        return loss, metrics | watch.spread(read(encoded, self.readout))
 
     def predict(self, images: Tensor, chosen: Tensor, key: Tensor) -> tuple[Encoded, Tensor]:
         """What the backbone makes of corrupted images, and the head of the corrupted patches: b c H W, b m -> b m o"""

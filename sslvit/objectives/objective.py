@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from sslvit.vit import ViT
+from sslvit.models.vit import ViT
 
 
 class Batch(NamedTuple):

@@ -11,13 +11,14 @@ Mixup and cutmix mix every two neighbours of the batch, and no others: data/mixi
 import torch
 from torch import Tensor
 
-from sslvit import health, rng
-from sslvit.data.mixing import mix_pairs, targets
+from sslvit import rng
 from sslvit.errors import DataError
+from sslvit.models.readout import Classifier, Readout, logits, read
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.readout import Classifier, Readout, logits, read
-from sslvit.resnet import BiT
-from sslvit.vit import ViT
+from sslvit.training import watch
+from sslvit.views.mixing import mix_pairs, targets
 
 HEAD = ("fc_norm.", "pre_logits.", "head.")
 
@@ -70,7 +71,7 @@ class Supervised(Objective):
         loss = -(self.class_weights * truth * scores.log_softmax(-1)).sum(-1).mean()
         with torch.no_grad():  # of mixed images, the larger part's label counts
             accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()
-        return loss, {"accuracy": accuracy} | health.spread(features)
+        return loss, {"accuracy": accuracy} | watch.spread(features)
 
     def kept(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(HEAD)}

@@ -1,0 +1,144 @@
+"""Images that are decoded as they are read: in the loader's workers, at reduced size, onto a canvas of one size."""
+
+import json
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sslvit.data.image import MAX_PIXELS, BadImage, fitted, levels, measure, open_image
+from sslvit.data.levels import Levels, Span
+from sslvit.data.readers.folders import Skipped
+from sslvit.data.source import Bad, Samples, Source, check_ids, substitutes
+from sslvit.errors import DataError
+
+TRIES = 1000  # substitutes tried for one bad image before the set is called unusable
+reading: tuple[Any, int] = None, 0  # in a loader's worker: an array that others see, and its place to tell its image
+
+
+class Store(Protocol):
+    """Encoded images by number, wherever they lie."""
+
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+    unlabelled: str
+    sizes: np.ndarray  # int64: bytes of each
+    skipped: Skipped
+    fingerprint: str  # of the set, wherever it lies
+    version: str  # of these very files: another when one was only touched, or lies elsewhere
+
+    def __len__(self) -> int: ...
+
+    def where(self, id: int) -> str: ...  # for people
+
+    def read(self, id: int, max_pixels: int) -> bytes: ...  # or BadImage
+
+
+class EncodedSource(Source):
+    """Decodes what a store holds. An image larger than the canvas is scaled down to lie within it, whole."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        canvas: tuple[int, int],
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
+        span: Span | None = None,
+    ):
+        self.store, self.name, self.canvas = store, name, canvas
+        self.channels, self.max_pixels, self.span = channels, max_pixels, span
+        self.labels, self.classes, self.unlabelled = store.labels, store.classes, store.unlabelled
+        self.fingerprint = store.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def version(self) -> str:
+        read = [self.store.version, self.channels, self.canvas, self.max_pixels]
+        return json.dumps(read + ([self.span] if self.span else []))
+
+    def image(self, id: int) -> torch.Tensor:
+        """One image, or BadImage: c h w"""
+        data = self.store.read(id, self.max_pixels)
+        return self.decode(data)
+
+    def decode(self, data: bytes) -> torch.Tensor:
+        """A file of this set, or BadImage: c h w"""
+        return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
+
+    def read(self, ids: np.ndarray) -> Samples:
+        ids = check_ids(ids, len(self))
+        # From numpy, which asks the system for large pages: being given small ones takes longer than filling them.
+        pixels = torch.from_numpy(np.empty((len(ids), self.channels, *self.canvas), np.uint8))
+        extents = torch.empty(len(ids), 2, dtype=torch.int64)
+        shown, bad = ids.copy(), []
+        now, worker = reading
+        for slot, id in enumerate(ids.tolist()):
+            if now is not None:
+                now[worker] = id
+            try:
+                image = self.image(id)
+            except BadImage as error:
+                shown[slot], image = self._substitute(id, str(error))
+                bad.append(Bad(id, self.store.where(id), str(error), int(shown[slot])))
+            _, height, width = image.shape
+            pixels[slot, :, :height, :width] = image
+            pixels[slot, :, height:] = 0
+            pixels[slot, :, :height, width:] = 0
+            extents[slot, 0], extents[slot, 1] = height, width
+        return Samples(
+            pixels=pixels,
+            extents=extents,
+            ids=torch.from_numpy(ids.copy()),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[shown]),
+            bad=tuple(bad),
+        )
+
+    def _substitute(self, id: int, last: str) -> tuple[int, torch.Tensor]:
+        """last: why the image itself cannot be used."""
+        tried = 0
+        for other in substitutes(id, len(self)):
+            if tried == TRIES:
+                break
+            try:
+                return other, self.image(other)
+            except BadImage as error:
+                tried, last = tried + 1, str(error)
+        raise DataError(
+            f"{self.name}: image {id} and {tried:,} others in its place cannot be used, the last because: {last}"
+        )
+
+
+def sample_ids(size: int, count: int) -> np.ndarray:
+    """At most count ids spread evenly over the set."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
+
+
+def seen_levels(store: Store, max_pixels: int) -> Levels | None:
+    """Of the files of more than eight bits, by a sample."""
+    seen = None
+    for id in sample_ids(len(store), 64).tolist():
+        try:
+            here = levels(store.read(id, max_pixels), max_pixels)
+        except BadImage:
+            continue
+        seen = here.with_(seen) if here else seen
+    return seen
+
+
+def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], bool]:
+    """The box, or less where the images, by a sample, all have one size: padding costs time in every later step.
+    And whether they lie on that canvas unreduced."""
+    sizes, given = set(), set()
+    for id in sample_ids(len(store), 64).tolist():
+        try:
+            _, _, height, width = measure(store.read(id, max_pixels), max_pixels)
+        except BadImage:
+            continue
+        sizes.add(fitted(height, width, box))
+        given.add((height, width))
+    canvas = sizes.pop() if len(sizes) == 1 else box
+    return canvas, given == {canvas}

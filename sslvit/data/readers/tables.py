@@ -1,0 +1,272 @@
+"""Hugging Face datasets as stores of encoded images: a hub name, a save_to_disk folder, parquet files.
+
+    hf:name, hf:org/name, hf:org/name:configuration      disk:/dir      parquet:/dir/*.parquet
+
+Rows are read as Arrow values and never decoded by `datasets`: its Image feature opens whatever local path or URL a row
+names. Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image.
+Where a root is named, all rows name files, and all of these lie inside it, as those of a list must (lists.py).
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslvit.data.image import BadImage, read_file
+from sslvit.data.readers.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
+from sslvit.data.readers.folders import SPLITS, FileStore, Skipped, lies_inside, nearest, of_split, printable, stamp
+from sslvit.data.readers.lists import named_files
+from sslvit.errors import DataError, NoInput
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class TableStore:
+    """The images of one column. A column of lists counts every image of every list."""
+
+    def __init__(
+        self,
+        table: Any,  # datasets.Dataset
+        roots: list[Path],
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        classes: tuple[str, ...] | None = None,
+    ):
+        if table._indices is not None:  # of select() or shuffle(), of which the columns below know nothing
+            table = table.flatten_indices()
+        self.table = table.with_format("arrow")
+        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
+        self.image_column = choose_image_column(table.features, image_column)
+        self._values, self.skipped = None, Skipped()
+        rows = rows_of_lists(column_of(self.table, self.image_column))
+        self.labels, self.classes, self.unlabelled = read_labels(table, rows, label_column, classes)
+        self.sizes = self._sizes()
+        if not len(self.sizes):
+            raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
+        content = hashlib.blake2b(self.sizes, digest_size=16)
+        if self.labels is not None:
+            content.update(self.labels)
+        self.fingerprint = content.hexdigest()
+        # The hash that `datasets` has for a table knows its files by name and time alone.
+        files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]
+        self.version = f"{self.fingerprint}:{table._fingerprint}:{files}"
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_values": None}  # Arrow would write out all images; the Dataset goes by file name
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def values(self) -> Any:  # pyarrow.ChunkedArray
+        if self._values is None:
+            self._values = flat(column_of(self.table, self.image_column))
+        return self._values
+
+    def _sizes(self) -> np.ndarray:
+        """Bytes of each image, 0 where the row has none. Only Arrow's offsets are read for it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        data = pc.struct_field(self.values, "bytes") if pa.types.is_struct(self.values.type) else self.values
+        if pa.types.is_null(data.type):
+            return np.zeros(len(data), np.int64)
+        return pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64)
+
+    def where(self, id: int) -> str:
+        value = self.values[id].as_py()
+        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+        return f"row {id}" + (f" ({printable(os.fsencode(path))})" if path else "")
+
+    def read(self, id: int, max_pixels: int) -> bytes:
+        return encoded_bytes(self.values[id].as_py(), self.roots, max_pixels)
+
+
+def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
+    """An image cell's bytes: itself, its "bytes", or the file at its "path", which must lie inside the roots."""
+    path = None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    if isinstance(value, str):
+        value, path = None, value
+    if value is not None:
+        return value
+    if not path:
+        raise BadImage("the row holds no image")
+    if "://" in path or "\0" in path:
+        raise BadImage("the row points at a URL, which is not fetched")
+    for root in roots:
+        real = os.path.realpath(os.path.join(root, os.fsencode(path)))
+        if lies_inside(real, roots):
+            if not os.path.lexists(real):
+                raise BadImage("no such file in the data's own folder; --root names another one")
+            return read_file(real, max_pixels)
+    raise BadImage("the row points outside the data's own folder, which is not read; --root names another one")
+
+
+def open_table(
+    table: Any, own: list[Path], name: str, *, root: Path | None = None, **columns: Any
+) -> TableStore | FileStore:
+    """own: the data's own folders."""
+    return TableStore(table, own, **columns) if root is None else _files_of(table, root, name, **columns)
+
+
+def _files_of(
+    table: Any,
+    root: Path,
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> FileStore:
+    """The files that a table's rows name, inside the root."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table = table.with_format("arrow")
+    chosen = choose_image_column(table.features, image_column, named=True)
+    column = column_of(table, chosen)
+    rows, values = rows_of_lists(column), flat(column)
+    if pa.types.is_struct(values.type):
+        held, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
+        if held.null_count < len(held):
+            raise ValueError(f"--root {root}: rows of {name} hold their images in {chosen!r}, they do not name files")
+    elif not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+        raise ValueError(f"--root {root}: column {chosen!r} of {name} is {values.type}, it does not name files")
+    if not len(values):
+        raise NoInput(f"the dataset has no images in column {chosen!r}: it has {len(table):,} rows")
+    if values.null_count:
+        raise DataError(f"{name}, row {values.is_null().index(True).as_py()}: column {chosen!r} names no file")
+    names = [os.fsencode(path) for path in values.to_pylist()]
+    labels = read_labels(table, rows, label_column, classes)
+    return named_files(names, root, labels, file=name, elsewhere="--root must be that folder")
+
+
+def load_hub(name: str, *, streaming: bool) -> Any:
+    """A dataset of the hub by its name alone: `datasets` would take a folder here for one, and a URL for a file."""
+    import datasets
+
+    name, colon, configuration = name.partition(":")
+    if os.path.exists(name):
+        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
+    if not HUB_NAME.fullmatch(name) or (colon and not HUB_NAME.fullmatch(configuration)):
+        raise ValueError(f"hf:{name}{colon}{configuration} is not a name of the hub: organisation/name:configuration")
+    try:
+        return datasets.load_dataset(name, configuration or None, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise NoInput(f"hf:{name} cannot be loaded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def open_hub(name: str, split: str, **columns: Any) -> TableStore | FileStore:
+    import datasets
+
+    table = load_hub(name, streaming=False)
+    # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
+    roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
+    return open_table(choose_split(table, split, f"hf:{name}"), roots, f"hf:{name}", **columns)
+
+
+def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStore:
+    import datasets
+
+    if not folder.is_dir():
+        raise NoInput(f"disk:{folder} is not a folder: {nearest(folder)}")
+    try:
+        check_saved(folder)
+        table = datasets.load_from_disk(str(folder))
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # IndexError: no rows
+        what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
+        raise NoInput(f"{what}: {first_line(error)}") from error
+    return open_table(choose_split(table, split, f"disk:{folder}"), [folder], f"disk:{folder}", **columns)
+
+
+def check_saved(folder: Path) -> None:
+    """That all that load_from_disk opens lies in the folder: no name of a split or file, and no link, leads out."""
+    one = (folder / "state.json").exists() and (folder / "dataset_info.json").exists()
+    splits = [""] if one else _json_inside(folder, "dataset_dict.json")["splits"]
+    for split in splits:
+        if not one and (not re.fullmatch(r"[^/:]+", split) or split in (".", "..")):
+            raise ValueError(
+                f"its dataset_dict.json names the split {split!r}, which is not read: it is no folder's name"
+            )
+        _inside(folder, os.path.join(split, "dataset_info.json"))
+        for file in _json_inside(folder, os.path.join(split, "state.json"))["_data_files"]:
+            if os.path.basename(file["filename"]) != file["filename"]:
+                raise ValueError(f"it names a file elsewhere, {file['filename']!r}, which is not read")
+            _inside(folder, os.path.join(split, file["filename"]))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    real = os.path.realpath(folder / name)
+    if not lies_inside(os.fsencode(real), [os.fsencode(os.path.realpath(folder))]):
+        raise ValueError(
+            f"its {name} is a link to {real}, which is not read. cp -rL copies a set with what links lead to"
+        )
+    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait for ever
+        raise ValueError(f"its {name} is no file")
+    return Path(real)
+
+
+def _json_inside(folder: Path, name: str) -> Any:
+    return json.loads(_inside(folder, name).read_text())
+
+
+def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:
+    """A file, a folder or a glob. Files named train-... and test-..., as on the hub, are told apart by that."""
+    import datasets
+
+    files = matching(pattern, ".parquet")
+    files = of_split(files, split)
+    if not files:
+        raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    # As Arrow, `datasets` keeps them under their names and times, by which it would take other files for these.
+    stamps = hashlib.blake2b(repr([stamp(file.stat()) for file in files]).encode(), digest_size=8).hexdigest()
+    place = os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
+    names = [str(file) for file in files]
+    try:
+        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=place)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
+    return open_table(table, sorted({file.parent for file in files}), f"parquet:{pattern}", **columns)
+
+
+def matching(pattern: str, ending: str) -> list[Path]:
+    """The regular files of a glob, or below a folder, in order of their names."""
+    path = Path(pattern)
+    if path.is_dir():
+        found = sorted(path.rglob(f"*{ending}"))
+    else:
+        found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
+    return found
+
+
+def choose_split(table: Any, split: str, what: str) -> Any:
+    if not isinstance(table, dict):  # one Dataset, saved without splits
+        if split == "train":
+            return table
+        raise NoInput(f"{what} has no splits, it is taken as the train split")
+    name = next((name for name in SPLITS[split] if name in table), None)
+    if name is None:
+        raise NoInput(f"{what} has no {split} split: it has {', '.join(table)}")
+    return table[name]

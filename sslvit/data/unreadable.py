@@ -1,0 +1,104 @@
+"""The bad images of a run: named in a log, counted, and a reason to stop when they are more than a few."""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterable
+from math import sqrt
+from pathlib import Path
+from typing import BinaryIO
+
+from sslvit.data.source import Bad
+from sslvit.errors import DataError
+from sslvit.storage import durable, jsonl
+
+log = logging.getLogger(__name__)
+SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
+
+
+class BadImages:
+    """bad_images.jsonl: one line for each bad image, {"id", "path", "reason", "substitute"}, however often it is met.
+
+    Loader workers find them and send them along in Samples.bad; the training process adds them here. The processes
+    of a run share the file, under a lock, so each counts all; a resumed run goes on with it.
+    """
+
+    def __init__(self, file: Path, *, size: float, max_bad: float = 0.01):
+        """size: of the source, or infinite where nobody knows it. max_bad: the share of bad images that is borne; 0
+        stops at the first. Of a set of fewer than 800 images as many are borne as of 800, but no more than an eighth
+        of the set: one bad image in 20 need not stop anything, but 16 in 20 must."""
+        if not 0 <= max_bad <= 1:
+            raise ValueError(f"max_bad {max_bad} is a share of the images, from 0 to 1")
+        self.file, self.size, self.max_bad = file, size, max_bad
+        self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
+        self._ids: set[int] = set()
+        self._waiting: dict[int, Bad] = {}  # for a disk that takes them
+        self._end = self._lines = 0  # of what is known of the file
+        self._last = ""
+
+    def __len__(self) -> int:
+        """How many the run has met, in all its processes."""
+        if self.file.exists() and self.file.stat().st_size != self._end:
+            with open(self.file, "r+b", opener=durable.without_links) as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                self._catch_up(stream)
+        return len(self._ids | self._waiting.keys())
+
+    def add(self, bad: Iterable[Bad]) -> None:
+        new = self._waiting | {line.id: line for line in bad if line.id not in self._ids}
+        if not new:
+            return
+        try:
+            with open(self.file, "a+b", opener=durable.without_links) as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                self._catch_up(stream)
+                lines = [line for line in new.values() if line.id not in self._ids]
+                stream.write(b"".join(json.dumps(line._asdict()).encode() + b"\n" for line in lines))
+                stream.flush()
+                os.fsync(stream.fileno())
+                self._catch_up(stream)
+        except OSError as error:  # a full disk does not end a run
+            self._waiting = new
+            self._last = f"not written, {error.strerror}"
+            log.warning("%s: %s; the bad images since then wait to be written", self.file, error.strerror)
+        else:
+            self._waiting = {}
+
+    def _catch_up(self, stream: BinaryIO) -> None:
+        stream.seek(self._end)
+        whole, newline, torn = stream.read().rpartition(b"\n")
+        if torn:  # of a process killed while it wrote
+            stream.truncate(self._end + len(whole) + len(newline))
+        self._end += len(whole) + len(newline)
+        for line in jsonl.parse(self.file, whole + newline, first=self._lines + 1):
+            if type(id := line.values.get("id")) is int:
+                self._ids.add(id)
+                self._last = f"{json.dumps(line.values.get('path'))}: {line.values.get('reason')}"
+            else:
+                jsonl.damaged(self.file, line.number, line.text)
+        self._lines += whole.count(b"\n") + len(newline)
+
+    def borne(self, read: int) -> float:
+        """How many bad images may be among those met after `read` images.
+
+        Before the first epoch's end the share is known from a sample: four standard deviations more are borne, and
+        four images more, because the numbers of a few images spread wider than a normal distribution.
+        """
+        seen = min(read, self.size)
+        expected = self.share * seen
+        return expected + (4 * (sqrt(expected) + 1) if expected and seen < self.size else 0.0)
+
+    def too_many(self, read: int) -> str:
+        """Why the run should stop, after `read` images, or nothing. All its processes must act on it at one step."""
+        if (count := len(self)) <= self.borne(read):
+            return ""
+        return (
+            f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "
+            f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
+        )
+
+    def check(self, read: int) -> None:
+        """Stops a run of one process."""
+        if problem := self.too_many(read):
+            raise DataError(problem)

@@ -1,0 +1,221 @@
+"""What the ViT paper looks at inside a model (its Figures 6, 7, 10, 11 and 14, https://arxiv.org/abs/2010.11929).
+
+Filters, similarity of positions, how far heads look, and what the class token sees: pure functions of a ViT and of
+images in [0, 1]. figures.py draws what they return. Attention is looked at one block at a time while a few images pass
+through the model, so at no moment there is more of it than `b k n n` of one block.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from torch import Tensor
+
+from sslvit.models.positions import Grid, join_2d
+from sslvit.models.vit import ViT
+
+AT_ONCE = 1 << 26  # bytes of one block's attention, so that it and what is computed from it stay small
+
+
+class Filters(NamedTuple):
+    components: Tensor  # n p q c, each from 0 to 1
+    variance: Tensor  # n: the share of the filters' variance that lies in each, largest first
+
+
+class Distances(NamedTuple):
+    """Mean attention distance in pixels, and what is needed to judge it; by layer and head, l k."""
+
+    renormalised: Tensor  # each patch's attention to the patches is made to sum to 1
+    plain: Tensor  # it is left as it is, less what goes to the class token and the registers
+    on_patches: Tensor  # the share of the patches' attention that goes to patches
+    images: int
+
+
+class Maps(NamedTuple):
+    """What the class token attends to; without a class token the mean of what the patches attend to. Each map is the
+    part of a distribution over all tokens that lies on patches, so it sums to 1 at most."""
+
+    rollout: Tensor  # b gh gw: through all layers
+    last: Tensor  # b k gh gw: in the last layer, by head
+
+
+@torch.no_grad()
+def filters(vit: ViT, count: int = 28) -> Filters:
+    """The first principal components of the patch embedding's filters, of which there are `width`.
+
+    Their mean is subtracted; the paper does not say whether it did that. Each component is rescaled by its own least
+    and greatest value, and its sign, which is arbitrary, is such that its largest weight is positive. There are fewer
+    than `count` where the filters span less. They are the weights themselves, which meet standardised pixels.
+    """
+    if vit.config["hybrid"] is not None:
+        raise ValueError(f"hybrid {vit.config['hybrid']!r} embeds features of a ResNet: it has no filters of pixels")
+    weight = vit.patch_embed.proj.weight.cpu()
+    if not weight.isfinite().all():
+        raise ValueError("the patch embedding's filters are not finite")
+    rows = rearrange(weight.double(), "d c p q -> d (p q c)")
+    _, spread, directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    count = min(count, rows.shape[0] - 1, rows.shape[1])  # less their mean, d filters span d - 1 dimensions
+    variance, directions = spread.square() / spread.square().sum().clamp_min(1e-300), directions[:count]
+    directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    least, greatest = (reduce(directions, "n x -> n 1", how) for how in ("min", "max"))
+    scaled = torch.where(greatest > least, (directions - least) / (greatest - least), 0.5)
+    p, q = vit.patch_size
+    return Filters(rearrange(scaled, "n (p q c) -> n p q c", p=p, q=q).float(), variance[:count])
+
+
+@torch.no_grad()
+def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
+    """Cosine similarity of the patches' positions, of each with all: gh gw gh gw. The class token's is no part of it.
+
+    Only positions at every layer have another table at another layer. Fixed tables can be looked at, too.
+    """
+    if vit.position in ("none", "relative"):
+        raise ValueError(f"position {vit.position!r} has no table with a row for each patch, so none to compare")
+    h, w = vit.grid
+    if vit.position == "learned_2d":
+        tables = join_2d(vit.pos_embed_x, vit.pos_embed_y)
+    else:
+        _, tables = vit.pos_embed.split([vit.prefix_positions, h * w], 1)
+    if not 0 <= layer < len(tables):
+        raise ValueError(f"layer {layer}: positions have tables for {len(tables)} layers")
+    unit = F.normalize(tables[layer].double().cpu(), dim=-1)
+    return rearrange(unit @ unit.mT, "(h w) (i j) -> h w i j", h=h, i=h)
+
+
+def position_structure(similarity: Tensor) -> dict[str, float]:
+    """Of `gh gw gh gw`, the means over pairs of neighbours, of others in a row or a column, and of all others."""
+    h, w = similarity.shape[:2]
+    rows, columns = _offsets((h, w))
+    line = (rows == 0) != (columns == 0)
+    kinds = {"neighbours": rows + columns == 1, "same row or column": line & (rows + columns > 1)}
+    kinds["elsewhere"] = (rows > 0) & (columns > 0)
+    flat = rearrange(similarity, "h w i j -> (h w) (i j)")
+    return {name: flat[pairs].mean().item() for name, pairs in kinds.items() if pairs.any()}
+
+
+def pixel_distances(grid: Grid, patch_size: tuple[int, int]) -> Tensor:
+    """Between the centres of all patches: (gh gw) (gh gw)"""
+    rows, columns = _offsets(grid)
+    return torch.hypot(rows * float(patch_size[0]), columns * float(patch_size[1]))
+
+
+def watch(vit: ViT, images: Tensor, look: Callable[[int, Tensor], None]) -> None:
+    """Calls look(layer, probabilities) in each block of one forward pass: from 0, `b k n n`, a row for each query.
+
+    In evaluation mode and in float32. The class token comes first, then registers, then patches.
+    """
+
+    def before(layer: int) -> Callable[[Any, tuple[Any, ...]], None]:
+        def hook(attention: Any, given: tuple[Any, ...]) -> None:
+            # What the block itself hands to its attention: normed tokens with their positions, relative positions.
+            tokens, relative, _ = given
+            look(layer, attention.probabilities(tokens, relative))
+
+        return hook
+
+    hooks = [block.attn.register_forward_pre_hook(before(layer)) for layer, block in enumerate(vit.blocks)]
+    try:
+        with _as_evaluated(vit, images.device.type):
+            vit(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
+    """How far each head looks: the distance from a patch to the patches that it attends to, weighted by attention, in
+    the mean over all patches of all images. Pixels are those of the images given, `b c H W` each.
+
+    The paper does not say what it did with the class token, whose row is left out here. `plain` is what the widespread
+    re-implementation computes, which leaves out its column and no more. Then the attention that goes to the class token
+    counts as if it went nowhere, at distance 0, and a head that rests on it looks local. `renormalised` asks only where
+    among the patches a head looks, so it compares models with and without prefix tokens. A patch that attends to no
+    patch at all, to the last bit, counts as 0.
+    """
+    sums, queries, count = torch.zeros(3, vit.depth, vit.heads, dtype=torch.float64), 0, 0
+    for images in (part for batch in batches for part in batch.split(_at_once(vit, batch))):
+        h, w = vit.grid_of(images)
+        sums += _summed_distances(vit, images)
+        count, queries = count + len(images), queries + len(images) * h * w
+    if not count:
+        raise ValueError("no images to measure attention distance on")
+    if not sums.isfinite().all():
+        layers = (~sums.isfinite()).any(-1).any(0).nonzero().flatten() + 1
+        raise ValueError(f"attention is not finite in layers {layers.tolist()} of {vit.depth}")
+    return Distances(*(sums / queries), images=count)
+
+
+def _summed_distances(vit: ViT, images: Tensor) -> Tensor:
+    """Over patches and images, of all that Distances has: b c H W -> three l k"""
+    distances, rows = pixel_distances(vit.grid_of(images), vit.patch_size).to(images), []
+
+    def look(layer: int, attention: Tensor) -> None:
+        attention = attention[..., vit.prefix :, vit.prefix :]
+        mass, plain = attention.sum(-1), einsum(attention, distances, "b k i j, i j -> b k i")
+        each = torch.stack([plain / mass.clamp_min(torch.finfo(mass.dtype).tiny), plain, mass])
+        rows.append(reduce(each.double(), "three b k i -> three k", "sum"))
+
+    watch(vit, images, look)
+    return torch.stack(rows, 1).cpu()
+
+
+def roll(below: Tensor, attention: Tensor) -> Tensor:
+    """One layer of attention rollout (https://arxiv.org/abs/2005.00928) on the layers below: `b n n, b k n n -> b n n`.
+
+    Heads are averaged. Half of each token comes through the residual connection, by the identity; the ViT paper does
+    not repeat this term, without which its maps are others. The later layer multiplies from the left: row q of the
+    product says of which input tokens output token q is made.
+    """
+    mixed = 0.5 * reduce(attention, "b k q n -> b q n", "mean") + 0.5 * torch.eye(attention.shape[-1]).to(attention)
+    return mixed / mixed.sum(-1, keepdim=True) @ below
+
+
+def attention_maps(vit: ViT, images: Tensor) -> Maps:
+    """b c H W -> b gh gw and b k gh gw"""
+    parts = [_maps(vit, some) for some in images.split(_at_once(vit, images))]
+    return Maps(*(torch.cat(maps).cpu() for maps in zip(*parts, strict=True)))
+
+
+def _maps(vit: ViT, images: Tensor) -> Maps:
+    grid, rolled, last = vit.grid_of(images), None, None
+
+    def look(layer: int, attention: Tensor) -> None:
+        nonlocal rolled, last
+        below = torch.eye(attention.shape[-1]).to(attention) if rolled is None else rolled
+        rolled, last = roll(below, attention), _seen(vit, attention, grid)
+
+    watch(vit, images, look)
+    return Maps(_seen(vit, rolled, grid), last)
+
+
+def _seen(vit: ViT, attention: Tensor, grid: Grid) -> Tensor:
+    """The class token's row, or the mean row of the patches, as a map of the patches: ... n n -> ... gh gw"""
+    row = attention[..., vit.prefix :, :].mean(-2) if vit.cls_token is None else attention[..., 0, :]
+    return rearrange(row[..., vit.prefix :], "... (h w) -> ... h w", h=grid[0])
+
+
+def _offsets(grid: Grid) -> tuple[Tensor, Tensor]:
+    """How many rows and how many columns lie between two patches: (gh gw) (gh gw) each"""
+    places = torch.cartesian_prod(*(torch.arange(size) for size in grid)).unbind(-1)
+    return tuple((place.unsqueeze(1) - place).abs() for place in places)
+
+
+def _at_once(vit: ViT, images: Tensor) -> int:
+    h, w = vit.grid_of(images)
+    return max(1, AT_ONCE // (4 * vit.heads * (vit.prefix + h * w) ** 2))
+
+
+@contextmanager
+def _as_evaluated(vit: ViT, device: str) -> Iterator[None]:
+    """No dropout, no gradient, no lower precision; then every module goes back to the mode that it was in."""
+    training = [module for module in vit.modules() if module.training]
+    vit.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True

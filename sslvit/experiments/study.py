@@ -1,0 +1,241 @@
+"""The ViT paper's studies: what can be chosen, the points of each, and the table and the plot of what came out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from sslvit.config import ImagesConfig
+from sslvit.evaluate.baselines import COMMONEST, PIXELS
+from sslvit.experiments.jobs import Part, check_numbers, check_words, flags, made_again, reading
+from sslvit.experiments.tables import NONE, cell
+from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
+from sslvit.reports import page
+from sslvit.reports.charts import Dot, Line, dot_chart, line_chart
+from sslvit.reports.run import markdown_table
+from sslvit.storage import durable, sealed
+from sslvit.storage.jsonl import read_lines
+from sslvit.storage.sealed import NUMBER
+from sslvit.views.batching import Size
+from sslvit.weights.folder import described
+
+SHOTS, SHOWN = 10, "10-shot"
+
+
+@dataclass(frozen=True)
+class StudyConfig(ImagesConfig):
+    """Repeat one of the ViT paper's studies on labelled images."""
+
+    study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
+    out: Path = Path("runs/study")
+    """A folder for everything; each study has one of its own in it."""
+    image_size: Size = 32
+    channels: Literal[1, 3] | None = None
+    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    model: str = "XS/8"
+    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    resnet: str = "R20x0.5"
+    """The BiT ResNet of the study of amounts."""
+    stem: str = "R"
+    """The hybrid's."""
+    shares: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    """Of the images, in the study of amounts."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Learning rates in the study of readouts."""
+    epochs: float = 3
+    """Passes over all images; a part of them is passed over more often, for as many images in all."""
+    batch_size: int = 64
+    seeds: int = 1
+    jobs: int = 0
+    """Runs at a time: by default one for each GPU, or for each core."""
+
+
+class Point(NamedTuple):
+    series: str
+    x: float | None  # on an axis; None where points only have names
+    recipe: str
+    words: tuple[str, ...]
+
+
+def amounts(config: StudyConfig) -> Iterator[Point]:
+    images = len(config.source(channels=config.channels))
+    models = {"ViT": config.model, "hybrid": f"{config.stem}+{config.model}", "BiT ResNet": config.resnet}
+    for model in models.values():  # what cannot be built is told now, and not after hours
+        (BiT if model == config.resnet else ViT).variant(model, image_size=config.image_size)
+    for name, model in models.items():
+        for share in sorted(config.shares):
+            count = round(share * images)
+            if not count:
+                raise ValueError(f"--shares {share:g} of {images} images are none")
+            words = flags(model=model, images=count, epochs=f"{config.epochs * images / count:g}")
+            yield Point(name, count, "supervised", words)
+
+
+def positions(config: StudyConfig) -> Iterator[Point]:
+    kinds = {"none": ("stem",), "relative": ("every_layer",)}  # which is inside attention
+    kinds |= dict.fromkeys(("learned_1d", "learned_2d"), ("stem", "every_layer", "every_layer_shared"))
+    for kind, places in kinds.items():
+        for place in places:
+            name = kind if len(places) == 1 else f"{kind}, {place}".replace("_", " ")
+            words = flags(model=config.model, position=kind, position_at=place, epochs=config.epochs)
+            yield Point(name, None, "supervised", (*words, "--class_token"))
+
+
+def readouts(config: StudyConfig) -> Iterator[Point]:
+    for name, token in {"class token": "--class_token", "mean patch": "--no-class_token"}.items():
+        for rate in sorted(config.rates):
+            words = flags(model=config.model, position="learned_1d", lr=f"{rate:g}", epochs=config.epochs)
+            yield Point(name, rate, "supervised", (*words, token))
+
+
+def targets(config: StudyConfig) -> Iterator[Point]:
+    for target, name in {"mean": "mean colour", "downsized": "4x4 downsized", "pixels": "pixels"}.items():
+        for share in (0.15, 0.5):
+            words = flags(model=config.model, target=target, corrupt=share, epochs=config.epochs)
+            yield Point(f"{name}, {100 * share:g} %", None, "mpp", words)
+
+
+STUDIES = {"amounts": amounts, "positions": positions, "readouts": readouts, "targets": targets}
+AXES = {"amounts": "training images", "readouts": "learning rate"}
+
+
+def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Part]]:
+    """Of each point, one run a seed."""
+    parts = []
+    for number, point in enumerate(points):
+        epochs = float(point.words[point.words.index("--epochs") + 1])
+        same = (*reading(config), *flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}"))
+        same += flags(channels=config.channels) if config.channels else ()
+        same += ("--resume", "--preset", "small", *point.words)
+        runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
+        words = [(*same, *flags(seed=seed, out=run)) for seed, _, run in runs]
+        parts.append(
+            [Part(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
+        )
+    return parts
+
+
+def check(config: StudyConfig, recipes: Path) -> None:
+    """Tells what is wrong before anything is trained or written."""
+    check_numbers(config, above="rates seeds epochs batch_size image_size", from_zero="jobs", shares="shares")
+    config.source(channels=config.channels).required_labels()
+    ViT.variant(config.model, image_size=config.image_size)
+    points = list(STUDIES[config.study](config))
+    if any(point.recipe == "supervised" for point in points):  # which spares no training image to be evaluated on
+        config.source("test", channels=config.channels).required_labels()
+    for first, *_ in parts_of(config, points, config.out):
+        check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
+
+
+def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[int | None, Part]:
+    """What no model gives, by the number of training images where points differ in it."""
+    parts = {}
+    for count in dict.fromkeys(images_of(point) for point in points):
+        folder = out / "baselines" / str(count or "all")
+        words = (*reading(config), *flags(threads=1), *(flags(channels=config.channels) if config.channels else ()))
+        words += flags(images=count) if count else ()
+        words += flags(shots=[SHOTS], fractions=[], out=folder)
+        parts[count] = Part(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
+    return parts
+
+
+def images_of(point: Point) -> int | None:
+    return int(point.words[point.words.index("--images") + 1]) if "--images" in point.words else None
+
+
+def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """At the start and at the end, by the readout that the objective declares."""
+    prefix = f"eval/{described(run)['readout']}/"
+    lines = read_lines(run / "metrics.jsonl")
+    found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
+    evaluated = [one for one in found if one]
+    return evaluated[0], evaluated[-1]
+
+
+def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
+    """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
+    found = []
+    for point, runs in zip(points, parts, strict=True):
+        by_run = []
+        for run in runs:
+            with made_again(run.product.parent / "metrics.jsonl"):
+                by_run.append(accuracies(run.product.parent))
+        starts, ends = zip(*by_run, strict=True)
+        by_seed = {"start": starts, "values": ends}
+        columns = {kind: {column: [one[column] for one in all] for column in all[0]} for kind, all in by_seed.items()}
+        found.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
+    return found
+
+
+def baseline_rows(parts: dict[int | None, Part], columns: list[str]) -> list[dict]:
+    """As points that have no start."""
+    found = []
+    for count, part in parts.items():
+        with made_again(part.product):
+            numbers = sealed.read(part.product, **{COMMONEST: NUMBER, PIXELS: dict, "side": int})
+            same = {column: [numbers[COMMONEST]] for column in columns}
+            pixels = {column: [numbers[PIXELS][column]] for column in columns}
+        found += [{"series": COMMONEST, "x": count, "values": same}]
+        found += [{"series": PIXELS, "x": count, "values": pixels, "side": numbers["side"]}]
+    return sorted(found, key=lambda one: one["series"])
+
+
+def percent(values: list[float]) -> tuple[float, float]:
+    """The mean, and the deviation over seeds if there are several."""
+    tensor = 100 * torch.tensor(values, dtype=torch.float64)
+    return tensor.mean().item(), tensor.std().item() if len(values) > 1 else 0.0
+
+
+def table(results: dict) -> list[str]:
+    columns, axis, rows = list(results["points"][0]["values"]), AXES.get(results["study"]), []
+    for point in [*results.get("baselines", []), *results["points"]]:
+        cells = [point["series"], *([NONE if point["x"] is None else f"{point['x']:,g}"] if axis else [])]
+        for column in columns:
+            start = f"{percent(point['start'][column])[0]:.1f}" if "start" in point else NONE
+            cells += [start, cell(point["values"][column])]
+        rows.append(cells)
+    titles = [f"{column}: {when}" for column in columns for when in ("random start", "trained")]
+    return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)
+
+
+def notes(results: dict) -> list[str]:
+    """What the first rows are."""
+    sides = {one["side"] for one in results.get("baselines", []) if "side" in one}
+    if not sides:
+        return [f"- An earlier version made these results: they have no rows of the {COMMONEST} and of {PIXELS}."]
+    shown = " or ".join(f"{side} x {side}" for side in sorted(sides))
+    return [
+        f"- {COMMONEST.capitalize()}: always the class that is most frequent among the training labels.",
+        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, in the place of frozen features.",
+    ]
+
+
+def plot(results: dict) -> str:
+    """Of one column. A start that all points have is shown beside them. On an axis, what no model gives is a level line
+    where it is the same for all."""
+    points, axis = results["points"], AXES.get(results["study"])
+    places = sorted({point["x"] for point in points}) if axis else [None]
+    level = [
+        one | {"x": x} for one in results.get("baselines", []) for x in (places if one["x"] is None else [one["x"]])
+    ]
+    drawn = [(point["series"], point["x"], *percent(point["values"][SHOWN])) for point in [*points, *level]]
+    if axis:
+        series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
+        lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
+        return line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
+    starts = [point["start"][SHOWN] for point in points]
+    if all(start == starts[0] for start in starts):
+        drawn.insert(0, ("random start", None, *percent(starts[0])))
+    return dot_chart([Dot(name, y, y - spread, y + spread) for name, _, y, spread in drawn], x=f"{SHOWN}, %")
+
+
+def write(results: dict, out: Path) -> None:
+    """The table in the terminal and in results.md, the numbers in results.json, the plot in study.svg."""
+    text = "\n".join([*table(results), "", *notes(results), ""])
+    sealed.write(out / "results.json", results)
+    durable.replace_text(out / "results.md", text)
+    durable.replace_text(out / "study.svg", page.alone(plot(results)))
+    print(f"{text}\nIn {out}: results.json, results.md, study.svg")

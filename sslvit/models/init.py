@@ -1,0 +1,76 @@
+"""How the weights of a ViT start: by the rules of timm, DINO, MoCo v3, MAE and JAX, from a seed alone."""
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sslvit.models.vit import ViT
+
+Init = Literal["timm", "dino", "moco_v3", "mae", "jax"]
+
+
+@torch.no_grad()
+def initialise(vit: "ViT", init: Init, seed: int) -> None:
+    """Draws everything but the norms, the layer scales, fixed positions and a hybrid's ResNet.
+
+    | | linear weights | biases | patch projection | class token |
+    |-|-|-|-|-|
+    | timm | N(0, .02) | 0 | torch's convolution | N(0, 1e-6) |
+    | dino | N(0, .02) | 0 | torch's convolution | N(0, .02) |
+    | moco_v3 | xavier, q, k, v each | 0 | xavier, bias 0 | N(0, 1e-6) |
+    | mae | xavier, q, k, v as one matrix | 0 | xavier, bias as torch's convolution | N(0, .02) |
+    | jax | xavier, q, k, v each | MLP N(0, 1e-6), else 0 | lecun normal, bias 0 | 0 |
+
+    timm and DINO call their rule trunc_normal_, but it cuts at +-2, a hundred standard deviations: a normal. Learned
+    positions are N(0, .02) in all of these. Registers, younger than these papers, are N(0, 1e-6) as timm's: never 0, or
+    without positions they would stay equal for ever.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, std: float) -> None:
+        nn.init.normal_(tensor, std=std, generator=generator)
+
+    def xavier(weight: Tensor, fan_out: int) -> None:
+        bound = math.sqrt(6 / (weight[0].numel() + fan_out))
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+    for block in vit.blocks:
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            parts = 3 if linear is block.attn.qkv and init in ("moco_v3", "jax") else 1
+            if init in ("timm", "dino"):
+                normal(linear.weight, 0.02)
+            else:
+                xavier(linear.weight, linear.out_features // parts)
+            if linear.bias is not None:
+                in_mlp = linear in (block.mlp.fc1, block.mlp.fc2)
+                normal(linear.bias, 1e-6 if init == "jax" and in_mlp else 0.0)
+
+    projection = vit.patch_embed.proj
+    fan_in = projection.weight[0].numel()
+    nn.init.zeros_(projection.bias)
+    if init in ("timm", "dino"):
+        for tensor in (projection.weight, projection.bias):
+            nn.init.uniform_(tensor, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    elif init == "jax":
+        lecun_normal(projection.weight, generator)
+    else:
+        xavier(projection.weight, len(projection.weight))
+
+    if vit.cls_token is not None:
+        normal(vit.cls_token, {"timm": 1e-6, "dino": 0.02, "moco_v3": 1e-6, "mae": 0.02, "jax": 0.0}[init])
+    if vit.reg_token is not None:
+        normal(vit.reg_token, 1e-6)
+    for name, parameter in vit.named_parameters(recurse=False):
+        if name.startswith(("pos_embed", "relative_embed")):
+            normal(parameter, 0.02)
+    if init == "mae":  # its code draws the projection's weight anew, and leaves the bias as it was made
+        nn.init.uniform_(projection.bias, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+
+
+def lecun_normal(weight: Tensor, generator: torch.Generator) -> None:
+    """flax's default: a normal of variance 1 / fan_in, cut at two standard deviations of the uncut one."""
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the standard deviation of a unit normal cut at +-2
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)

@@ -1,0 +1,73 @@
+"""What a backbone gives, and how it is read: named tokens, one vector an image, a classifier."""
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sslvit.models.init import lecun_normal
+
+Readout = Literal["cls", "mean", "both"]
+
+
+class Encoded(NamedTuple):
+    cls: Tensor | None  # b d, None without a class token
+    patches: Tensor  # b n d
+
+
+def read(encoded: Encoded, readout: Readout) -> Tensor:
+    """One vector an image: the class token or the mean patch, `b d`, or both joined, `b (2 d)`."""
+    if readout not in get_args(Readout):
+        raise ValueError(f"readout {readout!r} is none of {get_args(Readout)}")
+    if readout == "mean":
+        return encoded.patches.mean(1)
+    if encoded.cls is None:
+        raise ValueError(f"readout {readout!r} needs a class token and this backbone has none")
+    return encoded.cls if readout == "cls" else torch.cat([encoded.cls, encoded.patches.mean(1)], -1)
+
+
+class Classifier(nn.Module):
+    """A backbone and a head: `b c H W -> b classes`. The head starts at zero, so the first loss is ln(classes).
+
+    representation: the size of a hidden layer with tanh, which the ViT paper has in pretraining, not in fine-tuning.
+    fresh_norm: a norm of what was read, for a backbone without a final norm: so MAE fine-tunes the mean patch.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        readout: Readout,
+        classes: int,
+        representation: int | None = None,
+        fresh_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if readout not in backbone.readouts:
+            raise ValueError(f"readout {readout!r} is none of this backbone's {backbone.readouts}")
+        width = backbone.width * (2 if readout == "both" else 1)
+        self.backbone, self.readout = backbone, readout
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            self.fc_norm = nn.LayerNorm(width, 1e-6) if fresh_norm else None
+            self.pre_logits = None if representation is None else nn.Linear(width, representation)
+            self.head = nn.Linear(representation or width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if self.pre_logits is not None:
+            lecun_normal(self.pre_logits.weight, torch.Generator().manual_seed(seed))
+            nn.init.zeros_(self.pre_logits.bias)
+
+    def forward(self, images: Tensor, key: Tensor | None = None) -> Tensor:
+        # Only a ViT takes a key, and only to train with drop path or dropout.
+        features = read(self.backbone(images) if key is None else self.backbone(images, key), self.readout)
+        return logits(self, features)
+
+
+def logits(classifier: nn.Module, features: Tensor) -> Tensor:
+    """What was read of the backbone, `b d -> b classes`, through a classifier's fc_norm, pre_logits and head."""
+    if classifier.fc_norm is not None:
+        features = classifier.fc_norm(features)
+    if classifier.pre_logits is not None:
+        features = classifier.pre_logits(features).tanh()
+    return classifier.head(features)

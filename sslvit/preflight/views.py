@@ -1,0 +1,70 @@
+"""What an objective really sees: a PNG of the first images of a run beside their views.
+
+    python recipes/dino.py --data folder:/my/images --show_views views.png
+
+Each row is one image: first the whole of it, then its views, the very ones that training with these options sees in
+its first step. Large views and small ones are shown at their true sizes. Mixup and cutmix, which mix the images of a
+batch, are the objective's own and come after.
+"""
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from einops import rearrange, repeat
+from PIL import Image
+from torch import Tensor
+
+from sslvit.config import TrainConfig
+from sslvit.data.loader import Views
+from sslvit.data.source import Images
+from sslvit.errors import CannotWrite
+from sslvit.storage import durable
+from sslvit.train import row_of
+from sslvit.views.pretraining import Plain
+
+SHOWN = 8  # images
+GAP = 4  # white pixels between images
+
+
+def show_views(config: TrainConfig, source: Images, views: Views, accelerator: Accelerator) -> bool:
+    """Writes the picture if the user asked for it; the recipe then trains nothing."""
+    if config.show_views is None:
+        return False
+    few = replace(config, batch_size=SHOWN * accelerator.num_processes, accumulation=1)
+    samples, view_key, *_ = row_of(source, few, accelerator)[0]
+    seen = views(samples.pixels, view_key, samples.extents)
+    if accelerator.is_main_process:
+        whole = Plain(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
+        draw((*whole, *seen), config.show_views)
+    views = "1 view" if len(seen) == 1 else f"{len(seen)} views"
+    accelerator.print(f"{config.show_views}: {SHOWN} images of {source.name}, each whole and in {views}")
+    return True
+
+
+def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> None:
+    """Batches b c h w in [0, 1] side by side, a row for each image; or, across, a row for each batch."""
+    columns = tuple(images.mT for images in columns) if across else columns
+    height = max(images.shape[-2] for images in columns)
+    sheet = torch.cat([tile(images, height) for images in columns], dim=-1)
+    sheet = sheet.mT if across else sheet
+    picture = rearrange((sheet * 255).round().to(torch.uint8), "c h w -> h w c")
+    try:
+        if not file.parent.is_dir():  # a mistyped folder is not made
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        durable.replace_picture(file, Image.fromarray(picture.numpy()))
+    except OSError as error:
+        raise CannotWrite(f"--show_views {file} cannot be written: {error.strerror}") from error
+
+
+def tile(images: Tensor, height: int) -> Tensor:
+    """b c h w in [0, 1] -> c height w + GAP, each below the other in its own cell, grey ones in three channels."""
+    if images.shape[1] != 3:
+        images = repeat(images[:, :1], "b 1 h w -> b c h w", c=3)
+    b, c, h, w = images.shape
+    sheet = torch.ones(b, c, height + GAP, w + GAP)
+    sheet[:, :, :h, :w] = images
+    return rearrange(sheet, "b c h w -> c (b h) w")

@@ -1,0 +1,229 @@
+"""Processes: starting them honestly, and the few collectives that objectives use. The identity on one process."""
+
+import atexit
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+import zlib
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
+
+from sslvit.processes import launcher, signals
+
+_pids: dict[int, int] = {}  # of the other processes on this machine, by rank
+_launch: set[str] = set()  # what else the launcher asked for
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
+TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@torch.no_grad()
+def all_mean(value: Tensor) -> Tensor:
+    """The mean of a detached value over processes."""
+    if processes() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / processes()
+
+
+def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
+    """The means of scalars over processes, in one collective and one wait for the device."""
+    device = next(value.device for value in values.values() if isinstance(value, Tensor))
+    row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
+    return dict(zip(values, all_mean(row).tolist(), strict=True))
+
+
+def of_the_first(value: bool, device: torch.device) -> bool:
+    """What the first process says."""
+    if processes() == 1:
+        return value
+    said = torch.tensor(float(value), device=device)
+    dist.broadcast(said, 0)
+    return bool(said.item())
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        ctx.size = len(value)
+        parts = [torch.empty_like(value) for _ in range(processes())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Every process used every row in its own loss, so a row's gradient is the sum over processes.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may need the original elsewhere
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.size : (rank() + 1) * ctx.size]
+
+
+def all_gather(value: Tensor) -> Tensor:
+    """The rows of all processes, in order of rank, with gradient: b ... -> (processes b) ..."""
+    return value if processes() == 1 else _AllGather.apply(value)
+
+
+def start(
+    precision: Literal["no", "bf16", "fp16"] | None = None,
+    *,
+    threads: int = 0,
+    timeout: float = 600.0,
+    log_with: tuple[str, ...] = (),
+    project_dir: str | None = None,
+) -> Accelerator:
+    """The Accelerator, after checking that the processes which were started see each other.
+
+    precision None leaves the choice to `accelerate launch`. threads 0 shares this machine's cores among its processes:
+    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
+    """
+    take_over_sharding()
+    check_trackers(log_with)
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=list(log_with) or None,
+        project_dir=project_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+    )
+    check_together(accelerator.num_processes)
+    stop_with_the_launcher()
+    if accelerator.num_processes > 1:
+        atexit.register(part)
+        meet(accelerator.device)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
+    if accelerator.device.type == "cpu":
+        keep_memory()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    return accelerator
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
+    given = f"--log_with {' '.join(names)}"
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"{given}: {name} must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    installed = {str(tracker) for tracker in get_available_trackers()}  # some of them an Enum's members
+    if missing := [name for name in names if name not in installed]:
+        extra = " (pip install 'sslvit[trackers]' installs tensorboard, trackio and wandb)"
+        raise ValueError(f"{given}: not installed: pip install {' '.join(missing)}{extra}")
+
+
+def take_over_sharding() -> None:
+    """Sharding is the loop's here (sslvit/training/sharding.py), so that checkpoints stay whole: a launcher only asks for it."""
+    asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if truth(f"ACCELERATE_USE_{name}")]
+    if not asked:
+        return
+    if asked != ["FSDP"] or os.environ.get("FSDP_VERSION") != "2":
+        version = f" version {os.environ.get('FSDP_VERSION', 1)}" if asked == ["FSDP"] else ""
+        raise ValueError(
+            f"{asked[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
+            "weights and moments too (recipes/configs/fsdp2.yaml, or --shard under any launcher)"
+        )
+    for name, instead in (("OFFLOAD_PARAMS", "more processes"), ("ACTIVATION_CHECKPOINTING", "--grad_checkpointing")):
+        if truth(f"FSDP_{name}"):
+            raise ValueError(f"fsdp_{name.lower()} of accelerate's configuration is not done here: use {instead}")
+    del os.environ["ACCELERATE_USE_FSDP"]  # or Accelerate would do it
+    _launch.add("shard")
+
+
+def truth(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def launched_to_shard() -> bool:
+    return "shard" in _launch
+
+
+def keep_memory() -> None:
+    """Freed tensors stay in this process. By default glibc hands large ones back to the kernel, and each step pays for
+    clearing their pages again: a sixth of a step of XS/4 with 64 images, nothing with tensors that are small anyway. In
+    return the process holds what it once needed until it ends."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 1 << 28)):
+        mallopt(option, value)
+
+
+def start_run(config: Any) -> Accelerator:
+    """By a TrainConfig."""
+    signals.listen(goes_on=not (config.dry_run or config.show_views))
+    given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
+    return start(**given, project_dir=str(config.out))
+
+
+def part() -> None:
+    if dist.is_initialized():  # not yet by another start
+        dist.destroy_process_group()
+
+
+def meet(device: torch.device) -> None:
+    """Learns who else is on this machine, for when one of them does not answer any more."""
+    mine = torch.tensor([[zlib.crc32(os.uname().nodename.encode()), os.getpid()]], device=device)
+    others = all_gather(mine).tolist()
+    _pids.update({r: pid for r, (host, pid) in enumerate(others) if host == others[rank()][0] and r != rank()})
+
+
+def peers() -> dict[int, int]:
+    """The pids of the other processes on this machine, by rank."""
+    return dict(_pids)
+
+
+def agree(facts: dict[str, str], device: torch.device) -> None:
+    """Stops all processes if a fact is not the same in each: they would train different things as one."""
+    mine = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) for text in facts.values()]
+    found = all_gather(torch.tensor([mine], device=device)).tolist()
+    for other, theirs in enumerate(found):
+        if different := [name for name, a, b in zip(facts, found[0], theirs, strict=True) if a != b]:
+            raise ValueError(
+                f"process {other} has other {' and '.join(different)} than process 0: start all with one command, on "
+                "the same files, with the same versions"
+            )
+
+
+def check_together(seen: int) -> None:
+    """Stops when several processes were asked for but each would train alone, all writing one folder."""
+    asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_the_launcher())
+    if asked > seen:
+        raise ValueError(
+            f"{asked} processes were asked for, but this one sees {seen}: without a GPU Accelerate starts one process, "
+            f"or several that each train alone. On a CPU start them with {TOGETHER.format(count=asked)}"
+        )
+
+
+def stop_with_the_launcher() -> None:
+    """`accelerate launch` dies of a signal and passes nothing on, torchrun of SIGKILL: the run would train on with
+    nobody to wait for it. On Linux it is then sent the signal that saves."""
+    if sys.platform == "linux" and (launcher.command() or "TORCHELASTIC_RUN_ID" in os.environ):
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+
+
+def _asked_of_the_launcher() -> int:
+    """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
+    words = launcher.command()
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__num_processes" and (value or following).isdigit():
+            return int(value or following)
+    return 1

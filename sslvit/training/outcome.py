@@ -1,0 +1,36 @@
+"""What a run leaves when it has ended: its cost, and its model.
+
+What a kill kept from being written, or a run of another length left, is written when the run is resumed.
+"""
+
+from accelerate import Accelerator
+
+from sslvit.config import TrainConfig
+from sslvit.data.source import Images
+from sslvit.objectives.objective import Objective
+from sslvit.storage.jsonl import read_object
+from sslvit.training.cost import peak_memory, write_cost
+from sslvit.training.state import Progress, about_model
+from sslvit.weights.folder import CONFIG, save_backbone
+
+
+def write_outcome(
+    objective: Objective,
+    source: Images,
+    config: TrainConfig,
+    now: Progress,
+    steps: int,
+    accelerator: Accelerator,
+    *,
+    trained: bool,
+) -> None:
+    """trained: whether steps were taken; else what is there already, of as many steps, stays."""
+    cost, model = config.out / "cost.json", config.out / "model"
+    images = now.step * config.batch_size
+    if trained or read_object(cost).get("images") != images:
+        memory = now.memory or peak_memory(accelerator.device)
+        spent = {"images": images, "seconds": now.seconds, "flops": now.flops, "memory": memory}
+        write_cost(cost, **spent, accelerator=accelerator)
+    written = read_object(model / CONFIG).get("sslvit")
+    if trained or not isinstance(written, dict) or written.get("steps") != steps:
+        save_backbone(objective.backbone, model, about_model(objective, source, steps), head=objective.kept())

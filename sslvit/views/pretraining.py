@@ -1,0 +1,252 @@
+"""Batched augmentation: a uint8 batch -> a tuple of float batches in [0, 1], on the device where the batch lies.
+
+Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation lets
+samples meet: neither the batch nor the order in which it is worked through can change a bit of a view. `draw` gives
+the parameters of a view and `apply` carries them out.
+
+A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
+blur's sigma is in pixels of the output at every size, as it stands in the papers' code for 224 px: at 32 px the same
+sigma takes away far more, and a recipe for small images may want a smaller one.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslvit import rng
+from sslvit.views import color
+from sslvit.views.batching import Size, batch, both, checked, on, piece_length, pieces, true
+from sslvit.views.color import Jitter, draw_jitter
+from sslvit.views.crop import Crop, Scaled, centred, draw_crop, resized
+from sslvit.views.resample import Axis, Blur, Interpolation, Resize
+
+
+def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """uint8 b c H W -> b c h w in [0, 1]"""
+    step = piece_length(pixels, size)
+    resize = Resize(pixels, axes, size, interpolation, step)
+    out = batch(*pixels.shape[:2], *size, device=pixels.device)
+    for run in pieces(len(pixels), step):
+        torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
+    return out
+
+
+@dataclass(frozen=True)
+class Light(Scaled):
+    """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
+
+    size: Size
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    flip: float = 0.5
+
+    def draw(self, key: Tensor, extents: Tensor) -> Crop:
+        return draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip)
+
+    def apply(self, pixels: Tensor, crop: Crop) -> Tensor:
+        return fit(pixels, resized(crop, both(self.size)), both(self.size), self.interpolation)
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        key, extents = checked(pixels, key, extents)
+        return (self.apply(pixels, self.draw(rng.fold(key, "view", 0), extents)),)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
+    and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
+    resized to just cover them."""
+
+    size: Size
+    resize: Size | None = None
+    interpolation: Interpolation = "bicubic"
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        _, extents = checked(pixels, key, extents)
+        size, cover = both(self.size), None if self.resize is None else both(self.resize)
+        if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
+            raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
+        axes = centred(extents, cover, size)
+        if all(
+            bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
+        ):
+            return (pixels[:, :, : size[0], : size[1]] / 255,)
+        return (fit(pixels, axes, size, self.interpolation),)
+
+
+THUMBNAIL = 96  # pixels: sets of this size and smaller ones (STL-10, CIFAR, MNIST) are evaluated whole by custom
+CENTRE = 0.875  # 224 of 256
+LEAST_KEPT = 0.1  # below are only mistakes
+
+
+def kept_by_default(size: Size) -> float:
+    """The share of the shorter side that is evaluated."""
+    return CENTRE if max(both(size)) > THUMBNAIL else 1.0
+
+
+def evaluation(size: Size, kept: float | None = None) -> Plain:
+    """The view that everything is evaluated by, in training, by probes and after fine-tuning.
+
+    kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
+    and MAE, and all of it up to 96 px. With 1 the shorter side is resized to the size; with 0 nothing is cut and the
+    whole image is squeezed into the size.
+    """
+    kept = kept_by_default(size) if kept is None else kept
+    if kept != 0 and not LEAST_KEPT <= kept <= 1:
+        raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
+    if kept == 0:
+        return Plain(size)
+    height, width = (int(side / kept + 1e-9) for side in both(size))  # rounded down, as in DeiT
+    return Plain(size, (height, width))
+
+
+class Distortion(NamedTuple):
+    """What happens to the samples of a batch in one view, a row per sample."""
+
+    crop: Crop
+    jitter: Jitter
+    grey: Tensor
+    blur: Tensor
+    sigma: Tensor
+    solarise: Tensor
+
+
+@dataclass(frozen=True)
+class Distorted(Scaled):
+    """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
+    four with their probabilities."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    flip: float = 0.5
+    strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+
+    def draw(self, key: Tensor, extents: Tensor) -> Distortion:
+        u = rng.uniform(rng.fold(key, "distortion"), 4)
+        return Distortion(
+            crop=draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            jitter=draw_jitter(rng.fold(key, "jitter"), self.strengths, self.jitter),
+            grey=u[:, 0] < self.grey,
+            blur=u[:, 1] < self.blur,
+            sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[:, 2],
+            solarise=u[:, 3] < self.solarise,
+        )
+
+    def apply(self, pixels: Tensor, distortion: Distortion) -> Tensor:
+        """uint8 b c H W -> b c h w in [0, 1]"""
+        self.check_channels(pixels.shape[1])
+        size, device = both(self.size), pixels.device
+        step = piece_length(pixels, size)
+        jitter, blur = distortion.jitter, distortion.blur.tolist()
+        resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
+        gaussian = Blur(distortion.sigma, size, pixels.shape[1], device)
+        factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
+        orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
+        grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
+        out = batch(*pixels.shape[:2], *size, device=device)
+        for run in pieces(len(pixels), step):
+            images = resize(run).div_(255).clamp_(0, 1)  # transposed, which colours do not see
+            for position in range(len(color.OPERATIONS)):
+                for operation, change in enumerate(color.OPERATIONS):
+                    rows = true([order[position] == operation for order in orders[run]])
+                    on(images, rows, change, factors[operation][run])
+            on(images, true(grey[run]), color.grey_)
+            rows = true(blur[run])
+            samples = [run.start + row for row in rows]
+            if len(rows) == len(images):
+                out[run] = gaussian(images, samples)
+            else:
+                out[run] = images.transpose(2, 3)
+                if rows:
+                    out[samples] = gaussian(images[rows], samples)
+            on(out[run], true(solarise[run]), color.solarise_)
+        return out
+
+    def check_channels(self, channels: int) -> None:
+        needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
+        wanted = [name for name, value in needed.items() if value > 0]
+        if channels not in (1, 3) and wanted:
+            raise ValueError(
+                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-colour leaves them "
+                "out of a recipe's views; in a Distorted set them to 0"
+            )
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        return several((self,), pixels, key, extents)
+
+
+def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor, ...]:
+    """Each view of its own draws: the view's number is part of the key."""
+    key, extents = checked(pixels, key, extents)
+    return tuple(
+        view.apply(pixels, view.draw(rng.fold(key, "view", number), extents)) for number, view in enumerate(views)
+    )
+
+
+def papers_blur(size: Size) -> tuple[float, float]:
+    """The papers' sigma, which is in pixels of their 224, at this size by its shorter side."""
+    return 0.1 * min(both(size)) / 224, 2.0 * min(both(size)) / 224
+
+
+class Several(Scaled):
+    """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
+
+    views: tuple[Distorted, ...]
+
+    def view(self, size: Size, scale: tuple[float, float], **given: Any) -> Distorted:
+        """One of them."""
+        without = {} if self.colour else {"strengths": (0.4, 0.4, 0.0, 0.0), "grey": 0.0}
+        return Distorted(size, scale, sigma=self.sigma, **without, **given)
+
+    def check_channels(self, channels: int) -> None:
+        for view in self.views:
+            view.check_channels(channels)
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        return several(self.views, pixels, key, extents)
+
+
+@dataclass(frozen=True)
+class MoCoV3(Several):
+    """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
+    other seldom, and sometimes solarised."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
+
+
+@dataclass(frozen=True)
+class DINO(Several):
+    """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
+    the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
+
+    size: Size = 224
+    small_size: Size = 96
+    small: int = 8
+    scale: tuple[float, float] = (0.4, 1.0)
+    small_scale: tuple[float, float] = (0.05, 0.4)
+    sigma: tuple[float, float] = (0.1, 2.0)
+    colour: bool = True
+
+    @property
+    def views(self) -> tuple[Distorted, ...]:
+        given = {"interpolation": "bicubic"}
+        first = self.view(self.size, self.scale, blur=1.0, **given)
+        second = self.view(self.size, self.scale, blur=0.1, solarise=0.2, **given)
+        return first, second, *[self.view(self.small_size, self.small_scale, blur=0.5, **given)] * self.small

@@ -1,0 +1,155 @@
+"""RandAugment (https://arxiv.org/abs/1909.13719) as DeiT has it (timm's "rand-m9-mstd0.5-inc1") and as plain ViTs do.
+
+Where the code that they name does otherwise: DeiT resamples warped images with Pillow's bicubic filter, here they are
+bilinear; big_vision's TensorFlow Contrast blends with a constant that grows with the image (196 at 224 px) where
+Pillow and we take the grey mean; its Cutout and Translate are 40 and 100 pixels, here those shares of 224.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslvit import rng
+from sslvit.views import color, operations
+from sslvit.views.batching import on, true
+from sslvit.views.operations import Sampling, about_the_centre, about_the_corner, warp_
+
+Style = Literal["deit", "plain_vit"]
+Amount = Callable[[Tensor, Tensor], Tensor]  # of the level (magnitude / 10) and a random sign
+
+
+class Augmentation(NamedTuple):
+    """What happens to each sample in each layer."""
+
+    operation: Tensor  # b n, places in the style's table; -1 for none
+    level: Tensor  # b n, magnitude / 10
+    sign: Tensor  # b n, -1 or 1
+    centre: Tensor  # b n 2, of a cutout, as shares of height and width
+
+
+def nothing(level: Tensor, sign: Tensor) -> Tensor:
+    return level
+
+
+def signed(most: float) -> Amount:
+    return lambda level, sign: most * level * sign
+
+
+def whole(most: int) -> Amount:
+    return lambda level, sign: (most * level).floor()
+
+
+def enhance(level: Tensor, sign: Tensor) -> Tensor:
+    return 1.8 * level + 0.1
+
+
+def enhance_increasing(level: Tensor, sign: Tensor) -> Tensor:
+    return (1 + 0.9 * level * sign).clamp(min=0.1)
+
+
+COMMON: dict[str, Amount] = {
+    "autocontrast": nothing,
+    "equalise": nothing,
+    "invert": nothing,
+    "rotate": signed(30),
+    "solarise_add": whole(110),
+    "shear_x": signed(0.3),
+    "shear_y": signed(0.3),
+}
+STYLES: dict[Style, dict[str, Amount]] = {
+    # "inc": with the level, fewer bits are kept and more is solarised; enhancements go both ways from 1.
+    "deit": COMMON
+    | {
+        "posterise": lambda level, sign: 4 - (4 * level).floor(),
+        "solarise": lambda level, sign: 256 - (256 * level).floor(),
+        **dict.fromkeys(("saturation", "contrast", "brightness", "sharpness"), enhance_increasing),
+        **dict.fromkeys(("translate_x", "translate_y"), signed(0.45)),
+    },
+    "plain_vit": COMMON
+    | {
+        "posterise": lambda level, sign: (4 * level).floor().clamp(max=8),
+        "solarise": whole(256),
+        **dict.fromkeys(("saturation", "contrast", "brightness", "sharpness"), enhance),
+        **dict.fromkeys(("translate_x", "translate_y"), signed(100 / 224)),
+        "cutout": lambda level, sign: 40 / 224 * level,
+    },
+}
+CHANGES: dict[str, Callable[[Tensor, Tensor], None]] = {
+    "autocontrast": lambda images, amount: operations.autocontrast_(images),
+    "equalise": lambda images, amount: operations.equalise_(images),
+    "invert": lambda images, amount: operations.invert_(images),
+    "posterise": operations.posterise_,
+    "solarise": operations.solarise_,
+    "solarise_add": operations.solarise_add_,
+    "saturation": color.saturation_,
+    "contrast": color.contrast_,
+    "brightness": color.brightness_,
+    "sharpness": operations.sharpness_,
+}
+WARPS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "rotate": about_the_centre,
+    "shear_x": lambda amount, height, width: about_the_corner(amount, 0, 1),
+    "shear_y": lambda amount, height, width: about_the_corner(amount, 1, 0),
+    "translate_x": lambda amount, height, width: about_the_corner(amount * width, 0, 2),
+    "translate_y": lambda amount, height, width: about_the_corner(amount * height, 1, 2),
+}
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Some operations after one another, each drawn from the style's table with the same chance."""
+
+    style: Style
+    layers: int = 2
+    magnitude: float = 9.0  # of 10
+    spread: float = 0.5  # standard deviation of the magnitude
+    probability: float = 0.5  # that a drawn operation is carried out
+    sampling: Sampling = "bilinear"
+    fill: tuple[float, ...] = (0.485, 0.456, 0.406)  # of what moves into the image
+
+    @classmethod
+    def deit(cls) -> "RandAugment":
+        return cls("deit")
+
+    @classmethod
+    def plain_vit(cls, magnitude: float = 10.0) -> "RandAugment":
+        return cls("plain_vit", 2, magnitude, 0.0, 1.0, "nearest", (128 / 255,) * 3)
+
+    def draw(self, key: Tensor) -> Augmentation:
+        u = rng.uniform(key, self.layers, 5)
+        level = self.magnitude + self.spread * rng.normal(rng.fold(key, "magnitude"), self.layers)
+        if self.spread:  # only then is it clipped: plain ViTs use magnitudes up to 20
+            level = level.clamp(0, 10)
+        operation = (u[..., 0] * len(STYLES[self.style])).floor().long()
+        chosen = u[..., 1] < self.probability
+        sign = torch.where(u[..., 2] < 0.5, -1.0, 1.0)
+        return Augmentation(torch.where(chosen, operation, -1), level / 10, sign, u[..., 3:])
+
+    def apply_(self, images: Tensor, augmentation: Augmentation) -> None:
+        """b c h w in [0, 1], in place."""
+        if images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"RandAugment's saturation means nothing on {images.shape[1]} channels (1 or 3): leave it out"
+            )
+        fill = self.fill if images.shape[1] == len(self.fill) else (sum(self.fill) / len(self.fill),)
+        filling = images.new_tensor(fill).unsqueeze(-1).unsqueeze(-1)
+        for layer in range(self.layers):
+            operation, level, sign, centre = (x[:, layer] for x in augmentation)
+            operation = operation.tolist()
+            for place, (name, amount) in enumerate(STYLES[self.style].items()):
+                rows = true([chosen == place for chosen in operation])
+                if rows:
+                    amounts = amount(level, sign).to(images.device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
+                    on(images, rows, partial(self.carry_out_, name, filling), amounts, centre.to(images.device))
+
+    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, centre: Tensor) -> None:
+        if name in CHANGES:
+            CHANGES[name](images, amount)
+        elif name in WARPS:
+            warp_(images, WARPS[name](amount, *images.shape[-2:]), self.sampling, fill)
+        else:
+            operations.cutout_(images, amount, centre, fill)

@@ -1,0 +1,118 @@
+"""The view of supervised training: a random resized crop, a flip, RandAugment, random erasing."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sslvit import rng
+from sslvit.views.batching import Size, batch, both, checked, piece_length, pieces, true
+from sslvit.views.crop import TRIES, Crop, Scaled, draw_crop, resized
+from sslvit.views.randaugment import Augmentation, RandAugment
+from sslvit.views.resample import Interpolation, Resize
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+class Erasing(NamedTuple):
+    """A box of each sample that is replaced by noise, if chosen."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    chosen: Tensor
+    noise: Tensor  # the key of the noise
+
+
+class Lesson(NamedTuple):
+    crop: Crop
+    augmentation: Augmentation | None
+    erasing: Erasing
+
+
+def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Erasing:
+    """Random erasing (https://arxiv.org/abs/1708.04896): ten tries to fit a random share of the area, else nothing."""
+    (height, width), scale, ratio = size, (0.02, 1 / 3), (0.3, 1 / 0.3)
+    u = rng.uniform(key, 2 * TRIES + 3).double()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES])
+    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
+    aspect = (low + (high - low) * u[:, TRIES : 2 * TRIES]).exp()
+    h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    first = torch.where((h < height) & (w < width), torch.arange(TRIES), TRIES).amin(-1, keepdim=True)
+    taken = first.clamp(max=TRIES - 1)
+    h, w = h.gather(-1, taken).squeeze(-1), w.gather(-1, taken).squeeze(-1)
+    top, left = (u[:, -3] * (height - h + 1)).floor(), (u[:, -2] * (width - w + 1)).floor()
+    chosen = (u[:, -1] < probability) & (first < TRIES).squeeze(-1)
+    return Erasing(*(x.long() for x in (top, left, h, w)), chosen, rng.fold(key, "noise"))
+
+
+def erase_(images: Tensor, erasing: Erasing) -> None:
+    """b c h w: fills the chosen boxes with normal noise of ImageNet's mean and deviation, cut to [0, 1].
+
+    DeiT's erased pixels are standard normal after standardisation; 4 % of them are no colours, which we cut off.
+    """
+    rows, channels = true(erasing.chosen.tolist()), images.shape[1]
+    if not rows:
+        return
+    boxes = [[int(x[row]) for x in erasing[:4]] for row in rows]
+    most = max(height * width for _, _, height, width in boxes)
+    noise = normal(erasing.noise[rows].to(images.device), channels * most)
+    mean, std = (MEAN, STD) if channels == 3 else ([sum(x) / len(x)] * channels for x in (MEAN, STD))
+    for row, (top, left, height, width), values in zip(rows, boxes, noise, strict=True):
+        box = images[row, :, top : top + height, left : left + width]
+        box.copy_(rearrange(values[: channels * height * width], "(c h w) -> c h w", h=height, w=width))
+        box.mul_(images.new_tensor(std).view(-1, 1, 1)).add_(images.new_tensor(mean).view(-1, 1, 1)).clamp_(0, 1)
+
+
+def normal(key: Tensor, count: int) -> Tensor:
+    """rng.normal for the many values of an erased box, by the inverse of the distribution function: several times as
+    fast, and of 24 bits, so no value is beyond 5.3 (but for -inf once in 2^24)."""
+    return rng.uniform(key, count).mul_(2).sub_(1).erfinv_().mul_(2**0.5)
+
+
+@dataclass(frozen=True)
+class Supervised(Scaled):
+    size: Size
+    scale: tuple[float, float] = (0.05, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    flip: float = 0.5
+    augment: RandAugment | None = None
+    erase: float = 0.0
+
+    @classmethod
+    def deit(cls, size: Size) -> "Supervised":
+        """https://arxiv.org/abs/2012.12877, whose crops are not smaller than 8 %."""
+        return cls(size, (0.08, 1.0), interpolation="bicubic", augment=RandAugment.deit(), erase=0.25)
+
+    @classmethod
+    def plain_vit(cls, size: Size, magnitude: float = 10.0) -> "Supervised":
+        """https://arxiv.org/abs/2205.01580: the inception crop of 5 % and more. (TensorFlow draws its aspect ratio
+        uniformly and resizes without antialiasing; we draw and resize as everywhere here.)"""
+        return cls(size, augment=RandAugment.plain_vit(magnitude))
+
+    def draw(self, key: Tensor, extents: Tensor) -> Lesson:
+        return Lesson(
+            draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            self.augment.draw(rng.fold(key, "augment")) if self.augment else None,
+            draw_erasing(rng.fold(key, "erase"), both(self.size), self.erase),
+        )
+
+    def apply(self, pixels: Tensor, lesson: Lesson) -> Tensor:
+        size = both(self.size)
+        step = piece_length(pixels, size)
+        resize = Resize(pixels, resized(lesson.crop, size), size, self.interpolation, step)
+        out = batch(*pixels.shape[:2], *size, device=pixels.device)
+        for run in pieces(len(pixels), step):
+            torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
+            if self.augment:
+                self.augment.apply_(out[run], Augmentation(*(x[run] for x in lesson.augmentation)))
+            erase_(out[run], Erasing(*(x[run] for x in lesson.erasing)))
+        return out
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        key, extents = checked(pixels, key, extents)
+        return (self.apply(pixels, self.draw(rng.fold(key, "view", 0), extents)),)

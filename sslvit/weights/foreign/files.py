@@ -1,0 +1,173 @@
+"""Other people's files as named tensors. Nothing in a file is ever executed here, and sizes are looked at first.
+
+safetensors is read by its library, which checks the header, once that is known to be short. Of an .npz every header is
+compared with the size of its entry before an array is made, and the sum with the file's. A .pth is a pickle: a child
+process with limits reads it and hands its tensors back.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sslvit.data.readers import npz
+from sslvit.errors import DataError, NoInput
+from sslvit.storage import durable, sealed
+
+MOST_BYTES = 16 << 30  # as in sslvit.weights.foreign.unpickle
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
+CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
+
+
+class Contents(NamedTuple):
+    file: Path
+    parts: dict[str, dict[str, Tensor]]  # a state dict for each path of keys that leads to one; "" is the file itself
+    config: dict[str, Any] | None  # of the folder, if it is one that timm or transformers wrote
+    preprocessor: dict[str, Any] | None
+    torchvision: dict[str, Any] | None = None  # as our export to its layout says
+
+
+def read(path: str | Path, seconds: float = 600) -> Contents:
+    """A file, or a folder with config.json and model.safetensors or pytorch_model.bin. seconds: for a pickle."""
+    path = Path(path)
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
+    try:
+        if file.is_dir():
+            raise NoInput(f"{path} is a folder without {' or '.join(WEIGHTS)}, it has {sorted(os.listdir(path))[:10]}")
+        real = file.resolve(strict=True)  # the Hub's cache is made of links
+        if not real.is_file():  # to open a named pipe would wait for ever
+            raise DataError(f"{file} is not a regular file")
+        size = real.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
+        if (suffix := file.suffix.lower()) in PICKLES:
+            refuse_by_its_first_bytes(file, real)
+            parts = _unpickled(file, real, seconds)
+        elif suffix == ".npz":
+            parts = {"": _arrays(file, real)}
+        elif suffix == ".safetensors":
+            parts = {"": _tensors(real)}
+        else:
+            raise DataError(f"{file} is none of .safetensors, .npz, {', '.join(PICKLES)}")
+    except OSError as error:
+        raise NoInput(f"{file}: {error.strerror or error}") from error
+    except DataError:
+        raise
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise DataError(f"{file} is not a whole safetensors file of weights: {error}") from error
+    # What lies beside a file of any other name may belong to another model.
+    named = file.name in WEIGHTS
+    names = ("config.json", "preprocessor_config.json", "torchvision.json")
+    configs = (_json(file.with_name(name)) if named else None for name in names)
+    return Contents(file, parts, *configs)
+
+
+def refuse_by_its_first_bytes(file: Path, real: Path) -> None:
+    """What is no file of torch's at all, and what it is instead."""
+    with real.open("rb") as stream:
+        first = stream.read(300)
+    kinds = {
+        "empty": not first,
+        "a page of HTML, such as a site gives instead of a file": re.match(
+            rb"\s*<(!doctype|html)", first, re.IGNORECASE
+        ),
+        "a pointer of git-lfs: fetch the file itself": first.startswith(b"version https://git-lfs"),
+        "compressed by gzip: unpack it": first.startswith(b"\x1f\x8b"),
+        "a tar archive: unpack it": first[257:262] == b"ustar",
+    }
+    if kind := next((kind for kind, it_is in kinds.items() if it_is), None):
+        raise DataError(f"{file} is {kind}")
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """config.json, if there is one."""
+    return _json(folder / "config.json")
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        return sealed.read(file)
+    except ValueError as error:
+        raise DataError(f"{file} cannot be used: {error}") from error
+
+
+def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Tensor]]:
+    """By a child that may know nothing and, if it were taken over, find nothing; its file goes whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="sslvit-") as folder:
+        target, said = Path(folder) / "tensors.safetensors", Path(folder) / "said"
+        environment = {name: os.environ[name] for name in CHILD_HAS if name in os.environ}
+        with said.open("wb") as stream:
+            try:
+                child = subprocess.run(
+                    [sys.executable, "-W", "ignore", "-m", "sslvit.weights.foreign.unpickle", str(real), str(target)],
+                    cwd=Path(__file__).parents[2],  # where -m finds sslvit, installed or not
+                    env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    timeout=seconds,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise DataError(f"{file} took longer than {seconds:g} seconds to read, and was given up") from error
+        if child.returncode:
+            raise DataError(f"{file} {_reason(said, child.returncode)}")
+        tensors = _tensors(target)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        *path, last = json.loads(name)
+        parts.setdefault(".".join(path), {})[last] = tensor
+    return parts
+
+
+def _reason(said: Path, code: int) -> str:
+    with said.open("rb") as stream:
+        stream.seek(max(0, said.stat().st_size - 4096))
+        text = "".join(c if c.isprintable() else " " for c in stream.read().decode(errors="replace"))
+    if code < 0:
+        return f"was not read: its reader was stopped by signal {-code}"
+    if named := re.search(r"GLOBAL ([\w.]+\.[\w.]+)", text):
+        return (
+            f"asks for {named[1]}, which is no tensor and might run code: nothing of it was executed. If you trust "
+            "where it is from, save its tensors as safetensors there"
+        )
+    if "weights_only" in text:  # torch's advice to do without safety is not passed on
+        return "is not a PyTorch file of tensors, or not a whole one: save a state dict of it, best as safetensors"
+    return f"is not a PyTorch file of tensors, or not a whole one: {text[:300].strip() or 'its reader said nothing'}"
+
+
+def _arrays(file: Path, real: Path) -> dict[str, Tensor]:
+    try:
+        with zipfile.ZipFile(real) as archive:
+            entries = archive.infolist()
+            if len(entries) > durable.MOST_TENSORS:
+                raise ValueError(f"{len(entries)} entries are more than the {durable.MOST_TENSORS} that are read")
+            npz.check_sizes(archive, real.stat().st_size)
+            return {entry.filename.removesuffix(".npy"): _tensor(npz.array_of(archive, entry)) for entry in entries}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{file} is not a whole .npz of numbers: {error}") from error
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Of a safetensors file."""
+    with file.open("rb") as stream:
+        durable.check_header(stream.read(8 + durable.LONGEST_HEADER))
+    return load_file(file)
