@@ -101,7 +101,7 @@ def main() -> None:
     even = analysis.pixel_distances(pretrained.grid_of(shown), pretrained.patch_size).mean().item()
     numbers = {"model": str(config.model), "data": source.name, "image size": list(size), "spread evenly": even}
     files, distances = {}, {}
-    for name, vit in {"random start": ViT(**pretrained.config), "pretrained": pretrained}.items():
+    for name, vit in {"random start": ViT(pretrained.config), "pretrained": pretrained}.items():
         vit.to(accelerator.device)
         numbers[name], pictures, missing = analysed(vit, readable(source, ids, view, accelerator.device), shown)
         files |= {f"{name.split()[0]}-{what}.png": picture for what, picture in pictures.items()}

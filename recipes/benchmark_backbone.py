@@ -6,8 +6,8 @@
 A case is a model, the side of its images and the batch. Forward is without gradients; a step is forward, backward of
 the mean class token, and fused AdamW. The share is that of the rate at which this machine multiplies two matrices,
 measured first; operations are counted in our model (sslvit/training/cost.py). On a CPU the small cases are run once
-more with each contestant in a process of its own, ours begun as our recipes begin (sslvit.processes.collectives.start keeps freed
-memory), the others as they are.
+more with each contestant in a process of its own, ours begun as our recipes begin (processes.collectives.start keeps
+freed memory), the others as they are.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ def of_timm(vit: ViT) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]
     from timm.models.vision_transformer import VisionTransformer
 
     shape = {"img_size": vit.image_size, "patch_size": vit.patch_size, "embed_dim": vit.width, "depth": vit.depth}
-    shape |= {"num_heads": vit.heads, "mlp_ratio": vit.config["mlp_width"] / vit.width, "num_classes": 0}
+    shape |= {"num_heads": vit.heads, "mlp_ratio": vit.config.mlp_width / vit.width, "num_classes": 0}
     return VisionTransformer(**shape), lambda model, images: model(images)
 
 
@@ -46,7 +46,7 @@ def of_transformers(vit: ViT) -> tuple[nn.Module, Callable[[nn.Module, Tensor], 
     from transformers import ViTConfig, ViTModel
 
     shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads}
-    shape |= {"intermediate_size": vit.config["mlp_width"], "image_size": vit.image_size[0]}
+    shape |= {"intermediate_size": vit.config.mlp_width, "image_size": vit.image_size[0]}
     model = ViTModel(ViTConfig(**shape, patch_size=vit.patch_size[0]), add_pooling_layer=False)
     return model, lambda model, images: model(pixel_values=images).last_hidden_state[:, 0]
 

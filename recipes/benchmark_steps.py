@@ -108,7 +108,7 @@ def timm_vit(sizes: Sizes, device: str, **changes: Any) -> nn.Module:
 
     vit = sizes.vit
     shape = {"img_size": sizes.image_size, "patch_size": vit.patch_size[0], "embed_dim": vit.width, "num_classes": 0}
-    shape |= {"depth": vit.depth, "num_heads": vit.config["heads"], "mlp_ratio": vit.config["mlp_width"] / vit.width}
+    shape |= {"depth": vit.depth, "num_heads": vit.config.heads, "mlp_ratio": vit.config.mlp_width / vit.width}
     return VisionTransformer(**(shape | changes)).to(device).train()
 
 
@@ -125,11 +125,9 @@ def by_vit_pytorch(name: str, sizes: Sizes, device: str) -> Contestant:
     from vit_pytorch.mpp import MPP as TheirMPP
 
     vit, patch = sizes.vit, sizes.vit.patch_size[0]
-    heads = vit.config["heads"]
+    heads = vit.config.heads
     shape = {"dim": vit.width, "depth": vit.depth, "heads": heads, "dim_head": vit.width // heads}
-    model = Theirs(
-        image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config["mlp_width"], **shape
-    )
+    model = Theirs(image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config.mlp_width, **shape)
     model = TheirMPP(model, patch_size=patch, dim=vit.width, mask_prob=0.5).to(device).train()
     return Contestant(model, lambda views: model(views[0]))
 
@@ -138,8 +136,8 @@ def by_transformers(name: str, sizes: Sizes, device: str) -> Contestant:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     vit = sizes.vit
-    shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.config["heads"]}
-    shape |= {"intermediate_size": vit.config["mlp_width"], "image_size": sizes.image_size, "norm_pix_loss": True}
+    shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.config.heads}
+    shape |= {"intermediate_size": vit.config.mlp_width, "image_size": sizes.image_size, "norm_pix_loss": True}
     width, depth, count = HEADS[sizes.heads].decoder
     shape |= {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth, "decoder_num_attention_heads": count}
     shape |= {"decoder_intermediate_size": 4 * width}

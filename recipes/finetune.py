@@ -8,7 +8,7 @@ same from a random start. The test set is looked at once, after everything is ch
 left, with its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -46,7 +46,7 @@ def main() -> None:
     size, readout = config.image_size or backbone.image_size, config.readout
     readout = written["readout"] if readout == "declared" else readout
     if config.scratch:
-        backbone = type(backbone)(**(backbone.config | {"seed": config.seed}))
+        backbone = type(backbone)(replace(backbone.config, seed=config.seed))
     like = {"image_size": size, "channels": backbone.channels}
     train = config.source(**like)
     test = config.source("test", classes=train.classes, **like)

@@ -75,7 +75,7 @@ def main() -> None:
         source.required_labels()
     order = rng.permutation(rng.key(0, "probe"), len(sources[0])).numpy()
     chosen = [(sources[0], order[: config.limit or None]), (sources[1], None)]
-    backbones = {"random start": type(pretrained)(**pretrained.config), "pretrained": pretrained}
+    backbones = {"random start": type(pretrained)(pretrained.config), "pretrained": pretrained}
     readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
     readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
     readouts, plain = readouts[config.protocol], config.protocol == "logistic"

@@ -76,7 +76,7 @@ def main() -> None:
     elif isinstance(pretrained, ViT) and blocks > 1:
         readouts += tuple(f"{readout}:{blocks}" for readout in pretrained.readouts)
     numbers: dict[str, dict[str, float]] = {}
-    backbones = {"random start": type(pretrained)(**pretrained.config)} if config.random else {}
+    backbones = {"random start": type(pretrained)(pretrained.config)} if config.random else {}
     backbones |= {"pretrained": pretrained}
     for name, backbone in backbones.items():
         backbone.to(accelerator.device)

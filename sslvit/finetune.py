@@ -180,9 +180,16 @@ def classifier(
     if config.protocol == "modern" and readout == "mean":
         changes["final_norm"] = False
     start = prepare(backbone, image_size, **changes)
-    head = {"classes": classes, "readout": readout, "fresh_norm": not start.config.get("final_norm", True)}
-    mixing = {name: getattr(config, name) for name in ("smoothing", "mixup", "cutmix")}
-    return Supervised(start, **head, **mixing, seed=config.seed)
+    return Supervised(
+        start,
+        classes=classes,
+        readout=readout,
+        fresh_norm=isinstance(start, ViT) and not start.config.final_norm,
+        smoothing=config.smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        seed=config.seed,
+    )
 
 
 def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
@@ -193,14 +200,14 @@ def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
     if isinstance(backbone, BiT):
         if changes:
             raise ValueError(f"a BiT ResNet has no {', '.join(changes)}: fine-tune it with --protocol vit")
-        copy = BiT(**backbone.config)
+        copy = BiT(backbone.config)
         copy.load_state_dict(backbone.state_dict())
         return copy
-    config = backbone.config | {"drop_path": 0.0, "dropout": 0.0} | changes
-    if config["position"] in FIXED:
-        config["position"] = "learned_1d"  # the same table by the same name, but a parameter
-    copy = ViT(**config)
-    state = {n: t for n, t in backbone.state_dict().items() if config["final_norm"] or not n.startswith("norm.")}
+    config = replace(backbone.config, **({"drop_path": 0.0, "dropout": 0.0} | changes))
+    if config.position in FIXED:
+        config = replace(config, position="learned_1d")  # the same table by the same name, but a parameter
+    copy = ViT(config)
+    state = {n: t for n, t in backbone.state_dict().items() if config.final_norm or not n.startswith("norm.")}
     load_strictly(copy, state, "the pretrained model")
     return copy.resized(image_size).train()
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from sslvit.config import FREE, LENGTH, WARNED, DataConfig, ImagesConfig, TrainConfig, check_unchanged, configuration
-from sslvit.data import source
+from sslvit.data import spec
 from sslvit.data.source import ArraySource
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
@@ -43,8 +44,8 @@ def test_links_are_followed_when_asked(pictures):
 def test_the_canvas_and_the_limit_of_pixels_are_those_asked_for(pictures):
     assert DataConfig(data=pictures, image_size=32).open().canvas == (96, 96)
     source = DataConfig(data=pictures, image_size=32, canvas=50, max_pixels=9999).open()
-    samples = spec.read(np.arange(3))
-    assert spec.canvas == (33, 50)  # all that can be read are 40 x 60
+    samples = source.read(np.arange(3))
+    assert source.canvas == (33, 50)  # all that can be read are 40 x 60
     (bad,) = samples.bad
     assert (bad.id, bad.reason) == (2, "10,000 px > limit 9,999")
 
@@ -124,7 +125,7 @@ def test_a_run_from_before_centre_crops_goes_on_and_says_that_its_evaluations_ar
     config = Config(out=tmp_path / "run", **given)
 
     def run() -> str:
-        objective = MPP(ViT(image_size=112, patch_size=56, width=8, depth=1, heads=1))
+        objective = MPP(ViT(ViTConfig(image_size=112, patch_size=56, width=8, depth=1, heads=1)))
         pretrain(objective, source, Light(112), config, start(threads=1))
         return capsys.readouterr().out
 
@@ -145,7 +146,7 @@ def test_a_run_from_before_ranges_goes_on_with_the_whole_range_by_name_and_with_
 
     def run(**changes) -> None:
         given = {"batch_size": 4, "lr": 1e-3, "epochs": 1, "warmup_epochs": 0.1, "image_size": 16, "resume": True}
-        objective = MPP(ViT(image_size=16, patch_size=8, width=8, depth=1, heads=1))
+        objective = MPP(ViT(ViTConfig(image_size=16, patch_size=8, width=8, depth=1, heads=1)))
         source = ArraySource(np.zeros((8, 3, 16, 16), np.uint8), name="black", fingerprint="black")
         pretrain(objective, source, Light(16), Config(out=tmp_path / "run", **given | changes), start(threads=1))
 

@@ -40,6 +40,7 @@ from sslvit.finetune import (
 from sslvit.models.readout import logits, read
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
@@ -53,7 +54,7 @@ MEAN = {"readout": "mean", "image_size": 32}
 
 
 def vit(**changes) -> ViT:
-    return ViT(**({"image_size": 32, "patch_size": 16, "width": 16, "depth": 2, "heads": 2} | changes))
+    return ViT(ViTConfig(**({"image_size": 32, "patch_size": 16, "width": 16, "depth": 2, "heads": 2} | changes)))
 
 
 @pytest.mark.parametrize("layer_decay", [0.65, 0.9])
@@ -137,7 +138,7 @@ def test_it_starts_where_pretraining_ended_at_any_size_and_trains_positions_that
     for ours, theirs in zip(copy.eval()(images), pretrained(images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert isinstance(copy.pos_embed, torch.nn.Parameter)
-    assert copy.config["drop_path"] == 0.1
+    assert copy.config.drop_path == 0.1
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from tiny_run import tiny_run
 
 from sslvit.errors import NoInput
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
 from sslvit.runs.log import Log
 from sslvit.storage import checkpoint, durable
 from sslvit.weights.folder import load_backbone, save_backbone
@@ -44,7 +45,7 @@ def after_power_losses(
 
 
 def vit(seed: int) -> ViT:
-    return ViT(image_size=16, patch_size=8, width=16, depth=1, heads=2, seed=seed)
+    return ViT(ViTConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, seed=seed))
 
 
 def lost_models(tmp_path: Path) -> tuple[int, list[str]]:

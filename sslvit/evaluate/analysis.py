@@ -50,8 +50,8 @@ def filters(vit: ViT, count: int = 28) -> Filters:
     and greatest value, and its sign, which is arbitrary, is such that its largest weight is positive. There are fewer
     than `count` where the filters span less. They are the weights themselves, which meet standardised pixels.
     """
-    if vit.config["hybrid"] is not None:
-        raise ValueError(f"hybrid {vit.config['hybrid']!r} embeds features of a ResNet: it has no filters of pixels")
+    if vit.config.hybrid is not None:
+        raise ValueError(f"hybrid {vit.config.hybrid!r} embeds features of a ResNet: it has no filters of pixels")
     weight = vit.patch_embed.proj.weight.cpu()
     if not weight.isfinite().all():
         raise ValueError("the patch embedding's filters are not finite")

@@ -12,6 +12,7 @@ Labels are not kept: they are the source's. A damaged file is noticed by its has
 import json
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def stored(
     about = {
         "version": [__version__, FORMAT],
         "weights": durable.tensors_hash(backbone.state_dict()),
-        "backbone": [type(backbone).__name__, backbone.config],
+        "backbone": [type(backbone).__name__, asdict(backbone.config)],
         "data": [source.name, source.version],
         "ids": xxh3_128(ids.astype(np.int64).tobytes()).hexdigest(),
         "view": [repr(view), version],

@@ -3,6 +3,7 @@
 Tables are `l (h w) d`, one for each layer that has its own; the grid is read row by row.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,8 +16,13 @@ Position = Literal["learned_1d", "learned_2d", "relative", "sincos_moco_v3", "si
 PositionAt = Literal["stem", "every_layer", "every_layer_shared"]
 PositionResize = Literal["bicubic", "bilinear_corners", "bicubic_plain", "bicubic_offset", "bicubic_corners"]
 
-
 FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
+
+
+def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size that may be a single side."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def position_tables(

@@ -22,6 +22,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit.models.init import lecun_normal
+from sslvit.models.positions import to_pair
 from sslvit.models.readout import Encoded
 
 Version = Literal["v1", "v2"]
@@ -207,57 +209,74 @@ class HybridStem(nn.Sequential):
         initialise(self, seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BiTConfig:
+    """Everything that `BiT(config)` needs."""
+
+    image_size: int | tuple[int, int]
+    """It sets `grid`; any size is accepted later."""
+    blocks: tuple[int, ...]
+    """How many in each stage."""
+    version: Version = "v2"
+    width_factor: float = 1
+    """The N of R50xN: all widths times N."""
+    root: Root = "7x7"
+    channels: int = 3
+    seed: int = 0
+    mean: tuple[float, ...] = ()
+    """With std, what images in [0, 1] are standardised with: by default 0.5, as in BiT."""
+    std: tuple[float, ...] = ()
+    epsilons: Epsilons = "google"
+
+    def __post_init__(self) -> None:
+        half = (0.5,) * self.channels
+        settled = {
+            "image_size": to_pair(self.image_size),
+            "blocks": tuple(self.blocks),
+            "mean": tuple(self.mean or half),
+            "std": tuple(self.std or half),
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+        for name, choices in (("version", Version), ("root", Root)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
+        if not self.blocks or min(self.blocks) < 1:
+            raise ValueError(f"blocks {self.blocks}: at least one stage, and at least one block in each")
+        base = int(64 * self.width_factor)
+        if base != 64 * self.width_factor or base < 32 or base % 32:
+            raise ValueError(
+                f"width_factor {self.width_factor} gives {64 * self.width_factor:g} channels, not a multiple of 32"
+            )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+
+
 class BiT(nn.Module):
     """A BiT ResNet as a backbone of its own. Its readout, the mean, is the papers' global average pool."""
 
+    Config = BiTConfig
     readouts = ("mean",)
 
-    def __init__(
-        self,
-        *,
-        image_size: int | Sequence[int],
-        blocks: Sequence[int],
-        version: Version = "v2",
-        width_factor: float = 1,
-        root: Root = "7x7",
-        channels: int = 3,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        epsilons: Epsilons = "google",
-    ) -> None:
-        """blocks: how many in each stage. width_factor: the N of R50xN, all widths times N. mean, std: what images in
-        [0, 1] are standardised with; if not given .5, as in BiT. image_size sets `grid`; any size is accepted later.
-        """
-        # Taken before there are other locals: BiT(**bit.config) rebuilds this model. Lists, since JSON has no tuples.
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(self, config: BiTConfig) -> None:
         super().__init__()
-        self.config = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        if version not in get_args(Version):
-            raise ValueError(f"version {version!r} is none of {get_args(Version)}")
-        if root not in get_args(Root):
-            raise ValueError(f"root {root!r} is none of {get_args(Root)}")
-        if not blocks or min(blocks) < 1:
-            raise ValueError(f"blocks {tuple(blocks)}: at least one stage, and at least one block in each")
-        base = int(64 * width_factor)
-        if base != 64 * width_factor or base < 32 or base % 32:
-            raise ValueError(f"width_factor {width_factor} gives {64 * width_factor:g} channels, no multiple of 32")
-        for name, values in (("mean", mean or (0.5,) * channels), ("std", std or (0.5,) * channels)):
-            if len(values) != channels:
-                raise ValueError(f"{name} has {len(values)} values for {channels} channels")
+        self.config = config
+        for name, values in (("mean", config.mean), ("std", config.std)):
             # Not persistent: the config has them, and timm's weights have no such names.
             self.register_buffer(name, rearrange(torch.tensor(values), "c -> c 1 1"), persistent=False)
+        version, blocks, base = config.version, config.blocks, int(64 * config.width_factor)
         with torch.random.fork_rng(devices=[]):
-            self.stem = build_root(version, root, channels, base)
+            self.stem = build_root(version, config.root, config.channels, base)
             self.stages = build_stages(version, blocks, base)
             self.width = 4 * base * 2 ** (len(blocks) - 1)
             self.norm = NormReLU("v2", self.width) if version == "v2" else nn.Identity()
-        self.channels, self.grad_checkpointing = channels, False
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.stride = (4 if root == "7x7" else 1) * 2 ** (len(blocks) - 1)
+        self.channels, self.grad_checkpointing = config.channels, False
+        self.image_size = to_pair(config.image_size)
+        self.stride = (4 if config.root == "7x7" else 1) * 2 ** (len(blocks) - 1)
         self.grid = tuple(math.ceil(n / self.stride) for n in self.image_size)
-        set_epsilons(self, epsilons)
-        initialise(self, seed)
+        set_epsilons(self, config.epsilons)
+        initialise(self, config.seed)
 
     @classmethod
     def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "BiT":
@@ -268,14 +287,15 @@ class BiT(nn.Module):
             raise ValueError(f"variant {name!r} is not like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
         blocks = BLOCKS[int(match[1])]
         shape = {"blocks": blocks, "width_factor": float(match[2]), "root": "3x3" if len(blocks) == 3 else "7x7"}
-        return cls(**{"image_size": image_size, "version": "v1" if match[3] else "v2"} | shape | changes)
+        options: dict[str, Any] = {"image_size": image_size, "version": "v1" if match[3] else "v2"} | shape | changes
+        return cls(BiTConfig(**options))
 
     @property
     def name(self) -> str:
         """What `variant` would be given."""
-        blocks = tuple(self.config["blocks"])
+        blocks = self.config.blocks
         layers = next((f"{layers}" for layers, known in BLOCKS.items() if tuple(known) == blocks), f"{blocks}")
-        return f"R{layers}x{self.config['width_factor']:g}" + ("-v1" if self.config["version"] == "v1" else "")
+        return f"R{layers}x{self.config.width_factor:g}" + ("-v1" if self.config.version == "v1" else "")
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -19,6 +19,7 @@ apart for .04 to .07 in 30 epochs); images go through drop path by keys of their
 does not drop an epoch's last incomplete batch (see data/loader.py).
 """
 
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -116,8 +117,9 @@ class DINO(Objective):
         for name, value in (shares | {"momentum": momentum, "centre_momentum": centre_momentum}).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} {value} is not in [0, 1]")
-        backbone.position_resize = backbone.config["position_resize"] = position_resize
-        self.student = type(backbone)(**(backbone.config | {"drop_path": drop_path}))
+        backbone.config = replace(backbone.config, position_resize=position_resize)
+        backbone.position_resize = position_resize
+        self.student = type(backbone)(replace(backbone.config, drop_path=drop_path))
         self.student.load_state_dict(backbone.state_dict())
         sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
         self.student_head = Head(backbone.width, **sizes, norm_last_layer=norm_last_layer, seed=seed)

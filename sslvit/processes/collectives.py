@@ -129,7 +129,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 def take_over_sharding() -> None:
-    """Sharding is the loop's here (sslvit/training/sharding.py), so that checkpoints stay whole: a launcher only asks for it."""
+    """Sharding is the loop's (training/sharding.py), so that checkpoints stay whole: launchers only ask for it."""
     asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if truth(f"ACCELERATE_USE_{name}")]
     if not asked:
         return

@@ -69,7 +69,7 @@ def nearest(objective: Objective, source: Images, device: torch.device) -> tuple
 
 def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
     """The ViT paper's figures of this model, those that it has."""
-    start = ViT(**vit.config).to(images.device)
+    start = ViT(vit.config).to(images.device)
     distances = {
         name: analysis.mean_attention_distance(model, [images]).renormalised.cpu()
         for name, model in {"random start": start, "trained": vit}.items()

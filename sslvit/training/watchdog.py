@@ -45,7 +45,7 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
             raise Lost(of_shared_memory(str(error)) + (". The last step is saved" if kept else "")) from error
         if collectives.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
-        stack = out / "stacks" / f"process-{distributed.rank()}.txt"
+        stack = out / "stacks" / f"process-{collectives.rank()}.txt"
         durable.replace_text(stack, "".join(traceback.format_exception(error)))
         raise Lost(of_processes(str(error), stack)) from error
 

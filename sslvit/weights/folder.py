@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def save_backbone(
 
 def written_about(backbone: ViT | BiT, head: Sequence[str], extra: dict[str, Any]) -> dict[str, Any]:
     """All of a model but its weights: in the config.json of its folder, and in the checkpoints of a run."""
-    ours = {"version": __version__, "backbone": type(backbone).__name__, "config": backbone.config}
+    ours = {"version": __version__, "backbone": type(backbone).__name__, "config": asdict(backbone.config)}
     return ours | {"head": list(head)} | told(extra)
 
 
@@ -181,7 +182,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
             raise ValueError("it says to have more blocks than there are weights")
         float(config.get("epsilon", EPSILON))  # which no layer looks at before it computes
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
-        backbone = kind(**config)
+        backbone = kind(kind.Config(**config))
         if ours["readout"] not in backbone.readouts:
             raise ValueError(f"its readout {ours['readout']!r} is none of {backbone.readouts}")
     except OSError as error:
@@ -225,7 +226,8 @@ def _of_checkpoint(run: Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
             "write down there what the model is: --resume goes on with the run, and its next checkpoint says it"
         )
     try:
-        backbone = BACKBONES[ours["backbone"]](**ours["config"])
+        kind = BACKBONES[ours["backbone"]]
+        backbone = kind(kind.Config(**ours["config"]))
         head = {name: found.tensors[f"objective.{name}"] for name in ours["head"]}
         prefix = "objective.backbone."
         weights = {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
@@ -278,7 +280,7 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
     if reason := _unknown_to_timm(backbone, readout, head):
         return {"architecture": f"sslvit only ({reason})", "num_classes": 0}
     config, patch_size = backbone.config, backbone.patch_size
-    if hybrid := config["hybrid"]:  # of the ResNet's features, not of pixels
+    if hybrid := config.hybrid:  # of the ResNet's features, not of pixels
         patch_size = tuple(pixels // backbone.patch_embed.backbone.stride for pixels in patch_size)
     return {
         "architecture": HYBRIDS.get(hybrid) or ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),
@@ -291,14 +293,14 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "embed_dim": backbone.width,
             "depth": backbone.depth,
             "num_heads": backbone.heads,
-            "mlp_ratio": _mlp_ratio(backbone.width, config["mlp_width"]),
-            "qkv_bias": config["qkv_bias"],
-            "init_values": config["layer_scale"],
-            "class_token": config["class_token"],
-            "reg_tokens": config["registers"],
-            "no_embed_class": not config["class_position"],
-            "pos_embed": "none" if config["position"] == "none" else "learn",
-            "act_layer": "gelu" if config["gelu"] == "exact" else "gelu_tanh",
+            "mlp_ratio": _mlp_ratio(backbone.width, config.mlp_width),
+            "qkv_bias": config.qkv_bias,
+            "init_values": config.layer_scale,
+            "class_token": config.class_token,
+            "reg_tokens": config.registers,
+            "no_embed_class": not config.class_position,
+            "pos_embed": "none" if config.position == "none" else "learn",
+            "act_layer": "gelu" if config.gelu == "exact" else "gelu_tanh",
             # In here, not beside it: only then can a model without a class token be built. fc_norm: timm would
             # otherwise move the norm behind the mean and look for other names.
             "global_pool": "token" if readout == "cls" else "avg",
@@ -310,8 +312,8 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "interpolation": "bicubic",
             "crop_pct": kept_by_default(backbone.image_size),
             "crop_mode": "center",
-            "mean": list(config["mean"]),
-            "std": list(config["std"]),
+            "mean": list(config.mean),
+            "std": list(config.std),
             "num_classes": classes,
             "first_conv": FIRST_CONV.get(hybrid, "patch_embed.proj"),
             "classifier": "head",
@@ -323,13 +325,13 @@ def _unknown_to_timm(backbone: ViT | BiT, readout: str, head: dict[str, Tensor])
     if isinstance(backbone, BiT):
         return "timm's ResNets have other constants in their norms"
     config = backbone.config
-    if config["hybrid"] is not None and config["hybrid_epsilons"] != "timm":
+    if config.hybrid is not None and config.hybrid_epsilons != "timm":
         return "timm's hybrids have other epsilons in their ResNet"
-    if config["position"] in ("learned_2d", "relative") or config["position_at"] != "stem":
-        return f"timm has no position {config['position']} at {config['position_at']}"
-    if config["epsilon"] != EPSILON:
+    if config.position in ("learned_2d", "relative") or config.position_at != "stem":
+        return f"timm has no position {config.position} at {config.position_at}"
+    if config.epsilon != EPSILON:
         return "timm's configuration has no epsilon of norms"
-    if config["final_norm"] == ("fc_norm.bias" in head):
+    if config.final_norm == ("fc_norm.bias" in head):
         return "timm has one norm, before its pooling or after it"
     if "pre_logits.bias" in head:
         return "timm has no hidden layer in its head"

@@ -91,20 +91,21 @@ def _indented(known: Any) -> dict[str, str]:
 
 def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     millions = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
-    config = backbone.config
+    hybrid = backbone.config.hybrid if isinstance(backbone, ViT) else None
     size = " x ".join(map(str, dict.fromkeys(backbone.image_size)))
     lines = {
         "layout": f"sslvit {written['version']}" if "version" in written else written.get("layout", ""),
         "made of": written.get("layout", "") if "version" in written else "",
         "variant": f"{backbone.name}, {millions:.1f} million parameters",
-        "stem": config.get("hybrid") and f"the ResNet {config['hybrid']}",
+        "stem": f"the ResNet {hybrid}" if hybrid else "",
         "images": f"{backbone.channels} channels of {size} px, {_numbers(backbone)}",
     }
     if isinstance(backbone, ViT):
-        tokens = ["a class token" if config["class_token"] else "no class token", f"{backbone.registers} registers"]
-        lines["heads"] = f"{backbone.heads}, GELU {config['gelu']}, epsilon {config['epsilon']:g}"
+        config = backbone.config
+        tokens = ["a class token" if config.class_token else "no class token", f"{backbone.registers} registers"]
+        lines["heads"] = f"{backbone.heads}, GELU {config.gelu}, epsilon {config.epsilon:g}"
         lines["tokens"] = ", ".join(tokens[: 1 + bool(backbone.registers)])
-        lines["positions"] = f"{config['position']} at {config['position_at']}, resized {config['position_resize']}"
+        lines["positions"] = f"{config.position} at {config.position_at}, resized {config.position_resize}"
     lines["objective"], lines["data"] = written.get("objective", ""), written.get("data", "")
     lines["readout"] = f"{written['readout']}, of {', '.join(backbone.readouts)}"
     lines["head"] = f"{len(written['classes'])} classes" if written.get("head") and written.get("classes") else ""

@@ -58,10 +58,10 @@ def common(backbone: ViT) -> dict[str, bool]:
     """What neither of the two has."""
     config = backbone.config
     return {
-        "models without a class token": not config["class_token"],
-        "hybrid stems": config["hybrid"] is not None,
-        "positions in the blocks": config["position"] == "relative" or config["position_at"] != "stem",
-        "models without a final norm": not config["final_norm"],
+        "models without a class token": not config.class_token,
+        "hybrid stems": config.hybrid is not None,
+        "positions in the blocks": config.position == "relative" or config.position_at != "stem",
+        "models without a final norm": not config.final_norm,
     }
 
 
@@ -79,7 +79,7 @@ def plain(backbone: ViT, *, fold_scale: bool) -> dict[str, Tensor]:
     if backbone.registers:
         weights["reg_token"] = weights["reg_token"] + before[:, first:]
     weights["pos_embed"] = torch.cat([before[:, :first], table], 1)
-    for i in range(backbone.depth) if fold_scale and backbone.config["layer_scale"] is not None else ():
+    for i in range(backbone.depth) if fold_scale and backbone.config.layer_scale is not None else ():
         for scale, layer in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
             gamma = weights.pop(f"blocks.{i}.{scale}")
             weights[f"blocks.{i}.{layer}.weight"] = gamma[:, None] * weights[f"blocks.{i}.{layer}.weight"]
@@ -98,7 +98,7 @@ def renamed(weights: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Te
 
 def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: bool) -> str:
     refuse(backbone, "transformers", {"such ResNets": isinstance(backbone, BiT)})
-    config, registers, hidden = backbone.config, backbone.registers, backbone.config["mlp_width"]
+    config, registers, hidden = backbone.config, backbone.registers, backbone.config.mlp_width
     lacks = {"MLP beside registers that is no multiple of the width": registers > 0 and hidden % backbone.width > 0}
     refuse(backbone, "transformers", common(backbone) | lacks)
     weights = plain(backbone, fold_scale=not registers)
@@ -107,21 +107,21 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
             if (joined := weights.pop(f"blocks.{i}.attn.qkv.{kind}", None)) is not None:
                 for part, tensor in zip(("query", "key", "value"), joined.chunk(3), strict=True):
                     weights[f"blocks.{i}.attn.{part}.{kind}"] = tensor.contiguous()
-        if registers and config["layer_scale"] is None:
+        if registers and config.layer_scale is None:
             weights |= {f"blocks.{i}.ls{n}.gamma": torch.ones(backbone.width) for n in (1, 2)}
     size = list(backbone.image_size)
     described = {
         "hidden_size": backbone.width,
         "num_hidden_layers": backbone.depth,
         "num_attention_heads": backbone.heads,
-        "hidden_act": "gelu" if config["gelu"] == "exact" else "gelu_pytorch_tanh",
+        "hidden_act": "gelu" if config.gelu == "exact" else "gelu_pytorch_tanh",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": config["epsilon"],
+        "layer_norm_eps": config.epsilon,
         "image_size": size[0] if size[0] == size[1] else size,
         "patch_size": backbone.patch_size[0] if len(set(backbone.patch_size)) == 1 else list(backbone.patch_size),
         "num_channels": backbone.channels,
-        "qkv_bias": config["qkv_bias"],
+        "qkv_bias": config.qkv_bias,
         READOUT: readout,
     }
     if registers:
@@ -144,8 +144,8 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": list(config["mean"]),
-            "image_std": list(config["std"]),
+            "image_mean": list(config.mean),
+            "image_std": list(config.std),
         },
     )
     images = sample(backbone, backbone.image_size)
@@ -167,7 +167,7 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
     else:
         from sslvit.weights.foreign.open import load_foreign
 
-        found = load_foreign(folder, mean=config["mean"], std=config["std"])[0](images)
+        found = load_foreign(folder, mean=config.mean, std=config.std)[0](images)
     worst = compare(tuple(expected), tuple(found), CLOSE, "what transformers would open")
     return (
         f"{{out}} is in transformers' layout ({described['model_type']}): AutoModel.from_pretrained('{{out}}'). It "
@@ -211,8 +211,8 @@ def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bo
 
     refuse(backbone, "torchvision", {"such ResNets": isinstance(backbone, BiT)})
     config, oblong = backbone.config, len({*backbone.image_size}) + len({*backbone.patch_size}) > 2
-    lacks = {"registers": backbone.registers > 0, "GELU by tanh": config["gelu"] != "exact", "oblong images": oblong}
-    lacks |= {"images but of three channels": backbone.channels != 3, "other epsilon": config["epsilon"] != EPSILON}
+    lacks = {"registers": backbone.registers > 0, "GELU by tanh": config.gelu != "exact", "oblong images": oblong}
+    lacks |= {"images but of three channels": backbone.channels != 3, "other epsilon": config.epsilon != EPSILON}
     refuse(backbone, "torchvision", common(backbone) | lacks)
     weights = plain(backbone, fold_scale=True)
     for i in range(backbone.depth):
@@ -224,10 +224,10 @@ def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bo
         "num_layers": backbone.depth,
         "num_heads": backbone.heads,
         "hidden_dim": backbone.width,
-        "mlp_dim": config["mlp_width"],
+        "mlp_dim": config.mlp_width,
     }
     durable.write(folder / "model.safetensors", durable.tensor_pieces(names))
-    constants = {"mean": list(config["mean"]), "std": list(config["std"]), READOUT: readout}
+    constants = {"mean": list(config.mean), "std": list(config.std), READOUT: readout}
     sealed.write(folder / "torchvision.json", {"VisionTransformer": arguments} | constants)
 
     peer = VisionTransformer(**arguments)

@@ -72,11 +72,11 @@ def _filled(kind: type[Backbone], config: dict[str, Any], weights: dict[str, Ten
     """All shapes are compared before anything is made: a small file can name sizes that no machine has."""
     with torch.device("meta"):
         try:
-            shapes = kind(**config)
+            shapes = kind(kind.Config(**config))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         load_strictly(shapes, {name: tensor.to("meta") for name, tensor in weights.items()}, file)
-    backbone = kind(**config)
+    backbone = kind(kind.Config(**config))
     backbone.load_state_dict(weights)
     return backbone.eval()
 
@@ -159,9 +159,9 @@ def _grid_of(image_size: Grid, patch_size: Grid, file: str) -> Grid:
 def differences(backbone: ViT | BiT, found: Found) -> list[str]:
     """Where what was built is not, for all inputs and digits, what the other code computes."""
     notes = []
-    if found.layout in ("timm", "bit") and backbone.config.get("hybrid", "BiT"):
+    if found.layout in ("timm", "bit") and (isinstance(backbone, BiT) or backbone.config.hybrid):
         notes.append("in the ResNet epsilons are timm's, as in the code of such names; Google's move outputs by 1e-4")
-    if isinstance(backbone, ViT) and not backbone.config["final_norm"]:
+    if isinstance(backbone, ViT) and not backbone.config.final_norm:
         notes.append("fine-tuned on the mean patch: its norm of the mean was left behind with the classifier")
     return notes
 

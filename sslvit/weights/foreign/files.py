@@ -115,7 +115,7 @@ def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Te
             try:
                 child = subprocess.run(
                     [sys.executable, "-W", "ignore", "-m", "sslvit.weights.foreign.unpickle", str(real), str(target)],
-                    cwd=Path(__file__).parents[2],  # where -m finds sslvit, installed or not
+                    cwd=Path(__file__).parents[3],  # where -m finds sslvit, installed or not
                     env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
                     stdin=subprocess.DEVNULL,
                     stdout=stream,

@@ -7,8 +7,8 @@
 
 Layouts are told by names: timm's (ViT, AugReg, DeiT, hybrids, BiT), torchvision's, transformers' (ViT, DeiT, ViTMAE,
 Dinov2), the releases of MoCo v3, DINO, MAE and DINOv2, Google's .npz of ViT, hybrids, big_vision and BiT. What names
-and shapes do not say (sslvit.weights.foreign.facts) is known from the release or a config.json, or must be said. What is left
-behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
+and shapes do not say (sslvit.weights.foreign.facts) is known from the release or a config.json, or must be said. What
+is left behind is told in `about`. A file with a classifier was trained on labels, which must be meant: leave_head=True.
 """
 
 import shlex
@@ -190,7 +190,7 @@ def _about(
     release, config = found.family or family, contents.config or contents.torchvision or {}
     readout = FAMILIES[release].readout if release else "cls"
     pooling = (config.get("model_args") or {}).get("global_pool") or config.get("global_pool")
-    if pooling == "avg" or not backbone.config.get("final_norm", True):
+    if pooling == "avg" or (isinstance(backbone, ViT) and not backbone.config.final_norm):
         readout = "mean"
     readout = config.get("sslvit_readout") or readout  # which an export of ours wrote
     return {

@@ -2,8 +2,8 @@
 
 A pickle is a program. torch.load(weights_only=True) runs only what makes tensors and plain containers, but it has had
 holes (CVE-2025-32434, CVE-2026-24747), and a file can also ask for more memory or time than there is. So whoever wants
-such a file starts this module (sslvit.weights.foreign.files does), with limits, and reads back a safetensors file, in which
-nothing can be executed. Each tensor is named by the JSON list of the keys that lead to it.
+such a file starts this module (sslvit.weights.foreign.files does), with limits, and reads back a safetensors file, in
+which nothing can be executed. Each tensor is named by the JSON list of the keys that lead to it.
 """
 
 import argparse

@@ -1,0 +1,113 @@
+"""Stored features are read again, until anything that they depend on is another; a damaged file is made anew."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslvit.data.labels import Labels
+from sslvit.data.spec import ArraySource, open_source
+from sslvit.evaluate.stored import stored
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
+from sslvit.processes.collectives import start
+from sslvit.views.pretraining import Plain
+
+
+def source(seed: int = 0) -> ArraySource:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 3, 16, 16), np.uint8)
+    return ArraySource(pixels, name="noise", fingerprint=str(seed), labels=Labels(np.arange(6), None, ""))
+
+
+@pytest.fixture
+def given(tmp_path) -> dict:
+    vit = ViT(ViTConfig(image_size=16, patch_size=8, width=16, depth=2, heads=1))
+    return {
+        "folder": tmp_path / "kept",
+        "backbone": vit,
+        "source": source(),
+        "view": Plain(16),
+        "accelerator": start(threads=1),
+    }
+
+
+def entries(given: dict) -> dict[str, int]:
+    """What is kept, and when it was written."""
+    return {entry.name: os.stat(entry / "features.safetensors").st_ino for entry in given["folder"].iterdir()}
+
+
+def test_the_second_time_they_are_read(given):
+    first = stored(**given)
+    kept = entries(given)
+    again = stored(**given)
+    assert entries(given) == kept
+    for readout, features in first.by_readout.items():
+        assert torch.equal(features, again.by_readout[readout])
+    for name in ("labels", "ids", "unreadable"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+
+
+def test_whatever_they_depend_on_gives_them_another_name(given):
+    stored(**given)
+    changes = [{"source": source(1)}, {"view": Plain(8)}, {"ids": np.arange(3)}, {"readouts": ("cls",)}]
+    for count, change in enumerate(changes, 2):
+        stored(**(given | change))
+        assert len(entries(given)) == count, change
+    with torch.no_grad():
+        given["backbone"].blocks[1].mlp.fc1.bias[3] += 1e-6
+    stored(**given)
+    assert len(entries(given)) == 6
+
+
+def test_labels_are_the_sources_and_not_what_they_were(given):
+    stored(**given)
+    pixels, labels = given["source"].pixels, np.arange(6)[::-1].copy()
+    other = ArraySource(pixels, name="noise", fingerprint="0", labels=Labels(labels, None, ""))
+    assert stored(**(given | {"source": other})).labels.tolist() == [5, 4, 3, 2, 1, 0]
+    assert len(entries(given)) == 1
+
+
+def test_files_that_were_rewritten_or_are_decoded_otherwise_give_other_features(given, tmp_path):
+    def write(name: str, value: int) -> None:
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / "set" / name, "BMP")
+
+    def features(**options) -> torch.Tensor:
+        source = open_source(f"folder:{tmp_path / 'set'}", image_size=16, **options)
+        return stored(**(given | {"source": source})).by_readout["cls"]
+
+    (tmp_path / "set").mkdir()
+    for name, value in (("1.bmp", 10), ("2.bmp", 200)):
+        write(name, value)
+    first = features()
+    write("1.bmp", 90)  # as many bytes, the same name
+    os.utime(tmp_path / "set" / "1.bmp", ns=(1, 1))
+    assert not torch.equal(features()[0], first[0])
+    count = len(entries(given))
+    features(canvas=8)
+    features(max_pixels=300)
+    assert len(entries(given)) == count + 2
+
+
+def test_how_they_are_computed_gives_them_no_other_name(given):
+    stored(**given, batch_size=2)
+    stored(**given, batch_size=3)
+    assert len(entries(given)) == 1
+
+
+def test_a_changed_byte_is_noticed_and_made_good(given, caplog):
+    good = stored(**given)
+    (place,) = given["folder"].iterdir()
+    file = place / "features.safetensors"
+    contents = bytearray(file.read_bytes())
+    contents[-9] ^= 1
+    file.write_bytes(contents)
+    found = stored(**given)
+    assert "is damaged and is made again" in caplog.text
+    for readout, features in good.by_readout.items():
+        assert torch.equal(features, found.by_readout[readout])
+    caplog.clear()
+    stored(**given)
+    assert not caplog.text
+    assert [entry.name for entry in given["folder"].iterdir()] == [place.name]

@@ -1,0 +1,59 @@
+"""The README's numbers of comparisons and studies are those of the data files that are kept."""
+
+import json
+import re
+from pathlib import Path
+
+from sslvit.experiments.report import as_markdown
+from sslvit.experiments.study import STUDIES, percent, plot
+from sslvit.reports import page
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"<!-- from (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert sorted({file for file, _ in blocks}) == [
+        "recipes/results/built-in.json",
+        "recipes/results/fashion-mnist.json",
+    ]
+    for file, text in blocks:
+        told = as_markdown(json.loads((ROOT / file).read_text())).splitlines()
+        lines = [line for line in text.splitlines() if line]
+        assert len(lines) > 3
+        assert [line for line in lines if not any(quoted(line, one) for one in told)] == []
+
+
+def quoted(line: str, told: str) -> bool:
+    """Whether a line is this one of the report; "..." stands for other pairs that it names."""
+    return re.fullmatch(".*".join(map(re.escape, re.split(r" ?\.\.\.", line))), told) is not None
+
+
+def test_a_quotation_leaves_out_only_where_it_says_so():
+    told = "- No difference between A and B (+0.4), C and D (-1.0), E and F (+2.0)."
+    assert quoted("- No difference between ... C and D (-1.0), ...", told)
+    assert quoted(told, told)
+    for other in ("- No difference between C and D (-1.0), ...", "- No difference ... C and D (-1.1), ...", told[:-1]):
+        assert not quoted(other, told)
+
+
+def test_every_accuracy_and_plot_of_a_study_in_the_readme_is_of_its_points():
+    readme = (ROOT / "README.md").read_text()
+    for study in STUDIES:
+        file = ROOT / f"recipes/results/studies/{study}.json"
+        results = json.loads(file.read_text())
+        assert file.with_suffix(".svg").read_text() == page.alone(plot(results))
+        points = results["points"]
+        rounded = {
+            f"{number:.1f}"
+            for point in points
+            for values in (*point["values"].values(), *point["start"].values())
+            for number in percent(values)
+        }
+        (text,) = re.findall(
+            rf"^{study.capitalize()}: (.*?)(?:\n\n|(?=^[A-Z][a-z]+: ))", readme, re.DOTALL | re.MULTILINE
+        )
+        told = re.findall(r"(?<![\w.])\d+\.\d(?![\d%]| times)", text)
+        assert len(told) > 3, study
+        assert [number for number in told if number not in rounded] == [], study

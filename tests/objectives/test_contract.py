@@ -1,0 +1,419 @@
+"""What every objective promises to the loop, which knows no objective. A new one is one line in OBJECTIVES."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sslvit import rng
+from sslvit.config import TrainConfig
+from sslvit.data.labels import Labels
+from sslvit.data.loader import row
+from sslvit.data.spec import ArraySource
+from sslvit.errors import DataError
+from sslvit.models.resnet import BiT, BiTConfig
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
+from sslvit.objectives.dino import DINO
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.masking import random_order
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.supervised import Supervised
+from sslvit.processes.collectives import start
+from sslvit.storage import checkpoint
+from sslvit.train import pretrain
+from sslvit.views.pretraining import Light
+
+STEPS = 20
+TOGETHER = 2  # processes
+WHOLE = 32  # images of a batch over all of them. With 8, MoCo v3's batch norm makes 1e-2 of float32's 1e-7 in 20 steps
+
+
+def vit(seed: int, **changes) -> ViT:
+    sizes = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
+    return ViT(ViTConfig(**(sizes | {"seed": seed, "drop_path": 0.2} | changes)))
+
+
+def bit(seed: int) -> BiT:
+    return BiT(BiTConfig(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=16, seed=seed))
+
+
+class Case(NamedTuple):
+    make: Callable[[int], Objective]  # from a seed
+    views: tuple[int, ...] = (16,)  # sizes of the views that it wants
+
+
+DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 4}
+OUTPUTS = {"outputs": 64, "hidden": 32, "bottleneck": 16}
+HEADS = {"hidden": 32, "dimension": 16}
+OBJECTIVES = {
+    "mpp-mean": Case(lambda seed: MPP(vit(seed), target="mean", seed=seed)),
+    "mpp-downsized": Case(lambda seed: MPP(vit(seed), target="downsized", seed=seed)),
+    "mpp-pixels": Case(lambda seed: MPP(vit(seed), target="pixels", seed=seed)),
+    "mae": Case(lambda seed: MAE(vit(seed, position="sincos_mae"), **DECODER, seed=seed)),
+    "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
+    "moco_v3-in-parts": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, parts=2), views=(16, 16)),
+    "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
+    "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
+    "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
+    "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
+}
+EXAMPLE = (Path(__file__).parents[2] / "README.md").read_text().split("<!-- worked example -->\n```python\n")[1]
+EXAMPLE = EXAMPLE.split("```")[0]
+
+
+def worked_example(seed: int) -> Objective:
+    """The objective that the README adds, from its text."""
+    space = {}
+    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    return space["LikeSimMIM"](vit(seed), seed=seed)
+
+
+OBJECTIVES["the README's example"] = Case(worked_example)
+# What forward may change of what is saved: running statistics of batch norm, as in the official codes.
+MOVES_IN_FORWARD = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture(params=OBJECTIVES)
+def case(request) -> Case:
+    return OBJECTIVES[request.param]
+
+
+def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
+    """Images of three kinds, brighter to one side, that the labels tell apart; each view is a brightness of its own."""
+    ids = torch.arange(b)
+    views = []
+    for view, size in enumerate(case.views):
+        noise = rng.uniform(rng.key(0, "noise", step, view, ids), 3, size, size)
+        slope = torch.linspace(0, 1, size).expand(size, size)
+        slopes = torch.stack([slope, slope.T, 1 - slope])[ids % 3]
+        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(dtype))
+    return Batch(tuple(views), rng.key(0, "forward", step, ids), ids % 3)
+
+
+def saved(objective: Objective) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in objective.state_dict().items()}
+
+
+def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[float]:
+    """Trains; returns the loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step, batch in enumerate(batches):
+        loss, _ = objective(batch, step / len(batches))
+        loss.backward()
+        for parameter in objective.held(step / len(batches)):
+            parameter.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step((step + 1) / len(batches))
+        losses.append(loss.item())
+    return losses
+
+
+class Views:
+    """As many as the case wants, of the sizes that it wants."""
+
+    def __init__(self, case: Case, broken_at: int = 1000):
+        self.case, self.calls, self.broken_at = case, 0, broken_at
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        self.calls += 1
+        if self.calls == self.broken_at:
+            raise DataError("the machine stopped here")
+        views = (Light(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views))
+        return tuple(views)
+
+
+def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="", labels=Labels(np.arange(16) % 3, None, ""))
+
+    def run(name: str, views: Views) -> Objective:
+        config = TrainConfig(out=tmp_path / name, epochs=2, batch_size=8, lr=1e-3, save_every=1, threads=1, resume=True)
+        objective = case.make(0)
+        pretrain(objective, source, views, config, start(threads=1))
+        return objective
+
+    whole, before = run("whole", Views(case)), case.make(0).state_dict()
+    for name, parameter in whole.named_parameters():
+        if parameter.requires_grad:
+            held = any(parameter is other for other in whole.held(0.99))
+            assert torch.equal(parameter, before[name]) == held, name
+    with pytest.raises(DataError, match="stopped here"):
+        run("stopped", Views(case, broken_at=4))  # the first is for the cost, so this is the third step
+    for name, value in run("stopped", Views(case)).state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_the_readmes_example_is_short_and_has_of_simmim_what_it_says():
+    """SimMIM's code (models/simmim.py, data/data_simmim.py): the mean absolute error of standardised pixels of hidden
+    patches, predicted linearly; 60 % are hidden, rounded up; the mask token is N(0, .02) cut at one deviation."""
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 26
+    space = {}
+    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    paper = space["LikeSimMIM"](vit(0, image_size=28, width=384, heads=6))
+    assert paper.count == 30  # of 7 x 7, as the paper's units of 32 px in 224
+    assert 0.019 < paper.mask_token.abs().max() <= 0.02
+    assert paper.mask_token.std().item() == pytest.approx(0.02 * 0.5396, rel=0.1)  # a normal's, cut at 1
+    objective, batch = worked_example(0), batch_of(OBJECTIVES["the README's example"])
+    with torch.no_grad():
+        objective.head.weight.zero_()
+        objective.head.bias.fill_(0.25)
+        loss, _ = objective(batch, 0.0)
+    hidden = random_order(rng.fold(batch.key, "hidden"), 16)[:, :10]  # 60 % of 16 patches
+    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    tiles = (
+        ((batch.views[0] - mean) / deviation).unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    )
+    chosen = torch.stack([tiles[i, hidden[i]] for i in range(len(tiles))])
+    torch.testing.assert_close(loss, (chosen - 0.25).abs().mean())
+
+
+class Seen(Objective):
+    """An objective around another that remembers which images it was shown: they are of one brightness each."""
+
+    readout = "cls"
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.backbone, self.objective = objective.backbone, objective
+        self.couples_samples, self.batches = objective.couples_samples, []
+
+    def forward(self, batch, progress):
+        self.batches.append([round(float(x) * 255) for x in batch.views[0].mean((1, 2, 3))])
+        return self.objective(batch, progress)
+
+    def after_step(self, progress):
+        self.objective.after_step(progress)
+
+
+def bright(images: int) -> ArraySource:
+    pixels = np.arange(images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 16, 16), np.uint8)
+    return ArraySource(pixels, name="bright", fingerprint=f"{images}", labels=Labels(np.arange(images) % 3, None, ""))
+
+
+def plain_views(pixels, key, extents=None):
+    return (pixels / 255,) * 2
+
+
+def seen_in_a_run(out: Path, images: int, batch_size: int, **changes) -> list[list[int]]:
+    objective = Seen(OBJECTIVES["moco_v3"].make(0))
+    config = TrainConfig(out=out, batch_size=batch_size, lr=1e-3, threads=1, **({"epochs": 6.0} | changes))
+    pretrain(objective, bright(images), plain_views, config, start(threads=1))
+    return objective.batches
+
+
+def test_a_batch_whose_images_are_compared_never_holds_one_twice(tmp_path):
+    batches = seen_in_a_run(tmp_path / "run", 20, 8)
+    assert len(batches) == 6 * (20 // 8)  # where 6 * 20 / 8 would be 15
+    assert all(len(set(batch)) == 8 for batch in batches)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["epoch"] == 6
+
+
+def test_a_run_of_compared_images_from_before_goes_on_in_the_order_that_it_began_with(tmp_path):
+    """Checkpoints did not say it then: the endless row, 15 steps, and batches that may repeat an image."""
+    root = tmp_path / "run" / "checkpoints"
+    seen_in_a_run(tmp_path / "run", 20, 8, save_every=3)
+    for folder in root.glob("step-*"):
+        found = checkpoint.latest(root) if folder.name == "step-00000012" else None
+        if found:
+            shutil.rmtree(root)
+            del found.state["progress"]["whole_batches"]
+            checkpoint.save(root, 12, found.tensors, found.state)
+            break
+    again = seen_in_a_run(tmp_path / "run", 20, 8, resume=True)
+    order = row(0, 20, 12 * 8, 15 * 8)[0].tolist()
+    assert again == [order[:8], order[8:16], order[16:]]
+
+
+def test_fewer_compared_images_than_a_batch_are_refused_before_anything_is_written_or_deleted(tmp_path):
+    (tmp_path / "run").mkdir()
+    for changes in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match=r"7 images.*--batch_size 8.*--batch_size 7"):
+            seen_in_a_run(tmp_path / "run", 7, 8, **changes)
+        assert not (tmp_path / "run" / "model").exists()
+    assert len(seen_in_a_run(tmp_path / "run", 7, 7, overwrite=True)) == 6
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(case):
+    objective = case.make(0)
+    steps(objective, [batch_of(case)])  # a head that starts at zero passes no gradient on
+    objective(batch_of(case), 0.5)[0].backward()
+    for name, p in objective.named_parameters():
+        assert (p.grad is not None and bool(p.grad.any())) == p.requires_grad, name
+
+
+def test_the_loss_falls_on_a_repeated_batch(case):
+    objective = case.make(0)
+    steps(objective, [batch_of(case)] * 20, lr=0.0)  # what merely follows the data settles first, such as a centre
+    losses = steps(objective, [batch_of(case)] * 40)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_forward_changes_nothing_that_is_saved_except_running_statistics(case):
+    objective = case.make(0)
+    before = saved(objective)
+    for step in range(2):
+        objective(batch_of(case, step), 0.5)
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, before[name]) or name.endswith(MOVES_IN_FORWARD), name
+
+
+def test_after_step_moves_nothing_that_is_trained(case):
+    objective = case.make(0)
+    steps(objective, [batch_of(case)])
+    objective(batch_of(case), 0.5)
+    before = {name: p.clone() for name, p in objective.named_parameters() if p.requires_grad}
+    objective.after_step(0.5)
+    assert all(torch.equal(p, before[name]) for name, p in objective.named_parameters() if name in before)
+
+
+def test_the_same_key_gives_the_same_loss_bit_for_bit_and_another_key_another(case):
+    objective, batch = case.make(0), batch_of(case)
+    steps(objective, [batch])
+    losses = []
+    for seed, key in ((1, batch.key), (2, batch.key), (2, rng.fold(batch.key, "other"))):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        losses.append(objective(batch._replace(key=key), 0.5)[0])
+        assert torch.equal(torch.get_rng_state(), state)  # torch's generator is not even looked at
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_saved_and_loaded_it_has_the_same_loss_and_trains_on_the_same(case, tmp_path):
+    objective, other = case.make(0), case.make(1)
+    steps(objective, [batch_of(case, step) for step in range(3)])
+    save_file(objective.state_dict(), tmp_path / "objective.safetensors")
+    other.load_state_dict(load_file(tmp_path / "objective.safetensors"), strict=True)
+    ahead = [batch_of(case, step) for step in range(3, 6)]
+    assert steps(objective, ahead) == steps(other, ahead)
+
+
+def test_a_seed_decides_all_that_is_drawn_at_the_start(case):
+    first, second, other = (case.make(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_the_loss_is_finite_at_any_progress_and_metrics_are_detached_scalars(case, progress):
+    loss, metrics = case.make(0)(batch_of(case), progress)
+    assert loss.isfinite()
+    assert loss.shape == ()
+    assert loss.requires_grad
+    for name, value in metrics.items():
+        assert value.shape == (), name
+        assert value.isfinite(), name
+        assert not value.requires_grad, name
+
+
+def test_the_readout_is_declared_and_the_backbone_has_it(case):
+    objective = case.make(0)
+    assert objective.readout in ("cls", "mean")
+    assert objective.readout in objective.backbone.readouts
+    assert objective.backbone in set(objective.children())
+
+
+def test_whether_the_samples_of_a_batch_are_coupled_is_declared_truthfully(case):
+    """Where they are not, the loss is the mean of the losses of parts, so that accumulation changes nothing."""
+    objective, batch = case.make(0).double(), batch_of(case, dtype=torch.float64)
+    whole, _ = objective(batch, 0.5)
+    halves = [
+        objective(Batch(tuple(view[part] for view in batch.views), batch.key[part], batch.labels[part]), 0.5)[0]
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    same = torch.isclose(torch.stack(halves).mean(), whole, rtol=1e-6, atol=0)
+    assert bool(same) != objective.couples_samples
+
+
+def test_bfloat16_is_near(case):
+    objective, batch = case.make(0), batch_of(case)
+    exact, _ = objective(batch, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective(batch, 0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+class NoMixture(TorchDispatchMode):
+    """Refuses float32 numbers among float64 ones, and float64 that becomes float32, where a gradient is computed."""
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        given = {x.dtype for x in tree_leaves((arguments, options)) if isinstance(x, Tensor) and x.ndim}
+        made = {x.dtype for x in tree_leaves(result) if isinstance(x, Tensor) and x.ndim}
+        if torch.is_grad_enabled() and made != {torch.bool}:  # what is decided by a draw of float32 is no number
+            assert not {torch.float32, torch.float64} <= given, f"{operation} of {given}"
+            assert torch.float64 not in given or torch.float32 not in made, f"{operation} rounds to float32"
+        return result
+
+
+def test_in_float64_every_number_of_a_forward_is_float64(case):
+    """Factors, targets and logits too: where a draw in float32 becomes a factor, it has all digits by then."""
+    objective, batch = case.make(0).double(), batch_of(case, dtype=torch.float64)
+    with NoMixture():
+        loss, _ = objective(batch, 0.5)
+    assert loss.dtype == torch.float64
+    loss.backward()
+    assert {p.grad.dtype for p in objective.parameters() if p.grad is not None} == {torch.float64}
+
+
+def train_together(rank: int, folder: Path) -> None:
+    """Each process has its rows of each batch; the losses that rank 0 writes are means over processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=TOGETHER)
+    losses = {}
+    for name, case in OBJECTIVES.items():
+        objective = case.make(0)
+        model = DistributedDataParallel(objective)
+        optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
+        losses[name] = []
+        for step in range(STEPS):
+            batch = batch_of(case, step, WHOLE)
+            mine = slice(rank * WHOLE // TOGETHER, (rank + 1) * WHOLE // TOGETHER)
+            part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
+            loss, _ = model(part, step / STEPS)
+            loss.backward()
+            for parameter in objective.held(step / STEPS):
+                parameter.grad = None
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.after_step((step + 1) / STEPS)
+            total = loss.detach().clone()
+            dist.all_reduce(total)
+            losses[name].append(total.item() / TOGETHER)
+    if rank == 0:
+        (folder / "losses.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def losses_of_two_processes(tmp_path_factory) -> dict[str, list[float]]:
+    folder = tmp_path_factory.mktemp("together")
+    torch.multiprocessing.spawn(train_together, (folder,), nprocs=TOGETHER)
+    return json.loads((folder / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_have_the_losses_of_one(name, losses_of_two_processes):
+    case = OBJECTIVES[name]
+    expected = steps(case.make(0), [batch_of(case, step, WHOLE) for step in range(STEPS)], lr=1e-3)
+    for step, (loss, one) in enumerate(zip(losses_of_two_processes[name], expected, strict=True)):
+        assert loss == pytest.approx(one, rel=1e-5), step

@@ -1,0 +1,218 @@
+"""The pictures of an analysis show what they are given; the recipe writes the numbers of the images that it read."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sslvit.data.spec import open_source
+from sslvit.evaluate.analysis import (
+    attention_maps,
+    filters,
+    mean_attention_distance,
+    position_similarity,
+    position_structure,
+)
+from sslvit.evaluate.monitor import draw_ids
+from sslvit.models.resnet import BiT, BiTConfig
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
+from sslvit.reports.figures import (
+    GAP,
+    SERIES,
+    STOPS,
+    TEXT,
+    attention_sheet,
+    distance_picture,
+    distance_svg,
+    filter_sheet,
+    heat,
+    similarity_tiles,
+)
+from sslvit.weights.folder import load_backbone, save_backbone
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "analyse.py"
+SMALL = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_heat_passes_through_its_stops_and_rises_in_brightness():
+    assert heat(np.linspace(0, 1, 5)).tolist() == STOPS.tolist()
+    brightness = heat(np.linspace(0, 1, 50)) @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(brightness) > 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_twenty_eight_filters_are_four_rows_of_seven_the_first_one_top_left(channels):
+    components = torch.arange(28).reshape(28, 1, 1, 1).expand(28, 16, 8, channels) / 27
+    sheet = np.asarray(filter_sheet(components))
+    assert sheet.shape == (4 * (64 + GAP) + GAP, 7 * (32 + GAP) + GAP, 3)
+    middles = sheet[GAP + 32 :: 64 + GAP, GAP + 16 :: 32 + GAP]
+    assert middles[..., 0].flatten().tolist() == [round(255 * i / 27) for i in range(28)]
+
+
+def test_a_filter_lies_as_its_weights_do():
+    component = torch.zeros(1, 2, 4, 3)
+    component[0, 0, 3, 0] = 1  # first row, last column, red
+    sheet = np.asarray(filter_sheet(component))[GAP : GAP + 32, GAP : GAP + 64]
+    assert (sheet[:16, 48:] == [255, 0, 0]).all()
+    assert sheet.sum() == 16 * 16 * 255
+
+
+def test_each_tile_of_positions_is_bright_where_the_patch_is_itself():
+    similarity = torch.eye(15).reshape(3, 5, 3, 5) * 2 - 1
+    sheet = np.asarray(similarity_tiles(similarity, least=-1.0))
+    bright, cell = (sheet == STOPS[-1]).all(-1), 24
+    rows, columns = np.flatnonzero(bright[:, :-92].any(1)), np.flatnonzero(bright[:, :-92].any(0))  # less the bar
+    assert bright[:, :-92].sum() == 15 * cell**2
+    # Tile i begins i tiles and gaps further on, and its own patch lies i patches further in.
+    assert np.flatnonzero(np.diff(rows) > 1).size == 2
+    assert rows[::cell].tolist() == [rows[0] + i * (3 * cell + GAP + cell) for i in range(3)]
+    assert columns[::cell].tolist() == [columns[0] + i * (5 * cell + GAP + cell) for i in range(5)]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (14, 14), (37, 37), (64, 16)])
+def test_tiles_of_any_grid_fit_a_screen(grid):
+    similarity = torch.rand(*grid, *grid).clamp_min(0.3)
+    assert max(similarity_tiles(similarity).size) < 1250
+
+
+SERIES_OF_TEST = {
+    "random <start>": torch.tensor([[3.0, 4.0], [5.0, 6.0]]),
+    "b": torch.tensor([[10.0, 1.0], [47.0, 2.0]]),
+}
+
+
+def test_the_plots_dots_stand_at_their_distances():
+    root = ElementTree.fromstring(distance_svg(SERIES_OF_TEST, spread_evenly=20.0))
+    words = {text.text: float(text.get("y")) for text in root.iter(f"{SVG}text")}
+    assert {"layer", "1", "2", "mean attention distance, pixels", "random <start>"} <= words.keys()
+    nought, top = words["0"], words["50"]
+    circles = list(root.iter(f"{SVG}circle"))
+    for (_, distances), colour in zip(SERIES_OF_TEST.items(), SERIES, strict=False):
+        mine = [dot for dot in circles if dot.get("fill") == f"rgb{colour}"]
+        found = [50 * (nought - float(dot.get("cy"))) / (nought - top) for dot in mine if float(dot.get("cy")) >= top]
+        assert found == pytest.approx(distances.flatten().tolist(), abs=0.01)
+        assert len(mine) == 5  # and one in the legend
+    dashes = next(line for line in root.iter(f"{SVG}line") if line.get("stroke-dasharray"))
+    assert 50 * (nought - float(dashes.get("y1"))) / (nought - top) == pytest.approx(20, abs=0.01)
+
+
+def test_the_plot_as_a_picture_has_the_svgs_dots():
+    root = ElementTree.fromstring(distance_svg(SERIES_OF_TEST, spread_evenly=20.0))
+    pixels = np.asarray(distance_picture(SERIES_OF_TEST, spread_evenly=20.0))
+    assert pixels.shape == (2 * int(root.get("height")), 2 * int(root.get("width")), 3)
+    for dot in root.iter(f"{SVG}circle"):
+        colour = np.array([int(part) for part in dot.get("fill")[4:-1].split(",")])
+        found = pixels[round(2 * float(dot.get("cy"))), round(2 * float(dot.get("cx")))]
+        assert abs(found - (0.7 * colour + 0.3 * 255)).max() < 25  # a line or another dot may lie under it
+
+
+def test_a_plot_of_a_single_patch_has_an_axis_all_the_same():
+    assert "svg" in distance_svg({"one": torch.zeros(1, 1)}, spread_evenly=0.0)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, (32, 64)), (1, (32, 64)), (3, (256, 512))])
+def test_a_map_is_shown_beside_and_over_its_image(channels, size):
+    maps = torch.zeros(2, 2, 4)
+    maps[0, 1, 3], maps[1] = 0.2, 0.3  # the first image's last patch alone; the second evenly
+    sheet = np.asarray(attention_sheet(torch.ones(2, channels, *size), {"rollout": maps}))
+    top = TEXT + 10
+    assert sheet.shape == (top + 2 * (128 + GAP), 3 * (256 + GAP) + GAP, 3)
+    image, beside, over = (sheet[top:, GAP + i * (256 + GAP) :][:, :256] for i in range(3))
+    assert (image[:128] == 255).all()
+    assert (beside[64:128, 192:] == STOPS[-1]).all()
+    assert (beside[:64] == STOPS[0]).all()
+    assert (beside[64:128, :192] == STOPS[0]).all()
+    assert (beside[128 + GAP :][:128] == STOPS[-1]).all()
+    assert over[127, 255].min() >= 250
+    assert over[:128, :128].max() == 0
+    assert (over[128 + GAP :][:128] == 255).all()
+    assert attention_sheet(torch.ones(2, channels, *size), {"rollout": maps}, over=False).size[0] == 2 * 260 + GAP
+
+
+def run(words: str) -> None:
+    """The recipe, as if started with these words."""
+    program = runpy.run_path(str(RECIPE))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["analyse", *words.split(), "--threads", "1"])
+        program["at_the_door"](program["main"])
+
+
+def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, capsys):
+    vit = ViT(ViTConfig(**SMALL))
+    for parameter in vit.parameters():
+        torch.nn.init.normal_(parameter)
+    save_backbone(vit, tmp_path / "model", {"readout": "cls"})
+    run(f"--model {tmp_path / 'model'} --data shapes:n=60 --images 40 --shown 3 --out {tmp_path / 'new' / 'out'}")
+    found = json.loads((tmp_path / "new" / "out" / "analysis.json").read_text())
+    source = open_source("shapes:n=60", image_size=16)
+    images = source.read(draw_ids(source, 40)).pixels / 255
+    for name, model in {
+        "random start": ViT(ViTConfig(**SMALL)),
+        "pretrained": load_backbone(tmp_path / "model"),
+    }.items():
+        distances = mean_attention_distance(model, [images])
+        assert found[name]["images"] == distances.images == 40
+        for kind in ("renormalised", "plain", "on_patches"):
+            np.testing.assert_allclose(found[name]["attention distance"][kind], getattr(distances, kind), rtol=1e-5)
+        assert found[name]["filter variance"] == pytest.approx(filters(model).variance.tolist())
+        assert found[name]["position similarity"] == position_structure(position_similarity(model))
+        with Image.open(tmp_path / "new" / "out" / f"{name.split()[0]}-attention.png") as picture:
+            shares = attention_maps(model, images[:3]).rollout
+            shown = np.asarray(attention_sheet(images[:3], {"rollout": shares}))
+            assert (np.asarray(picture)[:, : shown.shape[1]][TEXT + 10 :] == shown[TEXT + 10 :]).all()
+    even = np.mean([4 * math.hypot(i - y, j - x) for i, j, y, x in np.ndindex(4, 4, 4, 4)])
+    assert found["spread evenly"] == pytest.approx(even)
+    files = {file.name for file in (tmp_path / "new" / "out").iterdir()}
+    each = {f"{name}-{what}.png" for name in ("random", "pretrained") for what in ("filters", "positions", "heads")}
+    assert files >= each | {"distances.png", "distances.svg"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "mean attention distance, pixels"
+    mean = np.mean(found["pretrained"]["attention distance"]["renormalised"], 1)
+    assert [line.split()[7] for line in lines[1:3]] == [f"{value:.1f}" for value in mean]
+    assert "Attention spread evenly over the image would give 8.0. 40 images of shapes" in lines[3]
+
+
+def test_the_recipe_leaves_out_what_a_model_does_not_have_and_what_cannot_be_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    for number in range(12):
+        Image.fromarray(np.full((16, 16, 3), 20 * number, np.uint8)).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "x.png").write_bytes(b"")
+    vit = ViT(ViTConfig(**(SMALL | {"hybrid": "R", "position": "none", "class_token": False})))
+    save_backbone(vit, tmp_path / "model", {"readout": "mean"})
+    run(f"--model {tmp_path / 'model'} --data {tmp_path / 'set'} --out {tmp_path / 'out'}")
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert "1 of 13 images cannot be read and are left out" in printed
+    assert "No filters: hybrid 'R' embeds features of a ResNet" in printed
+    assert "No positions: position 'none' has no table" in printed
+    assert found["pretrained"]["images"] == 12
+    assert {"filter variance", "position similarity"}.isdisjoint(found["pretrained"])
+    assert not list((tmp_path / "out").glob("*-filters.png"))
+
+
+def test_what_the_recipe_cannot_do_is_one_sentence(tmp_path, capsys):
+    save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "cls"})
+    save_backbone(BiT(BiTConfig(blocks=(1, 1, 1), root="3x3", image_size=16)), tmp_path / "bit", {"readout": "mean"})
+    (tmp_path / "file").touch()
+    for words, code, sentence in (
+        (f"--model {tmp_path / 'bit'}", 78, "is a BiT, which has no attention to look at"),
+        (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown 0: they must be 0 or more, and 1 to 32"),
+        (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown 33: they must be 0 or more, and 1 to 32"),
+        (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size (18, 18) is not a multiple of patch_size"),
+        (f"--model {tmp_path / 'model'} --out {tmp_path / 'file'}", 73, f"--out {tmp_path / 'file'} cannot be written"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(f"--data shapes:n=20 --out {tmp_path / 'out'} {words}")
+        error = capsys.readouterr().err
+        assert stopped.value.code == code
+        assert sentence in error
+        assert error.count("\n") == 1
