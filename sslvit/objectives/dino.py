@@ -32,9 +32,9 @@ from sslvit import rng, schedule
 from sslvit.models.positions import PositionResize
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.spread import spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
-from sslvit.training import watch
 
 LARGE = 2  # the first two views of a batch are the large crops, which the teacher sees too
 
@@ -152,7 +152,7 @@ class DINO(Objective):
             sure = entropy(targets).mean()
             used = entropy(reduce(targets, "v b k -> k", "mean"))
             metrics = {"teacher_entropy": sure, "teacher_outputs": used.exp(), "teacher_information": used - sure}
-            return loss, metrics | {"divergence": loss - sure} | watch.spread(features[: len(large[0])])
+            return loss, metrics | {"divergence": loss - sure} | spread(features[: len(large[0])])
 
     def encode(self, batch: Batch) -> Tensor:
         """The student's class tokens of all views, each size in one pass: (v b) d"""

@@ -23,7 +23,7 @@ from sslvit.models.positions import sincos
 from sslvit.models.vit import Encoded, ViT, read
 from sslvit.objectives.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.training import watch
+from sslvit.objectives.spread import spread
 
 
 class MAE(Objective):
@@ -74,7 +74,7 @@ class MAE(Objective):
         encoded, predicted, order = self.predict(batch)
         target = self.target(batch.views[0], order[:, self.visible :])
         loss = F.mse_loss(predicted.to(target.dtype), target)
-        return loss, {"loss_of_zeros": target.square().mean()} | watch.spread(read(encoded, self.readout))
+        return loss, {"loss_of_zeros": target.square().mean()} | spread(read(encoded, self.readout))
 
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
         """The visible patches encoded, the dropped ones decoded, and the order, visible ones first."""

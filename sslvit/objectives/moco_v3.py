@@ -26,9 +26,9 @@ from sslvit import rng, schedule
 from sslvit.models.vit import ViT
 from sslvit.objectives.batch_norm import BatchNorm
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes.collectives import all_gather, rank
-from sslvit.training import watch
 
 
 class MoCoV3(Objective):
@@ -75,7 +75,7 @@ class MoCoV3(Objective):
         loss_1, metrics_1 = self.contrast(query_1, key_2)
         loss_2, metrics_2 = self.contrast(query_2, key_1)
         metrics = {name: (metrics_1[name] + metrics_2[name]) / 2 for name in metrics_1}
-        metrics |= {"embedding_std": watch.deviation(query_1)} | watch.spread(features[0])
+        metrics |= {"embedding_std": deviation(query_1)} | spread(features[0])
         return loss_1 + loss_2, metrics
 
     def read(self, backbone: ViT, batch: Batch, name: str) -> list[Tensor]:

@@ -26,7 +26,7 @@ from sslvit.models.readout import Encoded, read
 from sslvit.models.vit import ViT
 from sslvit.objectives.masking import random_order, take
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.training import watch
+from sslvit.objectives.spread import spread
 
 Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits a channel
@@ -70,7 +70,7 @@ class MPP(Objective):
         encoded, predicted = self.predict(images, chosen, batch.key)
         patches = take(patchify(images, self.backbone.patch_size), chosen)
         loss, metrics = (self.pixel_loss if self.target == "pixels" else self.colour_loss)(predicted, patches)
-        return loss, metrics | watch.spread(read(encoded, self.readout))
+        return loss, metrics | spread(read(encoded, self.readout))
 
     def predict(self, images: Tensor, chosen: Tensor, key: Tensor) -> tuple[Encoded, Tensor]:
         """What the backbone makes of corrupted images, and the head of the corrupted patches: b c H W, b m -> b m o"""

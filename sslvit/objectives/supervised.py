@@ -17,7 +17,7 @@ from sslvit.models.readout import Classifier, Readout, logits, read
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.training import watch
+from sslvit.objectives.spread import spread
 from sslvit.views.mixing import mix_pairs, targets
 
 HEAD = ("fc_norm.", "pre_logits.", "head.")
@@ -71,7 +71,7 @@ class Supervised(Objective):
         loss = -(self.class_weights * truth * scores.log_softmax(-1)).sum(-1).mean()
         with torch.no_grad():  # of mixed images, the larger part's label counts
             accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()
-        return loss, {"accuracy": accuracy} | watch.spread(features)
+        return loss, {"accuracy": accuracy} | spread(features)
 
     def kept(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(HEAD)}

@@ -24,34 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 PATIENCE = 20  # steps in a row below the limit
 SPIKE, REMEMBERED, FEW = 20.0, 64, 10  # times the median gradient norm of so many steps, of which there are so many
-
-
-@torch.no_grad()
-def deviation(features: Tensor) -> Tensor:
-    """The standard deviation over the batch of l2-normalised features, times sqrt(d): b d -> ()"""
-    unit = F.normalize(features.float(), dim=-1)
-    return unit.std(0, correction=0).mean() * unit.shape[-1] ** 0.5
-
-
-@torch.no_grad()
-def effective_rank(features: Tensor) -> Tensor:
-    """b d -> ()"""
-    unit = F.normalize(features.float(), dim=-1)
-    centred = unit - unit.mean(0)
-    b, d = centred.shape
-    gram = centred @ centred.mT if b < d else centred.mT @ centred  # their eigenvalues are the same
-    return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
-
-
-def spread(features: Tensor) -> dict[str, Tensor]:
-    """What every objective reports of its backbone's readout: b d"""
-    return {"feature_std": deviation(features), "effective_rank": effective_rank(features)}
 
 
 class Verdict(NamedTuple):

@@ -238,7 +238,7 @@ def test_probing_scores_the_test_images_that_can_be_read(recipe, model, data, tm
 
 
 def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
-    main = runpy.run_path(str(RECIPES / "benchmark_views.py"))["main"]
+    main = runpy.run_path(str(RECIPES / "benchmarks" / "views.py"))["main"]
     main.__globals__["find_spec"] = lambda name: None
     main(sizes=(32,), sets=("plain",), rounds=1)
     lines = capsys.readouterr().out.splitlines()

@@ -21,8 +21,9 @@ from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.spread import deviation, effective_rank, spread
 from sslvit.objectives.supervised import Supervised
-from sslvit.training import optim, watch
+from sslvit.training import optim
 from sslvit.training.watch import PATIENCE, Verdict, Watch
 from sslvit.views import pretraining
 
@@ -49,7 +50,7 @@ class SimSiam(Objective):
         agreement = F.cosine_similarity(self.predictor(first), goals[1]) + F.cosine_similarity(
             self.predictor(second), goals[0]
         )
-        return -agreement.mean() / 2, {"embedding_std": watch.deviation(first)} | watch.spread(features[0])
+        return -agreement.mean() / 2, {"embedding_std": deviation(first)} | spread(features[0])
 
 
 @cache
@@ -173,7 +174,7 @@ def clean_deviation(objective: Objective, data: str) -> float:
     with torch.no_grad():
         encoded = objective.backbone(images(data)[0][:BATCH] / 255)
     objective.backbone.train()
-    return float(watch.deviation(read(encoded, objective.readout)))
+    return float(deviation(read(encoded, objective.readout)))
 
 
 @pytest.mark.slow
@@ -276,10 +277,10 @@ def test_a_limit_follows_the_runs_own_start_and_a_number_that_is_none_is_not_jud
 def test_directions_spread_evenly_have_deviation_1_and_equal_ones_0():
     for d in (2, 16, 64):
         both = torch.cat([torch.eye(d), -torch.eye(d)])
-        assert watch.deviation(both).item() == pytest.approx(1.0, rel=1e-6)
-        assert watch.deviation(5 * both).item() == pytest.approx(1.0, rel=1e-6)  # lengths do not count
-    assert watch.deviation(torch.ones(8, 5)).item() == pytest.approx(0.0, abs=1e-6)
-    assert watch.deviation(rng.normal(rng.key(0), 4000, 32)).item() == pytest.approx(1.0, abs=0.01)
+        assert deviation(both).item() == pytest.approx(1.0, rel=1e-6)
+        assert deviation(5 * both).item() == pytest.approx(1.0, rel=1e-6)  # lengths do not count
+    assert deviation(torch.ones(8, 5)).item() == pytest.approx(0.0, abs=1e-6)
+    assert deviation(rng.normal(rng.key(0), 4000, 32)).item() == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16])
@@ -288,19 +289,19 @@ def test_effective_rank_counts_equal_directions(rank, b, d):
     axes = torch.cat([torch.eye(min(b // 2, d), d)[:rank], -torch.eye(min(b // 2, d), d)[:rank]])
     features = axes.repeat(b // len(axes) or 1, 1)
     expected = min(rank, min(b // 2, d))
-    assert watch.effective_rank(features).item() == pytest.approx(expected, rel=1e-5)
-    assert watch.effective_rank(torch.ones(b, d)).item() == pytest.approx(0.0, abs=1e-5)
+    assert effective_rank(features).item() == pytest.approx(expected, rel=1e-5)
+    assert effective_rank(torch.ones(b, d)).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_effective_rank_is_the_participation_ratio_of_the_covariances_eigenvalues():
     features = rng.normal(rng.key(1), 40, 12).double() @ torch.diag(torch.linspace(0.1, 3, 12)).double() + 1
     eigenvalues = torch.linalg.eigvalsh(torch.cov(F.normalize(features, dim=-1).T))
     expected = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
-    assert watch.effective_rank(features).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert effective_rank(features).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_what_is_reported_is_detached_and_costs_no_gradient():
     features = rng.normal(rng.key(2), 8, 4).requires_grad_()
-    for value in (watch.deviation(features), *watch.spread(features).values()):
+    for value in (deviation(features), *spread(features).values()):
         assert value.shape == ()
         assert not value.requires_grad

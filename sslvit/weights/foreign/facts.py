@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sslvit.errors import DataError
-from sslvit.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from sslvit.models.vit_config import IMAGENET_MEAN, IMAGENET_STD
 
 HALF = (0.5, 0.5, 0.5)
 TI, S, B, L, H = (192, 12), (384, 12), (768, 12), (1024, 24), (1280, 32)

@@ -1,6 +1,6 @@
 """Cost as work grows: what should be linear is no worse, and what should be constant does not grow.
 
-    python recipes/benchmark.py growth
+    python recipes/benchmarks/growth.py
 
 A training step of MPP, by batch, resolution and model: milliseconds an image, and the operations a second that are
 reached, which should not fall as work grows. Paths, 1 thousand to 1 million: opening a list of files, an epoch's order,
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 import tyro
 from PIL import Image
+from timing import Result, compared, in_turns, line, matrix_rate, save
 
 from sslvit import rng
-from sslvit.benchmark import Result, compared, in_turns, line, matrix_rate, save
 from sslvit.data.loader import Row
 from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
@@ -108,7 +108,7 @@ def processes(rounds: int) -> list[Result]:
                 out = Path(folder) / f"{turn}-{many}"
                 words = f"--data shapes:n={images} --image_size 32 --model XS/8 --epochs 1 --eval_data shapes:n=64"
                 launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(many), "--master_port"]
-                launch += [str(29600 + many), str(HERE / "mpp.py"), *words.split(), "--out", str(out)]
+                launch += [str(29600 + many), str(HERE.parent / "mpp.py"), *words.split(), "--out", str(out)]
                 environment = os.environ | {"ACCELERATE_USE_CPU": str(not torch.cuda.is_available()).lower()}
                 done = subprocess.run(launch, env=environment, capture_output=True, text=True)
                 if done.returncode:

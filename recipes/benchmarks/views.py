@@ -1,6 +1,6 @@
 """Views a second on one CPU core: ours and the same views by others, in one run, in turns.
 
-    taskset -c 0 python recipes/benchmark.py views --sizes 32 96 224
+    taskset -c 0 python recipes/benchmarks/views.py --sizes 32 96 224
 
 `official` is what the papers' code runs: PIL images and Pillow's own blur through torchvision, one sample at a time
 (timm's DeiT pipeline for `deit`). `torchvision` is v2 on uint8 tensors, one sample at a time, with the 17 taps that a
@@ -22,10 +22,10 @@ import torch
 import tyro
 from einops import rearrange
 from PIL import Image, ImageFilter
+from timing import compared, save
 from torchvision.transforms import v2
 
 from sslvit import rng
-from sslvit.benchmark import compared, save
 from sslvit.views.pretraining import DINO, Distorted, Light, MoCoV3, Plain
 from sslvit.views.supervised import Supervised
 

@@ -1,7 +1,7 @@
 """End to end: from a command to its first step, and images a second from stored images to updated weights.
 
-    python recipes/benchmark.py run
-    python recipes/benchmark.py run --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
+    python recipes/benchmarks/run.py
+    python recipes/benchmarks/run.py --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
 
 Start-up is that of `recipes/mpp.py` on the built-in images, evaluation before the first step included, in processes of
 their own. Training reads images of 0 to 255 held in memory, makes the objective's views of them, and trains: ours by
@@ -10,7 +10,6 @@ losses on timm's backbone; both with as many workers and threads. Beside it a st
 """
 
 import json
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -24,10 +23,11 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
+from steps import BY, PEERS, TYPES, Sizes, compile_blocks, ours, stepper
+from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.loader import Row, load
 from sslvit.data.spec import Source, open_source
 from sslvit.errors import at_the_door
@@ -35,7 +35,6 @@ from sslvit.train import to_device
 from sslvit.views.pretraining import DINO, Light, MoCoV3
 
 HERE = Path(__file__).parent
-STEPS = runpy.run_path(str(HERE / "benchmark_steps.py"))  # who takes part, and how a step is taken
 VIEWS = {"mpp": Light, "mae": Light, "supervised": Light, "moco_v3": MoCoV3}
 
 
@@ -49,7 +48,7 @@ def starting(rounds: int) -> list[Result]:
     def first_step() -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = f"--epochs 1 --log_every 1 --out {folder}/run".split()
-            command = [sys.executable, str(HERE / "mpp.py"), *words]
+            command = [sys.executable, str(HERE.parent / "mpp.py"), *words]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             log = Path(folder) / "run" / "metrics.jsonl"
             while not (log.exists() and any(json.loads(one)["step"] == 1 for one in log.read_text().splitlines()[:3])):
@@ -111,10 +110,10 @@ def training(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs, peers = {}, {OURS: of_ours, "lightly": of_lightly}
     for who, read in peers.items():
-        if who != OURS and (name not in STEPS["PEERS"][who] or not find_spec(who)):
+        if who != OURS and (name not in PEERS[who] or not find_spec(who)):
             continue
-        contestant = (STEPS["BY"].get(who) or STEPS["ours"])(name, sizes, device)
-        STEPS["compile_blocks"](contestant.trained, compile)
+        contestant = (BY.get(who) or ours)(name, sizes, device)
+        compile_blocks(contestant.trained, compile)
         parameters = [p for p in contestant.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
         batches = read(name, source, sizes, workers)
@@ -130,7 +129,7 @@ def training(
                 contestant.after()
 
         runs[who] = run
-    alone = STEPS["stepper"](OURS, name, sizes, device, dtype, compile)
+    alone = stepper(OURS, name, sizes, device, dtype, compile)
     runs["our step alone"] = lambda: [alone() for _ in range(steps)]
     seconds = in_turns(runs, rounds=rounds, warm=1)
     case = f"{name}, {sizes.model} at {sizes.image_size} px, batch {sizes.batch_size}, {sizes.heads} heads, end to end"
@@ -159,7 +158,7 @@ def main(
     source = open_source("shapes:n=2048", image_size=image_size)
     source.read(np.arange(8))  # the built-in images are drawn when they are first read
     for name in objectives:
-        sizes, how = STEPS["Sizes"](model, image_size, batch_size, heads), (STEPS["TYPES"][precision], compile)
+        sizes, how = Sizes(model, image_size, batch_size, heads), (TYPES[precision], compile)
         found = training(name, sizes, source, workers, steps, rounds, *how)
         print("\n".join(map(line, found)), flush=True)
         results += found

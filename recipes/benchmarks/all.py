@@ -1,29 +1,28 @@
 """What sslvit costs, beside what others do, in one run on this machine.
 
-    python recipes/benchmark.py all          everything below, one after the other, into runs/benchmark
-    python recipes/benchmark.py backbone     forward and a training step, against timm and transformers
-    python recipes/benchmark.py steps        a training step of each objective, against timm, transformers and lightly
-    python recipes/benchmark.py views        views a second of one core, against torchvision, Pillow, kornia and lightly
-    python recipes/benchmark.py loader       from files to views, against torchvision's ImageFolder; the loader alone
-    python recipes/benchmark.py run          from the command to the first step; end to end, against lightly
-    python recipes/benchmark.py evaluation   extraction, neighbours, linear probes, against scikit-learn and lightly
-    python recipes/benchmark.py growth       what more images, classes, pixels, weights and processes cost
+    python recipes/benchmarks/all.py          everything below, one after the other, into runs/benchmark
+    python recipes/benchmarks/backbone.py     forward and a training step, against timm and transformers
+    python recipes/benchmarks/steps.py        a training step of each objective, against timm, transformers and lightly
+    python recipes/benchmarks/views.py        views per second of one core, against torchvision, Pillow, kornia, lightly
+    python recipes/benchmarks/loader.py       from files to views, against torchvision's ImageFolder; the loader alone
+    python recipes/benchmarks/run.py          from the command to the first step; end to end, against lightly
+    python recipes/benchmarks/evaluation.py   extraction, neighbours, linear probes, against scikit-learn and lightly
+    python recipes/benchmarks/growth.py       what more images, classes, pixels, weights and processes cost
 
-Each is a script of its own, recipes/benchmark_NAME.py; --help after the name shows its options. With --out FOLDER its
-numbers are kept there; `all --out FOLDER` also leaves benchmark.json, benchmark.md and, of all ratios, benchmark.svg.
-Contestants take turns, numbers are medians with the least and the most, and peers that are not installed are named.
+With --out FOLDER a benchmark keeps its numbers there; all.py also leaves benchmark.json, benchmark.md and, of all
+ratios, benchmark.svg. Contestants take turns, numbers are medians with the least and the most, and peers that are not
+installed are named.
 """
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 import tyro
+from timing import OURS, Result
 
-from sslvit.benchmark import OURS, Result
 from sslvit.errors import at_the_door
 from sslvit.reports import page
 from sslvit.reports.charts import Dot, dot_chart
@@ -31,7 +30,6 @@ from sslvit.reports.run import markdown_table
 from sslvit.storage import sealed
 
 HERE = Path(__file__).parent
-NAMES = ("backbone", "steps", "views", "loader", "run", "evaluation", "growth")
 S, B = (f"--model {size}/16 --image_size 224 --heads paper" for size in "SB")
 FAST = "--precision bf16 --compile"
 CPU = {
@@ -61,9 +59,9 @@ def everything(out: Path = Path("runs/benchmark")) -> None:
         folder = out / f"{number}"
         print(f"\n{title}", flush=True)
         name, *rest = words.split()
-        done = subprocess.run([sys.executable, str(HERE / f"benchmark_{name}.py"), *rest, "--out", str(folder)])
+        done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *rest, "--out", str(folder)])
         if done.returncode:
-            print(f"benchmark.py {words} ended with exit code {done.returncode}, and is missing below")
+            print(f"{words} ended with exit code {done.returncode}, and is missing below")
             continue
         file = folder / f"{name}.json"
         with sealed.readable(file, "give the same command again"):
@@ -95,19 +93,5 @@ def write(reports: list[dict], out: Path) -> None:
     print(f"\nIn {out}: benchmark.json, benchmark.md, benchmark.svg")
 
 
-def main() -> None:
-    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if name in ("-h", "--help"):
-        print(__doc__)
-    elif name == "all":
-        tyro.cli(everything)
-    elif name in NAMES:
-        sys.argv[0] = str(HERE / f"benchmark_{name}.py")
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    else:
-        asked = f"{name!r} is no benchmark: choose" if name else "choose a benchmark:"
-        raise ValueError(f"{asked} all, {', '.join(NAMES[:-1])} or {NAMES[-1]}")
-
-
 if __name__ == "__main__":
-    at_the_door(main)
+    at_the_door(lambda: tyro.cli(everything))

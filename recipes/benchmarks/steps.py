@@ -1,6 +1,6 @@
 """A training step of each objective beside the best peers that have it: seconds and peak memory, in one run, in turns.
 
-    python recipes/benchmark.py steps --model S/16 --image_size 224 --batch_size 4
+    python recipes/benchmarks/steps.py --model S/16 --image_size 224 --batch_size 4
 
 Forward, backward and AdamW (fused, for everybody), and the teacher's move, on the same images; views and reading are
 measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
@@ -24,10 +24,10 @@ import psutil
 import torch
 import torch.nn.functional as F
 import tyro
+from timing import OURS, compared, in_turns, line, matrix_rate, save
 from torch import Tensor, nn
 
 from sslvit import rng
-from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
 from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE

@@ -1,8 +1,8 @@
 """Evaluation: extraction against the bare forward pass, nearest neighbours against scikit-learn's and lightly's, a
 linear probe of 13 rates against one, logistic regression against scikit-learn's; in one run, in turns.
 
-    python recipes/benchmark.py evaluation
-    python recipes/benchmark.py evaluation --train 60000 --test 10000 --width 128
+    python recipes/benchmarks/evaluation.py
+    python recipes/benchmarks/evaluation.py --train 60000 --test 10000 --width 128
 
 Features for all but the first are random, in ten clouds that overlap; accuracies are printed, so that nobody is fast by
 being wrong. scikit-learn's neighbours are those of the cosine, by brute force, unweighted.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 import tyro
+from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 
-from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.spec import open_source
 from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract

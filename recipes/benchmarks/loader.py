@@ -1,7 +1,7 @@
 """From files to views, in images a second: ours against torchvision's ImageFolder, in one run, in turns.
 
-    python recipes/benchmark.py loader photos               JPEGs of 500 x 375 to MoCo v3's pair at 224 px
-    python recipes/benchmark.py loader arrays --data idx:/dir --image_size 28     the loader alone; with the light view
+    python recipes/benchmarks/loader.py photos               JPEGs of 500 x 375 to MoCo v3's pair at 224 px
+    python recipes/benchmarks/loader.py arrays --data idx:/dir --image_size 28     the loader alone; with the light view
 
 photos: the other side is a DataLoader of ImageFolder with the official pipeline (PIL images, Pillow's blur), one worker
 a core. Ours reads a batch and makes its views in a worker, as training on a CPU does. Nobody standardises.
@@ -23,10 +23,10 @@ import psutil
 import torch
 import tyro
 from PIL import Image, ImageFilter
+from timing import OURS, Result, compared, in_turns, line, save
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sslvit.benchmark import OURS, Result, compared, in_turns, line, save
 from sslvit.data.loader import Row, Views, load
 from sslvit.data.spec import Source, open_source
 from sslvit.views.pretraining import Light, MoCoV3

@@ -1,7 +1,7 @@
 """The backbone beside timm's and transformers' of the same sizes: forward, and a training step, in one run, in turns.
 
-    python recipes/benchmark.py backbone
-    python recipes/benchmark.py backbone --cases XS/7:28:64 S/16:224:8 --rounds 9 --out runs/benchmark
+    python recipes/benchmarks/backbone.py
+    python recipes/benchmarks/backbone.py --cases XS/7:28:64 S/16:224:8 --rounds 9 --out runs/benchmark
 
 A case is a model, the side of its images and the batch. Forward is without gradients; a step is forward, backward of
 the mean class token, and fused AdamW. The share is that of the rate at which this machine multiplies two matrices,
@@ -20,9 +20,9 @@ from typing import Literal
 
 import torch
 import tyro
+from timing import OURS, compared, in_turns, line, matrix_rate, save
 from torch import Tensor, nn
 
-from sslvit.benchmark import OURS, compared, in_turns, line, matrix_rate, save
 from sslvit.errors import at_the_door
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
