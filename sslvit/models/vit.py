@@ -230,7 +230,8 @@ class ViT(nn.Module):
             if self._at_stem and self.prefix_positions:
                 prefix = prefix + self._positions(self.grid)[0]
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
-        paths = keys = [None] * self.depth
+        paths: Sequence[Tensor | None] = [None] * self.depth
+        keys: Sequence[Tensor | None] = [None] * self.depth
         if self.training and (self.drop_path or self.dropout):
             if key is None or key.shape != (len(x),):
                 given = None if key is None else tuple(key.shape)
@@ -245,7 +246,7 @@ class ViT(nn.Module):
 
     def _in_blocks(self, tokens: Tensor, grid: Grid | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """For each block, the positions to add, `1 n d`, and the table of relative attention."""
-        nothing = [None] * self.depth
+        nothing: Sequence[Tensor | None] = [None] * self.depth
         if self.position_at == "stem":
             return nothing, nothing
         grid = self._check_grid(grid, tokens.shape[1])
@@ -265,12 +266,16 @@ class ViT(nn.Module):
         return prefix, resize(patches, self.grid, grid, self.position_resize)
 
     def _check_grid(self, grid: Grid | None, patches: int) -> Grid:
-        grid = self.grid if grid is None else tuple(grid)
-        if patches != grid[0] * grid[1]:
-            raise ValueError(f"position {self.position!r} needs all patches of the grid {grid}, not {patches} tokens")
-        if self.position == "relative" and grid != self.grid:
-            raise ValueError(f"position 'relative' knows the offsets of its own grid {self.grid}, not those of {grid}")
-        return grid
+        height, width = grid or self.grid
+        if patches != height * width:
+            raise ValueError(
+                f"position {self.position!r} needs all patches of the grid {(height, width)}, not {patches} tokens"
+            )
+        if self.position == "relative" and (height, width) != self.grid:
+            raise ValueError(
+                f"position 'relative' knows the offsets of its own grid {self.grid}, not those of {(height, width)}"
+            )
+        return height, width
 
     def _run(self, block: Block, x: Tensor, given: BlockInputs) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():

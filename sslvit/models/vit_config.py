@@ -86,7 +86,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         rgb = self.channels == 3
-        settled = {
+        settled: dict[str, Any] = {
             "image_size": to_pair(self.image_size),
             "patch_size": to_pair(self.patch_size),
             "mlp_width": self.mlp_width or 4 * self.width,
@@ -139,8 +139,10 @@ def variant(name: str, *, image_size: int | Sequence[int], **changes: Any) -> Vi
         raise ValueError(
             f"no variant {name!r}: it must be one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"
         )
-    sizes = dict(zip(("width", "depth", "heads", "mlp_width"), VARIANTS[size], strict=True))
+    sizes: dict[str, Any] = dict(zip(("width", "depth", "heads", "mlp_width"), VARIANTS[size], strict=True))
     if "width" in changes:
         del sizes["mlp_width"]  # another width has its own
-    options = {"image_size": to_pair(image_size), "patch_size": int(patch_size), "hybrid": hybrid} | sizes | changes
+    options: dict[str, Any] = (
+        {"image_size": to_pair(image_size), "patch_size": int(patch_size), "hybrid": hybrid} | sizes | changes
+    )
     return ViTConfig(**options)

@@ -55,12 +55,12 @@ class MAE(Objective):
         self.readout = "cls" if "cls" in backbone.readouts else "mean"
         # Only what is learned is saved, under the official names; the table is a constant.
         self.register_buffer("decoder_pos_embed", sincos("sincos_mae", backbone.grid, decoder_width), persistent=False)
-        options = {"gelu": "exact", "qkv_bias": True, "layer_scale": None, "dropout": 0.0, "prefix": 1}
-        sizes = {"width": decoder_width, "heads": decoder_heads, "mlp_width": 4 * decoder_width}
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
             self.decoder_embed = nn.Linear(backbone.width, decoder_width)
             self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
-            self.decoder_blocks = nn.ModuleList(Block(**sizes, **options) for _ in range(decoder_depth))
+            self.decoder_blocks = nn.ModuleList(
+                decoder_block(decoder_width, decoder_heads) for _ in range(decoder_depth)
+            )
             self.decoder_norm = nn.LayerNorm(decoder_width, EPSILON)
             self.decoder_pred = nn.Linear(decoder_width, prod(backbone.patch_size) * backbone.channels)
         generator = torch.Generator().manual_seed(seed)
@@ -123,3 +123,16 @@ class MAE(Objective):
             return patches
         variance, mean = torch.var_mean(patches, -1, keepdim=True)
         return (patches - mean) * (variance + 1e-6).rsqrt()
+
+
+def decoder_block(width: int, heads: int) -> Block:
+    return Block(
+        width=width,
+        heads=heads,
+        mlp_width=4 * width,
+        prefix=1,
+        gelu="exact",
+        qkv_bias=True,
+        layer_scale=None,
+        dropout=0.0,
+    )

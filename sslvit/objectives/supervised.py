@@ -52,8 +52,9 @@ class Supervised(Objective):
         if class_weights is not None and class_weights.shape != (classes,):
             raise ValueError(f"class_weights of shape {tuple(class_weights.shape)} for {classes} classes")
         readout = readout or ("cls" if "cls" in backbone.readouts else "mean")
-        parts = {"classes": classes, "representation": representation, "fresh_norm": fresh_norm, "seed": seed}
-        classifier = Classifier(backbone, readout=readout, **parts)
+        classifier = Classifier(
+            backbone, readout=readout, classes=classes, representation=representation, fresh_norm=fresh_norm, seed=seed
+        )
         self.backbone, self.readout = backbone, readout
         self.fc_norm, self.pre_logits, self.head = classifier.fc_norm, classifier.pre_logits, classifier.head
         self.classes, self.smoothing, self.mixup, self.cutmix = classes, smoothing, mixup, cutmix

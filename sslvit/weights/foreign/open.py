@@ -33,7 +33,7 @@ from sslvit.weights.foreign.facts import (
     pair,
 )
 from sslvit.weights.foreign.names import Found, classifiers, find, summary, to_timm, with_our_tokens
-from sslvit.weights.foreign.open.foreign import build, files, google
+from sslvit.weights.foreign import build, files, google
 
 Size = int | Sequence[int]
 
