@@ -23,6 +23,7 @@ from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.objectives.mae import MAE
 from sslvit.weights.folder import load_described, load_strictly, unfinished_run
+from sslvit.weights.foreign import build, files, google
 from sslvit.weights.foreign.facts import (
     FAMILIES,
     Facts,
@@ -33,7 +34,6 @@ from sslvit.weights.foreign.facts import (
     pair,
 )
 from sslvit.weights.foreign.names import Found, classifiers, find, summary, to_timm, with_our_tokens
-from sslvit.weights.foreign import build, files, google
 
 Size = int | Sequence[int]
 
