@@ -26,7 +26,8 @@ from sslvit.evaluate import analysis
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
-from sslvit.reports import figures
+from sslvit.reports import figures, page
+from sslvit.reports.pictures import distance_chart
 from sslvit.storage import durable
 from sslvit.views.batching import Size, both
 from sslvit.views.pretraining import Plain
@@ -120,8 +121,9 @@ def main() -> None:
     if accelerator.is_main_process:
         try:
             durable.replace_text(config.out / "analysis.json", json.dumps(numbers, indent=1) + "\n")
-            durable.replace_text(config.out / "distances.svg", figures.distance_svg(distances, even))
-            for file, picture in (files | {"distances.png": figures.distance_picture(distances, even)}).items():
+            plotted = {name: each.tolist() for name, each in distances.items()}
+            durable.replace_text(config.out / "distances.svg", page.alone(distance_chart(plotted, even)))
+            for file, picture in files.items():
                 picture.save(config.out / file, "PNG")
         except OSError as error:
             raise CannotWrite(f"--out {config.out} cannot be written: {error.strerror or error}") from error

@@ -55,6 +55,33 @@ def line_chart(
     return f'<svg viewBox="0 0 {width} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
+def column_chart(series: dict[str, list[list[float]]], *, x: str, y: str, level: tuple[str, float]) -> str:
+    """A dot per value, in numbered columns: series -> columns -> values, the series side by side. level: the name and
+    height of a dashed line that the dots are read against."""
+    columns = max(len(values) for values in series.values())
+    ticks = nice_ticks(0.0, max(level[1], *(value for each in series.values() for values in each for value in values)))
+    across = Scale(0.5, columns + 0.5, LEFT, WIDTH - RIGHT)
+    up = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    numbered = [float(column) for column in range(1, columns + 1, math.ceil(columns / 12))]
+    parts = [axes(across, up, numbered, ticks, x, y)]
+    dashes = f'y1="{up(level[1]):.1f}" y2="{up(level[1]):.1f}" stroke="currentColor" stroke-dasharray="6 4"'
+    parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" {dashes}/>')
+    for i, each in enumerate(series.values()):
+        (colour, marker), aside = look(i), 0.5 * (i - (len(series) - 1) / 2) / len(series)
+        for column, values in enumerate(each, start=1):
+            parts += [mark(marker, across(column + aside), up(value), colour) for value in values]
+    for i, name in enumerate((*series, level[0])):
+        place = TOP + 8 + 18 * i
+        if i < len(series):
+            colour, marker = look(i)
+            parts.append(mark(marker, WIDTH - RIGHT + 12, place, colour))
+        words = escape(name if i < len(series) else f"- - {name}")
+        parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4}">{words}</text>')
+    width = WIDTH - RIGHT + max(RIGHT, 46 + 7 * max(len(name) for name in (*series, level[0])))
+    label = escape(f"{y} over {x}: {', '.join(series)}")
+    return f'<svg viewBox="0 0 {width} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
 def look(number: int) -> tuple[str, str]:
     """Colour and marker of a line: no two of 32 are the same."""
     return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]

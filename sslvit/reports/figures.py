@@ -1,11 +1,9 @@
-"""Pictures of what analysis.py finds: Pillow images, and the plot of attention distances as SVG too.
+"""Pictures of what analysis.py finds.
 
 Drawn with Pillow and NumPy alone, so that the package needs no plotting library.
 """
 
-from html import escape
-from math import ceil, floor, log10
-from typing import NamedTuple
+from math import ceil, floor
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,8 +13,7 @@ from torch import Tensor
 
 # Five stops of a scale whose brightness rises evenly, dark blue to yellow: it reads in grey and by the colour-blind.
 STOPS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
-SERIES = ((150, 150, 150), (33, 102, 172), (178, 24, 43), (77, 146, 33))  # colours of a plot's series, in order
-INK, FAINT = (40, 40, 40), (225, 225, 225)
+INK = (40, 40, 40)
 TEXT = 13  # pixels of letters
 GAP = 4  # white pixels between tiles
 TILE = 128  # pixels that the shorter side of an image is shown with, or up to twice as many: in whole multiples
@@ -72,101 +69,6 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
         draw.text((right + 20, top + (1 - share) * (length - 1)), words, INK, font, "lm")
     _upright(sheet, "cosine similarity", font, (right + 66, top + length // 2))
     return sheet
-
-
-class Mark(NamedTuple):
-    """A line, a dot or words, for the two renderers below."""
-
-    kind: str  # line, dashes, dot, words
-    x: float
-    y: float
-    to: tuple[float, float] = (0, 0)
-    colour: tuple[int, int, int] = INK
-    words: str = ""
-    anchor: str = "middle"  # of words: start, middle, end; or upright, in the middle
-
-
-SIZE, LEFT, RIGHT, TOP, BOTTOM = (640, 420), 62, 622, 40, 366
-
-
-def distance_marks(series: dict[str, Tensor], spread_evenly: float) -> list[Mark]:
-    """Attention distances in pixels, l k each, by name: a dot a head, and a dashed line for attention that is spread
-    evenly over the image. Series stand side by side in each layer."""
-    depth = max(len(distances) for distances in series.values())
-    largest = max(1.0, spread_evenly, *(float(distances.max()) for distances in series.values()))
-    step = _step(largest, 6)
-    top = step * ceil(largest * 1.02 / step)
-    column = (RIGHT - LEFT) / depth
-
-    def height(value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * value / top
-
-    marks = []
-    for tick in np.arange(0, top + step / 2, step):
-        marks.append(Mark("line", LEFT, height(tick), (RIGHT, height(tick)), FAINT))
-        marks.append(Mark("words", LEFT - 8, height(tick), words=f"{tick:.10g}", anchor="end"))
-    for layer, _ in _spaced(np.arange(depth), column, 26):
-        marks.append(Mark("words", LEFT + (layer + 0.5) * column, BOTTOM + 16, words=f"{layer + 1}"))
-    marks.append(Mark("line", LEFT, BOTTOM, (RIGHT, BOTTOM)))
-    marks.append(Mark("dashes", LEFT, height(spread_evenly), (RIGHT, height(spread_evenly))))
-    apart = min(column / (len(series) + 1), 16)
-    for i, (name, distances) in enumerate(series.items()):
-        colour, aside = SERIES[i % len(SERIES)], (i - (len(series) - 1) / 2) * apart
-        for layer, heads in enumerate(distances.tolist()):
-            x = LEFT + (layer + 0.5) * column + aside
-            marks += [Mark("dot", x, height(head), colour=colour) for head in heads]
-        marks.append(Mark("dot", LEFT + 8 + 140 * i, 18, colour=colour))
-        marks.append(Mark("words", LEFT + 18 + 140 * i, 18, words=name, anchor="start"))
-    legend = LEFT + 8 + 140 * len(series)
-    marks.append(Mark("dashes", legend - 6, 18, (legend + 18, 18)))
-    marks.append(Mark("words", legend + 26, 18, words="attention spread evenly", anchor="start"))
-    marks.append(Mark("words", (LEFT + RIGHT) / 2, SIZE[1] - 14, words="layer"))
-    marks.append(Mark("words", 16, (TOP + BOTTOM) / 2, words="mean attention distance, pixels", anchor="upright"))
-    return marks
-
-
-def distance_svg(series: dict[str, Tensor], spread_evenly: float) -> str:
-    width, height = SIZE
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="sans-serif" font-size="{TEXT}" fill="rgb{INK}">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for mark in distance_marks(series, spread_evenly):
-        x, y = f"{mark.x:.2f}", f"{mark.y:.2f}"
-        if mark.kind == "dot":
-            parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="rgb{mark.colour}" fill-opacity="0.7"/>')
-        elif mark.kind == "words":
-            turn = f' transform="rotate(-90 {x} {y})"' if mark.anchor == "upright" else ""
-            anchor = "middle" if mark.anchor == "upright" else mark.anchor
-            words = f'text-anchor="{anchor}" dominant-baseline="central"{turn}>{escape(mark.words)}'
-            parts.append(f'<text x="{x}" y="{y}" {words}</text>')
-        else:
-            dashes = ' stroke-dasharray="6 4"' if mark.kind == "dashes" else ""
-            ends = f'x1="{x}" y1="{y}" x2="{mark.to[0]:.2f}" y2="{mark.to[1]:.2f}"'
-            parts.append(f'<line {ends} stroke="rgb{mark.colour}"{dashes}/>')
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def distance_picture(series: dict[str, Tensor], spread_evenly: float) -> Image.Image:
-    """The same, at twice as many pixels."""
-    fine = 4  # drawn at this scale and halved: Pillow's own lines and circles have steps
-    picture = Image.new("RGB", (SIZE[0] * fine, SIZE[1] * fine), "white")
-    draw, font = ImageDraw.Draw(picture, "RGBA"), _font(TEXT * fine)
-    for mark in distance_marks(series, spread_evenly):
-        x, y, (to_x, to_y) = mark.x * fine, mark.y * fine, (mark.to[0] * fine, mark.to[1] * fine)
-        if mark.kind == "dot":
-            draw.circle((x, y), 4 * fine, (*mark.colour, 178))
-        elif mark.kind == "words" and mark.anchor == "upright":
-            _upright(picture, mark.words, font, (int(x), int(y)))
-        elif mark.kind == "words":
-            draw.text((x, y), mark.words, INK, font, {"start": "lm", "middle": "mm", "end": "rm"}[mark.anchor])
-        elif mark.kind == "line":
-            draw.line((x, y, to_x, to_y), mark.colour, fine)
-        else:
-            for start in np.arange(x, to_x, 10 * fine):
-                draw.line((start, y, min(start + 6 * fine, to_x), y), mark.colour, fine)
-    return picture.resize((SIZE[0] * 2, SIZE[1] * 2), Image.Resampling.LANCZOS)
 
 
 def attention_sheet(images: Tensor, maps: dict[str, Tensor], over: bool = True) -> Image.Image:
@@ -229,9 +131,3 @@ def _spaced(labels: np.ndarray, apart: float, room: float) -> list[tuple[int, in
     """Of labels that stand so far apart those that have room, with their places."""
     every = ceil(room / apart)
     return [(i, int(label)) for i, label in enumerate(labels) if i % every == 0]
-
-
-def _step(largest: float, count: int) -> float:
-    """1, 2 or 5 times a power of ten, of which about so many reach the largest value."""
-    power = 10.0 ** floor(log10(largest / count))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= largest)

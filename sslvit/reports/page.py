@@ -73,14 +73,14 @@ def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> 
     if isinstance(image, Path):
         if not image.exists():
             return ""
-        data = image.read_bytes()
+        data, form = image.read_bytes(), "svg+xml" if image.suffix == ".svg" else "png"
     else:
         buffer = BytesIO()
         image.save(buffer, "PNG", optimize=True)
-        data = buffer.getvalue()
+        data, form = buffer.getvalue(), "png"
     text = base64.b64encode(data).decode()
     kind = ' class="small"' if small else ""
-    shown = f'<img alt="{escape(caption)}" src="data:image/png;base64,{text}">'
+    shown = f'<img alt="{escape(caption)}" src="data:image/{form};base64,{text}">'
     return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

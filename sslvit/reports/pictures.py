@@ -18,7 +18,8 @@ from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.preflight.views import draw
-from sslvit.reports import figures
+from sslvit.reports import figures, page
+from sslvit.reports.charts import column_chart
 from sslvit.storage import durable
 from sslvit.train import row_of
 from sslvit.views.pretraining import Plain, evaluation
@@ -71,11 +72,11 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
     """The ViT paper's figures of this model, those that it has."""
     start = ViT(vit.config).to(images.device)
     distances = {
-        name: analysis.mean_attention_distance(model, [images]).renormalised.cpu()
+        name: analysis.mean_attention_distance(model, [images]).renormalised.tolist()
         for name, model in {"random start": start, "trained": vit}.items()
     }
     even = analysis.pixel_distances(vit.grid_of(images), vit.patch_size).mean().item()
-    durable.replace_text(folder / "distances.svg", figures.distance_svg(distances, even))
+    durable.replace_text(folder / "distances.svg", page.alone(distance_chart(distances, even)))
     maps = analysis.attention_maps(vit, images)
     both = {"rollout": maps.rollout, "last layer": maps.last.mean(1)}
     sheet = figures.attention_sheet(images.cpu(), {name: x.cpu() for name, x in both.items()})
@@ -86,3 +87,9 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
         durable.replace_picture(folder / "positions.png", tiles)
     except ValueError as error:  # a hybrid has no filters of pixels, some models no table of positions
         log.info("%s", error)
+
+
+def distance_chart(distances: dict[str, list[list[float]]], even: float) -> str:
+    """Mean attention distances in pixels by model: a list per layer, a number per head."""
+    level = ("attention spread evenly", even)
+    return column_chart(distances, x="layer", y="mean attention distance, pixels", level=level)

@@ -34,6 +34,7 @@ CAPTIONS = {
     "attention.png": "What the class token attends to, through all layers (rollout) and in the last one.",
     "filters.png": "Principal components of the patch filters.",
     "positions.png": "How alike the positions' embeddings are: each tile is one patch against all.",
+    "distances.svg": "Mean attention distance of each head, by layer.",
 }
 HARDWARE = {"process": "processes", "thread": "threads"}
 INSIDE = ("attention.png", "filters.png", "positions.png", "distances.svg")
@@ -157,11 +158,8 @@ def curves(run: Run) -> str:
 
 def pictures(run: Run) -> dict[str, str]:
     folder, small = run.folder / "pictures", max(both(run.config["image_size"])) < 100
-    shown = {name: page.picture(folder / name, caption, small=small) for name, caption in CAPTIONS.items()}
-    if (folder / "distances.svg").exists():
-        distances = (folder / "distances.svg").read_text("utf-8")
-        shown["distances.svg"] = page.chart(distances, "Mean attention distance of each head, by layer.")
-    return shown
+    small_of = {name: small and not name.endswith(".svg") for name in CAPTIONS}
+    return {name: page.picture(folder / name, text, small=small_of[name]) for name, text in CAPTIONS.items()}
 
 
 def files(run: Run) -> list[str]:
