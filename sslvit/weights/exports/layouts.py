@@ -65,6 +65,12 @@ def common(backbone: ViT) -> dict[str, bool]:
     }
 
 
+def only_vit(backbone: ViT | BiT, layout: str) -> ViT:
+    if isinstance(backbone, ViT):
+        return backbone
+    raise ValueError(f"{layout} has no such ResNets, which this {backbone.name} needs")
+
+
 def plain(backbone: ViT, *, fold_scale: bool) -> dict[str, Tensor]:
     """The weights by timm's names, positions as one table of the class token and the patches."""
     weights = {name: tensor.float() for name, tensor in backbone.state_dict().items() if "pos_embed" not in name}
@@ -97,7 +103,7 @@ def renamed(weights: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Te
 
 
 def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: bool) -> str:
-    refuse(backbone, "transformers", {"such ResNets": isinstance(backbone, BiT)})
+    backbone = only_vit(backbone, "transformers")
     config, registers, hidden = backbone.config, backbone.registers, backbone.config.mlp_width
     lacks = {"MLP beside registers that is no multiple of the width": registers > 0 and hidden % backbone.width > 0}
     refuse(backbone, "transformers", common(backbone) | lacks)
@@ -202,14 +208,15 @@ def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) 
     expected, found = backbone(images).patches, tokens[:, backbone.prefix :]
     pairs = [(expected, found)] + [(backbone(images).cls, tokens[:, 0])] * ("cls" in backbone.readouts)
     pairs += [(model(images), peer(standardised))] if head else []
-    worst = compare(*map(tuple, zip(*pairs, strict=True)), CLOSE, "what timm would open")
+    ours, theirs = zip(*pairs, strict=True)
+    worst = compare(ours, theirs, CLOSE, "what timm would open")
     return f"{opens} computes the same to {worst:.0e}.{elsewhere(backbone, 'timm', 'bicubic')}"
 
 
 def as_torchvision(backbone: ViT | BiT, readout: str, folder: Path, any_size: bool) -> str:
     from torchvision.models.vision_transformer import VisionTransformer
 
-    refuse(backbone, "torchvision", {"such ResNets": isinstance(backbone, BiT)})
+    backbone = only_vit(backbone, "torchvision")
     config, oblong = backbone.config, len({*backbone.image_size}) + len({*backbone.patch_size}) > 2
     lacks = {"registers": backbone.registers > 0, "GELU by tanh": config.gelu != "exact", "oblong images": oblong}
     lacks |= {"images but of three channels": backbone.channels != 3, "other epsilon": config.epsilon != EPSILON}

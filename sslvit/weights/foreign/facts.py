@@ -108,7 +108,9 @@ class Facts:
     """Each fact with where it is from; a second source may agree, and must not say something else."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.values, self.sources = name, {}, {}
+        self.name = name
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
 
     def add(self, source: str, **facts: Any) -> None:
         for fact, value in facts.items():

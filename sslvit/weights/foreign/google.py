@@ -72,7 +72,7 @@ def _place(name: str, file: str) -> tuple[str, str]:
 
 def _unstacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """big_vision can keep all blocks in one array, of which the first axis is depth."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if name.startswith("Transformer/encoderblock/") and tensor.ndim > 1:
             rest = name.removeprefix("Transformer/encoderblock")

@@ -13,6 +13,7 @@ is left behind is told in `about`. A file with a classifier was trained on label
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +135,14 @@ def load_foreign(
         if found.family == "bit":
             if drop_distillation or any(option is not None for option in (heads, gelu, epsilon, resize_to)):
                 raise ValueError(f"{name} is a BiT: it has neither heads, gelu and epsilon nor positions and tokens")
-            backbone, notes = build.bit(found.weights, facts.values, name, found.layout), []
+            notes: list[str] = []
+            backbone = build.bit(found.weights, facts.values, name, found.layout)
         else:
             weights, notes = with_our_tokens(found, drop_distillation, name)
             facts.require(weights, {"layout": found.layout, "left behind": str(summary(found.left_behind) or "")})
             backbone = build.vit(weights, facts.values, pair(resize_to), name, found)
             if contents.config and found.layout in ("timm", "transformers") and "dist_token" not in found.weights:
-                check_claims(name, contents.config, backbone.config)
+                check_claims(name, contents.config, asdict(backbone.config))
     except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
     notes += build.differences(backbone, found)
