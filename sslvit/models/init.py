@@ -1,19 +1,16 @@
 """How the weights of a ViT start: by the rules of timm, DINO, MoCo v3, MAE and JAX, from a seed alone."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from sslvit.models.vit import ViT
 
 Init = Literal["timm", "dino", "moco_v3", "mae", "jax"]
 
 
 @torch.no_grad()
-def initialise(vit: "ViT", init: Init, seed: int) -> None:
+def initialise(vit: nn.Module, init: Init, seed: int) -> None:
     """Draws everything but the norms, the layer scales, fixed positions and a hybrid's ResNet.
 
     | | linear weights | biases | patch projection | class token |
