@@ -2,18 +2,17 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.storage import sealed
-from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, save_backbone, told
+from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, told
 
 FILES = [WEIGHTS, CONFIG, CARD]
 
 
-def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
+def load_model(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
     """In evaluation mode. A folder is a run's or a model's; anything else is OWNER/NAME on the Hub."""
     if Path(folder_or_repo).exists():
         return load_backbone(folder_or_repo)
@@ -30,11 +29,6 @@ def from_pretrained(folder_or_repo: str | Path, *, revision: str | None = None) 
             f"{' '.join(str(error).split())[:200]}). Offline, give a folder"
         ) from error
     return load_backbone(folder)
-
-
-def save_pretrained(backbone: ViT | BiT, folder: str | Path, *, readout: str, **about: Any) -> None:
-    """As a model folder. about: what else to say, its objective, say, and its data."""
-    save_backbone(backbone, folder, about | {"readout": readout})
 
 
 def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:

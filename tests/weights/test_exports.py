@@ -37,7 +37,7 @@ from sslvit.weights.exports.export import FORMATS, export, layouts
 from sslvit.weights.exports.layouts import plain
 from sslvit.weights.folder import load_backbone, load_classifier, save_backbone, write_model
 from sslvit.weights.foreign.open import load_foreign, open_backbone
-from sslvit.weights.hub import from_pretrained, push_to_hub
+from sslvit.weights.hub import load_model, push_to_hub
 from sslvit.weights.info import Convert, about, convert
 
 ROOT = Path(__file__).parents[2]
@@ -297,7 +297,7 @@ def test_a_foreign_checkpoint_becomes_a_model_folder_at_another_size(tmp_path):
     export(backbone, ABOUT, tmp_path / "theirs", "transformers")
     said = convert(Convert(tmp_path / "theirs", tmp_path / "ours", to="timm", readout="mean", image_size=64))
     assert "timm.create_model('local-dir:" in said
-    again = ViT.from_pretrained(tmp_path / "ours")
+    again = load_model(tmp_path / "ours")
     images = images_of(backbone, size=(64, 64))
     assert again.image_size == (64, 64)
     with torch.no_grad():  # transformers' rule of positions came along
@@ -414,7 +414,7 @@ def test_a_backbone_has_the_names_that_other_code_asks_for():
 
 @torch.no_grad()
 def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
-    vit().save_pretrained(tmp_path / "model", readout="cls")
+    save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
     blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
     blobs.mkdir(parents=True), snapshot.mkdir(parents=True)
     for file in (tmp_path / "model").iterdir():
@@ -422,17 +422,17 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}-hash")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **options: str(snapshot))
     images = images_of(vit())
-    assert torch.equal(ViT.from_pretrained("somebody/something")(images).cls, vit()(images).cls)
+    assert torch.equal(load_model("somebody/something")(images).cls, vit()(images).cls)
     assert "layout      sslvit" in about(snapshot)
     assert "layout      sslvit" in about(tmp_path / "model" / "model.safetensors")
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
     program = (
-        "import sys; from sslvit.models.vit import ViT; from sslvit.errors import at_the_door\n"
-        "vit = ViT(image_size=8, patch_size=4, width=8, depth=1, heads=1)\n"
-        "at_the_door(lambda: vit.push_to_hub('nobody/nothing', readout='cls'))"
+        "from sslvit.errors import at_the_door; from sslvit.weights.hub import push_to_hub\n"
+        "at_the_door(lambda: push_to_hub('model', 'nobody/nothing'))"
     )
+    save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
     env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 66
@@ -446,10 +446,10 @@ def test_offline_the_hub_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(
         NoInput, match=r"nobody/nothing is no folder here, and cannot be had from the Hub .* Offline, give"
     ):
-        from_pretrained("nobody/nothing")
+        load_model("nobody/nothing")
     with pytest.raises(NoInput, match="is no folder here, and no OWNER/NAME"):
-        from_pretrained("./nothing")
-    vit().save_pretrained(tmp_path / "model", readout="cls")
+        load_model("./nothing")
+    save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
     with pytest.raises(NoInput, match="nobody/nothing cannot be written on the Hub"):
         push_to_hub(tmp_path / "model", "nobody/nothing")
 
