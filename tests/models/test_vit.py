@@ -372,11 +372,11 @@ WRONG = {
     "image_size (0, 0)": {"image_size": 0},
     "width 24 is not a multiple of heads 5": {"heads": 5},
     "drop_path 1.0": {"drop_path": 1.0},
-    "gelu 'quick'": {"gelu": "quick"},
-    "init 'xavier'": {"init": "xavier"},
-    "position 'rotary'": {"position": "rotary"},
-    "position_at 'start'": {"position_at": "start"},
-    "position_resize 'nearest'": {"position_resize": "nearest"},
+    "gelu must be.*'quick'": {"gelu": "quick"},
+    "init must be.*'xavier'": {"init": "xavier"},
+    "position must be.*'rotary'": {"position": "rotary"},
+    "position_at must be.*'start'": {"position_at": "start"},
+    "position_resize must be.*'nearest'": {"position_resize": "nearest"},
     "3 values": {"mean": (0.5,), "std": (0.5,)},
 }
 
