@@ -19,9 +19,10 @@ import tyro
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.cli import at_the_door
 from sslvit.config import ImagesConfig
 from sslvit.data.spec import Source
-from sslvit.errors import CannotWrite, DataError, at_the_door
+from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate import analysis
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.vit import ViT

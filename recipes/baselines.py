@@ -11,8 +11,9 @@ from pathlib import Path
 
 import tyro
 
+from sslvit.cli import at_the_door
 from sslvit.config import DataConfig
-from sslvit.errors import DataError, at_the_door
+from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
 from sslvit.evaluate.knn import knn_votes

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.experiments.compare import ComparisonConfig, check, passes, plan, room, starts
 from sslvit.experiments.disk import check_room
 from sslvit.experiments.gather import gather, write

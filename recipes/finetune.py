@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from sslvit.cli import choose
+from sslvit.cli import at_the_door, choose
 from sslvit.config import ImagesConfig
 from sslvit.data.subset import Subset
-from sslvit.errors import DataError, at_the_door
+from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions

@@ -24,8 +24,8 @@ import torch
 import tyro
 
 from sslvit import rng
+from sslvit.cli import at_the_door
 from sslvit.config import ImagesConfig, configuration
-from sslvit.errors import at_the_door
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.heads import Report, trained

@@ -15,9 +15,8 @@ from typing import Literal
 
 import tyro
 
-from sslvit.cli import choose, typed_model
+from sslvit.cli import at_the_door, choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import tyro
 
+from sslvit.cli import at_the_door
 from sslvit.config import ImagesConfig
-from sslvit.errors import at_the_door
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.metrics import confusion, metrics

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.experiments.jobs import check_settings, work_on
 from sslvit.experiments.study import (
     STUDIES,

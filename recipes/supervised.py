@@ -22,9 +22,8 @@ from typing import Literal
 import torch
 import tyro
 
-from sslvit.cli import choose, typed_model
+from sslvit.cli import at_the_door, choose, typed_model
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.errors import at_the_door
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT

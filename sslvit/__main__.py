@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 
 USAGE = """doctor [FOLDER]            whether this machine can train
 report FOLDER              the report of a run (and its model card), a comparison or a study again

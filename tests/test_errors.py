@@ -8,7 +8,8 @@ import sys
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit.errors import CannotWrite, DataError, Diverged, NoInput, Preempted, Stop, at_the_door
+from sslvit.cli import at_the_door
+from sslvit.errors import CannotWrite, DataError, Diverged, NoInput, Preempted, Stop
 
 
 class Broken(Dataset):
@@ -99,7 +100,7 @@ MEET = "lambda port: torch.distributed.TCPStore('127.0.0.1', port, 1, True, date
 )
 def test_what_a_machine_really_lacks_is_a_sentence_without_a_traceback(lacks, said):
     before, then = REAL[lacks]
-    program = "import datetime, torch\nfrom sslvit.errors import at_the_door\nX = range(1000)\n"
+    program = "import datetime, torch\nfrom sslvit.cli import at_the_door\nX = range(1000)\n"
     program += f"meet = {MEET}\n{before}\nat_the_door(lambda: {then})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 70, done.stderr

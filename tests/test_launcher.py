@@ -13,7 +13,7 @@ from sslvit.processes.launcher import AT_MOST
 
 SENTENCE = "error: --lr is -1.0"
 PROGRAM = """
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 def main():
     raise ValueError("--lr is -1.0")
 at_the_door(main)

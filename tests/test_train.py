@@ -242,7 +242,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny_run
 from sslvit import distributed
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.objectives.mpp import MPP
 forward = MPP.forward
 def poisoned(self, batch, progress):

@@ -23,7 +23,7 @@ import torch
 import tyro
 from timing import OURS, Result
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.reports import page
 from sslvit.reports.charts import Dot, dot_chart
 from sslvit.reports.run import markdown_table

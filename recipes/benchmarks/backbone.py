@@ -23,7 +23,7 @@ import tyro
 from timing import OURS, compared, in_turns, line, matrix_rate, save
 from torch import Tensor, nn
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
 from sslvit.training.cost import counting

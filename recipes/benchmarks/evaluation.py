@@ -18,8 +18,8 @@ import tyro
 from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 
+from sslvit.cli import at_the_door
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.linear import probe

@@ -22,9 +22,9 @@ from PIL import Image
 from timing import Result, compared, in_turns, line, matrix_rate, save
 
 from sslvit import rng
+from sslvit.cli import at_the_door
 from sslvit.data.loader import Row
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.models.vit import ViT

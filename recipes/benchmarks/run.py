@@ -28,9 +28,9 @@ from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sslvit.cli import at_the_door
 from sslvit.data.loader import Row, load
 from sslvit.data.spec import Source, open_source
-from sslvit.errors import at_the_door
 from sslvit.train import to_device
 from sslvit.views.pretraining import DINO, Light, MoCoV3
 

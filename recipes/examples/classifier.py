@@ -5,8 +5,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from sslvit.cli import at_the_door
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.models.readout import Classifier
 from sslvit.views.pretraining import evaluation
 from sslvit.weights.foreign.open import open_backbone

@@ -5,8 +5,8 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sslvit.cli import at_the_door
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
 from sslvit.processes.collectives import start
 from sslvit.views.pretraining import evaluation

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.weights.foreign.open import open_backbone
 
 

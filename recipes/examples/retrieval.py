@@ -6,9 +6,9 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from sslvit.cli import at_the_door
 from sslvit.data.image import read_file
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.evaluate.features import extract
 from sslvit.models.readout import read
 from sslvit.processes.collectives import start

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_128
 
-from sslvit.errors import DataError, NoInput, shown
+from sslvit.cli import shown
+from sslvit.errors import DataError, NoInput
 from sslvit.evaluate.metrics import check
 from sslvit.evaluate.statistics import difference, sentence
 from sslvit.storage import durable

@@ -68,7 +68,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_compare import toys
-from sslvit.errors import at_the_door
+from sslvit.cli import at_the_door
 from sslvit.experiments.jobs import work_on
 if __name__ == "__main__":
     out = Path(sys.argv[1])

@@ -283,7 +283,7 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     program = (
         "import os, signal, time\n"
         "from sslvit import stopping\n"
-        "from sslvit.errors import at_the_door\n"
+        "from sslvit.cli import at_the_door\n"
         "def main():\n"
         "    stopping.listen()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

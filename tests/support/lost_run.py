@@ -19,10 +19,10 @@ from tiny_run import DEFAULTS, objective
 from torch.utils.data import get_worker_info
 
 from sslvit import train
+from sslvit.cli import at_the_door
 from sslvit.config import TrainConfig
 from sslvit.data.readers.folders import FileStore
 from sslvit.data.spec import open_source
-from sslvit.errors import at_the_door
 from sslvit.processes.collectives import start_run
 from sslvit.storage import checkpoint
 from sslvit.views.pretraining import Light

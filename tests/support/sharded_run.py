@@ -12,10 +12,10 @@ import torch
 from test_contract import OBJECTIVES, Views
 from torch import nn
 
+from sslvit.cli import at_the_door
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.spec import ArraySource
-from sslvit.errors import at_the_door
 from sslvit.processes.collectives import rank, start
 from sslvit.train import pretrain
 from sslvit.training import sharding

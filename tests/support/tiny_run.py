@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sslvit.cli import at_the_door
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.spec import ArraySource
-from sslvit.errors import at_the_door
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP

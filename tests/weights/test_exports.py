@@ -25,7 +25,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
 from sslvit.__main__ import main
-from sslvit.errors import CannotWrite, DataError, NoInput, at_the_door
+from sslvit.cli import at_the_door
+from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.readout import Classifier, read
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
@@ -429,7 +430,7 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
     program = (
-        "from sslvit.errors import at_the_door; from sslvit.weights.hub import push_to_hub\n"
+        "from sslvit.cli import at_the_door; from sslvit.weights.hub import push_to_hub\n"
         "at_the_door(lambda: push_to_hub('model', 'nobody/nothing'))"
     )
     save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
