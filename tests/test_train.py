@@ -32,7 +32,7 @@ from sslvit.storage import checkpoint
 from sslvit.train import due, pretrain
 from sslvit.views.pretraining import Light
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "support"
 RUN = [sys.executable, str(HERE / "tiny_run.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, and what views cost there. Skipped without one: python -m pytest -s tests/test_gpu.py"""
+"""What must hold on a GPU, and what views cost there. Skipped without one: python -m pytest -s tests/gpu/test_gpu.py"""
 
 import statistics
 

@@ -1,4 +1,4 @@
-"""A run of images in files, one of which can be slow: python tests/lost_run.py FOLDER OUT [field=value ...]
+"""A run of images in files, one of which can be slow: python tests/support/lost_run.py FOLDER OUT [field=value ...]
 
 SLOW_IMAGE=9 SLOW_SECONDS=60 holds up the worker that reads image 9, and SLOW_READS=0.01 every reading of an image.
 HELD=FIFO has every reading of an image wait as soon as that FIFO is there, as for a server that does not answer;

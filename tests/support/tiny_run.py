@@ -1,6 +1,6 @@
 """A real training run that takes a second: what the tests of the loop start, kill, restart and compare.
 
-python tests/tiny_run.py OUT [field=value ...]: fields of TrainConfig; needs no more than torch and sslvit.
+python tests/support/tiny_run.py OUT [field=value ...]: fields of TrainConfig; needs no more than torch and sslvit.
 """
 
 import hashlib

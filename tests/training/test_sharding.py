@@ -16,9 +16,9 @@ from tiny_run import fingerprint, losses
 
 from sslvit.storage import checkpoint
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SCRIPT = str(HERE / "sharded_run.py")
-CONFIGS = HERE.parent / "recipes" / "configs"
+CONFIGS = HERE.parents[1] / "recipes" / "configs"
 
 
 def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess:

@@ -247,7 +247,7 @@ def test_a_checkpoint_of_a_version_that_did_not_say_what_the_model_is_is_told_in
 def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
     """Each of its steps is a checkpoint, and all but two are deleted under the reader's feet."""
     out = tmp_path / "run"
-    script = str(Path(__file__).parent / "tiny_run.py")
+    script = str(Path(__file__).parents[1] / "support" / "tiny_run.py")
     with (tmp_path / "run.stderr").open("w") as log:
         command = [sys.executable, script, str(out), "epochs=500.0", "save_every=1"]
         process = subprocess.Popen(command, stderr=log, stdout=log)

@@ -1,4 +1,4 @@
-"""A run of which a worker is stopped (SIGSTOP) at a random moment: python tests/stopped_worker.py COUNT [SEED]
+"""A run of which a worker is stopped (SIGSTOP) at a random moment: python tests/support/stopped_worker.py COUNT [SEED]
 
 Prints how many seconds after it each run said so; --timeout is 6.
 """

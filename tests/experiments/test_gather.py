@@ -13,7 +13,7 @@ from sslvit.errors import DataError, NoInput
 from sslvit.experiments.compare import ComparisonConfig
 from sslvit.experiments.gather import gather, report_again, write
 
-KEPT = Path(__file__).parent.parent / "recipes" / "results"
+KEPT = Path(__file__).parents[2] / "recipes" / "results"
 
 
 @pytest.fixture(scope="module")

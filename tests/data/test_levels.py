@@ -17,7 +17,7 @@ from sslvit.data.spec import open_source
 from sslvit.data.summary import preflight
 from sslvit.errors import DataError
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 TWELVE = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits, as a camera stores them in 16
 
 

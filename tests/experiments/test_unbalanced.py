@@ -198,7 +198,7 @@ def test_ordinary_names_and_numbers_need_no_escapes(text):
 
 
 def test_kept_results_of_an_earlier_version_make_reports_that_say_what_they_lack():
-    folder = Path(__file__).parent.parent / "recipes" / "results"
+    folder = Path(__file__).parents[2] / "recipes" / "results"
     for file in ("built-in.json", "fashion-mnist.json"):
         results = json.loads((folder / file).read_text())
         for name in ("pixels", "balanced", "one_class"):
