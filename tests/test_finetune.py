@@ -294,7 +294,11 @@ def write_fine_tuned(out: Path) -> None:
 
 
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent / "support")}
+    env = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent / "support"),
+    }
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
     script = "import sys, pathlib, test_finetune; test_finetune.write_fine_tuned(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", script, str(tmp_path / "two")]

@@ -29,7 +29,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.storage import checkpoint
-from sslvit.train import due, pretrain
+from sslvit.train import completes, pretrain
 from sslvit.views.pretraining import Light
 
 HERE = Path(__file__).parent / "support"
@@ -223,7 +223,7 @@ def test_a_step_that_fp16s_scaler_skips_moves_no_teacher(tmp_path, scaled, monke
 
 
 def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, scaled, monkeypatch):
-    monkeypatch.setattr("sslvit.train.OVERFLOWS", 5)
+    monkeypatch.setattr("sslvit.training.guard.OVERFLOWS", 5)
     run, before = overflowing(at=set(range(STEPS))), objective()
     with pytest.raises(Diverged, match="gradients overflowed at 5 steps in a row, up to step 4"):
         pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
@@ -530,15 +530,10 @@ def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_
 
 
 def test_evaluations_are_due_when_their_pass_is_complete():
-    config = TrainConfig(batch_size=10, evaluate_every=0.5)
-    assert [step for step in range(1, 31) if due(step, config, 100)] == [5, 10, 15, 20, 25, 30]
-    assert [step for step in range(1, 31) if due(step, TrainConfig(batch_size=10, evaluate_every=0.75), 100)] == [
-        8,
-        15,
-        23,
-        30,
-    ]
-    assert not due(5, TrainConfig(), 100)
+    """Half a pass, and three quarters of one, over 100 images in batches of 10; and never."""
+    assert [step for step in range(1, 31) if completes(step, 0.5 * 100 / 10)] == [5, 10, 15, 20, 25, 30]
+    assert [step for step in range(1, 31) if completes(step, 0.75 * 100 / 10)] == [8, 15, 23, 30]
+    assert not completes(5, 0.0)
 
 
 KEEPS = """

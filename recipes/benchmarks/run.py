@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from sslvit.cli import at_the_door
 from sslvit.data.loader import Row, load
 from sslvit.data.spec import Source, open_source
-from sslvit.train import to_device
+from sslvit.training.batches import to_device
 from sslvit.views.pretraining import DINO, Light, MoCoV3
 
 HERE = Path(__file__).parent

@@ -3,7 +3,8 @@
 What is random comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -135,3 +136,21 @@ class Block(nn.Module):
 
 def _scaled(branch: Tensor, path: Tensor | None, which: int) -> Tensor:
     return branch if path is None else (branch * path[:, which, None, None]).to(branch.dtype)
+
+
+def keep_inputs_only(module: nn.Module) -> None:
+    """Gradient checkpointing in all backbones of a module."""
+    for part in module.modules():
+        if hasattr(part, "set_grad_checkpointing"):
+            part.set_grad_checkpointing()
+
+
+@contextmanager
+def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Its blocks, if that is wanted; afterwards they are as they are written, for whoever looks into them."""
+    blocks = [part for part in module.modules() if wanted and isinstance(part, Block)]
+    for block in blocks:
+        block.compile()
+    yield
+    for block in blocks:
+        block._compiled_call_impl = None

@@ -15,15 +15,15 @@ import torch
 from accelerate import Accelerator
 
 from sslvit.config import TrainConfig, steps_of
-from sslvit.data.loader import Views, load
+from sslvit.data.loader import Views
 from sslvit.data.source import Images
-from sslvit.data.unreadable import BadImages
 from sslvit.objectives.objective import Objective
 from sslvit.preflight.views import show_views
 from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
-from sslvit.train import gradients, look, row_of, set_rates
+from sslvit.train import assemble, backward
 from sslvit.training import optim
+from sslvit.training.batches import look, row_of
 from sslvit.training.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.training.sharding import wanted
 from sslvit.training.state import training_tensors
@@ -53,38 +53,27 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
     objective.to(accelerator.device).train()
     operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
-    groups = optim.parameter_groups(
-        objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
-    )
-    optimizer = optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
-    model, prepared = accelerator.prepare(objective, optimizer)
     steps = steps_of(config, row.epoch_images)
-    unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)
-    given = {
-        "steps": 1 + TIMED,
-        "workers": config.workers,
-        "timeout": config.timeout,
-        "pin": accelerator.device.type == "cuda",
-    }
-    ahead = views if config.workers and not given["pin"] else None
-    parts = load(row, first_step=0, **given, views=ahead)
+    optimizer = optim.new_optimizer(objective, config)
+    tolerant = replace(config, max_bad=1.0)
+    run = assemble(objective, optimizer, row, views, None, tolerant, accelerator, first_step=0, steps=1 + TIMED)
     seconds, losses, entered = [], [], []
     for step in range(1 + TIMED + REPEATED):
         began = time.perf_counter()
         repeated = step > TIMED
-        set_rates(optimizer, 0.5 if repeated else step / steps, config)
+        optim.set_rates(optimizer, 0.5 if repeated else step / steps, config)
         if repeated:
-            loss, _ = model(entered[-1][1], 0.5)
+            loss, _ = run.model(entered[-1][1], 0.5)
             accelerator.backward(loss)
             losses.append(loss.item())
         else:
-            values, entered = gradients(model, parts, views, step / steps, config, accelerator, unusable)
+            values, entered = backward(run, step / steps)
             values["loss"].item()  # waits for the device
         if step == 0:
             without = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
-        prepared.step()
+        run.optimizer.step()
         objective.after_step((step + 1) / steps)
-        prepared.zero_grad()
+        run.optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
     step_seconds = median(seconds[1 : 1 + TIMED])
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)

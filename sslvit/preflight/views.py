@@ -23,7 +23,7 @@ from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.errors import CannotWrite
 from sslvit.storage import durable
-from sslvit.train import row_of
+from sslvit.training.batches import row_of
 from sslvit.views.pretraining import Plain
 
 SHOWN = 8  # images

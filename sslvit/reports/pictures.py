@@ -21,7 +21,7 @@ from sslvit.preflight.views import draw
 from sslvit.reports import figures, page
 from sslvit.reports.charts import column_chart
 from sslvit.storage import durable
-from sslvit.train import row_of
+from sslvit.training.batches import row_of
 from sslvit.views.pretraining import Plain, evaluation
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from sslvit.config import TrainConfig, configuration
 from sslvit.runs.folder import MetricsLog
@@ -71,6 +72,35 @@ def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:
 def evaluations(metrics: Path) -> list[dict[str, Any]]:
     """The lines of a log that hold an evaluation."""
     return [line for line in read_lines(metrics) if any(name.startswith("eval/") for name in line)]
+
+
+class Bar(tqdm):
+    """Images done, images per second and time left; a line now and then where stderr is not a terminal."""
+
+    batch_size: int
+
+    def show(self, loss: float, unreadable: int) -> None:
+        """After a step."""
+        bad = f", {unreadable} unreadable images" if unreadable else ""
+        self.set_postfix_str(f"loss {loss:.4f}{bad}", refresh=False)
+        self.update(self.batch_size)
+
+
+def progress_bar(shown: bool, step: int, steps: int, batch_size: int) -> Bar:
+    seconds = 0.5 if sys.stderr.isatty() else 30.0
+    bar = Bar(
+        total=steps * batch_size,
+        initial=step * batch_size,
+        desc="training",
+        unit=" images",
+        unit_scale=True,
+        mininterval=seconds,
+        maxinterval=seconds,
+        dynamic_ncols=True,
+        disable=not shown,
+    )
+    bar.batch_size = batch_size
+    return bar
 
 
 def duration(seconds: float) -> str:

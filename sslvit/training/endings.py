@@ -1,4 +1,4 @@
-"""The checkpoint that the loop leaves, and what it says of it when it ends before its last step."""
+"""The checkpoints that the loop leaves, and what it says of them when it ends before its last step."""
 
 from pathlib import Path
 
@@ -12,45 +12,55 @@ from sslvit.errors import CannotWrite, Preempted
 from sslvit.processes import collectives, signals
 from sslvit.runs.log import Log
 from sslvit.storage import checkpoint
-from sslvit.training.state import Progress, elsewhere, keep
+from sslvit.training.state import RunState, elsewhere, keep
+
+PATIENCE = 3  # failed saves in a row before a run stops
 
 
-def save(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    row: Parts,
-    now: Progress,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    log: Log,
-) -> bool:
-    """A checkpoint of the last step; returns whether it could be written."""
-    log.sync()
-    now.places = row.places(now.step, accelerator.device)
-    with signals.saving():
-        saved = keep(objective, optimizer, now, row.source, config, accelerator)
-        # Which also keeps everybody here until the one that writes has written.
-        return collectives.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
+class Checkpoints:
+    """A save that fails is told of, and training goes on to the next one; the third in a row ends the run."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        row: Parts,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        state: RunState,
+        log: Log,
+    ):
+        self.objective, self.optimizer, self.row, self.config = objective, optimizer, row, config
+        self.accelerator, self.state, self.log = accelerator, state, log
+        self.failed, self.saved = 0, state.step  # how many in a row; the last step that is saved
+
+    def save(self, *, final: bool) -> None:
+        """final: there will be no other, so this one must not fail."""
+        self.log.sync()
+        state, accelerator = self.state, self.accelerator
+        state.stream_positions = self.row.places(state.step, accelerator.device)
+        with signals.saving():
+            saved = keep(self.objective, self.optimizer, state, self.row.source, self.config, accelerator)
+            # Which also keeps everybody here until the one that writes has written.
+            saved = collectives.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
+        self.failed, self.saved = (0, state.step) if saved else (self.failed + 1, self.saved)
+        if self.failed == PATIENCE or (self.failed and final):
+            raise CannotWrite(
+                f"the checkpoint of step {state.step} could not be written to {self.config.out}, after {self.failed} "
+                f"in a row that could not: see the warnings above. "
+                f"{elsewhere(self.objective, self.optimizer, state, accelerator)}"
+            )
+
+    def save_what_is_done(self) -> None:
+        """Where the run stops between two steps."""
+        if self.saved < self.state.step:
+            self.save(final=True)
 
 
-def cannot_write(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    now: Progress,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    failed: int,
-) -> CannotWrite:
-    return CannotWrite(
-        f"the checkpoint of step {now.step} could not be written to {config.out}, after {failed} in a row "
-        f"that could not: see the warnings above. {elsewhere(objective, optimizer, now, accelerator)}"
-    )
-
-
-def preempted(now: Progress, steps: int, out: Path) -> Preempted:
-    if now.step == 0:
+def preempted(state: RunState, steps: int, out: Path) -> Preempted:
+    if state.step == 0:
         return Preempted(f"asked to stop before the first of {steps} steps: there was nothing to save in {out}")
-    return Preempted(f"asked to stop at step {now.step} of {steps}; saved in {out}: --resume goes on from there")
+    return Preempted(f"asked to stop at step {state.step} of {steps}; saved in {out}: --resume goes on from there")
 
 
 def kept_so_far(out: Path, bad: int | None = None) -> str:

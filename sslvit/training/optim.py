@@ -1,10 +1,16 @@
 """Which parameters decay, and by how much, and how fast each layer learns; the optimizers themselves are torch's."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sslvit import schedule
+from sslvit.config import TrainConfig
+from sslvit.training import sharding
 
 Spares = Literal["tokens_and_vectors", "vectors", "nothing"]
 BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed")
@@ -62,6 +68,11 @@ def parameter_groups(
     return groups
 
 
+def new_optimizer(objective: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay)
+    return sgd(groups, config.betas[0]) if config.optimizer == "sgd" else adamw(groups, config.betas)
+
+
 def adamw(groups: Iterable[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW whose learning rate and decay the loop sets each step. torch multiplies the decay by the learning rate."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
@@ -70,3 +81,25 @@ def adamw(groups: Iterable[dict], betas: tuple[float, float]) -> torch.optim.Ada
 def sgd(groups: Iterable[dict], momentum: float) -> torch.optim.SGD:
     """SGD with momentum; its weight decay is part of the gradient."""
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:
+    end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * config.learning_rate(progress)
+        if group["decays"]:
+            group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
+
+
+def clip(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Tensor:
+    """Clips the gradients, and returns their global norm as it was."""
+    most, each = config.clip or math.inf, config.clip_each
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if sharding.is_split(model):
+        return sharding.clip(parameters, most, each)
+    norm = accelerator.clip_grad_norm_(parameters, most)
+    if each:
+        gradients = [p.grad for p in parameters]
+        norms = torch._foreach_norm(gradients)
+        torch._foreach_mul_(gradients, [(each / (n + 1e-6)).clamp(max=1) for n in norms])
+    return norm

@@ -10,7 +10,7 @@ from sslvit.data.source import Images
 from sslvit.objectives.objective import Objective
 from sslvit.storage.jsonl import read_object
 from sslvit.training.cost import peak_memory, write_cost
-from sslvit.training.state import Progress, about_model
+from sslvit.training.state import RunState, about_model
 from sslvit.weights.folder import CONFIG, save_backbone
 
 
@@ -18,7 +18,7 @@ def write_outcome(
     objective: Objective,
     source: Images,
     config: TrainConfig,
-    now: Progress,
+    now: RunState,
     steps: int,
     accelerator: Accelerator,
     *,

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from sslvit.training.sharding import whole
 from sslvit.training.watch import Watch
 from sslvit.weights.folder import written_about
 
+EARLIER_NAMES = {"owed": "pending_line", "places": "stream_positions"}  # of a RunState, in older checkpoints
+
 
 @dataclass
-class Progress:
+class RunState:
     """Where a run is, and what it has summed up since the last line of its log. All of it is in a checkpoint."""
 
     step: int = 0
@@ -37,19 +40,33 @@ class Progress:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
-    owed: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
+    pending_line: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     memory: int = 0  # bytes, at most
     lengths: list[str] = field(default_factory=list)  # sentences: how the run was made longer or shorter
-    places: list[list[int]] = field(default_factory=list)  # of the processes in their streams; a source needs none
+    stream_positions: list[list[int]] = field(default_factory=list)  # of each process; a source needs none
     whole_batches: bool = False  # whether no batch reaches into another epoch, as the run began
 
-    def add(self, values: dict[str, float]) -> None:
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """step: how many are done."""
+        self.step = step
         self.count += 1
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
 
     def means(self) -> dict[str, float]:
         means, self.sums, self.count = {name: s / self.count for name, s in self.sums.items()}, {}, 0
         return means
+
+
+class Stopwatch:
+    """Seconds of training, which leave evaluations out."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def restart(self) -> float:
+        """The seconds since the last time."""
+        before, self.began = self.began, time.perf_counter()
+        return self.began - before
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -140,10 +157,10 @@ def restore(
     source: Images,
     config: TrainConfig,
     accelerator: Accelerator,
-) -> Progress:
+) -> RunState:
     """Where to begin: at the newest checkpoint that verifies if the run goes on, else at step 0."""
     if not config.resume:
-        return Progress()
+        return RunState()
     root = config.out / "checkpoints"
     # The lead sets aside what does not verify; then everybody reads the same newest one.
     found = checkpoint.restore(root) if accelerator.is_main_process else None
@@ -151,7 +168,7 @@ def restore(
     if not accelerator.is_main_process:
         found = checkpoint.latest(root)
     if found is None:
-        return Progress()
+        return RunState()
     # Options that were added since: what they do by default was done before, unless the recipe says otherwise.
     absent = configuration(type(config)()) | config.before
     if configuration(config).get("range") == list(FULL_RANGE):  # by another name what was always done
@@ -163,7 +180,7 @@ def restore(
         accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
         accelerator.print(f"warning: {warning}: the run goes on with these")
-    progress = dict(found.state["progress"])
+    progress = {EARLIER_NAMES.get(name, name): value for name, value in found.state["progress"].items()}
     if told := check_length(found, config, source):
         accelerator.print(f"warning: {told}")
         progress["lengths"] = [*progress.get("lengths", ()), told]
@@ -171,7 +188,7 @@ def restore(
     if accelerator.scaler is not None and found.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(found.state["scaler"])
     try:
-        return Progress(**progress | {"watch": Watch(**progress["watch"])})
+        return RunState(**progress | {"watch": Watch(**progress["watch"])})
     except TypeError as error:
         raise DataError(
             f"{root}: its checkpoint of step {found.step} is of another version of sslvit: {error}"
@@ -194,7 +211,7 @@ def about_model(objective: Objective, source: Images, steps: int) -> dict[str, A
 def keep(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: RunState,
     source: Images,
     config: TrainConfig,
     accelerator: Accelerator,
@@ -220,7 +237,7 @@ def keep(
 
 
 def elsewhere(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, accelerator: Accelerator
+    objective: nn.Module, optimizer: torch.optim.Optimizer, progress: RunState, accelerator: Accelerator
 ) -> str:
     """A last try to keep the weights of a run whose folder takes nothing any more; says where they are."""
     tensors = training_tensors(objective, optimizer)

@@ -17,8 +17,9 @@ from sslvit.errors import Diverged
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
-from sslvit.train import OVERFLOWS, pretrain
+from sslvit.train import pretrain
 from sslvit.training import optim
+from sslvit.training.guard import OVERFLOWS
 from sslvit.training.watch import REMEMBERED, Watch
 from sslvit.views.pretraining import Light
 
