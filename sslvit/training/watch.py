@@ -14,8 +14,8 @@ is one small product a step, where RankMe (https://arxiv.org/abs/2210.02885) tak
 logged and not judged: on small images it is 2 or 3 at the start of a healthy run, and in a collapsed one too.
 
 A rule compares with the run's own first step, because images that hardly differ have features that hardly differ: at
-random weights feature_std is 0.8 for the built-in shapes and 0.2 for small digits. tests/training/test_watch.py measures
-how soon collapses are caught, and that healthy runs raise no alarm.
+random weights feature_std is 0.8 for the built-in shapes and 0.2 for small digits. Its test measures how
+soon collapses are caught, and that healthy runs raise no alarm.
 """
 
 import math
