@@ -1,6 +1,6 @@
 """Runs that older versions left are still read, and go on: one for each schema of checkpoints and models.
 
-python tests/runs/test_golden.py FOLDER makes one, with the version at hand; it is kept beside this and never made again.
+tests/runs/test_golden.py FOLDER makes one, with the version at hand; it is kept beside this and never made again.
 """
 
 import hashlib
