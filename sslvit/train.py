@@ -94,7 +94,7 @@ def pretrain(
 
         known = {"source": source.name, "steps": steps, "lengths": state.lengths} | identity(source)
         if first < steps:
-            log = Log(config, accelerator, first, known)
+            log = Log(config, accelerator, first, known, owed=state.pending_line is not None)
             if evaluate and (first == 0 or state.pending_line is not None):
                 log.write(first, (state.pending_line or {}) | evaluate(objective.backbone))
                 state.pending_line = None

@@ -21,7 +21,7 @@ from sslvit.config import TrainConfig
 from sslvit.errors import DataError, NoInput, Preempted
 from sslvit.processes.collectives import start
 from sslvit.reports.run import write_report
-from sslvit.storage import checkpoint
+from sslvit.storage import checkpoint, sealed
 from sslvit.train import pretrain
 from sslvit.views.pretraining import Light
 from sslvit.weights.folder import load_backbone
@@ -81,8 +81,7 @@ def test_an_ended_run_that_is_made_longer_trains_on_by_the_new_schedule(tmp_path
     assert json.loads((out / "config.json").read_text())["epochs"] == 4
     assert json.loads((out / "cost.json").read_text())["images"] == 128
     assert json.loads((out / "model" / "config.json").read_text())["sslvit"]["steps"] == 16
-    shown = json.loads((out / "config.json").read_text()) | {"image_size": 32}  # which recipes choose
-    (out / "config.json").write_text(json.dumps(shown))
+    sealed.write(out / "config.json", sealed.read(out / "config.json") | {"image_size": 32})  # which recipes choose
     write_report(out)
     for name in ("report.html", "report.md", "model/README.md"):
         assert "-epochs was 2, is now 4" in (out / name).read_text().replace("\\", ""), name
