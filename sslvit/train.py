@@ -68,7 +68,7 @@ def pretrain(
     """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
     config = checked(objective, config, accelerator)
     row = row_of(source, config, accelerator)
-    if objective.couples_samples and not config.resume:
+    if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         row.only_whole_batches()
     with ExitStack() as entered:
         if accelerator.is_main_process:

@@ -47,6 +47,7 @@ from sslvit.data.source import ArraySource, Bad, Samples, ShapesSource, Source
 from sslvit.data.unreadable import BadImages
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
+from sslvit.views.batching import Size, both
 
 __all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
 
@@ -69,7 +70,7 @@ def open_source(
     spec: str,
     *,
     split: str = "train",
-    image_size: int | tuple[int, int],
+    image_size: Size,
     channels: int | None = None,
     canvas: int | None = None,
     image_column: str | None = None,
@@ -106,7 +107,7 @@ def open_source(
         )
     if root is not None:
         check_root(root, kind)
-    side = max(image_size) if isinstance(image_size, tuple) else image_size
+    side = max(both(image_size))
     if kind == "shapes":
         source = _shapes(rest, split, side)
     elif kind == "idx":

@@ -17,7 +17,7 @@ from sslvit.config import TrainConfig, configuration
 from sslvit.runs.folder import MetricsLog
 from sslvit.runs.public import without_secrets
 from sslvit.storage import sealed
-from sslvit.storage.jsonl import read_lines, read_object
+from sslvit.storage.jsonl import read_lines
 
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
 
@@ -64,7 +64,7 @@ def describe(config: TrainConfig, facts: dict[str, Any]) -> None:
 def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:
     """What a run that has ended wrote of itself, where that is missing, damaged, or of a longer run that was begun."""
     MetricsLog(config.out / "metrics.jsonl", step).close()
-    read = {name: read_object(config.out / name) for name in ("config.json", "environment.json")}
+    read = {name: sealed.intact(config.out / name) for name in ("config.json", "environment.json")}
     if read["config.json"].get("epochs") != config.epochs or not read["environment.json"]:
         describe(config, facts)
 
