@@ -194,10 +194,10 @@ def train(run: Run, state: RunState, log: Log) -> None:
             guard.raise_if_diverged(values, step)
             alarm = guard.health(values, step)
 
-            state.record(step + 1, values)
+            state.record(step + 1, values, clock.restart())
             bar.show(values["loss"], len(run.unreadable))
             due = Due.after(state.step, run, stop=stop, alarm=alarm is not None)
-            line = log_line(run, state, clock, alarm) if due.log else {}
+            line = log_line(run, state, alarm) if due.log else {}
             if due.evaluate and stop and not due.last:
                 state.pending_line, line = line, {}  # whoever asked to stop need not wait for an evaluation
             elif due.evaluate:
@@ -267,8 +267,7 @@ def completes(step: int, every: float) -> bool:
     return every > 0 and int(step / every) > int((step - 1) / every)
 
 
-def log_line(run: Run, state: RunState, clock: Stopwatch, alarm: Verdict | None) -> dict[str, Any]:
-    state.seconds += clock.restart()
+def log_line(run: Run, state: RunState, alarm: Verdict | None) -> dict[str, Any]:
     line = {"epoch": state.step * run.config.batch_size / run.row.epoch_images}
     line |= {"lr": run.optimizer.param_groups[0]["lr"]} | state.means() | {"seconds": state.seconds}
     return line | ({"health": str(alarm)} if alarm else {})

@@ -28,7 +28,7 @@ from sslvit.errors import DataError, Diverged
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
-from sslvit.storage import checkpoint
+from sslvit.storage import checkpoint, manifest
 from sslvit.train import completes, pretrain
 from sslvit.views.pretraining import Light
 
@@ -241,9 +241,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny_run
-from sslvit import distributed
+from sslvit.processes import collectives
 from sslvit.cli import at_the_door
-from sslvit.objectives.mpp import MPP
 forward = MPP.forward
 def poisoned(self, batch, progress):
     loss, metrics = forward(self, batch, progress)
@@ -527,6 +526,25 @@ def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_
     check_trackers(("tensorboard",))
     with pytest.raises(ValueError, match="mine must be one of aim, clearml"):
         check_trackers(("tensorboard", "mine"))
+
+
+def test_a_checkpoint_between_two_lines_of_the_log_holds_the_time_of_all_its_steps(tmp_path):
+    """Else a run that is stopped and goes on would cost less than it took."""
+    taken = []
+
+    class Slow(type(objective())):
+        def after_step(self, progress):
+            time.sleep(0.2)
+
+    made = objective()
+    made.__class__ = Slow
+    config = TrainConfig(out=tmp_path, **(DEFAULTS | {"epochs": 1.0, "log_every": 100, "save_every": 3}))
+    pretrain(made, source(), Light(32), config, start(threads=1))
+    for step in (3, 4):
+        state, _ = manifest.read_state(tmp_path / "checkpoints" / f"step-{step:08d}", step)
+        taken.append(state["progress"]["seconds"])
+    assert taken[0] >= 3 * 0.2
+    assert taken[1] >= taken[0] + 0.2
 
 
 def test_evaluations_are_due_when_their_pass_is_complete():

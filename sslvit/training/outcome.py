@@ -5,10 +5,10 @@ What a kill kept from being written, or a run of another length left, is written
 
 from accelerate import Accelerator
 
-from sslvit import sealed
 from sslvit.config import TrainConfig
 from sslvit.data.source import Images
 from sslvit.objectives.objective import Objective
+from sslvit.storage import sealed
 from sslvit.training.cost import peak_memory, write_cost
 from sslvit.training.state import RunState, about_model
 from sslvit.weights.folder import CONFIG, save_backbone

@@ -46,9 +46,10 @@ class RunState:
     stream_positions: list[list[int]] = field(default_factory=list)  # of each process; a source needs none
     whole_batches: bool = False  # whether no batch reaches into another epoch, as the run began
 
-    def record(self, step: int, values: dict[str, float]) -> None:
-        """step: how many are done."""
+    def record(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """step: how many are done. seconds: what this one took."""
         self.step = step
+        self.seconds += seconds
         self.count += 1
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
 

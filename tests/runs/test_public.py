@@ -11,11 +11,8 @@ from started import draw_images
 from test_model_folder import make
 from test_recipes import TINY, run
 
-from sslvit.runs import log
-from sslvit import records, sealed
 from sslvit.data import source
-from sslvit.weights.hub import push_to_hub
-from sslvit.weights.folder import card, described, save_backbone
+from sslvit.runs import log
 from sslvit.runs.public import public, without_secrets
 from sslvit.storage import sealed
 from sslvit.weights.folder import card, described, save_backbone
