@@ -26,6 +26,7 @@ from sslvit.evaluate.near_duplicates import leaks_of_run
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
+from sslvit.experiments.jobs import check_numbers
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
 from sslvit.reports.confusion import draw_confusion
@@ -59,6 +60,7 @@ class Config(ModelConfig, Protocols, ImagesConfig):
 
 def main() -> None:
     config = tyro.cli(Config)
+    check_numbers(config, above="k draws blocks", from_zero="limit_train limit_test threads")
     accelerator = start(threads=config.threads)
     pretrained, about = config.open()
     size = config.image_size or pretrained.image_size

@@ -103,7 +103,7 @@ def pretrain(
                 trained = sharding.sharded(objective, optimizer, accelerator)
                 evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, trained, objective)
             rescue = partial(keep, trained, optimizer, state, source, config, accelerator)
-            with watched(row, config.out, rescue), signals.stepping(), compiled(trained, config.compile):
+            with signals.stepping(), watched(row, config.out, rescue), compiled(trained, config.compile):
                 train(assemble(trained, optimizer, row, views, evaluate, config, accelerator, first, steps), state, log)
                 sharding.collect(trained, objective)
             log.close()
