@@ -146,7 +146,8 @@ def finetune(
         accelerator.free_memory()
         return objective
 
-    rate, tried = config.lr, {}
+    rate = config.lr
+    tried: dict[float, float] = {}
     several = labels[part].bincount().max() > 1
     if config.rates and not several:
         accelerator.print(f"{len(part)} images, one a class: none can be held out to choose a rate by, it is {rate:g}")
@@ -238,7 +239,7 @@ def choose_rate(rates: tuple[float, ...], accuracy: Callable[[float], float]) ->
             found[rate] = -1.0
     if max(found.values()) < 0:
         raise Diverged(f"training left the numbers with each of the rates {rates}: try smaller ones")
-    return max(found, key=found.get), found
+    return max(found, key=found.__getitem__), found
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class Report:
         several = f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"
         classes = f"none: {self.unlabelled}"
         if self.class_sizes:
-            least, most = (pick(self.class_sizes, key=self.class_sizes.get) for pick in (min, max))
+            least, most = (pick(self.class_sizes, key=self.class_sizes.__getitem__) for pick in (min, max))
             spread = f"{self.class_sizes[least]:,} images ({least}) to {self.class_sizes[most]:,} ({most})"
             alike = f"{self.class_sizes[least]:,} images each"
             even = self.class_sizes[least] == self.class_sizes[most]

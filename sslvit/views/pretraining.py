@@ -9,7 +9,8 @@ blur's sigma is in pixels of the output at every size, as it stands in the paper
 sigma takes away far more, and a recipe for small images may want a smaller one.
 """
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -201,12 +202,17 @@ def papers_blur(size: Size) -> tuple[float, float]:
 class Several(Scaled):
     """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
 
-    views: tuple[Distorted, ...]
+    sigma: tuple[float, float]
+    colour: bool
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[Distorted, ...]: ...
 
     def view(self, size: Size, scale: tuple[float, float], **given: Any) -> Distorted:
         """One of them."""
-        without = {} if self.colour else {"strengths": (0.4, 0.4, 0.0, 0.0), "grey": 0.0}
-        return Distorted(size, scale, sigma=self.sigma, **without, **given)
+        view = Distorted(size, scale, sigma=self.sigma, **given)
+        return view if self.colour else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
         for view in self.views:
