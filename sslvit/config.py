@@ -123,8 +123,8 @@ class DataConfig(ImagesConfig):
             given = self.reading(channels=self.channels or 3)
             size, _ = given.pop("image_size"), given.pop("follow_links")
             if self.only or self.images:
-                given = f"--only {self.only}" if self.only else f"--images {self.images}"
-                raise ValueError(f"{given} is not for streams: what is in them is not known beforehand")
+                flag = f"--only {self.only}" if self.only else f"--images {self.images}"
+                raise ValueError(f"{flag} is not for streams: what is in them is not known beforehand")
             given["canvas"] = given["canvas"] or room(int(np.max(size)))
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:

@@ -84,19 +84,31 @@ class FinetuneConfig(TrainConfig):
         return replace(views, scale=(self.smallest_crop, 1.0), erase=self.erase)
 
 
-_AUGMENTED = {"smallest_crop": 0.08, "randaugment": True, "erase": 0.25, "drop_path": 0.1}
-_AUGMENTED |= {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
-_ADAMW = {
-    "optimizer": "adamw",
-    "lr": 0.0,
-    "base_lr": 5e-4,
-    "final_lr": 1e-6,
-    "weight_decay": 0.05,
-    "layer_decay": 0.65,
-    "clip": 0.0,
+PROTOCOLS = {
+    "vit": FinetuneConfig(),
+    "modern": FinetuneConfig(
+        protocol="modern",
+        rates=(),
+        steps=0,
+        epochs=100,
+        warmup_epochs=5,
+        batch_size=1024,
+        smallest_crop=0.08,
+        randaugment=True,
+        erase=0.25,
+        drop_path=0.1,
+        smoothing=0.1,
+        mixup=0.8,
+        cutmix=1.0,
+        optimizer="adamw",
+        lr=0.0,
+        base_lr=5e-4,
+        final_lr=1e-6,
+        weight_decay=0.05,
+        layer_decay=0.65,
+        clip=0.0,
+    ),
 }
-_LENGTH = {"rates": (), "steps": 0, "epochs": 100, "warmup_epochs": 5, "batch_size": 1024}
-PROTOCOLS = {"vit": FinetuneConfig(), "modern": FinetuneConfig(protocol="modern", **_AUGMENTED, **_ADAMW, **_LENGTH)}
 
 
 def settled(config: FinetuneConfig) -> FinetuneConfig:

@@ -176,8 +176,8 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
                 stream.truncate(0)
                 return {"differs": chunk}  # remembered, so that the next run does not try again
             pixels = np.asarray(chunk[0])
-            digest.update(pixels)
-            stream.write(pixels)
+            digest.update(pixels.data)
+            stream.write(pixels.data)
             bad += chunk[1]
         stream.flush()
         os.fsync(stream.fileno())

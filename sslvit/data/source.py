@@ -179,7 +179,7 @@ class ShapesSource(Source):
         self.first, self.image_size = first, image_size
         self.canvas = (image_size, image_size)
         label = {"shape": shapes.shape_label, "texture": shapes.texture_label}[by]
-        self.labels = label(ids).numpy()
+        self.labels: np.ndarray = label(ids).numpy()
         self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
         self.name = f"shapes ({size:,} labelled by {by})"
         self.fingerprint = f"shapes:{first}+{size}@{image_size}"

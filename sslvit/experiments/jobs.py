@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,8 @@ def check_numbers(config: Any, *, above: str = "", from_zero: str = "", shares: 
 def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
     """A recipe's own parser and its checks, before anything is begun. said: what the user said that led to them."""
     spec = importlib.util.spec_from_file_location("looked_at", recipe)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{recipe} is not Python")
     sys.modules["looked_at"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     mine, sys.argv = sys.argv, [str(recipe), *words]
@@ -148,7 +151,8 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
     deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
     for part in parts:
         delete_checkpoints(part, out)
-    display, running, failed = Display(parts), {}, {}
+    display, failed = Display(parts), {}
+    running: dict[Part, tuple[BaseProcess, int, float]] = {}
     free, told = list(range(jobs)), False
     signals.listen()
     with signals.stepping():
@@ -187,7 +191,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
         raise PartFailed(
             f"{part.name} ended with exit code {code}; what is done is kept, and when the cause is gone the same "
             f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
-            code if 0 < code <= BAD_CONFIGURATION else INTERNAL,
+            code if code and 0 < code <= BAD_CONFIGURATION else INTERNAL,
         )
     if waiting or signals.asked():
         display.clear()

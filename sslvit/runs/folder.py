@@ -202,6 +202,7 @@ def _locked(file: Path) -> int:
             os.close(fd)
             raise
         os.close(fd)
+    raise AssertionError("the last turn returns or raises")
 
 
 def _no_plain_file(file: Path) -> FolderRefused:

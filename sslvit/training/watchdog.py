@@ -40,9 +40,9 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         if str(error).startswith("DataLoader"):
             kept = collectives.processes() == 1 and save()
             raise Lost(of_workers(error, row) + (". The last step is saved" if kept else "")) from error
-        if FULL.search(str(error)):
+        if full := FULL.search(str(error)):
             kept = collectives.processes() == 1 and save()
-            raise Lost(of_shared_memory(str(error)) + (". The last step is saved" if kept else "")) from error
+            raise Lost(of_shared_memory(full[0]) + (". The last step is saved" if kept else "")) from error
         if collectives.processes() == 1 or not OF_PROCESSES.search(str(error)):
             raise
         stack = out / "stacks" / f"process-{collectives.rank()}.txt"
@@ -80,7 +80,7 @@ def of_shared_memory(said: str) -> str:
     now = "" if free is None else f" ({shared.SHARED}, {free / 1e6:,.1f} MB free now)"
     return (
         f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: "
-        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {FULL.search(said)[0]}"
+        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {said}"
     )
 
 
