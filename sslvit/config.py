@@ -239,6 +239,9 @@ class TrainConfig:
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and a worker or two a core is "
                 "usual"
             )
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"--{name} is {getattr(self, name):g}; it must not be above {most:g}")

@@ -91,19 +91,7 @@ def open_source(
     """
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
-    kind, colon, rest = spec.partition(":")
-    if kind == "stream":
-        raise ValueError(f"{spec}: streams are for pretraining only; without stream: its images are read by number")
-    if not colon or kind not in KINDS or os.path.exists(spec):
-        kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
-        if colon and not os.path.exists(spec):
-            raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
-    several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
-    if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
-        # An empty path would be the folder that we happen to be in.
-        raise ValueError(
-            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
-        )
+    kind, rest = _kind_of(spec)
     if root is not None:
         check_root(root, kind)
     side = max(image_size) if isinstance(image_size, tuple) else image_size
@@ -131,6 +119,24 @@ def open_source(
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
     return source
+
+
+def _kind_of(spec: str) -> tuple[str, str]:
+    """One of KINDS, and what follows it."""
+    kind, colon, rest = spec.partition(":")
+    if kind == "stream":
+        raise ValueError(f"{spec}: streams are for pretraining only; without stream: its images are read by number")
+    if not colon or kind not in KINDS or os.path.exists(spec):
+        kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
+        if colon and not os.path.exists(spec):
+            raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
+    several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
+    if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
+        # An empty path would be the folder that we happen to be in.
+        raise ValueError(
+            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
+        )
+    return kind, rest
 
 
 def room(side: int) -> int:
