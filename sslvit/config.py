@@ -63,8 +63,16 @@ class ImagesConfig:
 
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
-        names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
-        given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
+        given: dict[str, Any] = {
+            "image_size": self.image_size,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "root": self.root,
+            "canvas": self.canvas,
+            "max_pixels": self.max_pixels,
+            "follow_links": self.follow_links,
+            "span": self.span(),
+        } | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             shown = " ".join(map(str, np.atleast_1d(given[name])))
             if given[name] is not None and np.min(given[name]) < 1:

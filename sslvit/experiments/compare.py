@@ -300,7 +300,7 @@ def starts(config: ComparisonConfig) -> dict[str, Path]:
         for readout, method in SCRATCH.items():
             made[f"{method}-{seed}"] = folder = config.out / "starts" / f"{method}-{seed}"
             if not folder.exists():
-                sizes = {"image_size": config.image_size, "channels": channels}
-                backbone = ViT.variant(config.model, **sizes, seed=seed, init="jax")
+                size = config.image_size
+                backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init="jax")
                 save_backbone(backbone, folder, {"objective": "random start", "readout": readout, "data": "nothing"})
     return made
