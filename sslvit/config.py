@@ -63,8 +63,16 @@ class ImagesConfig:
 
     def reading(self, **chosen: Any) -> dict[str, Any]:
         """How images are read: arguments of open_source, of which others may be chosen."""
-        names = ("image_size", "image_column", "label_column", "root", "canvas", "max_pixels", "follow_links")
-        given = {name: getattr(self, name) for name in names} | {"span": self.span()} | chosen
+        given: dict[str, Any] = {
+            "image_size": self.image_size,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "root": self.root,
+            "canvas": self.canvas,
+            "max_pixels": self.max_pixels,
+            "follow_links": self.follow_links,
+            "span": self.span(),
+        } | chosen
         for name in ("image_size", "canvas", "max_pixels"):
             shown = " ".join(map(str, np.atleast_1d(given[name])))
             if given[name] is not None and np.min(given[name]) < 1:
@@ -123,8 +131,8 @@ class DataConfig(ImagesConfig):
             given = self.reading(channels=self.channels or 3)
             size, _ = given.pop("image_size"), given.pop("follow_links")
             if self.only or self.images:
-                given = f"--only {self.only}" if self.only else f"--images {self.images}"
-                raise ValueError(f"{given} is not for streams: what is in them is not known beforehand")
+                flag = f"--only {self.only}" if self.only else f"--images {self.images}"
+                raise ValueError(f"{flag} is not for streams: what is in them is not known beforehand")
             given["canvas"] = given["canvas"] or room(int(np.max(size)))
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
@@ -239,6 +247,9 @@ class TrainConfig:
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and a worker or two a core is "
                 "usual"
             )
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"--{name} is {getattr(self, name):g}; it must not be above {most:g}")

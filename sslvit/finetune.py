@@ -83,19 +83,31 @@ class FinetuneConfig(TrainConfig):
         return replace(views, scale=(self.smallest_crop, 1.0), erase=self.erase)
 
 
-_AUGMENTED = {"smallest_crop": 0.08, "randaugment": True, "erase": 0.25, "drop_path": 0.1}
-_AUGMENTED |= {"smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
-_ADAMW = {
-    "optimizer": "adamw",
-    "lr": 0.0,
-    "base_lr": 5e-4,
-    "final_lr": 1e-6,
-    "weight_decay": 0.05,
-    "layer_decay": 0.65,
-    "clip": 0.0,
+PROTOCOLS = {
+    "vit": FinetuneConfig(),
+    "modern": FinetuneConfig(
+        protocol="modern",
+        rates=(),
+        steps=0,
+        epochs=100,
+        warmup_epochs=5,
+        batch_size=1024,
+        smallest_crop=0.08,
+        randaugment=True,
+        erase=0.25,
+        drop_path=0.1,
+        smoothing=0.1,
+        mixup=0.8,
+        cutmix=1.0,
+        optimizer="adamw",
+        lr=0.0,
+        base_lr=5e-4,
+        final_lr=1e-6,
+        weight_decay=0.05,
+        layer_decay=0.65,
+        clip=0.0,
+    ),
 }
-_LENGTH = {"rates": (), "steps": 0, "epochs": 100, "warmup_epochs": 5, "batch_size": 1024}
-PROTOCOLS = {"vit": FinetuneConfig(), "modern": FinetuneConfig(protocol="modern", **_AUGMENTED, **_ADAMW, **_LENGTH)}
 
 
 def settled(config: FinetuneConfig) -> FinetuneConfig:
@@ -145,7 +157,8 @@ def finetune(
         accelerator.free_memory()
         return objective
 
-    rate, tried = config.lr, {}
+    rate = config.lr
+    tried: dict[float, float] = {}
     several = labels[part].bincount().max() > 1
     if config.rates and not several:
         accelerator.print(f"{len(part)} images, one a class: none can be held out to choose a rate by, it is {rate:g}")
@@ -237,7 +250,7 @@ def choose_rate(rates: tuple[float, ...], accuracy: Callable[[float], float]) ->
             found[rate] = -1.0
     if max(found.values()) < 0:
         raise Diverged(f"training left the numbers with each of the rates {rates}: try smaller ones")
-    return max(found, key=found.get), found
+    return max(found, key=found.__getitem__), found
 
 
 @torch.no_grad()

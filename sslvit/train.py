@@ -200,7 +200,7 @@ def train(run: Run, state: RunState, log: Log) -> None:
             line = log_line(run, state, alarm) if due.log else {}
             if due.evaluate and stop and not due.last:
                 state.pending_line, line = line, {}  # whoever asked to stop need not wait for an evaluation
-            elif due.evaluate:
+            elif due.evaluate and run.evaluate is not None:
                 line |= run.evaluate(objective.backbone)
                 clock.restart()
             if line:

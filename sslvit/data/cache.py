@@ -169,15 +169,16 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     digest, bad = hashlib.blake2b(), []
     with open(file, "wb") as stream:
         patience = PATIENCE if workers else 0
-        loading = {"batch_size": None, "num_workers": workers, "timeout": patience, "collate_fn": as_it_is}
-        chunks = DataLoader(_Chunks(source), **loading)
+        chunks = DataLoader(
+            _Chunks(source), batch_size=None, num_workers=workers, timeout=patience, collate_fn=as_it_is
+        )
         for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 stream.truncate(0)
                 return {"differs": chunk}  # remembered, so that the next run does not try again
             pixels = np.asarray(chunk[0])
-            digest.update(pixels)
-            stream.write(pixels)
+            digest.update(pixels.data)
+            stream.write(pixels.data)
             bad += chunk[1]
         stream.flush()
         os.fsync(stream.fileno())

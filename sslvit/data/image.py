@@ -93,7 +93,7 @@ def open_image(
     span: of more than eight bits, the values that become 0 and 255."""
     if channels not in (1, 3):
         raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
-    image = _open(data, max_pixels)
+    image: Image.Image = _open(data, max_pixels)
     if span and _largest(image, data) > WHITE and image.mode not in (*GREY_16, "I", "F"):
         raise BadImage("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
     orientation = _orientation(image)
@@ -139,7 +139,7 @@ def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
     return min(box[0], max(1, round(height * scale))), min(box[1], max(1, round(width * scale)))
 
 
-def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, str, int, int]:
+def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str | None, str, int, int]:
     """(format, Pillow mode, height, width as shown) from the header, nothing decoded."""
     image = _open(data, max_pixels)
     return image.format, image.mode, *_shown_size(image, _orientation(image))
@@ -161,7 +161,7 @@ def levels(data: bytes, max_pixels: int = MAX_PIXELS) -> Levels | None:
     return Levels(int(values.min()) * factor, int(values.max()) * factor, largest, grey)
 
 
-def _largest(image: ImageFile, data: bytes) -> int:
+def _largest(image: Image.Image, data: bytes) -> int:
     """The largest value that the file can hold."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         return 2 ** data[PNG_BITS] - 1
@@ -249,11 +249,11 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded: {error or type(error).__name__}"
 
 
-def _shown_size(image: ImageFile, orientation: int) -> tuple[int, int]:
+def _shown_size(image: Image.Image, orientation: int) -> tuple[int, int]:
     return (image.width, image.height) if orientation in SIDEWAYS else (image.height, image.width)
 
 
-def _orientation(image: ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow turns these by itself while loading, and says their size as turned
     try:
@@ -262,7 +262,7 @@ def _orientation(image: ImageFile) -> int:
         return 1
 
 
-def _reduced(image: ImageFile, mode: str, factor: int, span: Span | None) -> Image.Image:
+def _reduced(image: Image.Image, mode: str, factor: int, span: Span | None) -> Image.Image:
     """As "RGB" or "L", every square of factor x factor pixels averaged. What must be converted is so in strips: at
     once, 64 million pixels with alpha or 16 bits would take 800 MB beside those of the image."""
     if image.mode == mode and "transparency" not in image.info:
@@ -275,7 +275,7 @@ def _reduced(image: ImageFile, mode: str, factor: int, span: Span | None) -> Ima
     return reduced
 
 
-def _flatten(image: Image.Image, mode: str, file: ImageFile, span: Span | None) -> Image.Image:
+def _flatten(image: Image.Image, mode: str, file: Image.Image, span: Span | None) -> Image.Image:
     """A part of a file of any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and
     drops alpha."""
     if image.mode.startswith("I;16"):
@@ -295,7 +295,9 @@ def _flatten(image: Image.Image, mode: str, file: ImageFile, span: Span | None) 
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # which is so where an image is converted in place
+        image = converted
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, (WHITE, WHITE, WHITE))

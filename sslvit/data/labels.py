@@ -20,7 +20,7 @@ def no_labels(problem: str) -> Labels:
     return Labels(None, None, problem)
 
 
-def number(values: Sequence, column: str, classes: tuple[str, ...] | None, given: bool = False) -> Labels:
+def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, given: bool = False) -> Labels:
     """Class numbers are kept, booleans are 0 and 1, strings become their place among `classes`, or else among all of
     them sorted. `given` says that numbers index `classes`, as in a ClassLabel column."""
     array = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
@@ -73,7 +73,6 @@ def _texts(values: list[str], column: str, classes: tuple[str, ...] | None) -> L
 
 def match_classes(found: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
     """The classes of another split, if given, so that equal numbers mean equal classes."""
-    unknown = [] if known is None else [name for name in found if name not in known]
-    if unknown:
+    if known is not None and (unknown := [name for name in found if name not in known]):
         raise DataError(f"classes {', '.join(unknown[:5])} are not among the {len(known)} of the training set")
     return known or found

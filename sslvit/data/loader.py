@@ -14,11 +14,11 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class Loaded(NamedTuple):
     views: tuple[Tensor, ...] | None = None  # if they are made already; then no pixels are left
 
 
-Views = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+class Views(Protocol):
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None, /) -> tuple[Tensor, ...]: ...
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the set is smaller than the batch

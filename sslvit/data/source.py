@@ -124,7 +124,8 @@ class ArraySource(Source):
         self.bad, self.decoded_from = bad or {}, decoded_from
         if len(self.bad) == size:
             raise DataError(f"{name}: none of {size} images can be used, the first because: {self.bad[0][1]}")
-        self._stored, self._array = pixels, None
+        self._stored = pixels
+        self._array: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
         # A mapped array would be pickled as its whole content. What it was decoded from is nothing to a worker.
@@ -148,7 +149,8 @@ class ArraySource(Source):
 
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
-        shown, bad = ids, ()
+        shown = ids
+        bad: tuple[Bad, ...] = ()
         if self.bad:
             bad = tuple(Bad(id, *self.bad[id], self._substitute(id)) for id in ids.tolist() if id in self.bad)
             shown = ids.copy()
@@ -177,7 +179,7 @@ class ShapesSource(Source):
         self.first, self.image_size = first, image_size
         self.canvas = (image_size, image_size)
         label = {"shape": shapes.shape_label, "texture": shapes.texture_label}[by]
-        self.labels = label(ids).numpy()
+        self.labels: np.ndarray = label(ids).numpy()
         self.classes = {"shape": shapes.SHAPES, "texture": shapes.TEXTURES}[by]
         self.name = f"shapes ({size:,} labelled by {by})"
         self.fingerprint = f"shapes:{first}+{size}@{image_size}"

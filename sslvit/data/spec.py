@@ -92,6 +92,38 @@ def open_source(
     """
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split {split!r} is neither train nor test")
+    kind, rest = _kind_of(spec)
+    if root is not None:
+        check_root(root, kind)
+    side = max(both(image_size))
+    source: Source
+    if kind == "shapes":
+        source = _shapes(rest, split, side)
+    elif kind == "idx":
+        source = open_idx(Path(rest), split)
+    elif kind == "npz":
+        source = open_npz(Path(rest), split, classes, span)
+    else:
+        columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
+        store, name = _store(kind, rest, split, columns, None if root is None else Path(root), follow_links)
+        if store.skipped and collectives.rank() == 0:
+            say(f"{name}: not read: {store.skipped}")
+        box = canvas or room(side)
+        canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
+        if span is None:
+            check_levels(seen_levels(store, max_pixels), name)
+        source = EncodedSource(
+            store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
+        )
+        if cache and as_given and max(canvas_size) <= SMALL:
+            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
+    if channels not in (None, source.channels):
+        raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
+    return source
+
+
+def _kind_of(spec: str) -> tuple[str, str]:
+    """One of KINDS, and what follows it."""
     kind, colon, rest = spec.partition(":")
     if kind == "stream":
         raise ValueError(f"{spec}: streams are for pretraining only; without stream: its images are read by number")
@@ -105,31 +137,7 @@ def open_source(
         raise ValueError(
             f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
         )
-    if root is not None:
-        check_root(root, kind)
-    side = max(both(image_size))
-    if kind == "shapes":
-        source = _shapes(rest, split, side)
-    elif kind == "idx":
-        source = open_idx(Path(rest), split)
-    elif kind == "npz":
-        source = open_npz(Path(rest), split, classes, span)
-    else:
-        columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
-        store, name = _store(kind, rest, split, columns, root and Path(root), follow_links)
-        if store.skipped and collectives.rank() == 0:
-            say(f"{name}: not read: {store.skipped}")
-        box = canvas or room(side)
-        canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
-        if span is None:
-            check_levels(seen_levels(store, max_pixels), name)
-        given = {"channels": channels or 3, "max_pixels": max_pixels, "span": span}
-        source = EncodedSource(store, name=name, canvas=canvas_size, **given)
-        if cache and as_given and max(canvas_size) <= SMALL:
-            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
-    if channels not in (None, source.channels):
-        raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
-    return source
+    return kind, rest
 
 
 def room(side: int) -> int:
@@ -138,6 +146,7 @@ def room(side: int) -> int:
 
 
 def _store(kind: str, rest: str, split: str, columns: dict, root: Path | None, follow_links: bool) -> tuple[Store, str]:
+    store: Store
     classes = columns["classes"]
     if kind == "folder":
         roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]

@@ -78,7 +78,8 @@ class Stream(Images):
         if rows.skipped and collectives.rank() == 0:
             say(f"{self.name}: not read, of what lies at the beginning of {files[0]}: {rows.skipped}")
         self.image_column, self.label_column = "image", "label" if rows.labelled else None
-        self._rows_of, self.shards, self.roots = rows.shard, len(files), []
+        self._rows_of, self.shards = rows.shard, len(files)
+        self.roots: list[bytes] = []
 
     def _open_table(
         self, rows: Any, roots: list[bytes], image_column: str | None, label_column: str | None, *, named: bool
@@ -117,8 +118,7 @@ class Stream(Images):
             image = row[self.image_column]
             tarred = isinstance(image, Piece)
             data = image.read(self.max_pixels) if tarred else encoded_bytes(image, self.roots, self.max_pixels)
-            read = {"channels": self.channels, "max_pixels": self.max_pixels, "span": self.span}
-            return open_image(data, fit=self.canvas, **read)
+            return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
         except BadImage as error:
             return error
 

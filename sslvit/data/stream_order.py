@@ -22,7 +22,7 @@ What is promised, and what is not:
 import math
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
@@ -76,7 +76,8 @@ class StreamRow(Parts):
                 f"some twice and some never: go on with {len(places)}"
             )
         self.place = Place(*places[self.rank]) if places else Place(0, 0)
-        self._batches, self._last = self._read(self.place), None
+        self._batches = self._read(self.place)
+        self._last: int | None = None
         self._after: dict[int | None, Place] = {None: self.place}  # after each of the last items
 
     def places(self, step: int, device: torch.device) -> list[list[int]]:
@@ -98,7 +99,9 @@ class StreamRow(Parts):
 
     def _read(self, place: Place) -> Iterator[tuple[Samples, Tensor, Place]]:
         """Micro-batches, the epoch of each of their images, and the place after them."""
-        good, bad, refused = [], [], []
+        good: list[Picked] = []
+        bad: list[Bad] = []
+        refused: list[Picked] = []
         filled = place.rows > 0  # whether this epoch had a micro-batch
         for picked in self._decoded(place):
             if isinstance(picked.image, BadImage):
@@ -126,12 +129,13 @@ class StreamRow(Parts):
 
     def _samples(self, good: list[Picked], bad: list[Bad]) -> Samples:
         pixels = torch.zeros(len(good), self.source.channels, *self.source.canvas, dtype=torch.uint8)
-        for slot, picked in enumerate(good):
-            pixels[slot, :, : picked.image.shape[1], : picked.image.shape[2]] = picked.image
+        images = [picked.image for picked in good if not isinstance(picked.image, BadImage)]
+        for slot, image in enumerate(images):
+            pixels[slot, :, : image.shape[1], : image.shape[2]] = image
         labels = [-1 if picked.label is None else picked.label for picked in good]
         return Samples(
             pixels=pixels,
-            extents=torch.tensor([picked.image.shape[1:] for picked in good]),
+            extents=torch.tensor([image.shape[1:] for image in images]),
             ids=torch.tensor([picked.id for picked in good]),
             labels=None if self.source.label_column is None else torch.tensor(labels),
             bad=tuple(bad),
@@ -141,7 +145,7 @@ class StreamRow(Parts):
         """Rows in order, decoded by threads a little ahead: decoders leave Python's lock to others."""
         threads = ThreadPoolExecutor()
         try:
-            ahead = deque()
+            ahead: deque[tuple[int, Future, int | None, Place]] = deque()
             for id, row, after in self._numbered(place):
                 ahead.append((id, threads.submit(self.source.decode, row), self.source.label(row), after))
                 if len(ahead) > max(AHEAD, self.part):

@@ -63,7 +63,7 @@ class Report:
         several = f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"
         classes = f"none: {self.unlabelled}"
         if self.class_sizes:
-            least, most = (pick(self.class_sizes, key=self.class_sizes.get) for pick in (min, max))
+            least, most = (pick(self.class_sizes, key=self.class_sizes.__getitem__) for pick in (min, max))
             spread = f"{self.class_sizes[least]:,} images ({least}) to {self.class_sizes[most]:,} ({most})"
             alike = f"{self.class_sizes[least]:,} images each"
             even = self.class_sizes[least] == self.class_sizes[most]
@@ -123,14 +123,14 @@ def preflight(source: Source, *, image_size: Size, batch_size: int, canvas: int 
 def _levels(look: "_Look", files: EncodedSource | None) -> str:
     if look.levels is None:
         return ""
-    span = files.span or (0, look.levels.full)
+    span = (files and files.span) or (0, look.levels.full)
     return f"{look.levels} in images of more than 8 bits; {span[0]:,.7g} becomes black, {span[1]:,.7g} white"
 
 
 def _files(source: Source) -> EncodedSource | None:
     """The encoded images, also of a source that reads them from the cache."""
-    source = source.decoded_from if isinstance(source, ArraySource) else source
-    return source if isinstance(source, EncodedSource) else None
+    decoded = source.decoded_from if isinstance(source, ArraySource) else source
+    return decoded if isinstance(decoded, EncodedSource) else None
 
 
 class _Look:

@@ -26,12 +26,13 @@ class NothingCame(RuntimeError):
     def __init__(self, seconds: float, workers: list[BaseProcess]):
         super().__init__(f"DataLoader timed out after {seconds:g} seconds")
         self.seconds, self.pids = seconds, [worker.pid for worker in workers]
-        self.stopped = {number: pid for number, pid in enumerate(self.pids) if is_stopped(pid)}
+        self.stopped = {number: pid for number, pid in enumerate(self.pids) if pid and is_stopped(pid)}
 
 
 def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: float) -> Iterator:
     """What the workers make, count times. Their errors are raised here, and NothingCame after timeout seconds."""
-    asked, came = queue.SimpleQueue(), queue.SimpleQueue()
+    asked: queue.SimpleQueue = queue.SimpleQueue()
+    came: queue.SimpleQueue = queue.SimpleQueue()
     Finalize(loaded, kill, args=(workers,), exitpriority=1)  # before multiprocessing waits for them at exit
     reader = threading.Thread(target=read, args=(loaded, asked, came), daemon=True)
     # A thread that is still taking its loader down when Python ends could crash it, and change the exit code.

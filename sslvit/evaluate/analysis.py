@@ -145,7 +145,8 @@ def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
     if not sums.isfinite().all():
         layers = (~sums.isfinite()).any(-1).any(0).nonzero().flatten() + 1
         raise ValueError(f"attention is not finite in layers {layers.tolist()} of {vit.depth}")
-    return Distances(*(sums / queries), images=count)
+    renormalised, plain, on_patches = sums / queries
+    return Distances(renormalised, plain, on_patches, images=count)
 
 
 def _summed_distances(vit: ViT, images: Tensor) -> Tensor:

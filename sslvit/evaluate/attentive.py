@@ -67,7 +67,7 @@ def attentive_probe(
         for rate in settings.rates:
             head = _train(tokens, labels, rows, rate, settings, seed)
             accuracy[rate] = top(head.probabilities(tokens[held]), labels[held])
-        best = max(accuracy, key=accuracy.get)
+        best = max(accuracy, key=accuracy.__getitem__)
     return _train(tokens, labels, torch.arange(len(labels)), best, settings, seed), accuracy
 
 

@@ -30,10 +30,10 @@ class Trained(NamedTuple):
 def trained(protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, augmented: Tensor | None = None) -> Trained:
     """protocol: logistic, attentive, or a name of PROTOCOLS. Features n d and m d, of attentive n p d and m p d."""
     if protocol == "attentive":
-        head, tried = attentive_probe(train, labels, Settings())
+        attentive, tried = attentive_probe(train, labels, Settings())
         held_out = [({"rate": rate}, accuracy) for rate, accuracy in tried.items()]
         settings, _ = max(held_out, key=lambda one: one[1])
-        return Trained(head.probabilities(test), head.state_dict(), settings, held_out)
+        return Trained(attentive.probabilities(test), attentive.state_dict(), settings, held_out)
     if protocol == "logistic":
         head, mean, deviation = standardised_probe(train, labels)
         probabilities, weights = head.probabilities((test - mean) / deviation), head.weights / deviation[:, None]
@@ -70,9 +70,12 @@ class Report:
         self.say(f"{f'{start}, {readout}':<24}{text}")
         for line in remarks(f"{start}, {readout}", predicted, test.labels):
             self.say(line)
-        numbers |= {"balanced accuracy": balanced_accuracy(predicted, test.labels)}
-        numbers |= {"settings": head.settings, "held out": head.held_out, "images": len(test.labels)}
-        self.numbers[f"{start}/{readout}"] = numbers
+        self.numbers[f"{start}/{readout}"] = numbers | {
+            "balanced accuracy": balanced_accuracy(predicted, test.labels),
+            "settings": head.settings,
+            "held out": head.held_out,
+            "images": len(predicted),
+        }
         if self.accelerator.is_main_process:
             found = Predictions(test.ids, test.labels, head.probabilities.float(), about)
             save_predictions(self.folder / f"{name}.parquet", found)

@@ -58,7 +58,7 @@ class Monitor:
                 self.accelerator.print(f"warning: {problem}")
                 self.told.add(problem)
         train, test = parts
-        numbers = {}
+        numbers: dict[str, float] = {}
         if unreadable := len(train.unreadable) + len(test.unreadable):
             numbers["evaluated without"] = unreadable
         for readout in backbone.readouts:

@@ -88,7 +88,7 @@ def _seal(table: pa.Table, about: bytes) -> str:
         flat = column.flatten() if isinstance(column, pa.FixedSizeListArray) else column
         values = np.ascontiguousarray(flat.to_numpy(zero_copy_only=False))
         digest.update(f"{name} {values.dtype} {len(column)} {len(values)}".encode())
-        digest.update(values)
+        digest.update(values.data)
     return MARK + digest.hexdigest()
 
 

@@ -43,6 +43,7 @@ def linear_name(fraction: float) -> str:
 def probed(train: Features, test: Features, readout: str, protocols: Protocols, about: dict[str, Any]) -> Probed:
     """about: what the predictions say of where they come from."""
     x, y, labels = train.by_readout[readout], test.by_readout[readout], train.labels
+    assert labels is not None, "features of images without labels"
     k, temperature = protocols.k, protocols.temperature
     votes = knn_votes(x, labels, y, k=k, temperature=temperature)
     numbers, answers = {f"{k}-nn": top(votes, test.labels)}, {f"{k}-nn": votes.argmax(-1)}

@@ -63,7 +63,10 @@ def stored(
     place = folder / xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
     found = _read(place, readouts, source)
     # All processes read, or all extract: extraction is a collective.
-    if collectives.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1:
+    if (
+        collectives.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1
+        and found is not None
+    ):
         return found
     features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, version=version, **options)
     if collectives.rank() == 0:

@@ -154,7 +154,8 @@ def baselines_in_words(results: dict[str, Any]) -> list[str]:
 def width_in_words(results: dict[str, Any]) -> str:
     """How much so few seeds say of their mean."""
     seeds = len(results["seeds"])
-    found = [over_seeds(by_method[name]) for by_method in results["values"].values() for name in results["methods"]]
+    values = [by_method[name] for by_method in results["values"].values() for name in results["methods"]]
+    found = [one for one in map(over_seeds, values) if one is not None]
     widest = max(100 * (one.high - one.low) for one in found)
     alike = " One without width only says that all seeds gave the same accuracy." * any(x.low == x.high for x in found)
     return (

@@ -26,8 +26,10 @@ from sslvit.weights.folder import WEIGHTS, save_backbone
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 HELD_OUT = "classes held out"
-GIVEN = ("out", "data", "only", "images", "image_size", "model", "start", "seed", "epochs", "resume", "overwrite")
-GIVEN += ("dry_run", "show_views")
+GIVEN = (
+    *("out", "data", "only", "images", "image_size", "model", "start", "seed", "epochs", "resume", "overwrite"),
+    *("dry_run", "show_views"),
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
         if len(held) < 2 or len(seen) < 2:
             raise ValueError(f"{said} of {len(labels)} classes: hold out two of them or more, and leave two or more")
         found = {OWN: replace(given, only=tuple(seen)), HELD_OUT: replace(given, only=config.held_out)}
-    same = {"image_size": config.image_size, "eval_crop": config.eval_crop}
-    others = [ImagesConfig(data, **same) for data in config.transfer]
+    others = [ImagesConfig(data, image_size=config.image_size, eval_crop=config.eval_crop) for data in config.transfer]
     return dict(zip(places(config), [*found.values(), *others], strict=True))
 
 
@@ -204,14 +205,17 @@ def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -
     work_on(measures, config.out, recipes, jobs=1, devices=devices)
     key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
     each = {m.folder: measured(part.product, key) for m, part in zip(methods, measures, strict=True)}
-    if None in each.values():
+    counted = {name: one for name, one in each.items() if one is not None}
+    if len(counted) < len(each):
         raise ValueError(f"operations could not be counted: {each}. Take --budget images or seconds")
-    return {name: config.epochs * each[methods[0].folder] / one for name, one in each.items()}
+    return {name: config.epochs * counted[methods[0].folder] / one for name, one in counted.items()}
 
 
 def measured(file: Path, key: str) -> float | None:
     with made_again(file):
-        return sealed.read(file, **{key: NUMBER | None})[key]
+        found = sealed.read(file)
+        sealed.check(found, **{key: NUMBER | None})
+        return found[key]
 
 
 def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:
@@ -293,7 +297,7 @@ def starts(config: ComparisonConfig) -> dict[str, Path]:
         for readout, method in SCRATCH.items():
             made[f"{method}-{seed}"] = folder = config.out / "starts" / f"{method}-{seed}"
             if not folder.exists():
-                sizes = {"image_size": config.image_size, "channels": channels}
-                backbone = ViT.variant(config.model, **sizes, seed=seed, init="jax")
+                size = config.image_size
+                backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init="jax")
                 save_backbone(backbone, folder, {"objective": "random start", "readout": readout, "data": "nothing"})
     return made

@@ -69,7 +69,7 @@ def gather_again(folder: Path) -> dict[str, Any]:
     with sealed.readable(folder / SETTINGS, "the command of the comparison says what it is to be"):
         settings = sealed.read(folder / SETTINGS, methods=list, seeds=int)
     known = {one.name for one in fields(ComparisonConfig)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known}
     config = ComparisonConfig(**given | {"out": folder})
     runs = [folder / "runs" / f"{method}-{seed}" for method in called(config.methods) for seed in range(config.seeds)]
     if missing := [run for run in runs if not (run / "report.md").exists()]:

@@ -17,10 +17,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,8 @@ def check_numbers(config: Any, *, above: str = "", from_zero: str = "", shares: 
 def check_words(recipe: Path, words: tuple[str, ...], said: str) -> None:
     """A recipe's own parser and its checks, before anything is begun. said: what the user said that led to them."""
     spec = importlib.util.spec_from_file_location("looked_at", recipe)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{recipe} is not Python")
     sys.modules["looked_at"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     mine, sys.argv = sys.argv, [str(recipe), *words]
@@ -140,22 +143,20 @@ def check_settings(
 def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
     """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere. A signal is
     handed on to the parts, and ends it when they have saved."""
-    names = {part.name for part in parts}
-    if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
-        raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
+    check_needs(parts)
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each part starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
     deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
     for part in parts:
         delete_checkpoints(part, out)
-    display, running, failed = Display(parts), {}, {}
+    display, failed = Display(parts), {}
+    running: dict[Part, tuple[BaseProcess, int, float]] = {}
     free, told = list(range(jobs)), False
     signals.listen()
     with signals.stepping():
         while True:
-            for part, (process, slot, started) in list(running.items()):
-                if process.is_alive():
-                    continue
+            gone = [(part, *at_work) for part, at_work in running.items() if not at_work[0].is_alive()]
+            for part, process, slot, started in gone:
                 del running[part]
                 free.append(slot)
                 if not part.product.exists() and process.exitcode != TAKEN and not signals.asked():
@@ -176,22 +177,35 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
                 running[part] = (process, slot, time.perf_counter())
             if signals.asked() and not told:
                 told = True
-                for process, _, _ in running.values():
-                    process.terminate()
+                terminate(process for process, _, _ in running.values())
             display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
             if not running and (failed or told or not waiting):
                 break
             time.sleep(0.2)
     if failed:
-        part, code = next(iter(failed.items()))
-        raise PartFailed(
-            f"{part.name} ended with exit code {code}; what is done is kept, and when the cause is gone the same "
-            f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
-            code if 0 < code <= BAD_CONFIGURATION else INTERNAL,
-        )
+        raise part_failed(*next(iter(failed.items())), out)
     if waiting or signals.asked():
         display.clear()
         raise Preempted(f"asked to stop, with {len(done)} of {len(parts)} parts done; the same command goes on")
+
+
+def check_needs(parts: list[Part]) -> None:
+    names = {part.name for part in parts}
+    if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
+        raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
+
+
+def terminate(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def part_failed(part: Part, code: int | None, out: Path) -> PartFailed:
+    return PartFailed(
+        f"{part.name} ended with exit code {code}; what is done is kept, and when the cause is gone the same "
+        f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
+        code if code and 0 < code <= BAD_CONFIGURATION else INTERNAL,
+    )
 
 
 def deaf_to_signals(*starts: Callable[[], None]) -> None:

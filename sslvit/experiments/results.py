@@ -52,7 +52,9 @@ def collect(
             where = named(place)
             file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
-                numbers = sealed.read(file, **{f"pretrained/{readout}": dict})[f"pretrained/{readout}"]
+                found = sealed.read(file)
+                sealed.check(found, **{f"pretrained/{readout}": dict})
+                numbers = found[f"pretrained/{readout}"]
                 read = [column for column in numbers if COLUMN.fullmatch(column)]
                 sealed.check(numbers, **dict.fromkeys(read, NUMBER))
                 if set(read) != set(columns.setdefault(place, read)):
@@ -77,7 +79,7 @@ def collect(
             raise DataError(
                 f"{out}: {column} is not there of {', '.join(short)}; the comparison's command makes the rest"
             )
-    costs = {name: [] for name in readouts}
+    costs: dict[str, list[dict[str, Any]]] = {name: [] for name in readouts}
     for method, name in methods.items():
         for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
             with made_again(file):
@@ -123,16 +125,17 @@ def whole(judged: dict[str, dict[str, list[Judged]]], nearest: dict[str, dict[st
     for column, by_method in nearest.items():
         place = column.rpartition(": ")[0]
         linear = [each for name, each in judged.items() if name.rpartition(": ")[0] == place and TUNED not in name]
-        (first, *_), *_ = linear[0].values() if linear else [[None]]  # of the same test images
-        told = first and all(len(by_method.get(name, ())) == len(each) for name, each in linear[0].items())
-        if told and first.unbalanced:
+        if not linear:
+            continue
+        (first, *_), *_ = linear[0].values()  # of the same test images
+        if first.unbalanced and all(len(by_method.get(name, ())) == len(each) for name, each in linear[0].items()):
             balanced[column] = by_method | {COMMONEST: [1 / first.classes]}
-    for column, by_method in judged.items():
-        (first, *_), *_ = by_method.values()
+    for column, classifiers in judged.items():
+        (first, *_), *_ = classifiers.values()
         if first.unbalanced:
-            balanced[column] = {name: [one.balanced for one in each] for name, each in by_method.items()}
+            balanced[column] = {name: [one.balanced for one in each] for name, each in classifiers.items()}
             balanced[column][COMMONEST] = [1 / first.classes]
-        seeds = {name: [seed for seed, one in enumerate(each) if one.one_class] for name, each in by_method.items()}
+        seeds = {name: [seed for seed, one in enumerate(each) if one.one_class] for name, each in classifiers.items()}
         one_class[column] = {name: some for name, some in seeds.items() if some}
     return {"balanced": balanced, "one_class": one_class}
 
@@ -151,7 +154,8 @@ def add_baselines(
         return None
     where = named(place)
     with made_again(file):
-        found = sealed.read(file, **{PIXELS: dict, COMMONEST: NUMBER})
+        found = sealed.read(file)
+        sealed.check(found, **{PIXELS: dict, COMMONEST: NUMBER})
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
             values[column][COMMONEST] = [found[f"{COMMONEST} of all" if tuned else COMMONEST]]

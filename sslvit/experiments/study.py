@@ -75,8 +75,9 @@ def amounts(config: StudyConfig) -> Iterator[Point]:
 
 
 def positions(config: StudyConfig) -> Iterator[Point]:
-    kinds = {"none": ("stem",), "relative": ("every_layer",)}  # which is inside attention
-    kinds |= dict.fromkeys(("learned_1d", "learned_2d"), ("stem", "every_layer", "every_layer_shared"))
+    learned = ("stem", "every_layer", "every_layer_shared")
+    kinds: dict[str, tuple[str, ...]] = {"none": ("stem",), "relative": ("every_layer",)}  # which is inside attention
+    kinds |= {"learned_1d": learned, "learned_2d": learned}
     for kind, places in kinds.items():
         for place in places:
             name = kind if len(places) == 1 else f"{kind}, {place}".replace("_", " ")
@@ -175,7 +176,8 @@ def baseline_rows(parts: dict[int | None, Part], columns: list[str]) -> list[dic
     found = []
     for count, part in parts.items():
         with made_again(part.product):
-            numbers = sealed.read(part.product, **{COMMONEST: NUMBER, PIXELS: dict, "side": int})
+            numbers = sealed.read(part.product)
+            sealed.check(numbers, **{COMMONEST: NUMBER, PIXELS: dict, "side": int})
             same = {column: [numbers[COMMONEST]] for column in columns}
             pixels = {column: [numbers[PIXELS][column]] for column in columns}
         found += [{"series": COMMONEST, "x": count, "values": same}]

@@ -142,7 +142,7 @@ def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[st
     rows = []
     for name in results["methods"]:
         found = [over_seeds(results["values"][column][name]) for column in columns]
-        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found]
+        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found if x is not None]
         rows.append([name, *cells])
     return header("%, over seeds alone", columns), rows
 

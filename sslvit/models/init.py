@@ -1,6 +1,7 @@
 """How the weights of a ViT start: by the rules of timm, DINO, MoCo v3, MAE and JAX, from a seed alone."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,45 +27,48 @@ def initialise(vit: nn.Module, init: Init, seed: int) -> None:
     without positions they would stay equal for ever.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, std: float) -> None:
-        nn.init.normal_(tensor, std=std, generator=generator)
-
-    def xavier(weight: Tensor, fan_out: int) -> None:
-        bound = math.sqrt(6 / (weight[0].numel() + fan_out))
-        nn.init.uniform_(weight, -bound, bound, generator=generator)
-
+    normal = partial(nn.init.normal_, generator=generator)
     for block in vit.blocks:
         for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
             parts = 3 if linear is block.attn.qkv and init in ("moco_v3", "jax") else 1
             if init in ("timm", "dino"):
-                normal(linear.weight, 0.02)
+                normal(linear.weight, std=0.02)
             else:
-                xavier(linear.weight, linear.out_features // parts)
+                xavier(linear.weight, linear.out_features // parts, generator)
             if linear.bias is not None:
                 in_mlp = linear in (block.mlp.fc1, block.mlp.fc2)
-                normal(linear.bias, 1e-6 if init == "jax" and in_mlp else 0.0)
+                normal(linear.bias, std=1e-6 if init == "jax" and in_mlp else 0.0)
 
     projection = vit.patch_embed.proj
-    fan_in = projection.weight[0].numel()
     nn.init.zeros_(projection.bias)
     if init in ("timm", "dino"):
-        for tensor in (projection.weight, projection.bias):
-            nn.init.uniform_(tensor, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        as_torch(projection, projection.weight, generator)
+        as_torch(projection, projection.bias, generator)
     elif init == "jax":
         lecun_normal(projection.weight, generator)
     else:
-        xavier(projection.weight, len(projection.weight))
+        xavier(projection.weight, len(projection.weight), generator)
 
     if vit.cls_token is not None:
-        normal(vit.cls_token, {"timm": 1e-6, "dino": 0.02, "moco_v3": 1e-6, "mae": 0.02, "jax": 0.0}[init])
+        normal(vit.cls_token, std={"timm": 1e-6, "dino": 0.02, "moco_v3": 1e-6, "mae": 0.02, "jax": 0.0}[init])
     if vit.reg_token is not None:
-        normal(vit.reg_token, 1e-6)
+        normal(vit.reg_token, std=1e-6)
     for name, parameter in vit.named_parameters(recurse=False):
         if name.startswith(("pos_embed", "relative_embed")):
-            normal(parameter, 0.02)
+            normal(parameter, std=0.02)
     if init == "mae":  # its code draws the projection's weight anew, and leaves the bias as it was made
-        nn.init.uniform_(projection.bias, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        as_torch(projection, projection.bias, generator)
+
+
+def xavier(weight: Tensor, fan_out: int, generator: torch.Generator) -> None:
+    bound = math.sqrt(6 / (weight[0].numel() + fan_out))
+    nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+def as_torch(convolution: nn.Module, tensor: Tensor, generator: torch.Generator) -> None:
+    """Its weight or its bias, as torch makes them."""
+    bound = convolution.weight[0].numel() ** -0.5
+    nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
 def lecun_normal(weight: Tensor, generator: torch.Generator) -> None:

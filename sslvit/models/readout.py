@@ -15,7 +15,7 @@ class Encoded(NamedTuple):
     patches: Tensor  # b n d
 
 
-def read(encoded: Encoded, readout: Readout) -> Tensor:
+def read(encoded: Encoded, readout: str) -> Tensor:
     """One vector an image: the class token or the mean patch, `b d`, or both joined, `b (2 d)`."""
     if readout not in get_args(Readout):
         raise ValueError(f"readout {readout!r} is none of {get_args(Readout)}")

@@ -121,8 +121,14 @@ class DINO(Objective):
         backbone.position_resize = position_resize
         self.student = type(backbone)(replace(backbone.config, drop_path=drop_path))
         self.student.load_state_dict(backbone.state_dict())
-        sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
-        self.student_head = Head(backbone.width, **sizes, norm_last_layer=norm_last_layer, seed=seed)
+        self.student_head = Head(
+            backbone.width,
+            hidden=hidden,
+            bottleneck=bottleneck,
+            outputs=outputs,
+            norm_last_layer=norm_last_layer,
+            seed=seed,
+        )
         self.backbone, self.head = backbone.requires_grad_(False), frozen_copy(self.student_head)
         self.register_buffer("centre", torch.zeros(outputs))
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature

@@ -1,10 +1,11 @@
 """What the loop needs to know of an objective, and nothing more."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from sslvit.models.readout import Readout
 from sslvit.models.vit import ViT
 
 
@@ -18,7 +19,7 @@ class Objective(nn.Module, ABC):
     """A loss around a backbone. Concrete objectives are final: share functions, never super().forward()."""
 
     backbone: ViT  # what is evaluated and exported
-    readout: Literal["cls", "mean"]  # what a probe should read, in training and offline alike
+    readout: Readout  # what a probe should read, in training and offline alike
     couples_samples = False  # whether the loss of an image depends on the others of its batch
 
     @property

@@ -13,11 +13,12 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from sslvit.config import TrainConfig, steps_of
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
-from sslvit.objectives.objective import Objective
+from sslvit.objectives.objective import Batch, Objective
 from sslvit.preflight.views import show_views
 from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
@@ -57,7 +58,8 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     optimizer = optim.new_optimizer(objective, config)
     tolerant = replace(config, max_bad=1.0)
     run = assemble(objective, optimizer, row, views, None, tolerant, accelerator, first_step=0, steps=1 + TIMED)
-    seconds, losses, entered = [], [], []
+    seconds, losses = [], []
+    entered: list[tuple[Tensor, Batch]] = []
     for step in range(1 + TIMED + REPEATED):
         began = time.perf_counter()
         repeated = step > TIMED
@@ -103,8 +105,10 @@ def saved_and_read(objective: Objective, optimizer: torch.optim.Optimizer, folde
         path = checkpoint.save(Path(place), 0, tensors, {})
         took = time.perf_counter() - began
         size = sum(file.stat().st_size for file in path.iterdir())
-        found = checkpoint.latest(Path(place)).tensors
-    same = found.keys() == tensors.keys() and all(torch.equal(found[n], t.cpu()) for n, t in tensors.items())
+        found = checkpoint.latest(Path(place))
+    assert found is not None
+    read = found.tensors
+    same = read.keys() == tensors.keys() and all(torch.equal(read[n], t.cpu()) for n, t in tensors.items())
     room, needed = shutil.disk_usage(folder).free, (keep + 1) * size
     enough = (
         "" if room > 2 * needed else f"; WARNING: {room / 2**20:,.0f} MiB are free and {needed / 2**20:,.0f} needed"

@@ -40,8 +40,8 @@ def show_views(config: TrainConfig, source: Images, views: Views, accelerator: A
     if accelerator.is_main_process:
         whole = Plain(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
         draw((*whole, *seen), config.show_views)
-    views = "1 view" if len(seen) == 1 else f"{len(seen)} views"
-    accelerator.print(f"{config.show_views}: {SHOWN} images of {source.name}, each whole and in {views}")
+    several = "1 view" if len(seen) == 1 else f"{len(seen)} views"
+    accelerator.print(f"{config.show_views}: {SHOWN} images of {source.name}, each whole and in {several}")
     return True
 
 

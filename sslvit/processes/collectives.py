@@ -169,8 +169,13 @@ def keep_memory() -> None:
 def start_run(config: Any) -> Accelerator:
     """By a TrainConfig."""
     signals.listen(goes_on=not (config.dry_run or config.show_views))
-    given = {name: getattr(config, name) for name in ("precision", "threads", "timeout", "log_with")}
-    return start(**given, project_dir=str(config.out))
+    return start(
+        precision=config.precision,
+        threads=config.threads,
+        timeout=config.timeout,
+        log_with=config.log_with,
+        project_dir=str(config.out),
+    )
 
 
 def part() -> None:

@@ -174,12 +174,12 @@ def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x
 def mark(shape: str, x: float, y: float, colour: str) -> str:
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-    corners = {
+    shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
         "diamond": [(0, -5), (5, 0), (0, 5), (-5, 0)],
         "triangle": [(0, -5), (4.5, 4), (-4.5, 4)],
-    }[shape]
-    return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)}" fill="{colour}"/>'
+    }
+    return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in shapes[shape])}" fill="{colour}"/>'
 
 
 def apart(places: list[float], gap: float = 16) -> list[float]:

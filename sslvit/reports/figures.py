@@ -115,11 +115,13 @@ def _enlarged(pixels: np.ndarray, times: int) -> Image.Image:
     return Image.fromarray(repeat(pixels, "h w c -> (h y) (w x) c", y=times, x=times))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _upright(picture: Image.Image, words: str, font: ImageFont.FreeTypeFont, centre: tuple[int, int]) -> None:
+def _upright(
+    picture: Image.Image, words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, centre: tuple[int, int]
+) -> None:
     left, top, right, bottom = font.getbbox(words)
     strip = Image.new("L", (ceil(right - left) + 2, ceil(bottom - top) + 2))
     ImageDraw.Draw(strip).text((1 - left, 1 - top), words, 255, font)

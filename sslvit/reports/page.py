@@ -1,6 +1,7 @@
 """One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
 
 import base64
+from collections.abc import Set
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -57,7 +58,7 @@ def bullets(sentences: list[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in sentences)}</ul>" if sentences else ""
 
 
-def table(header: list[str], rows: list[list[str]], best: set[tuple[int, int]] = frozenset()) -> str:
+def table(header: list[str], rows: list[list[str]], best: Set[tuple[int, int]] = frozenset()) -> str:
     """best: cells, by row and column, that are shown bold."""
     head = "".join(f"<th>{escape(cell).replace(' %', '&nbsp;%')}</th>" for cell in header)
     body = []

@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
-from sslvit.data.source import Images
-from sslvit.data.stream import Stream
+from sslvit.data.source import Images, Source
 from sslvit.evaluate import analysis
 from sslvit.evaluate.knn import neighbours
 from sslvit.models.readout import read
@@ -45,13 +44,13 @@ def draw_pictures(
     objective.eval()
     if made := objective.reconstructed(Batch(seen, key)):
         draw(tuple(x.cpu() for x in (seen[0], *made)), folder / "reconstructions.png", across=True)
-    if not isinstance(source, Stream):
+    if isinstance(source, Source):
         draw(nearest(objective, source, device), folder / "neighbours.png")
     if isinstance(objective.backbone, ViT):
         look_inside(objective.backbone, whole, folder)
 
 
-def nearest(objective: Objective, source: Images, device: torch.device) -> tuple[torch.Tensor, ...]:
+def nearest(objective: Objective, source: Source, device: torch.device) -> tuple[torch.Tensor, ...]:
     """A few images, each with those that are nearest by the declared readout: the image, then the nearest first."""
     backbone = objective.backbone
     ids = np.random.default_rng(0).permutation(len(source))[:SEARCHED]

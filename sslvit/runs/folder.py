@@ -61,11 +61,11 @@ def prepare_folder(out: str | Path, *, resume: bool = False, overwrite: bool = F
 
 def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> None:
     durable.make_folder(folder)
-    content = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-    if content and not holds_a_run(folder):
-        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    if names and not holds_a_run(folder):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise FolderRefused(
-            f"{folder} is not empty ({', '.join(content[:3])}{more}) and holds no run: choose another --out"
+            f"{folder} is not empty ({', '.join(names[:3])}{more}) and holds no run: choose another --out"
         )
     entered.enter_context(lock(folder))  # before anything is judged or deleted: another process may be at work in here
     for place in (folder, *(folder / name for name in files.WRITTEN_INTO)):
@@ -202,6 +202,7 @@ def _locked(file: Path) -> int:
             os.close(fd)
             raise
         os.close(fd)
+    raise AssertionError("the last turn returns or raises")
 
 
 def _no_plain_file(file: Path) -> FolderRefused:
@@ -305,7 +306,8 @@ def _step_of(values: dict[str, Any]) -> int:
 
 def _rising(steps: list[int]) -> set[int]:
     """The places of a longest strictly rising selection: a step that was damaged costs its own line and no other."""
-    ends, before = [], []  # of a selection of each length, the place with the least last step; and what it follows
+    ends: list[int] = []  # of a selection of each length, the place with the least last step
+    before: list[int] = []  # what each place follows
     for place, step in enumerate(steps):
         length = bisect_left(ends, step, key=steps.__getitem__)
         before.append(ends[length - 1] if length else -1)

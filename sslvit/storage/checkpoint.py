@@ -97,7 +97,7 @@ def latest(root: Path) -> Checkpoint | None:
     """The newest checkpoint of which every byte is as it was written; None if there is none at all. Reads only."""
     seen = None
     while (found := _checkpoints(root)) != seen:  # a run that saves meanwhile prunes what we meant to read: look again
-        rejected = []
+        rejected: list[str] = []
         for folder in found:
             try:
                 step = _age(folder)[0]
@@ -145,7 +145,9 @@ def _checkpoints(root: Path) -> list[Path]:
 
 def _age(path: Path) -> tuple[int, int]:
     """The step, and which save of this step it is."""
-    step, again = NAME.fullmatch(path.name).groups()
+    name = NAME.fullmatch(path.name)
+    assert name, path
+    step, again = name.groups()
     return int(step), int(again or 0)
 
 

@@ -78,7 +78,7 @@ def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         discard(place)
 
 
-def without_links(name: str, flags: int) -> int:
+def without_links(name: str | Path, flags: int) -> int:
     """An opener for `open`: a link is refused, and a named pipe does not wait for its other end."""
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
@@ -131,7 +131,8 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     """
     assert sys.byteorder == "little"
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or name == "__metadata__":

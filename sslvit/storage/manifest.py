@@ -81,7 +81,7 @@ def read(folder: Path, step: int) -> Contents:
         for name in set(os.listdir(folder)) - {MANIFEST, TENSORS, STATE}:
             raise Damaged(folder, name, "no manifest names such a file")
     except OSError as error:
-        raise Damaged(folder, "", error.strerror) from error
+        raise Damaged(folder, "", str(error.strerror)) from error
     manifest = _manifest(folder, step)
     contents = {name: _bytes(folder, name, written=manifest["files"][name]) for name in (TENSORS, STATE)}
     try:
@@ -147,6 +147,6 @@ def _bytes(folder: Path, name: str, **known: Any) -> bytes:
     try:
         return durable.read(folder / name, **known)
     except OSError as error:
-        raise Damaged(folder, name, error.strerror) from error
+        raise Damaged(folder, name, str(error.strerror)) from error
     except ValueError as error:
         raise Damaged(folder, name, str(error)) from error

@@ -60,7 +60,7 @@ def save_bad_step(
 
 
 def tensors_of(parts: Sequence[tuple[Tensor, Batch]]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for number, (ids, batch) in enumerate(parts):
         tensors |= {f"{number}.ids": ids, f"{number}.key": batch.key}
         tensors |= {f"{number}.views.{i:03d}": view for i, view in enumerate(batch.views)}
@@ -102,7 +102,7 @@ def replay(folder: Path, objective: Objective, process: int = 0) -> Replayed:
         facts = sealed.read(file, progress=sealed.NUMBER)
     objective.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
     tensors = load_file(folder / f"process-{process}.safetensors")
-    losses, seen, half = [], [], HALF.get(facts.get("precision"))
+    losses, seen, half = [], [], HALF.get(facts.get("precision", ""))
 
     def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not all(tensor.isfinite().all() for tensor in leaves(output)):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Loaded, Parts, Row, Views
-from sslvit.data.source import Images
+from sslvit.data.source import Images, Source
 from sslvit.data.stream import Stream
 from sslvit.data.stream_order import StreamRow
 from sslvit.data.summary import PICTURED, contact_sheet, preflight
@@ -20,10 +20,10 @@ from sslvit.views.crop import Scaled
 
 def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Parts:
     """Which images this process sees, in the order of training."""
-    stream = isinstance(source, Stream)
-    if stream and config.workers:
+    kind: type[Parts] = StreamRow if isinstance(source, Stream) else Row
+    if kind is StreamRow and config.workers:
         raise ValueError(f"--workers {config.workers}: a stream is decoded by threads of its own; leave --workers out")
-    return (StreamRow if stream else Row)(
+    return kind(
         source,
         batch_size=config.batch_size,
         accumulation=config.accumulation,
@@ -35,11 +35,11 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
 
 def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
-    if isinstance(row.source, Stream):
-        text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
-    else:
+    if isinstance(row.source, Source):
         canvas = views.canvas if isinstance(views, Scaled) else 0
         text = preflight(row.source, batch_size=config.batch_size, image_size=image_size, canvas=canvas).text()
+    else:
+        text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
     accelerator.print(text)
     durable.replace_text(config.out / "data.txt", text + "\n")
     contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
@@ -67,7 +67,6 @@ def to_device(loaded: Loaded, device: torch.device) -> Loaded:
     def move(value: Tensor | None) -> Tensor | None:
         return value if value is None else value.to(device, non_blocking=True)
 
-    samples = loaded.samples._replace(
-        **{name: move(getattr(loaded.samples, name)) for name in ("pixels", "extents", "labels")}
-    )
+    held = loaded.samples
+    samples = held._replace(pixels=move(held.pixels), extents=move(held.extents), labels=move(held.labels))
     return loaded._replace(samples=samples, view_key=move(loaded.view_key), slot_key=move(loaded.slot_key))

@@ -19,7 +19,13 @@ from sslvit.storage.sealed import NUMBER
 
 IMAGES = 2  # batch norm and mixing need two
 # What a comparison reads of cost.json.
-COST = {"images": NUMBER, "seconds": NUMBER, "flops": NUMBER | None, "peak_memory_bytes": NUMBER, "device": str}
+COST: dict[str, Any] = {
+    "images": NUMBER,
+    "seconds": NUMBER,
+    "flops": NUMBER | None,
+    "peak_memory_bytes": NUMBER,
+    "device": str,
+}
 
 
 def counting() -> FlopCounterMode:

@@ -29,8 +29,7 @@ def write_outcome(
     images = now.step * config.batch_size
     if trained or sealed.intact(cost).get("images") != images:
         memory = now.memory or peak_memory(accelerator.device)
-        spent = {"images": images, "seconds": now.seconds, "flops": now.flops, "memory": memory}
-        write_cost(cost, **spent, accelerator=accelerator)
+        write_cost(cost, images=images, seconds=now.seconds, flops=now.flops, memory=memory, accelerator=accelerator)
     written = sealed.intact(model / CONFIG).get("sslvit")
     if trained or not isinstance(written, dict) or written.get("steps") != steps:
         save_backbone(objective.backbone, model, about_model(objective, source, steps), head=objective.kept())

@@ -44,7 +44,8 @@ def sharded(objective: Objective, optimizer: torch.optim.Optimizer, accelerator:
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
     fully_shard(parts, mesh=mesh)
-    parts.forward = partial(under_autocast, parts.forward, accelerator)
+    # Inside the hooks of FSDP, which a wrapper around the module would be outside of.
+    parts.forward = partial(under_autocast, parts.forward, accelerator)  # type: ignore[method-assign]
     names = {parameter: name for name, parameter in objective.named_parameters()}
     shares = dict(parts.named_parameters())
     for parameter in list(optimizer.state):

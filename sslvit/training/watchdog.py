@@ -82,7 +82,7 @@ def of_shared_memory(said: str) -> str:
     now = "" if free is None else f" ({shared.SHARED}, {free / 1e6:,.1f} MB free now)"
     return (
         f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: "
-        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {FULL.search(said)[0]}"
+        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {said}"
     )
 
 

@@ -67,8 +67,8 @@ def draw_crop(
     w = torch.where(found, w.gather(-1, taken), torch.minimum(width, (height * ratio[1]).round()))
     top = torch.where(found, u[:, -3:-2] * (height - h + 1), (height - h) / 2).floor()
     left = torch.where(found, u[:, -2:-1] * (width - w + 1), (width - w) / 2).floor()
-    box = rearrange([top, left, h.clamp(min=1), w.clamp(min=1)], "box b 1 -> box b").long()
-    return Crop(*box, flip=u[:, -1] < flip)
+    top, left, h, w = rearrange([top, left, h.clamp(min=1), w.clamp(min=1)], "box b 1 -> box b").long()
+    return Crop(top, left, h, w, flip=u[:, -1] < flip)
 
 
 def resized(crop: Crop, size: tuple[int, int]) -> tuple[Axis, Axis]:

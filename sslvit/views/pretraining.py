@@ -9,8 +9,9 @@ blur's sigma is in pixels of the output at every size, as it stands in the paper
 sigma takes away far more, and a recipe for small images may want a smaller one.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,12 +202,25 @@ def papers_blur(size: Size) -> tuple[float, float]:
 class Several(Scaled):
     """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
 
-    views: tuple[Distorted, ...]
+    sigma: tuple[float, float]
+    colour: bool
 
-    def view(self, size: Size, scale: tuple[float, float], **given: Any) -> Distorted:
+    @property
+    @abstractmethod
+    def views(self) -> tuple[Distorted, ...]: ...
+
+    def view(
+        self,
+        size: Size,
+        scale: tuple[float, float],
+        interpolation: Interpolation = "bilinear",
+        *,
+        blur: float,
+        solarise: float = 0.0,
+    ) -> Distorted:
         """One of them."""
-        without = {} if self.colour else {"strengths": (0.4, 0.4, 0.0, 0.0), "grey": 0.0}
-        return Distorted(size, scale, sigma=self.sigma, **without, **given)
+        view = Distorted(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarise=solarise)
+        return view if self.colour else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
         for view in self.views:
@@ -246,7 +260,6 @@ class DINO(Several):
 
     @property
     def views(self) -> tuple[Distorted, ...]:
-        given = {"interpolation": "bicubic"}
-        first = self.view(self.size, self.scale, blur=1.0, **given)
-        second = self.view(self.size, self.scale, blur=0.1, solarise=0.2, **given)
-        return first, second, *[self.view(self.small_size, self.small_scale, blur=0.5, **given)] * self.small
+        first = self.view(self.size, self.scale, "bicubic", blur=1.0)
+        second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarise=0.2)
+        return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small

@@ -125,8 +125,7 @@ class Resize:
         if self.alone:
             rows, columns = self.boxes
             images = images[:, :, rows[run.start], columns[run.start]]
-        rows, columns = (Taps(*(x[run] for x in taps)) for taps in (self.rows, self.columns))
-        return separable(images.float(), rows, columns)
+        return separable(images.float(), *(Taps(*(x[run] for x in taps)) for taps in (self.rows, self.columns)))
 
 
 class Blur:

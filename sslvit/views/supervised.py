@@ -46,7 +46,7 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
     h, w = h.gather(-1, taken).squeeze(-1), w.gather(-1, taken).squeeze(-1)
     top, left = (u[:, -3] * (height - h + 1)).floor(), (u[:, -2] * (width - w + 1)).floor()
     chosen = (u[:, -1] < probability) & (first < TRIES).squeeze(-1)
-    return Erasing(*(x.long() for x in (top, left, h, w)), chosen, rng.fold(key, "noise"))
+    return Erasing(top.long(), left.long(), h.long(), w.long(), chosen, rng.fold(key, "noise"))
 
 
 def erase_(images: Tensor, erasing: Erasing) -> None:
@@ -108,7 +108,7 @@ class Supervised(Scaled):
         out = batch(*pixels.shape[:2], *size, device=pixels.device)
         for run in pieces(len(pixels), step):
             torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
-            if self.augment:
+            if self.augment and lesson.augmentation:
                 self.augment.apply_(out[run], Augmentation(*(x[run] for x in lesson.augmentation)))
             erase_(out[run], Erasing(*(x[run] for x in lesson.erasing)))
         return out

@@ -11,7 +11,7 @@ A model that was trained on labels keeps its head: then timm opens a classifier,
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from sslvit import __version__
 from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.blocks import EPSILON
 from sslvit.models.readout import Classifier
-from sslvit.models.resnet import BiT
+from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
 from sslvit.runs.files import CHECKPOINTS
 from sslvit.runs.public import last_name, markdown, public
 from sslvit.storage import checkpoint, durable, sealed
@@ -36,7 +37,10 @@ log = logging.getLogger(__name__)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # What building a backbone of a damaged description raises, the last two of huge numbers.
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
-BACKBONES = {"ViT": ViT, "BiT": BiT}
+BACKBONES: dict[str, Callable[..., ViT | BiT]] = {
+    "ViT": lambda **config: ViT(ViTConfig(**config)),
+    "BiT": lambda **config: BiT(BiTConfig(**config)),
+}
 LISTS = ("head", "classes", "notes")  # of what is said of a model, these
 # Any of timm's plain ViTs would do, since model_args say everything; these make a listing readable.
 ARCHITECTURES = {
@@ -152,8 +156,13 @@ def load_classifier(folder: str | Path) -> Classifier:
     if "head.bias" not in head:
         raise DataError(f"{folder} is a backbone without a head: only training on labels leaves one")
     hidden = len(head["pre_logits.bias"]) if "pre_logits.bias" in head else None
-    parts = {"classes": len(head["head.bias"]), "representation": hidden, "fresh_norm": "fc_norm.bias" in head}
-    classifier = Classifier(backbone, readout=ours["readout"], **parts)
+    classifier = Classifier(
+        backbone,
+        readout=ours["readout"],
+        classes=len(head["head.bias"]),
+        representation=hidden,
+        fresh_norm="fc_norm.bias" in head,
+    )
     load_strictly(classifier, {f"backbone.{name}": t for name, t in backbone.state_dict().items()} | head, str(folder))
     return classifier.eval()
 
@@ -172,7 +181,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
     folder = folder / "model" if (folder / "model" / CONFIG).exists() else folder
     try:
         ours = config_of(folder)["sslvit"]
-        kind, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
+        build, config, written = BACKBONES[ours["backbone"]], ours["config"], ours["files"][WEIGHTS]
         # The Hub's cache is made of links, of which the files that they point to are read.
         contents = durable.read((folder / WEIGHTS).resolve(), written=written)
         durable.check_header(contents)
@@ -184,7 +193,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
             raise ValueError("it says to have more blocks than there are weights")
         float(config.get("epsilon", EPSILON))  # which no layer looks at before it computes
         head = {name: tensors.pop(name) for name in ours.get("head", ())}
-        backbone = kind(kind.Config(**config))
+        backbone = build(**config)
         if ours["readout"] not in backbone.readouts:
             raise ValueError(f"its readout {ours['readout']!r} is none of {backbone.readouts}")
     except OSError as error:
@@ -226,8 +235,7 @@ def _of_checkpoint(run: Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
             "write down there what the model is: --resume goes on with the run, and its next checkpoint says it"
         )
     try:
-        kind = BACKBONES[ours["backbone"]]
-        backbone = kind(kind.Config(**ours["config"]))
+        backbone = BACKBONES[ours["backbone"]](**ours["config"])
         head = {name: found.tensors[f"objective.{name}"] for name in ours["head"]}
         prefix = "objective.backbone."
         weights = {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
@@ -279,8 +287,9 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
     classes = len(head["head.bias"]) if head else 0
     if reason := _unknown_to_timm(backbone, readout, head):
         return {"architecture": f"sslvit only ({reason})", "num_classes": 0}
+    assert isinstance(backbone, ViT)  # since a BiT is unknown to it
     config, patch_size = backbone.config, backbone.patch_size
-    if hybrid := config.hybrid:  # of the ResNet's features, not of pixels
+    if hybrid := config.hybrid or "":  # of the ResNet's features, not of pixels
         patch_size = tuple(pixels // backbone.patch_embed.backbone.stride for pixels in patch_size)
     return {
         "architecture": HYBRIDS.get(hybrid) or ARCHITECTURES.get(backbone.width, "vit_base_patch16_224"),

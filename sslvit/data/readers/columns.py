@@ -8,8 +8,10 @@ import numpy as np
 from sslvit.data.labels import Labels, no_labels, number
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target")
-IMAGE_NAMES = ("image", "image_path", "image_file", "image_name", "img", "img_path", "path", "filepath", "file_path")
-IMAGE_NAMES += ("file", "filename", "file_name")
+IMAGE_NAMES = (
+    *("image", "image_path", "image_file", "image_name", "img", "img_path", "path", "filepath", "file_path"),
+    *("file", "filename", "file_name"),
+)
 
 
 def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:

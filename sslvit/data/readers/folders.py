@@ -43,7 +43,7 @@ def printable(path: bytes) -> str:
 class Skipped:
     """What lies among the images and is not read: how many of each kind, and the first of them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.first: dict[str, bytes] = {}
 
@@ -86,10 +86,10 @@ class FileStore:
         self.names, self.sizes = Names(names), np.array(sizes, np.int64)
         self.labels, self.classes, self.unlabelled = labels
         content = hashlib.blake2b(b"\0".join(names), digest_size=16)
-        content.update(self.sizes)
+        content.update(self.sizes.data)
         self.fingerprint = content.hexdigest()
         # To the cache a touched file is another image, and so is a copy; to a run a copy of the folder is the same set.
-        content.update(np.array(stamps, np.int64))
+        content.update(np.array(stamps, np.int64).data)
         content.update(b"\0".join(roots))
         self.version = content.hexdigest()
 
@@ -169,7 +169,7 @@ class _Scan:
                     status = entry.stat()
                     self.files.append((name, status.st_size, stamp(status)))
             except OSError as error:  # gone since it was listed, or a link to itself
-                self.skipped.add(error.strerror, name)
+                self.skipped.add(str(error.strerror), name)
         for name in folders:
             self._walk(root, name, above)
 

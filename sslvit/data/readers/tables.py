@@ -49,9 +49,9 @@ class TableStore:
         self.sizes = self._sizes()
         if not len(self.sizes):
             raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
-        content = hashlib.blake2b(self.sizes, digest_size=16)
+        content = hashlib.blake2b(self.sizes.data, digest_size=16)
         if self.labels is not None:
-            content.update(self.labels)
+            content.update(self.labels.data)
         self.fingerprint = content.hexdigest()
         # The hash that `datasets` has for a table knows its files by name and time alone.
         files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]

@@ -72,12 +72,12 @@ class TarStore:
 
     @staticmethod
     def _labels(texts: list[str | None], classes: tuple[str, ...] | None):
-        missing = sum(text is None for text in texts)
-        if missing:
+        known = [text for text in texts if text is not None]
+        if missing := len(texts) - len(known):
             return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
-        if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in texts):
-            return number(np.array(texts).astype(np.int64), ".cls", None)
-        return number(texts, ".cls", classes)
+        if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in known):
+            return number(np.array(known).astype(np.int64), ".cls", None)
+        return number(known, ".cls", classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -125,7 +125,8 @@ def _samples(
     file: Path, members: Iterable[Member], image_column: str | None, skipped: Skipped
 ) -> tuple[dict[bytes, Member], dict[bytes, str]]:
     """The image and the label of each sample by its key."""
-    images, labels = {}, {}
+    images: dict[bytes, Member] = {}
+    labels: dict[bytes, str] = {}
     with open(file, "rb", buffering=0) as stream:
         for member in members:
             key, column = _key(member.name)

@@ -47,9 +47,9 @@ def export(
         if out.exists() and (not out.is_dir() or os.listdir(out)):
             raise CannotWrite(f"{out} exists: choose another place")
         with durable.whole_folder(out, replace=False) as folder, torch.no_grad():
-            if to == "timm":
+            if (write := FORMATS[to]) is None:
                 return as_timm(model, about, folder).replace("{out}", str(out))
-            return FORMATS[to](model, about["readout"], folder, any_size).replace("{out}", str(out))
+            return write(model, about["readout"], folder, any_size).replace("{out}", str(out))
     except CannotWrite:
         raise
     except OSError as error:

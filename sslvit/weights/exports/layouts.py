@@ -116,7 +116,7 @@ def as_transformers(backbone: ViT | BiT, readout: str, folder: Path, any_size: b
         if registers and config.layer_scale is None:
             weights |= {f"blocks.{i}.ls{n}.gamma": torch.ones(backbone.width) for n in (1, 2)}
     size = list(backbone.image_size)
-    described = {
+    described: dict[str, Any] = {
         "hidden_size": backbone.width,
         "num_hidden_layers": backbone.depth,
         "num_attention_heads": backbone.heads,

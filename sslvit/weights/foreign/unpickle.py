@@ -21,8 +21,10 @@ from sslvit.storage import durable
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 16 << 30, 100_000, 8
 # What official training loops leave beside the weights: DINO's schedules are numbers of numpy (numpy.core is numpy 1's
 # name), and launchers on clusters (submitit, in MAE, DINO and DeiT) leave a Path in the arguments.
-LEFT_OUT = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-LEFT_OUT += tuple(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows"))
+LEFT_OUT = (
+    *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+)
 
 
 class LeftOut:
@@ -40,7 +42,8 @@ class LeftOut:
 
 def tensors_of(loaded: object) -> dict[str, Tensor]:
     """All tensors that string keys lead to. So an optimizer's state, which has numbers for keys, stays behind."""
-    found, entries, size, waiting = {}, 0, 0, [((), loaded)]
+    found, entries, size = {}, 0, 0
+    waiting: list[tuple[tuple[str, ...], object]] = [((), loaded)]
     while waiting:
         path, value = waiting.pop()
         entries += 1
