@@ -65,7 +65,9 @@ def death(error: Exception, workers: list[BaseProcess]) -> RuntimeError | None:
         return None
     ended = wait([worker.sentinel for worker in workers], timeout=NEWS)
     gone = next((worker.pid for worker in workers if worker.sentinel in ended), None)
-    return gone and RuntimeError(f"DataLoader worker (pid {gone}) ended: {str(error) or type(error).__name__}")
+    if gone is None:
+        return None
+    return RuntimeError(f"DataLoader worker (pid {gone}) ended: {str(error) or type(error).__name__}")
 
 
 def leave(asked: queue.SimpleQueue, reader: threading.Thread) -> None:
