@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_folder import images
 from image_zoo import png, save, scene
 
 from sslvit.data.cache import cache_root, cached
@@ -22,13 +23,6 @@ from sslvit.storage import sealed
 def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def images(folder: Path, count: int = 30, side: int = 8) -> str:
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(png(np.full((side, side, 3), number % 256, np.uint8), 8, 2))
-    return str(folder)
 
 
 def values(source) -> list[int]:

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from PIL import Image
-from test_recipes import run
+from recipes_run import RECIPES, run
+from toy_parts import TOY, Settings, toys
 
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
@@ -50,55 +51,21 @@ from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.charts import LEFT, RIGHT, WIDTH
 from sslvit.weights.folder import load_backbone, save_backbone
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-TOY = """
-import os, sys, time
-from pathlib import Path
-product, log = map(Path, sys.argv[1:3])
-needs = [Path(word) for word in sys.argv[3:]]
-assert all(need.exists() for need in needs), "what it needs is not there"
-with log.open("a") as file:
-    file.write(f"{product.name}\\n")
-time.sleep(float(os.environ.get("TOY_SECONDS", "0.3")))
-product.with_suffix(".new").write_text(product.name)
-product.with_suffix(".new").replace(product)
-"""
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_compare import toys
-from sslvit.cli import at_the_door
-from sslvit.experiments.jobs import work_on
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    at_the_door(lambda: work_on(toys(out), out, out, jobs=2, devices=0))
-"""
-
-
-def toys(out: Path) -> list[Part]:
-    """Two that come first, and four that need one of them."""
-
-    def toy(name: str, *needs: str) -> Part:
-        words = (str(out / name), str(out / "started.txt"), *(str(out / need) for need in needs))
-        return Part(name, "toy", words, out / name, needs)
-
-    first = [toy("a"), toy("b")]
-    return [toy(f"{need}-{i}", need) for need in ("a", "b") for i in range(2)] + first
+WORKER = Path(__file__).parents[1] / "support" / "toy_worker.py"
 
 
 @pytest.fixture
 def out(tmp_path) -> Path:
     (tmp_path / "toy.py").write_text(TOY)
-    (tmp_path / "worker.py").write_text(WORKER)
     return tmp_path
 
 
 def worker(out: Path, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, str(out / "worker.py"), str(out), str(Path(__file__).parent)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    command = [sys.executable, str(WORKER), str(out)]
     with (out / "said.txt").open("a") as said:
-        return subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        return subprocess.Popen(
+            command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=said
+        )
 
 
 def left_of(session: int) -> list[int]:
@@ -272,14 +239,6 @@ def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
         "of_mine:x=1,no-y": "of_mine (x 1, no-y)",
     }
     assert {text: Method(text).name for text in texts} == texts
-
-
-@dataclass(frozen=True)
-class Settings:
-    out: str = "somewhere"
-    methods: tuple[str, ...] = ("mpp",)
-    transfer: tuple[str, ...] = ()
-    epochs: float = 3
 
 
 def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path):

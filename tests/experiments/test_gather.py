@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_results import comparison
+from made_up_comparison import comparison
 
 from sslvit.errors import DataError, NoInput
 from sslvit.experiments.compare import ComparisonConfig

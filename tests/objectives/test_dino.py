@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_recipes import run
+from recipes_run import run
 from tiny_run import DEFAULTS, source
 from tiny_run import STEPS as STEPS_OF_RUN
 from torch import Tensor, nn

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import forked, tapped
-from test_recipes import RECIPES, TINY, run
+from recipes_run import RECIPES, TINY, run
 from tiny_run import DEFAULTS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig

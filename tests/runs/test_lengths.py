@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes_run import RECIPES, TINY, TRAINING, run
 from safetensors.torch import load_file
 from started import said
-from test_recipes import RECIPES, TINY, TRAINING, run
 from tiny_run import DEFAULTS, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig

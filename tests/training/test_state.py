@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_contract import OBJECTIVES, Views
+from objectives_zoo import OBJECTIVES, Views
 from tiny_run import fingerprint
 
 from sslvit.config import TrainConfig
@@ -18,7 +18,7 @@ from sslvit.train import pretrain
 
 STEPS, IMAGES, BATCH = 48, 32, 8
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once; each run is a process all the same
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "test_contract"])
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "objectives_zoo"])
 
 
 def train(method: str, out: Path, workers: int) -> None:

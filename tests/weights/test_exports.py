@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from random_models import ABOUT, vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
@@ -30,11 +31,11 @@ from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.readout import Classifier, read
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
-from sslvit.models.vit_config import ViTConfig
 from sslvit.storage import checkpoint, sealed
 from sslvit.training.optim import parameter_groups
+from sslvit.weights.exports import layouts
 from sslvit.weights.exports.checks import compare
-from sslvit.weights.exports.export import FORMATS, export, layouts
+from sslvit.weights.exports.export import FORMATS, export
 from sslvit.weights.exports.layouts import plain
 from sslvit.weights.folder import load_backbone, load_classifier, save_backbone, write_model
 from sslvit.weights.foreign.open import load_foreign, open_backbone
@@ -44,17 +45,6 @@ from sslvit.weights.info import Convert, about, convert
 ROOT = Path(__file__).parents[2]
 
 
-def vit(**changes) -> ViT:
-    """With weights unlike any start's: LayerScale, norms and registers too."""
-    made = ViT(ViTConfig(**({"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4} | changes)))
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
-    return made.eval()
-
-
-ABOUT = {"readout": "mean", "objective": "MPP", "data": "noise"}
 KINDS = {
     "plain": {},
     "S/16 in small": {"patch_size": 16, "width": 48, "depth": 3, "heads": 6, "image_size": 64},
