@@ -85,7 +85,7 @@ REAL = {
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
         "[open('/dev/null') for _ in X]",
     ),
-    "port": ("import socket; s = socket.socket(); s.bind(('', 29577)); s.listen()", "meet(29577)"),
+    "port": ("import socket; s = socket.socket(); s.bind(('', 0)); s.listen()", "meet(s.getsockname()[1])"),
 }
 MEET = "lambda port: torch.distributed.TCPStore('127.0.0.1', port, 1, True, datetime.timedelta(seconds=5))"
 

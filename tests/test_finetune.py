@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from crashes import forked
 from finetune_run import MEAN, SHORT, vit, write_fine_tuned
 from safetensors.torch import load_file
+from started import free_port
 from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
@@ -283,7 +284,7 @@ def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
 
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, finetune_run.__file__, str(tmp_path / "two")]
     ranks = [subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]

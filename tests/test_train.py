@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
+from started import TORCHRUN, free_port
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
@@ -34,7 +35,6 @@ from sslvit.views.pretraining import Light
 
 HERE = Path(__file__).parent / "support"
 RUN = [sys.executable, str(HERE / "tiny_run.py")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 
 
 def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess:
@@ -119,7 +119,7 @@ def test_one_process_has_nobody_to_share_with(tmp_path, capsys, reference):
 
 def test_two_processes_are_one(tmp_path):
     """Losses within 1e-5 over 20 steps, and the same masks: every loss is of the same corrupted patches."""
-    command = [*TORCHRUN, "29511", str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
+    command = [*TORCHRUN, free_port(), str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
     done = launch(command, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     tiny_run(tmp_path / "one", epochs=5)
@@ -134,15 +134,15 @@ def test_two_processes_are_one(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        [*TORCHRUN, "29512"],
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"],
+        TORCHRUN,
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port"],
     ],
     ids=["torchrun", "accelerate"],
 )
 def test_processes_that_would_train_alone_are_stopped_with_the_way_out(tmp_path, command):
     if torch.cuda.is_available():
         pytest.skip("with a GPU these processes see each other")
-    done = launch([*command, str(HERE / "tiny_run.py"), str(tmp_path / "run")], HF_HOME=str(tmp_path))
+    done = launch([*command, free_port(), str(HERE / "tiny_run.py"), str(tmp_path / "run")], HF_HOME=str(tmp_path))
     assert done.returncode != 0
     assert "2 processes were asked for, but this one sees 1" in done.stderr
     assert "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2" in done.stderr
@@ -258,13 +258,13 @@ at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "s
 """
 
 
-@pytest.mark.parametrize(("what", "weights", "port"), [("loss", "whole", "29531"), ("gradient", "split", "29532")])
+@pytest.mark.parametrize(("what", "weights"), [("loss", "whole"), ("gradient", "split")])
 def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(
-    tmp_path, what, weights, port
+    tmp_path, what, weights
 ):
     (tmp_path / "poisoned.py").write_text(POISONED)
     words = [str(tmp_path / "poisoned.py"), str(HERE), str(tmp_path / "run"), what, weights]
-    done = launch([*TORCHRUN, port, *words], ACCELERATE_USE_CPU="true")
+    done = launch([*TORCHRUN, free_port(), *words], ACCELERATE_USE_CPU="true")
     assert "exitcode  : 3" in done.stderr
     assert f"not finite at 3 steps in a row, up to step {STEPS // 2 + 2}" in done.stderr
     for step in range(STEPS // 2, STEPS // 2 + 3):

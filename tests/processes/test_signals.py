@@ -68,11 +68,11 @@ def test_each_signal_at_any_time_loses_no_step_and_changes_nothing(images, whole
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process_goes_on(images, whole, tmp_path):
     """World size 2, 1, 2: the same losses as with one process throughout."""
     out = tmp_path / "run"
-    for begin, port in ((two, 29551), (one, None), (two, 29552)):
+    for begin in (two, one, two):
         reached = losses(out)[-1]["step"] if out.exists() else 0
-        process = begin(images, out, *([] if port is None else [port]), *RARELY)
+        process = begin(images, out, *RARELY)
         until_step(out, reached + 30, process)
-        parts = ranks(process) if port else [psutil.Process(process.pid)]
+        parts = ranks(process) if begin is two else [psutil.Process(process.pid)]
         parts[-1].send_signal(signal.SIGUSR1)
         assert not psutil.wait_procs(parts, timeout=20)[1]
         process.wait(40)
@@ -167,13 +167,11 @@ def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_secon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("changes", "port"), [(("accumulation=2",), 29556), (("shard=true", "workers=1"), 29557)])
+@pytest.mark.parametrize("changes", [("accumulation=2",), ("shard=true", "workers=1")])
 @pytest.mark.parametrize("asked", [[0, 1], [1]], ids=["both", "the one that waits"])
-def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_step(
-    images, tmp_path, changes, port, asked
-):
+def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_step(images, tmp_path, changes, asked):
     out, held = tmp_path / "run", tmp_path / "held"
-    process = two(images, out, port, *RARELY, *changes, HELD=str(held), HELD_RANK="1")
+    process = two(images, out, *RARELY, *changes, HELD=str(held), HELD_RANK="1")
     hold_up(held, out, process)
     parts = ranks(process)
     for rank in asked:
@@ -202,7 +200,7 @@ def test_a_signal_while_the_first_images_are_awaited_says_that_nothing_was_done(
 @pytest.mark.slow
 def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, 29553, *RARELY, "shard=true", SLOW_SAVES="3")
+    process = two(images, out, *RARELY, "shard=true", SLOW_SAVES="3")
     until_step(out, 5, process)
     parts = ranks(process)
     for part in parts:
@@ -215,7 +213,7 @@ def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_process_that_trains_on(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, 29554, *RARELY)
+    process = two(images, out, *RARELY)
     until_step(out, 5, process)
     parts = ranks(process)
     process.kill()
