@@ -280,10 +280,10 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     """A choice of rates, an evaluation, a report: what is worth keeping is on the disk."""
     program = (
         "import os, signal, time\n"
-        "from sslvit import stopping\n"
+        "from sslvit.processes import signals\n"
         "from sslvit.cli import at_the_door\n"
         "def main():\n"
-        "    stopping.listen()\n"
+        "    signals.listen()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
         "at_the_door(main)"
