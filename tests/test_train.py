@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from started import TORCHRUN, free_port
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
-from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
+from sslvit.config import TrainConfig
 from sslvit.data.loader import Row, load
 from sslvit.data.spec import open_source
 from sslvit.errors import DataError, Diverged
@@ -241,13 +241,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny_run
-from sslvit import distributed
+from sslvit.processes import collectives
 from sslvit.cli import at_the_door
 from sslvit.objectives.mpp import MPP
 forward = MPP.forward
 def poisoned(self, batch, progress):
     loss, metrics = forward(self, batch, progress)
-    if progress >= 0.5 and distributed.rank() == 1:
+    if progress >= 0.5 and collectives.rank() == 1:
         if sys.argv[3] == "loss":
             loss = loss * float("nan")
         else:
@@ -500,25 +500,9 @@ def test_other_labels_of_the_same_images_are_other_data(tmp_path):
         go(tmp_path, "shapes:n=16,texture", resume=True)
 
 
-def test_every_key_is_free_warned_or_refused():
-    assert not FREE & WARNED
-    assert TrainConfig.__dataclass_fields__.keys() | DataConfig.__dataclass_fields__.keys() >= FREE | WARNED
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 0}, "--batch_size is 0"),
-        ({"lr": float("nan")}, "--lr is nan"),
-        ({"clip": -1.0}, "--clip is -1.0"),
-        ({"accumulation": 3}, "batch_size 8 does not split into 1 processes x 3"),
-        ({"log_with": ("nonsense",)}, "--log_with nonsense"),
-        ({"log_with": ("comet_ml",)}, r"--log_with comet_ml: not installed: .*sslvit\[trackers\]"),
-    ],
-)
-def test_a_bad_setting_is_one_sentence_before_anything_is_written(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_run(tmp_path / "run", **changes)
+def test_a_bad_setting_is_refused_without_a_command_line_too_and_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--lr is nan"):
+        tiny_run(tmp_path / "run", lr=float("nan"))
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslvit.data.source import Bad
-from sslvit.errors import DataError
 from sslvit.storage import durable, jsonl
 
 log = logging.getLogger(__name__)
@@ -97,8 +96,3 @@ class BadImages:
             f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "
             f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
         )
-
-    def check(self, read: int) -> None:
-        """Stops a run of one process."""
-        if problem := self.too_many(read):
-            raise DataError(problem)
