@@ -97,6 +97,7 @@ def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(
         assert name == "backbone.cls_token" or not torch.equal(value, before[name]), name
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("protocol", "kills"), [("vit", (4, 11)), pytest.param("modern", (10,), marks=pytest.mark.slow)]
 )  # of 12 steps: two rates, all
@@ -282,6 +283,7 @@ def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
         chosen_part(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
 
 
+@pytest.mark.processes
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

@@ -117,6 +117,7 @@ def test_one_process_has_nobody_to_share_with(tmp_path, capsys, reference):
     assert fingerprint(tmp_path / "run") == fingerprint(reference)
 
 
+@pytest.mark.processes
 def test_two_processes_are_one(tmp_path):
     """Losses within 1e-5 over 20 steps, and the same masks: every loss is of the same corrupted patches."""
     command = [*TORCHRUN, free_port(), str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
@@ -131,6 +132,7 @@ def test_two_processes_are_one(tmp_path):
         assert ours["accuracy_of_commonest_colour"] > 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "command",
     [
@@ -149,6 +151,7 @@ def test_processes_that_would_train_alone_are_stopped_with_the_way_out(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_sigterm_saves_the_step_exits_75_and_the_same_command_goes_on(tmp_path):
     long = {"epochs": 100.0, "save_every": 10_000}
@@ -169,6 +172,7 @@ def test_sigterm_saves_the_step_exits_75_and_the_same_command_goes_on(tmp_path):
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
 def test_a_run_whose_launcher_is_stopped_saves_and_stops_too(tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", *RUN[1:]]
@@ -258,6 +262,7 @@ at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "s
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("what", "weights"), [("loss", "whole"), ("gradient", "split")])
 def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(
     tmp_path, what, weights
@@ -278,6 +283,7 @@ def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothi
     assert logged == pytest.approx([line["loss"] for line in losses(tmp_path / "one")][: STEPS // 2], rel=1e-5)
 
 
+@pytest.mark.processes
 def test_twenty_kills_at_random_moments_end_bit_identical(tmp_path):
     result = campaign(20, 0, tmp_path)
     assert result["failed"] == []
@@ -285,6 +291,7 @@ def test_twenty_kills_at_random_moments_end_bit_identical(tmp_path):
     assert result["inside a save"] >= 5
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_hundred_kills_at_random_moments_end_bit_identical(tmp_path):
@@ -541,6 +548,7 @@ print((after - before) // 8)
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_tensors_are_not_paid_for_again_at_the_next_step():
     def pages(code: str) -> int:

@@ -126,6 +126,7 @@ def test_a_damaged_cache_is_noticed_and_written_anew(root, tmp_path, capsys, dam
     assert pixels.read_bytes() == bytes(np.repeat(np.arange(30, dtype=np.uint8), 192))
 
 
+@pytest.mark.processes
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path):
     spec = images(tmp_path / "set")
     source = open_source(spec, image_size=8, cache=False)
@@ -155,6 +156,7 @@ def _open_in_process(spec: str, queue) -> None:
     queue.put((len(lines), values(source)))
 
 
+@pytest.mark.processes
 def test_of_several_processes_one_decodes(root, tmp_path):
     spec = images(tmp_path / "set", 300)
     context = multiprocessing.get_context("fork")
@@ -169,6 +171,7 @@ def test_of_several_processes_one_decodes(root, tmp_path):
     assert all(read == [number % 256 for number in range(300)] for _, read in found)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_that_decode_change_nothing(root, tmp_path, workers):
     spec = images(tmp_path / "set", 2100)
@@ -180,6 +183,7 @@ def test_workers_that_decode_change_nothing(root, tmp_path, workers):
     assert stored.read(np.arange(2100)).bad == decoded.bad
 
 
+@pytest.mark.processes
 def test_a_file_that_hangs_the_decoding_ends_it_in_a_sentence_and_leaves_no_cache(root, tmp_path, monkeypatch):
     spec = images(tmp_path / "set", 2100)
     source = open_source(spec, image_size=8, cache=False)

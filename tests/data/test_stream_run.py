@@ -100,6 +100,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, spec, whole, stop_at):
     assert fingerprint(tmp_path / "run") == fingerprint(out)
 
 
+@pytest.mark.processes
 def test_two_processes_share_each_epoch_go_on_bit_for_bit_and_cannot_be_one(tmp_path, spec):
     script = [sys.executable, str(Path(__file__).parents[1] / "support" / "stream_run.py"), spec, str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path)}

@@ -51,6 +51,7 @@ def _add(file, first: int) -> None:
         images.add(bad(first + number, 5000 + number))
 
 
+@pytest.mark.processes
 def test_processes_share_one_log_and_count_each_other(tmp_path):
     file = tmp_path / "bad_images.jsonl"
     watcher = BadImages(file, size=100_000)

@@ -80,6 +80,7 @@ def left_of(session: int) -> list[int]:
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("everybody", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
 def test_a_signal_reaches_the_parts_and_none_goes_on_alone(out, number, everybody):
@@ -111,6 +112,7 @@ def test_a_place_that_cannot_be_written_and_settings_that_cannot_be_read_are_tol
         check_settings(Settings(), tmp_path / "settings.json", free=("out",))
 
 
+@pytest.mark.processes
 def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     work_on(toys(out), out, out, jobs=2, devices=0)
     started = (out / "started.txt").read_text().split()
@@ -121,6 +123,7 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     assert "6 parts, 6 of them done" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out):
     """Also of a part that was killed before it could delete them, and not of one that is not done or is being done."""
     parts = [part._replace(run=out / "runs" / part.name) for part in toys(out)]
@@ -171,6 +174,7 @@ def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_i
     assert capsys.readouterr().out == "about 5 MB of disk are needed at most, 100 MB are free\n"
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_two_workers_in_one_folder_share_the_parts(out):
     both = [worker(out), worker(out)]
@@ -178,6 +182,7 @@ def test_two_workers_in_one_folder_share_the_parts(out):
     assert len((out / "started.txt").read_text().split()) == 6
 
 
+@pytest.mark.processes
 def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_first(out):
     with taken(out / "locks" / "a") as mine:
         assert mine
@@ -192,6 +197,7 @@ def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_
     assert len((out / "started.txt").read_text().split()) == 6
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
     draw = random.Random(0)
@@ -395,6 +401,7 @@ def test_parts_read_the_images_as_the_comparison_was_told():
     assert reading(ImagesConfig("shapes", 16)) == ("--data", "shapes", "--image_size", "16")
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_not(tmp_path):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "sslvit"
 RECIPES = PACKAGE.parent / "recipes"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -109,6 +111,7 @@ def test_no_test_imports_from_a_test():
         assert not names, f"{path} imports from {names}"
 
 
+@pytest.mark.processes
 def test_importing_sslvit_is_light():
     code = (
         "import sys, sslvit, sslvit.models.vit, sslvit.rng, sslvit.objectives.mpp;"

@@ -346,6 +346,7 @@ def losses_of_two_processes(tmp_path_factory) -> dict[str, list[float]]:
     return json.loads((folder / "losses.json").read_text())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_have_the_losses_of_one(name, losses_of_two_processes):
     case = OBJECTIVES[name]

@@ -10,6 +10,8 @@ from started import free_port, with_shared_memory
 from sslvit.errors import CANNOT_WRITE, INTERNAL
 from sslvit.preflight import doctor
 
+pytestmark = pytest.mark.processes
+
 
 def test_a_sound_machine_is_told_so(tmp_path):
     lines: list[str] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
-from started import draw_images, one, ranks, said, two, until_step
+from started import draw_images, one, ranks, said, two, until_step, within
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
 from sslvit.config import TrainConfig
@@ -24,6 +24,8 @@ from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.views.pretraining import Light
+
+pytestmark = pytest.mark.processes
 
 RARELY = ("epochs=100", "save_every=10000", "resume=true")  # 400 steps
 
@@ -88,7 +90,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-2)  # rounding grows with the steps
 
 
-def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
+@within(4)  # python's own end takes two of them on a busy machine
+def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path, limit):
     out = tmp_path / "run"
     process = one(images, out, *RARELY, SLOW_STEPS="6")
     until_step(out, 1, process)
@@ -96,8 +99,8 @@ def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
     time.sleep(1.3)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    process.wait(20)
-    assert time.monotonic() - began < 4  # python's own end takes two of them on a busy machine
+    process.wait(40)
+    assert time.monotonic() - began < limit
     assert process.returncode == 128 + signal.SIGTERM
     assert checkpoint.latest(out / "checkpoints") is None
 
@@ -142,22 +145,23 @@ def hold_up(held: Path, out: Path, process: subprocess.Popen) -> None:
 def until_saved(out: Path) -> float:
     began = time.monotonic()
     while "asked to stop at step" not in said(out):
-        assert time.monotonic() - began < 30, said(out)
+        assert time.monotonic() - began < 60, said(out)
         time.sleep(0.02)
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize("changes", [("workers=0",), ("workers=2",), ("workers=0", "accumulation=2")], ids="".join)
-def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes):
+@within(5)
+def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes, limit):
     out, held = tmp_path / "run", tmp_path / "held"
     words = [*changes, "epochs=30", "save_every=10000", "resume=true"]
     process = one(images, out, *words, HELD=str(held))
     hold_up(held, out, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    assert until_saved(out) < 5
+    assert until_saved(out) < limit
     assert process.wait(60) == 75, said(out)
-    assert not psutil.wait_procs(family, timeout=3)[1]
+    assert not psutil.wait_procs(family, timeout=20)[1]
     saved = checkpoint.latest(out / "checkpoints").step
     assert 5 <= saved == losses(out)[-1]["step"] < 120
     assert f"asked to stop at step {saved} of 120; saved in {out}" in said(out)

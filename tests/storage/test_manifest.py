@@ -288,11 +288,11 @@ def test_hostile_tensor_files_are_refused_in_time_and_memory_even_with_a_manifes
     for raw in hostile_headers(300):
         (root / "step-00000006" / TENSORS).write_bytes(raw)
         forge(root / "step-00000006")
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             found = checkpoint.latest(root)
         finally:
-            assert time.perf_counter() - start < 0.5
+            assert time.process_time() - start < 0.5
         # A header may happen to be in order; then its few bytes are all that was read.
         assert found.step == 3 or sum(t.numel() for t in found.tensors.values()) <= 64
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 150_000

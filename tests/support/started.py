@@ -23,6 +23,11 @@ def free_port() -> str:
         return str(listening.getsockname()[1])
 
 
+def within(seconds: float) -> pytest.MarkDecorator:
+    """A `limit` as it is promised, for an idle machine, and one that a busy machine keeps too and a hang does not."""
+    return pytest.mark.parametrize("limit", [pytest.param(seconds, marks=pytest.mark.timing), seconds + 25])
+
+
 def with_shared_memory(size: str, command: list[str], **options) -> subprocess.CompletedProcess:
     """With a /dev/shm of its own of this size, as in a container."""
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'

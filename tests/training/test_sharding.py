@@ -16,6 +16,8 @@ from tiny_run import fingerprint, losses
 
 from sslvit.storage import checkpoint
 
+pytestmark = pytest.mark.processes
+
 HERE = Path(__file__).parents[1] / "support"
 SCRIPT = str(HERE / "sharded_run.py")
 CONFIGS = HERE.parents[1] / "recipes" / "configs"

@@ -16,6 +16,8 @@ from sslvit.data.spec import ArraySource
 from sslvit.processes.collectives import start
 from sslvit.train import pretrain
 
+pytestmark = pytest.mark.processes
+
 STEPS, IMAGES, BATCH = 48, 32, 8
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once; each run is a process all the same
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "objectives_zoo"])

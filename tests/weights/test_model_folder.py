@@ -197,6 +197,7 @@ def test_an_older_model_is_replaced_and_anything_else_refused(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "model", "other"]
 
 
+@pytest.mark.processes
 def test_a_kill_while_a_model_is_written_never_leaves_half_of_one(tmp_path):
     vit, _ = make(depth=1)
 

@@ -370,6 +370,7 @@ def test_transformers_classifiers_and_decoders_are_left_behind_when_it_is_said(t
     assert open_backbone(pretraining)[1]["left_behind"] == ["decoder (24)"]
 
 
+@pytest.mark.processes
 def test_transformers_names_in_memory_are_those_on_disk(tmp_path):
     theirs = transformers_model("DeiTModel")
     folder = transformers_folder(theirs, tmp_path / "model")
@@ -436,6 +437,7 @@ def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any
     return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": optimizer, "scaler": dict(SCALER)}
 
 
+@pytest.mark.processes
 def test_moco_v3_gives_its_base_encoder_or_the_momentum_encoder(tmp_path):
     models = tiny(), tiny()
     checkpoint, images = moco_v3(*models), torch.rand(2, 3, 16, 16)
@@ -515,6 +517,7 @@ def as_numpy_1_wrote_it(file: Path) -> Path:
     return other
 
 
+@pytest.mark.processes
 def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp_path):
     student, teacher = tiny(), tiny()
     file = tmp_path / "checkpoint.pth"
@@ -527,6 +530,7 @@ def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp
         assert about["left_behind"] == ["dino_loss: center (1)", "head (3)", "student: module (33)"]
 
 
+@pytest.mark.processes
 def test_dino_gives_its_teacher_or_the_student_and_resizes_with_its_offset(tmp_path):
     student, teacher = tiny(), tiny()
     checkpoint, file = dino(student, teacher), tmp_path / "dino_deitsmall16_pretrain_full_checkpoint.pth"
@@ -566,6 +570,7 @@ def mae(model: VisionTransformer) -> dict[str, Any]:
     return {"model": state, "optimizer": optimizer, "epoch": 799, "scaler": dict(SCALER), "args": args}
 
 
+@pytest.mark.processes
 def test_mae_gives_its_encoder_and_tells_of_the_decoder(tmp_path):
     theirs = tiny()
     torch.save(mae(theirs), tmp_path / "checkpoint-799.pth")
@@ -906,6 +911,7 @@ def test_timms_bit_in_its_own_names(tmp_path):
 # What goes by other names, and what is ours --------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_deits_distillation_token_is_kept_as_a_register_and_dropped_only_by_word(tmp_path):
     theirs = scramble(timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=48, num_classes=0))
     # https://github.com/facebookresearch/deit, main.py; lr_scheduler: the attributes of timm's CosineLRScheduler.
@@ -1101,6 +1107,7 @@ def test_preprocessors_that_leave_images_at_255_and_numbers_that_no_model_has(tm
             open_backbone(folder / "wrong", **HALF)
 
 
+@pytest.mark.processes
 def test_a_file_that_is_something_else_is_called_by_its_name(tmp_path):
     tar = b"x".ljust(257, b"\0") + b"ustar"
     kinds = {
@@ -1252,6 +1259,7 @@ def assert_harmless(tmp_path: Path, payload: bytes, suffix: str) -> str:
     return str(stopped.value)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["pickle 2", "torch zip in a dict"])
 def test_a_pickle_that_would_run_a_program_does_not(tmp_path, name, empty_after):
     said = assert_harmless(tmp_path, payloads(tmp_path, tmp_path / "canary")[name], ".pth")
@@ -1286,6 +1294,7 @@ def misused(canary: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.processes
 def test_numbers_of_numpy_and_paths_are_not_made_whatever_they_are_given(tmp_path, empty_after):
     theirs = tiny()
     torch.save(mae(theirs) | {"args": argparse.Namespace(**misused(tmp_path / "canary"))}, tmp_path / "x.pth")
@@ -1319,6 +1328,7 @@ def test_pickles_of_tensors_can_ask_for_too_much(what):
         tensors_of(make())
 
 
+@pytest.mark.processes
 def test_and_then_the_sentence_comes_from_the_process_that_reads(tmp_path, empty_after):
     torch.save(endless(5), tmp_path / "x.pth")
     with pytest.raises(DataError, match=r"x\.pth is not a PyTorch file.*more than 20000 tensors"):
@@ -1331,6 +1341,7 @@ def test_only_tensors_that_names_lead_to_are_taken():
     assert {name: tensor is x for name, tensor in found.items()} == {'["model", "a.b"]': True}
 
 
+@pytest.mark.processes
 def test_truncated_files_are_refused_and_leave_nothing(tmp_path, empty_after):
     state = tiny().state_dict()
     saved(tmp_path / "x.safetensors", state)
@@ -1344,6 +1355,7 @@ def test_truncated_files_are_refused_and_leave_nothing(tmp_path, empty_after):
                 load_foreign(tmp_path / name)
 
 
+@pytest.mark.processes
 def test_time_is_limited(tmp_path, empty_after):
     torch.save(tiny().state_dict(), tmp_path / "x.pth")
     with pytest.raises(DataError, match=r"longer than 0\.01 seconds"):
