@@ -31,6 +31,7 @@ def raising(error: BaseException):
     return main
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("main", "code", "said"),
     [
@@ -85,11 +86,12 @@ REAL = {
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
         "[open('/dev/null') for _ in X]",
     ),
-    "port": ("import socket; s = socket.socket(); s.bind(('', 29577)); s.listen()", "meet(29577)"),
+    "port": ("import socket; s = socket.socket(); s.bind(('', 0)); s.listen()", "meet(s.getsockname()[1])"),
 }
 MEET = "lambda port: torch.distributed.TCPStore('127.0.0.1', port, 1, True, datetime.timedelta(seconds=5))"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("lacks", "said"),
     [
@@ -108,6 +110,7 @@ def test_what_a_machine_really_lacks_is_a_sentence_without_a_traceback(lacks, sa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.processes
 def test_output_that_was_closed_before_is_no_error():
     command = f"{sys.executable} -m sslvit --help >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)

@@ -10,13 +10,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import finetune_run
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from crashes import forked
+from finetune_run import MEAN, SHORT, vit, write_fine_tuned
 from safetensors.torch import load_file
+from started import free_port
 from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
@@ -39,8 +42,6 @@ from sslvit.finetune import (
 )
 from sslvit.models.readout import logits, read
 from sslvit.models.resnet import BiT
-from sslvit.models.vit import ViT
-from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
@@ -49,12 +50,6 @@ from sslvit.weights.folder import load_backbone, load_classifier, save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
-SHORT = {"steps": 4, "batch_size": 8, "log_every": 1, "save_every": 2, "threads": 1}
-MEAN = {"readout": "mean", "image_size": 32}
-
-
-def vit(**changes) -> ViT:
-    return ViT(ViTConfig(**({"image_size": 32, "patch_size": 16, "width": 16, "depth": 2, "heads": 2} | changes)))
 
 
 @pytest.mark.parametrize("layer_decay", [0.65, 0.9])
@@ -102,6 +97,7 @@ def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(
         assert name == "backbone.cls_token" or not torch.equal(value, before[name]), name
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("protocol", "kills"), [("vit", (4, 11)), pytest.param("modern", (10,), marks=pytest.mark.slow)]
 )  # of 12 steps: two rates, all
@@ -287,21 +283,11 @@ def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
         chosen_part(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
 
 
-def write_fine_tuned(out: Path) -> None:
-    config = replace(PROTOCOLS["vit"], out=out, rates=(0.01, 0.1), **SHORT)
-    _, tried = finetune(vit(), source(40), config, start(threads=1), **MEAN)
-    (out / "tried.json").write_text(json.dumps(tried))
-
-
+@pytest.mark.processes
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
-    env = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent / "support"),
-    }
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    script = "import sys, pathlib, test_finetune; test_finetune.write_fine_tuned(pathlib.Path(sys.argv[1]))"
-    command = [sys.executable, "-c", script, str(tmp_path / "two")]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, finetune_run.__file__, str(tmp_path / "two")]
     ranks = [subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     write_fine_tuned(tmp_path / "one")

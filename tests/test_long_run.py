@@ -18,6 +18,8 @@ from PIL import Image
 
 from sslvit.storage import checkpoint
 
+pytestmark = pytest.mark.processes
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 MARK = "held: "
 

@@ -145,6 +145,7 @@ def test_a_gpu_draws_the_same_bits():
     assert torch.equal(rng.permutation(keys, 100), rng.permutation(keys.cuda(), 100).cpu())
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_one_core_draws_fifty_million_uniforms_a_second():
     threads = torch.get_num_threads()

@@ -107,8 +107,8 @@ def processes(rounds: int) -> list[Result]:
             for who, many in (("1 process", 1), (f"{count} processes", count)):
                 out = Path(folder) / f"{turn}-{many}"
                 words = f"--data shapes:n={images} --image_size 32 --model XS/8 --epochs 1 --eval_data shapes:n=64"
-                launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(many), "--master_port"]
-                launch += [str(29600 + many), str(HERE.parent / "mpp.py"), *words.split(), "--out", str(out)]
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+                launch += [str(many), str(HERE.parent / "mpp.py"), *words.split(), "--out", str(out)]
                 environment = os.environ | {"ACCELERATE_USE_CPU": str(not torch.cuda.is_available()).lower()}
                 done = subprocess.run(launch, env=environment, capture_output=True, text=True)
                 if done.returncode:

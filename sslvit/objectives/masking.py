@@ -11,15 +11,6 @@ def random_order(key: Tensor, patches: int) -> Tensor:
     return rng.permutation(key, patches)
 
 
-def random_mask(key: Tensor, patches: int, count: int) -> Tensor:
-    """True at exactly `count` uniformly random patches of each image: b -> b n."""
-    if not 0 <= count <= patches:
-        raise ValueError(f"cannot mask {count} of {patches} patches")
-    order = random_order(key, patches)
-    chosen = torch.arange(patches, device=key.device) < count
-    return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, chosen.expand_as(order))
-
-
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """The tokens at these places of each image: b n d, b m -> b m d. Row by row, which costs a third of a gather.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_folder import images
 from image_zoo import png, save, scene
 
 from sslvit.data.cache import cache_root, cached
@@ -22,13 +23,6 @@ from sslvit.storage import sealed
 def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def images(folder: Path, count: int = 30, side: int = 8) -> str:
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        (folder / f"{number:03}.png").write_bytes(png(np.full((side, side, 3), number % 256, np.uint8), 8, 2))
-    return str(folder)
 
 
 def values(source) -> list[int]:
@@ -132,6 +126,7 @@ def test_a_damaged_cache_is_noticed_and_written_anew(root, tmp_path, capsys, dam
     assert pixels.read_bytes() == bytes(np.repeat(np.arange(30, dtype=np.uint8), 192))
 
 
+@pytest.mark.processes
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path):
     spec = images(tmp_path / "set")
     source = open_source(spec, image_size=8, cache=False)
@@ -161,6 +156,7 @@ def _open_in_process(spec: str, queue) -> None:
     queue.put((len(lines), values(source)))
 
 
+@pytest.mark.processes
 def test_of_several_processes_one_decodes(root, tmp_path):
     spec = images(tmp_path / "set", 300)
     context = multiprocessing.get_context("fork")
@@ -175,6 +171,7 @@ def test_of_several_processes_one_decodes(root, tmp_path):
     assert all(read == [number % 256 for number in range(300)] for _, read in found)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_that_decode_change_nothing(root, tmp_path, workers):
     spec = images(tmp_path / "set", 2100)
@@ -186,6 +183,7 @@ def test_workers_that_decode_change_nothing(root, tmp_path, workers):
     assert stored.read(np.arange(2100)).bad == decoded.bad
 
 
+@pytest.mark.processes
 def test_a_file_that_hangs_the_decoding_ends_it_in_a_sentence_and_leaves_no_cache(root, tmp_path, monkeypatch):
     spec = images(tmp_path / "set", 2100)
     source = open_source(spec, image_size=8, cache=False)

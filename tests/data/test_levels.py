@@ -136,6 +136,7 @@ def test_a_range_that_is_none_is_refused(given):
         DataConfig(range=given).open()
 
 
+@pytest.mark.processes
 def test_a_probe_on_12_bits_stops_with_the_flag_before_anything_is_computed(tmp_path):
     for split in ("train", "val"):
         for kind in ("a", "b"):

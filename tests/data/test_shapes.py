@@ -82,6 +82,7 @@ def test_too_small_a_size_is_refused():
         shapes.make(torch.arange(2), 4)
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_two_cores_make_ten_thousand_images_a_second():
     seconds = []

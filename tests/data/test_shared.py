@@ -16,6 +16,8 @@ from sslvit.data.loader import Row, bytes_of, load
 from sslvit.data.source import Bad
 from sslvit.views.pretraining import Light, MoCoV3
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:

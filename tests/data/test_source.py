@@ -773,6 +773,7 @@ class Fetches(Dataset):
         return self.source.read(ids)
 
 
+@pytest.mark.processes
 def test_workers_read_what_one_process_reads(tmp_path):
     broken_set(tmp_path / "set", 30, 3)
     source = open_source(str(tmp_path / "set"), image_size=8, cache=False)
@@ -789,6 +790,7 @@ def pss(pids: list[int]) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
+@pytest.mark.processes
 def test_the_names_of_200000_files_take_a_buffer_and_do_not_grow_in_workers(tmp_path):
     target = write(tmp_path / "one.png", flat(1))
     (tmp_path / "list.txt").write_bytes(b"one.png\n" * 200_000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 from sklearn.decomposition import PCA
-from test_vit import TINY, timm_twin
+from timm_twin import TINY, timm_twin
 from torch import nn
 
 from sslvit.evaluate import analysis

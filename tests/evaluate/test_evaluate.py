@@ -352,6 +352,7 @@ def on_each(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_two_processes_give_the_features_of_one_for_1_to_40_images(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")

@@ -385,6 +385,7 @@ def test_an_attentive_probe_finds_a_patch_that_the_mean_buries():
     assert top(mean.probabilities(tokens[600:].mean(1)), labels[600:]) < 0.75
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_many_heads_cost_little_more_than_one():
     """Of a probe, that is the features of 4,000 images and the training on them; the least of three turns each."""
@@ -405,6 +406,7 @@ def test_many_heads_cost_little_more_than_one():
     print(f"the heads alone: {alone[DINOV2.rates] / alone[(0.1,)]:.2f} times")
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_extraction_is_the_forward_pass_for_85_percent_of_its_time():
     accelerator, vit, forward, spent = start(), ViT.variant("XS/7", image_size=28), ViT.forward, []

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from noise_source import source
 from PIL import Image
 
 from sslvit.data.labels import Labels
@@ -14,11 +15,6 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
 from sslvit.views.pretraining import Plain
-
-
-def source(seed: int = 0) -> ArraySource:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 3, 16, 16), np.uint8)
-    return ArraySource(pixels, name="noise", fingerprint=str(seed), labels=Labels(np.arange(6), None, ""))
 
 
 @pytest.fixture

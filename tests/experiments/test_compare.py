@@ -11,14 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from PIL import Image
-from test_recipes import run
+from recipes_run import RECIPES, run
+from toy_parts import TOY, Settings, toys
 
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
@@ -50,55 +51,21 @@ from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.charts import LEFT, RIGHT, WIDTH
 from sslvit.weights.folder import load_backbone, save_backbone
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-TOY = """
-import os, sys, time
-from pathlib import Path
-product, log = map(Path, sys.argv[1:3])
-needs = [Path(word) for word in sys.argv[3:]]
-assert all(need.exists() for need in needs), "what it needs is not there"
-with log.open("a") as file:
-    file.write(f"{product.name}\\n")
-time.sleep(float(os.environ.get("TOY_SECONDS", "0.3")))
-product.with_suffix(".new").write_text(product.name)
-product.with_suffix(".new").replace(product)
-"""
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_compare import toys
-from sslvit.cli import at_the_door
-from sslvit.experiments.jobs import work_on
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    at_the_door(lambda: work_on(toys(out), out, out, jobs=2, devices=0))
-"""
-
-
-def toys(out: Path) -> list[Part]:
-    """Two that come first, and four that need one of them."""
-
-    def toy(name: str, *needs: str) -> Part:
-        words = (str(out / name), str(out / "started.txt"), *(str(out / need) for need in needs))
-        return Part(name, "toy", words, out / name, needs)
-
-    first = [toy("a"), toy("b")]
-    return [toy(f"{need}-{i}", need) for need in ("a", "b") for i in range(2)] + first
+WORKER = Path(__file__).parents[1] / "support" / "toy_worker.py"
 
 
 @pytest.fixture
 def out(tmp_path) -> Path:
     (tmp_path / "toy.py").write_text(TOY)
-    (tmp_path / "worker.py").write_text(WORKER)
     return tmp_path
 
 
 def worker(out: Path, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, str(out / "worker.py"), str(out), str(Path(__file__).parent)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    command = [sys.executable, str(WORKER), str(out)]
     with (out / "said.txt").open("a") as said:
-        return subprocess.Popen(command, start_new_session=True, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        return subprocess.Popen(
+            command, start_new_session=True, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=said
+        )
 
 
 def left_of(session: int) -> list[int]:
@@ -113,6 +80,7 @@ def left_of(session: int) -> list[int]:
 SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL)]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("everybody", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
 def test_a_signal_reaches_the_parts_and_none_goes_on_alone(out, number, everybody):
@@ -144,6 +112,7 @@ def test_a_place_that_cannot_be_written_and_settings_that_cannot_be_read_are_tol
         check_settings(Settings(), tmp_path / "settings.json", free=("out",))
 
 
+@pytest.mark.processes
 def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     work_on(toys(out), out, out, jobs=2, devices=0)
     started = (out / "started.txt").read_text().split()
@@ -154,6 +123,7 @@ def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
     assert "6 parts, 6 of them done" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out):
     """Also of a part that was killed before it could delete them, and not of one that is not done or is being done."""
     parts = [part._replace(run=out / "runs" / part.name) for part in toys(out)]
@@ -204,6 +174,7 @@ def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_i
     assert capsys.readouterr().out == "about 5 MB of disk are needed at most, 100 MB are free\n"
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_two_workers_in_one_folder_share_the_parts(out):
     both = [worker(out), worker(out)]
@@ -211,6 +182,7 @@ def test_two_workers_in_one_folder_share_the_parts(out):
     assert len((out / "started.txt").read_text().split()) == 6
 
 
+@pytest.mark.processes
 def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_first(out):
     with taken(out / "locks" / "a") as mine:
         assert mine
@@ -225,6 +197,7 @@ def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_
     assert len((out / "started.txt").read_text().split()) == 6
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
     draw = random.Random(0)
@@ -272,14 +245,6 @@ def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
         "of_mine:x=1,no-y": "of_mine (x 1, no-y)",
     }
     assert {text: Method(text).name for text in texts} == texts
-
-
-@dataclass(frozen=True)
-class Settings:
-    out: str = "somewhere"
-    methods: tuple[str, ...] = ("mpp",)
-    transfer: tuple[str, ...] = ()
-    epochs: float = 3
 
 
 def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path):
@@ -437,6 +402,7 @@ def test_parts_read_the_images_as_the_comparison_was_told():
     assert reading(ImagesConfig("shapes", 16)) == ("--data", "shapes", "--image_size", "16")
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_not(tmp_path):

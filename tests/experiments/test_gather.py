@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_results import comparison
+from made_up_comparison import comparison
 
 from sslvit.errors import DataError, NoInput
 from sslvit.experiments.compare import ComparisonConfig
@@ -52,6 +52,7 @@ def test_a_comparison_whose_parts_are_done_but_whose_report_is_missing_gets_it(f
     assert json.loads((folder / "results.json").read_text())["methods"] == ["scratch (mean)", "scratch (cls)", "MAE"]
 
 
+@pytest.mark.processes
 def test_the_report_is_the_same_when_it_is_written_from_kept_results_alone(folder):
     config = ComparisonConfig(out=folder, methods=("mae",), seeds=2)
     write(gather(config, json.loads((folder / "compare.json").read_text()), ["python recipes/mae.py"]), folder)
@@ -64,6 +65,7 @@ def test_the_report_is_the_same_when_it_is_written_from_kept_results_alone(folde
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["built-in.json", "fashion-mnist.json"])
 def test_results_that_an_earlier_version_kept_make_a_report(tmp_path, name):
     shutil.copy(KEPT / name, tmp_path / "results.json")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_comparison import comparison
 from markdown_it import MarkdownIt
 from sklearn.metrics import balanced_accuracy_score
-from test_results import comparison
 
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.experiments.claims import ahead_of, notes, sentences, warnings

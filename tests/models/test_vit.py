@@ -2,52 +2,19 @@
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict
-from functools import partial
 
 import pytest
 import timm
 import torch
 from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
+from timm_twin import TINY, timm_twin
 from torch import nn
 
 from sslvit import rng
 from sslvit.models.vit import HYBRIDS, VARIANTS, Classifier, Encoded, ViT, patchify, read, unpatchify
 from sslvit.models.vit_config import ViTConfig
-
-TINY = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "heads": 3}
-
-
-def timm_twin(vit: ViT) -> VisionTransformer:
-    """timm's model of the same architecture with random weights, and these weights in ours."""
-    c = vit.config
-    twin = VisionTransformer(
-        img_size=tuple(vit.image_size),
-        patch_size=vit.patch_size,
-        in_chans=vit.channels,
-        num_classes=0,
-        global_pool="",
-        embed_dim=vit.width,
-        depth=vit.depth,
-        num_heads=vit.heads,
-        mlp_ratio=c.mlp_width / vit.width,
-        qkv_bias=c.qkv_bias,
-        init_values=c.layer_scale,
-        class_token=c.class_token,
-        pos_embed="none" if vit.position == "none" else "learn",
-        no_embed_class=not c.class_position,
-        reg_tokens=vit.registers,
-        dynamic_img_size=True,
-        act_layer=nn.GELU if c.gelu == "exact" else lambda: nn.GELU("tanh"),
-        norm_layer=partial(nn.LayerNorm, eps=c.epsilon),
-    ).eval()
-    for parameter in twin.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    vit.load_state_dict(twin.state_dict())
-    return twin
 
 
 def timm_tokens(twin: VisionTransformer, vit: ViT, images: torch.Tensor) -> torch.Tensor:
@@ -408,8 +375,3 @@ def test_what_cannot_be_run_says_why():
         ViT.variant("S", image_size=224)
     with pytest.raises(ValueError, match="readout 'cls'"):
         Classifier(ViT(ViTConfig(**TINY, class_token=False)), readout="cls", classes=10)
-
-
-def test_importing_the_backbone_loads_no_torchvision():
-    code = "import sys, sslvit.models.vit; print([m for m in ('torchvision', 'timm', 'datasets') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_recipes import run
+from recipes_run import run
 from tiny_run import DEFAULTS, source
 from tiny_run import STEPS as STEPS_OF_RUN
 from torch import Tensor, nn
@@ -420,6 +420,7 @@ def train(rank: int, processes: int, folder: Path) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_two_processes_have_the_losses_and_the_centre_of_one(tmp_path):
     train(0, 1, tmp_path)
     torch.multiprocessing.spawn(train, (2, tmp_path), nprocs=2)

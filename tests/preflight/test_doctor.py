@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from started import with_shared_memory
+from started import free_port, with_shared_memory
 
 from sslvit.errors import CANNOT_WRITE, INTERNAL
 from sslvit.preflight import doctor
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_sound_machine_is_told_so(tmp_path):
@@ -63,7 +65,7 @@ def test_from_the_command_line(words, code, tmp_path):
 
 def test_two_processes_see_each_other(tmp_path):
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    env |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
+    env |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "sslvit", "doctor", str(tmp_path)],

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_recipes import RECIPES
+from recipes_run import RECIPES
+
+pytestmark = pytest.mark.processes
 
 SMALL = "--preset small --model XS/8 --image_size 16 --epochs 1 --warmup_epochs 0 --batch_size 16 --threads 1"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}

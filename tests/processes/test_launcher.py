@@ -11,6 +11,8 @@ import pytest
 
 from sslvit.processes.launcher import AT_MOST
 
+pytestmark = pytest.mark.processes
+
 SENTENCE = "error: --lr is -1.0"
 PROGRAM = """
 from sslvit.cli import at_the_door

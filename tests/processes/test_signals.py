@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
-from started import draw_images, one, ranks, said, two, until_step
+from started import draw_images, one, ranks, said, two, until_step, within
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
 from sslvit.config import TrainConfig
@@ -24,6 +24,8 @@ from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.views.pretraining import Light
+
+pytestmark = pytest.mark.processes
 
 RARELY = ("epochs=100", "save_every=10000", "resume=true")  # 400 steps
 
@@ -68,11 +70,11 @@ def test_each_signal_at_any_time_loses_no_step_and_changes_nothing(images, whole
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process_goes_on(images, whole, tmp_path):
     """World size 2, 1, 2: the same losses as with one process throughout."""
     out = tmp_path / "run"
-    for begin, port in ((two, 29551), (one, None), (two, 29552)):
+    for begin in (two, one, two):
         reached = losses(out)[-1]["step"] if out.exists() else 0
-        process = begin(images, out, *([] if port is None else [port]), *RARELY)
+        process = begin(images, out, *RARELY)
         until_step(out, reached + 30, process)
-        parts = ranks(process) if port else [psutil.Process(process.pid)]
+        parts = ranks(process) if begin is two else [psutil.Process(process.pid)]
         parts[-1].send_signal(signal.SIGUSR1)
         assert not psutil.wait_procs(parts, timeout=20)[1]
         process.wait(40)
@@ -88,7 +90,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-2)  # rounding grows with the steps
 
 
-def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
+@within(4)  # python's own end takes two of them on a busy machine
+def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path, limit):
     out = tmp_path / "run"
     process = one(images, out, *RARELY, SLOW_STEPS="6")
     until_step(out, 1, process)
@@ -96,8 +99,8 @@ def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path):
     time.sleep(1.3)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    process.wait(20)
-    assert time.monotonic() - began < 4  # python's own end takes two of them on a busy machine
+    process.wait(40)
+    assert time.monotonic() - began < limit
     assert process.returncode == 128 + signal.SIGTERM
     assert checkpoint.latest(out / "checkpoints") is None
 
@@ -142,22 +145,23 @@ def hold_up(held: Path, out: Path, process: subprocess.Popen) -> None:
 def until_saved(out: Path) -> float:
     began = time.monotonic()
     while "asked to stop at step" not in said(out):
-        assert time.monotonic() - began < 30, said(out)
+        assert time.monotonic() - began < 60, said(out)
         time.sleep(0.02)
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize("changes", [("workers=0",), ("workers=2",), ("workers=0", "accumulation=2")], ids="".join)
-def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes):
+@within(5)
+def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes, limit):
     out, held = tmp_path / "run", tmp_path / "held"
     words = [*changes, "epochs=30", "save_every=10000", "resume=true"]
     process = one(images, out, *words, HELD=str(held))
     hold_up(held, out, process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    assert until_saved(out) < 5
+    assert until_saved(out) < limit
     assert process.wait(60) == 75, said(out)
-    assert not psutil.wait_procs(family, timeout=3)[1]
+    assert not psutil.wait_procs(family, timeout=20)[1]
     saved = checkpoint.latest(out / "checkpoints").step
     assert 5 <= saved == losses(out)[-1]["step"] < 120
     assert f"asked to stop at step {saved} of 120; saved in {out}" in said(out)
@@ -167,13 +171,11 @@ def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_secon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("changes", "port"), [(("accumulation=2",), 29556), (("shard=true", "workers=1"), 29557)])
+@pytest.mark.parametrize("changes", [("accumulation=2",), ("shard=true", "workers=1")])
 @pytest.mark.parametrize("asked", [[0, 1], [1]], ids=["both", "the one that waits"])
-def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_step(
-    images, tmp_path, changes, port, asked
-):
+def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_step(images, tmp_path, changes, asked):
     out, held = tmp_path / "run", tmp_path / "held"
-    process = two(images, out, port, *RARELY, *changes, HELD=str(held), HELD_RANK="1")
+    process = two(images, out, *RARELY, *changes, HELD=str(held), HELD_RANK="1")
     hold_up(held, out, process)
     parts = ranks(process)
     for rank in asked:
@@ -202,7 +204,7 @@ def test_a_signal_while_the_first_images_are_awaited_says_that_nothing_was_done(
 @pytest.mark.slow
 def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, 29553, *RARELY, "shard=true", SLOW_SAVES="3")
+    process = two(images, out, *RARELY, "shard=true", SLOW_SAVES="3")
     until_step(out, 5, process)
     parts = ranks(process)
     for part in parts:
@@ -215,7 +217,7 @@ def test_a_signal_to_both_processes_waits_for_a_slow_save(images, tmp_path):
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_process_that_trains_on(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, 29554, *RARELY)
+    process = two(images, out, *RARELY)
     until_step(out, 5, process)
     parts = ranks(process)
     process.kill()
@@ -307,10 +309,10 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     """A choice of rates, an evaluation, a report: what is worth keeping is on the disk."""
     program = (
         "import os, signal, time\n"
-        "from sslvit import stopping\n"
+        "from sslvit.processes import signals\n"
         "from sslvit.cli import at_the_door\n"
         "def main():\n"
-        "    stopping.listen()\n"
+        "    signals.listen()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
         "at_the_door(main)"

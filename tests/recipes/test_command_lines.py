@@ -159,7 +159,3 @@ def test_the_rate_on_the_command_line_wins_over_the_other_in_the_preset(recipe, 
     else:
         presets, by = program["PRESETS"], "preset"
     assert choose(presets, by).lr == pytest.approx(lr, rel=1e-12)
-
-
-def test_there_are_enough_of_them():
-    assert len(BAD) >= 40

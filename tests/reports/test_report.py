@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from test_recipes import TINY, run
+from recipes_run import TINY, run
 
 from sslvit.reports import page
 from sslvit.reports.charts import HEIGHT, LEFT, RIGHT, WIDTH, Line, apart, line_chart, nice_ticks

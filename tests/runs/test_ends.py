@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import forked, tapped
-from test_recipes import RECIPES, TINY, run
+from recipes_run import RECIPES, TINY, run
 from tiny_run import DEFAULTS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
@@ -116,6 +116,7 @@ def test_what_is_damaged_is_written_anew(finished, tmp_path, damaged):
     check_as_unkilled(out, finished)
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_kill_before_anything_that_is_written_after_the_last_checkpoint_loses_nothing(finished, tmp_path):
@@ -130,6 +131,7 @@ def test_a_kill_before_anything_that_is_written_after_the_last_checkpoint_loses_
         shutil.rmtree(out)
 
 
+@pytest.mark.processes
 def test_a_kill_before_each_outcome_of_a_run_loses_nothing(finished, tmp_path):
     """The moments of the exhaustive test above at which the largest pieces were missing."""
     for number in (3, 4, 5):
@@ -206,6 +208,7 @@ def test_a_folder_that_goes_away_after_the_last_checkpoint_is_told_with_its_code
     assert not out.exists()
 
 
+@pytest.mark.processes
 def test_a_recipe_whose_folder_was_deleted_ends_with_73_and_announces_nothing(tmp_path):
     """A real process, whose folder is deleted after its first step."""
     out = tmp_path / "run"

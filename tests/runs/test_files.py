@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_recipes import TINY, run
+from recipes_run import TINY, run
 from tiny_run import DEFAULTS, objective, source, tiny_run
 
 from sslvit.config import TrainConfig

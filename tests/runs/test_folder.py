@@ -64,6 +64,7 @@ def names(folder: Path) -> list[str]:
 # The lock
 
 
+@pytest.mark.processes
 def test_a_second_run_in_a_folder_is_refused_at_once_and_told_who_is_there(tmp_path):
     with holder(tmp_path) as pid:
         for _ in range(10):
@@ -75,6 +76,7 @@ def test_a_second_run_in_a_folder_is_refused_at_once_and_told_who_is_there(tmp_p
             assert refused.value.code == CANNOT_WRITE
 
 
+@pytest.mark.processes
 def test_of_two_runs_that_start_at_the_same_moment_one_goes_on(tmp_path):
     for attempt in range(10):
         folder = tmp_path / str(attempt)
@@ -98,6 +100,7 @@ def test_of_two_runs_that_start_at_the_same_moment_one_goes_on(tmp_path):
         os.close(go)
 
 
+@pytest.mark.processes
 def test_the_lock_of_a_killed_process_is_free_at_once_even_while_a_worker_of_it_lives(tmp_path):
     for _ in range(3):
         with holder(tmp_path, worker=True), pytest.raises(RunLocked), lock(tmp_path):
@@ -195,6 +198,7 @@ def test_overwriting_deletes_the_run_and_nothing_beyond_it(tmp_path):
     assert (tmp_path / "precious" / "data").read_text() == "data"
 
 
+@pytest.mark.processes
 def test_a_running_run_is_not_overwritten(tmp_path):
     folder = finished_run(tmp_path / "run")
     with holder(folder), pytest.raises(RunLocked), prepare_folder(folder, overwrite=True):
@@ -239,6 +243,7 @@ def test_a_file_in_the_place_of_the_folder_or_of_its_parent_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.processes
 def test_a_folder_without_permission_to_write_is_refused_before_anything_else(request):
     with tempfile.TemporaryDirectory() as made:  # not tmp_path: nobody but its owner may pass through that one's parent
         top = Path(made)
@@ -287,6 +292,7 @@ def test_whatever_a_checkpoint_needs_of_the_disk_is_tried_at_the_door(tmp_path):
     assert refused >= {"mkdir", "open", "write", "fsync", "rename"}
 
 
+@pytest.mark.processes
 def test_a_kill_while_a_run_is_overwritten_or_entered_leaves_a_folder_that_can_be_entered(tmp_path):
     def overwrite(folder: Path) -> None:
         with prepare_folder(folder, overwrite=True):
@@ -385,6 +391,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path, caplog):
     assert "No space left on device" in caplog.text
 
 
+@pytest.mark.processes
 def test_a_kill_while_the_log_is_opened_again_loses_no_line(tmp_path):
     whole = written(tmp_path / "whole", 0, 9).read_bytes()
 

@@ -1,6 +1,7 @@
 """Runs that older versions left are still read, and go on: one for each schema of checkpoints and models.
 
-tests/runs/test_golden.py FOLDER makes one, with the version at hand; it is kept beside this and never made again.
+python tests/runs/test_golden.py FOLDER makes one, with the version at hand; it is kept in tests/runs/golden and never
+made again.
 """
 
 import hashlib

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes_run import RECIPES, TINY, TRAINING, run
 from safetensors.torch import load_file
 from started import said
-from test_recipes import RECIPES, TINY, TRAINING, run
 from tiny_run import DEFAULTS, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
@@ -196,6 +196,7 @@ def test_a_run_starts_from_one_that_has_not_ended(stopped, tmp_path, caplog):
     assert "taken from the checkpoint of step 3 of 4" in caplog.text
 
 
+@pytest.mark.processes
 def test_info_says_the_step_and_convert_takes_the_head_along(stopped, tmp_path):
     text = about(stopped)
     assert "steps       3 of 4: the run has not ended" in text
@@ -243,6 +244,7 @@ def test_a_checkpoint_of_a_version_that_did_not_say_what_the_model_is_is_told_in
         load_backbone(tmp_path / "nothing")
 
 
+@pytest.mark.processes
 def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
     """Each of its steps is a checkpoint, and all but two are deleted under the reader's feet."""
     out = tmp_path / "run"
@@ -265,6 +267,7 @@ def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
     assert len(steps) >= 8
 
 
+@pytest.mark.processes
 def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
     program = (
         "import os, runpy, signal, sys, sslvit.preflight.dry_run as dry_run\n"

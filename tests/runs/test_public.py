@@ -7,9 +7,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from random_models import make
+from recipes_run import TINY, run
 from started import draw_images
-from test_model_folder import make
-from test_recipes import TINY, run
 
 from sslvit.data import source
 from sslvit.runs import log

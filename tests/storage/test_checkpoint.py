@@ -142,6 +142,7 @@ def test_a_folder_that_cannot_be_deleted_is_a_warning_and_not_the_end(root, monk
     assert names(root) == ["step-00000009", "step-00000012"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_someone_who_looks_at_any_time_finds_a_checkpoint_that_verifies(tmp_path, keep):
     save(tmp_path, 0, keep)
@@ -231,6 +232,7 @@ def damaged(root: Path) -> None:
     save(root, 9)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("work", "allowed"), [(third, {6, 9}), (resave, {6}), (damaged, {3, 9})])
 def test_sigkill_before_and_within_every_change_of_the_disk_leaves_the_old_or_the_new_checkpoint(
     root, tmp_path, work, allowed
@@ -260,6 +262,7 @@ def test_sigkill_before_and_within_every_change_of_the_disk_leaves_the_old_or_th
     assert seen == allowed
 
 
+@pytest.mark.processes
 def test_sigkill_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp_path):
     outcomes = set()
     for moment in range(len(list_changes(partial(save, tmp_path / "counted" / "checkpoints", 9)))):
@@ -273,6 +276,7 @@ def test_sigkill_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp
     assert outcomes == {True, False}
 
 
+@pytest.mark.processes
 def test_a_kill_in_the_restart_after_a_kill_after_a_kill_still_leaves_a_good_checkpoint(root):
     def one_more() -> None:
         save(root, checkpoint.restore(root).step + 1)
@@ -379,6 +383,7 @@ def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint
     assert failed >= 10
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_one_typed_error_with_path_need_and_free_space_and_saving_works_again_later(tmp_path):
     """RLIMIT_FSIZE refuses to let a file grow, as a full disk does, in the middle of a write."""
     large = {"weight": torch.arange(50_000.0)}
@@ -452,6 +457,7 @@ def test_a_root_that_is_a_file_is_a_typed_error_that_names_it(tmp_path):
 # Cost
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_save_costs_at_most_twice_a_plain_save_that_is_as_durable(tmp_path):
     tensors = {f"{i}": torch.randn(1000, 1000) for i in range(66)}

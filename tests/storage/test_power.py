@@ -1,6 +1,7 @@
 """Power lost at any moment: a file, a model's folder and the log are there as they were, or as they were to be.
 
-test_checkpoint.py has the same for checkpoints. The last tests here plant what each of them is there to find.
+tests/storage/test_checkpoint.py has the same for checkpoints. The last tests here plant what each of them is there to
+find.
 """
 
 import json

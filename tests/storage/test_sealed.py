@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_bad_steps import bad_step, dino, part
-from test_cache import images
-from test_compare import RECIPES, Settings
-from test_exports import ABOUT, vit
-from test_results import comparison
-from test_stored import source
+from bad_step import bad_step, dino, part
+from image_folder import images
+from made_up_comparison import comparison
+from noise_source import source
+from random_models import ABOUT, vit
+from recipes_run import RECIPES
 from tiny_run import tiny_run
+from toy_parts import Settings
 
 from sslvit.data.spec import open_source
 from sslvit.errors import BAD_CONFIGURATION, BAD_DATA

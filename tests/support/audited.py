@@ -1,5 +1,5 @@
-"""tests/support/audited.py EVENTS then [RECIPE WORDS...] then [RECIPE WORDS...]: the recipes one after the other,
-and what they connect to, start, unpickle, open elsewhere or write, an event a line in the file EVENTS."""
+"""python tests/support/audited.py EVENTS then [RECIPE WORDS...] then [RECIPE WORDS...]: the recipes one after the
+other, and what they connect to, start, unpickle, open elsewhere or write, an event a line in the file EVENTS."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""python tests/support/kill_campaign.py KILLS SEED FOLDER: kills a tiny run by SIGKILL at random and restarts it.
+"""Kills a tiny run with SIGKILL at random moments and restarts it: python tests/support/kill_campaign.py N SEED FOLDER
 
 A moment is an event: a step of the log, or a call that changes the file system. The n-th event kills the process,
 with n drawn evenly, so saves are hit often and a failure can be played again. Every fourth restart is killed too.

@@ -1,4 +1,6 @@
-"""Objectives trained with whole and with split weights, under a launcher: tests/support/sharded_run.py OUT METHOD ...
+"""Objectives trained with whole and with split weights, under a launcher.
+
+python tests/support/sharded_run.py OUT METHOD ...
 
 Where the method is `launcher`: one of them, as the launcher asks.
 """
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from test_contract import OBJECTIVES, Views
+from objectives_zoo import OBJECTIVES, Views
 from torch import nn
 
 from sslvit.cli import at_the_door

@@ -17,10 +17,15 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 
 
 def free_port() -> str:
-    """For tests whose fixture more than one worker of pytest may set up at a time."""
+    """Which no other program has, so that two runs of the tests on one machine do not collide."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return str(listening.getsockname()[1])
+
+
+def within(seconds: float) -> pytest.MarkDecorator:
+    """A `limit` as it is promised, for an idle machine, and one that a busy machine keeps too and a hang does not."""
+    return pytest.mark.parametrize("limit", [pytest.param(seconds, marks=pytest.mark.timing), seconds + 25])
 
 
 def with_shared_memory(size: str, command: list[str], **options) -> subprocess.CompletedProcess:
@@ -57,8 +62,8 @@ def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def two(images: Path, out: Path, port: int, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([*TORCHRUN, str(port), SCRIPT, str(images)], out, *words, **environment)
+def two(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
+    return begin([*TORCHRUN, free_port(), SCRIPT, str(images)], out, *words, **environment)
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:

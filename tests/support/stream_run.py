@@ -1,6 +1,7 @@
 """Tiny runs on a stream, stopped in the middle or not: what the tests of streaming start and compare.
 
-torchrun --nproc_per_node 2 tests/support/stream_run.py SPEC OUT: a whole run, and one stopped by a signal, resumed.
+torchrun --nproc_per_node 2 tests/support/stream_run.py SPEC OUT: one run as a whole, and one stopped
+by a signal that goes on.
 """
 
 import signal

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from objectives_zoo import OBJECTIVES
 from sharded_run import STEPS
 from sharded_run import run as train
 from started import TORCHRUN, free_port
-from test_contract import OBJECTIVES
 from tiny_run import fingerprint, losses
 
 from sslvit.storage import checkpoint
+
+pytestmark = pytest.mark.processes
 
 HERE = Path(__file__).parents[1] / "support"
 SCRIPT = str(HERE / "sharded_run.py")

@@ -14,6 +14,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_step_of_mpp_costs_at_most_a_tenth_more_than_timms_bare_backbone():
     """S/16 at 224 px: forward, backward and AdamW, in turns, median of the ratios of neighbours."""
@@ -43,6 +44,7 @@ def test_a_step_of_mpp_costs_at_most_a_tenth_more_than_timms_bare_backbone():
     assert statistics.median(ratios) < 1.10
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "size", "batch", "limit"), [("XS/8", 32, 64, 0.015), ("S/16", 224, 8, 0.01)])
 def test_looking_whether_gradients_are_finite_costs_a_hundredth_of_a_step(model, size, batch, limit):
@@ -65,6 +67,7 @@ def test_looking_whether_gradients_are_finite_costs_a_hundredth_of_a_step(model,
     assert statistics.median(ratios) <= limit
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_checkpoint_is_hashed_at_a_gigabyte_a_second():
     contents, rates = torch.rand(2**26).numpy().tobytes(), []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_contract import OBJECTIVES, Views
+from objectives_zoo import OBJECTIVES, Views
 from tiny_run import fingerprint
 
 from sslvit.config import TrainConfig
@@ -16,9 +16,11 @@ from sslvit.data.spec import ArraySource
 from sslvit.processes.collectives import start
 from sslvit.train import pretrain
 
+pytestmark = pytest.mark.processes
+
 STEPS, IMAGES, BATCH = 48, 32, 8
 CONTEXT = multiprocessing.get_context("forkserver")  # imports once; each run is a process all the same
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "test_contract"])
+CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "objectives_zoo"])
 
 
 def train(method: str, out: Path, workers: int) -> None:

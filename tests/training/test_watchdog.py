@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from started import draw_images, one, ranks, said, two, until_step
+from started import draw_images, one, ranks, said, two, until_step, within
 from stopped_worker import TIMEOUT, one_moment
 from tiny_run import fingerprint, losses
 
 from sslvit.data.loader import row
 from sslvit.storage import checkpoint
+
+pytestmark = pytest.mark.processes
 
 EPOCHS = 32  # of four steps: none that is killed here has come to its end before that, on a loaded machine either
 
@@ -34,19 +36,19 @@ def noticed(out: Path, process: subprocess.Popen, family: list[psutil.Process]) 
         assert time.monotonic() - began < 60, said(out)
         time.sleep(0.02)
     took = time.monotonic() - began
-    process.wait(timeout=10)
-    assert not psutil.wait_procs(family, timeout=3)[1]
+    process.wait(timeout=30)
+    assert not psutil.wait_procs(family, timeout=20)[1]
     return took
 
 
-def kill_a_worker(images: Path, out: Path, step: int, which: int) -> None:
+def kill_a_worker(images: Path, out: Path, step: int, which: int, limit: float = 2) -> None:
     words = ["workers=2", f"epochs={EPOCHS}", "resume=true"]
     process = one(images, out, *words, SLOW_READS="0.004")
     until_step(out, step, process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 2
     family[which].kill()
-    assert noticed(out, process, family) < 2
+    assert noticed(out, process, family) < limit
     assert process.returncode == 70
     (sentence,) = [line for line in said(out).splitlines() if line.startswith("error:")]
     assert sentence.startswith(f"error: a worker that reads images (pid {family[which].pid}) is gone: it crashed or")
@@ -57,8 +59,9 @@ def kill_a_worker(images: Path, out: Path, step: int, which: int) -> None:
     assert again.wait(60) == 0
 
 
-def test_a_worker_that_is_killed_is_noticed_in_two_seconds_and_the_run_goes_on_bit_for_bit(images, tmp_path):
-    kill_a_worker(images, tmp_path / "run", 8, 1)
+@within(2)
+def test_a_worker_that_is_killed_is_noticed_in_two_seconds_and_the_run_goes_on_bit_for_bit(images, tmp_path, limit):
+    kill_a_worker(images, tmp_path / "run", 8, 1, limit)
     whole = one(images, tmp_path / "whole", f"epochs={EPOCHS}")
     assert whole.wait(60) == 0
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
@@ -84,7 +87,8 @@ def test_five_workers_that_are_killed_at_any_time(images, tmp_path):
         kill_a_worker(images, tmp_path / f"{number}", step, number % 2)
 
 
-def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its_file(images, tmp_path):
+@within(2)  # of which a second is for what a loaded machine takes
+def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its_file(images, tmp_path, limit):
     out = tmp_path / "run"
     late = int(row(0, 32, 24, 32)[0][0])  # of the fourth step: three are in the log when training begins to wait
     slow = {"SLOW_IMAGE": str(late), "SLOW_SECONDS": "60"}
@@ -94,8 +98,8 @@ def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its
         last = log.stat().st_mtime if log.exists() else time.time()
         time.sleep(0.02)
     assert log.read_text().count("\n") == 3
-    assert time.time() - last < 4 + 1 + 1  # of which a second is for what a loaded machine takes
-    process.wait(10)
+    assert time.time() - last < 4 + limit
+    process.wait(30)
     assert process.returncode == 70
     assert re.search(
         rf"worker [01] \(pid \d+\) gave no images within 4 seconds and seems to hang at {images}/{late:02d}\.png",
@@ -104,23 +108,31 @@ def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its
 
 
 @pytest.mark.parametrize(
-    "moments", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids="{}".format
+    ("moments", "limit"),
+    [
+        (2, 27),
+        pytest.param(2, 2, marks=pytest.mark.timing),
+        pytest.param(20, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
 )
-def test_a_stopped_worker_is_named_with_its_pid_within_the_timeout_and_two_seconds(images, tmp_path, moments):
+def test_a_stopped_worker_is_named_with_its_pid_within_the_timeout_and_two_seconds(images, tmp_path, moments, limit):
     """Stopped at random moments, in the middle of a message too, where it keeps its reader waiting for the rest."""
     times = [one_moment(images, tmp_path / f"{seed}", seed) for seed in range(moments)]
-    assert max(times) < TIMEOUT + 2, times
+    assert max(times) < TIMEOUT + limit, times
 
 
-def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_one_process_goes_on(images, tmp_path):
+@within(5)
+def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_one_process_goes_on(
+    images, tmp_path, limit
+):
     out = tmp_path / "run"
-    process = two(images, out, 29541, "epochs=500", "save_every=5")
+    process = two(images, out, "epochs=500", "save_every=5")
     until_step(out, 12, process)
     lead, other = ranks(process)
     other.kill()
     began = time.monotonic()
-    psutil.wait_procs([lead], timeout=10)
-    assert time.monotonic() - began < 5
+    psutil.wait_procs([lead], timeout=30)
+    assert time.monotonic() - began < limit
     process.wait(40)
     assert f"process 1 (pid {other.pid}) is gone" in said(out)
     assert (out / "stacks" / "process-0.txt").read_text().startswith("Traceback")
@@ -133,24 +145,24 @@ def test_a_process_that_is_killed_is_named_by_the_other_within_five_seconds_and_
     assert [line["step"] for line in losses(out)][: reached + 5] == list(range(1, reached + 6))
 
 
-def test_a_process_that_hangs_ends_all_within_the_timeout_and_three_seconds(images, tmp_path):
+@within(3)
+def test_a_process_that_hangs_ends_all_within_the_timeout_and_three_seconds(images, tmp_path, limit):
     out = tmp_path / "run"
-    process = two(images, out, 29542, "epochs=500", "timeout=5")
+    process = two(images, out, "epochs=500", "timeout=5")
     until_step(out, 12, process)
     lead, other = ranks(process)
     os.kill(other.pid, signal.SIGSTOP)
     began = time.monotonic()
-    assert not psutil.wait_procs([lead, other], timeout=20)[1]
-    assert time.monotonic() - began < 5 + 3
+    assert not psutil.wait_procs([lead, other], timeout=40)[1]
+    assert time.monotonic() - began < 5 + limit
     process.wait(40)
     assert f"process 1 (pid {other.pid}) had been stopped, and was ended" in said(out)
     assert (out / "stacks" / "process-0.txt").exists()
 
 
-@pytest.mark.parametrize(("settings", "port"), [({"lr": 0.5, "seed": 3}, 29543)])
-def test_processes_that_disagree_do_not_train(images, tmp_path, settings, port):
+def test_processes_that_disagree_do_not_train(images, tmp_path):
     out = tmp_path / "run"
-    process = two(images, out, port, ODD_RANK="1", ODD_SETTINGS=json.dumps(settings))
+    process = two(images, out, ODD_RANK="1", ODD_SETTINGS=json.dumps({"lr": 0.5, "seed": 3}))
     process.wait(90)
     assert process.returncode != 0
     assert "process 1 has other settings than process 0: start all with one command" in said(out)

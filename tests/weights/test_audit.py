@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from started import draw_images
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).parents[1] / "support" / "audited.py"
 TOKEN, KEY = "hf_canary_of_a_token", "canary-of-a-key"
 SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc")

@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from random_models import ABOUT, vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
@@ -30,11 +31,11 @@ from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.readout import Classifier, read
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
-from sslvit.models.vit_config import ViTConfig
 from sslvit.storage import checkpoint, sealed
 from sslvit.training.optim import parameter_groups
+from sslvit.weights.exports import layouts
 from sslvit.weights.exports.checks import compare
-from sslvit.weights.exports.export import FORMATS, export, layouts
+from sslvit.weights.exports.export import FORMATS, export
 from sslvit.weights.exports.layouts import plain
 from sslvit.weights.folder import load_backbone, load_classifier, save_backbone, write_model
 from sslvit.weights.foreign.open import load_foreign, open_backbone
@@ -44,17 +45,6 @@ from sslvit.weights.info import Convert, about, convert
 ROOT = Path(__file__).parents[2]
 
 
-def vit(**changes) -> ViT:
-    """With weights unlike any start's: LayerScale, norms and registers too."""
-    made = ViT(ViTConfig(**({"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4} | changes)))
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
-    return made.eval()
-
-
-ABOUT = {"readout": "mean", "objective": "MPP", "data": "noise"}
 KINDS = {
     "plain": {},
     "S/16 in small": {"patch_size": 16, "width": 48, "depth": 3, "heads": 6, "image_size": 64},
@@ -428,6 +418,7 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
     assert "layout      sslvit" in about(tmp_path / "model" / "model.safetensors")
 
 
+@pytest.mark.processes
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
     program = (
         "from sslvit.cli import at_the_door; from sslvit.weights.hub import push_to_hub\n"
@@ -489,6 +480,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("example", "words", "said"),
     [
@@ -514,6 +506,7 @@ def example(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, script, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.processes
 def test_features_of_a_folder_count_and_name_each_image_that_cannot_be_read(folder, tmp_path):
     shutil.copytree(folder / "set", tmp_path / "set")
     (tmp_path / "set/a/zero.png").write_bytes(b"")
@@ -527,6 +520,7 @@ def test_features_of_a_folder_count_and_name_each_image_that_cannot_be_read(fold
     assert len(pq.read_table(tmp_path / "out.parquet")) == 24
 
 
+@pytest.mark.processes
 def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folder, tmp_path):
     shutil.copy(folder / "set/b/07.png", tmp_path / "mine.png")
     done = example("retrieval", "model", "set", str(tmp_path / "mine.png"), cwd=folder)
@@ -536,6 +530,7 @@ def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folde
     assert "nowhere.png is no file, nor the number, from 0, of one of 24 images" in done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])
 def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
     command = [sys.executable, ROOT / "recipes" / "examples" / "pyramid.py", *words.split()]
@@ -545,6 +540,7 @@ def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_the_command_line_converts_and_tells(folder, tmp_path):
     def said(words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "sslvit", *words.split()]

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from foreign_models import assert_computes, saved, scramble, standardised
 from safetensors.torch import load_file
-from test_weights import assert_computes, saved, scramble, standardised
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings

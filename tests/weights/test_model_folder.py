@@ -18,6 +18,7 @@ import torch
 from crashes import killed_at, list_changes
 from examples import hostile_headers, payloads
 from PIL import Image
+from random_models import make
 
 from sslvit.errors import BAD_DATA, CannotWrite, DataError
 from sslvit.models.resnet import BiT
@@ -29,7 +30,6 @@ from sslvit.weights.folder import _mlp_ratio, described, load_backbone, save_bac
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 FOR_TIMM = {
     "class token": {},
     "mean": {"readout": "mean"},
@@ -61,16 +61,6 @@ FOR_US = {
     "both": {"readout": "both"},
     "hybrid": {"hybrid": "R", "patch_size": 4, "image_size": 16},
 }
-
-
-def make(readout: str = "cls", **changes: Any) -> tuple[ViT, str]:
-    """Every weight at random, so that none can be mistaken for another."""
-    vit = ViT(ViTConfig(**(SMALL | changes)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in vit.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return vit.eval(), readout
 
 
 def images_for(backbone: ViT | BiT) -> torch.Tensor:
@@ -207,6 +197,7 @@ def test_an_older_model_is_replaced_and_anything_else_refused(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "model", "other"]
 
 
+@pytest.mark.processes
 def test_a_kill_while_a_model_is_written_never_leaves_half_of_one(tmp_path):
     vit, _ = make(depth=1)
 

@@ -29,6 +29,7 @@ import scipy.ndimage
 import timm
 import torch
 from examples import NUMBER, OBJECTS, Call, Payload, hostile_headers, payloads
+from foreign_models import assert_computes, saved, scramble, standardised
 from timm.models import save_for_hf
 from timm.models.resnetv2 import _create_resnetv2_bit
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -62,38 +63,8 @@ def _quiet():
         yield
 
 
-def scramble(module: nn.Module, kernel_std: float | None = None) -> nn.Module:
-    """Weights at random, so that none can be mistaken for another."""
-    for name, parameter in module.named_parameters():
-        if kernel_std is not None and parameter.ndim == 4 and "patch_embed.proj" not in name:
-            nn.init.normal_(parameter, std=kernel_std)
-        elif parameter.ndim in (2, 4):
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            nn.init.normal_(parameter, mean=float(parameter.ndim == 1 and name.endswith("weight")), std=0.3)
-    return module.eval()
-
-
 def tiny(**changes: Any) -> VisionTransformer:
     return scramble(VisionTransformer(**(TINY | {"dynamic_img_size": True} | changes)))
-
-
-def standardised(images: Tensor, constants: dict[str, Any]) -> Tensor:
-    mean, std = (torch.tensor(constants[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
-    return (images - mean) / std
-
-
-def assert_computes(backbone: ViT, images: Tensor, tokens: Tensor) -> None:
-    """tokens: the other side's, all of them."""
-    encoded = backbone(images)
-    torch.testing.assert_close(encoded.patches, tokens[:, backbone.prefix :], rtol=0, atol=1e-5)
-    if encoded.cls is not None:
-        torch.testing.assert_close(encoded.cls, tokens[:, 0], rtol=0, atol=1e-5)
-
-
-def saved(path: Path, tensors: dict[str, Tensor]) -> Path:
-    safetensors.torch.save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path)
-    return path
 
 
 def flat(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -399,6 +370,7 @@ def test_transformers_classifiers_and_decoders_are_left_behind_when_it_is_said(t
     assert open_backbone(pretraining)[1]["left_behind"] == ["decoder (24)"]
 
 
+@pytest.mark.processes
 def test_transformers_names_in_memory_are_those_on_disk(tmp_path):
     theirs = transformers_model("DeiTModel")
     folder = transformers_folder(theirs, tmp_path / "model")
@@ -465,6 +437,7 @@ def moco_v3(model: VisionTransformer, other: VisionTransformer) -> dict[str, Any
     return {"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": optimizer, "scaler": dict(SCALER)}
 
 
+@pytest.mark.processes
 def test_moco_v3_gives_its_base_encoder_or_the_momentum_encoder(tmp_path):
     models = tiny(), tiny()
     checkpoint, images = moco_v3(*models), torch.rand(2, 3, 16, 16)
@@ -544,6 +517,7 @@ def as_numpy_1_wrote_it(file: Path) -> Path:
     return other
 
 
+@pytest.mark.processes
 def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp_path):
     student, teacher = tiny(), tiny()
     file = tmp_path / "checkpoint.pth"
@@ -556,6 +530,7 @@ def test_dinos_own_files_hold_numbers_of_numpy_1_or_2_and_paths_and_are_read(tmp
         assert about["left_behind"] == ["dino_loss: center (1)", "head (3)", "student: module (33)"]
 
 
+@pytest.mark.processes
 def test_dino_gives_its_teacher_or_the_student_and_resizes_with_its_offset(tmp_path):
     student, teacher = tiny(), tiny()
     checkpoint, file = dino(student, teacher), tmp_path / "dino_deitsmall16_pretrain_full_checkpoint.pth"
@@ -595,6 +570,7 @@ def mae(model: VisionTransformer) -> dict[str, Any]:
     return {"model": state, "optimizer": optimizer, "epoch": 799, "scaler": dict(SCALER), "args": args}
 
 
+@pytest.mark.processes
 def test_mae_gives_its_encoder_and_tells_of_the_decoder(tmp_path):
     theirs = tiny()
     torch.save(mae(theirs), tmp_path / "checkpoint-799.pth")
@@ -935,6 +911,7 @@ def test_timms_bit_in_its_own_names(tmp_path):
 # What goes by other names, and what is ours --------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_deits_distillation_token_is_kept_as_a_register_and_dropped_only_by_word(tmp_path):
     theirs = scramble(timm.create_model("deit_tiny_distilled_patch16_224", depth=2, img_size=48, num_classes=0))
     # https://github.com/facebookresearch/deit, main.py; lr_scheduler: the attributes of timm's CosineLRScheduler.
@@ -1130,6 +1107,7 @@ def test_preprocessors_that_leave_images_at_255_and_numbers_that_no_model_has(tm
             open_backbone(folder / "wrong", **HALF)
 
 
+@pytest.mark.processes
 def test_a_file_that_is_something_else_is_called_by_its_name(tmp_path):
     tar = b"x".ljust(257, b"\0") + b"ustar"
     kinds = {
@@ -1281,6 +1259,7 @@ def assert_harmless(tmp_path: Path, payload: bytes, suffix: str) -> str:
     return str(stopped.value)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["pickle 2", "torch zip in a dict"])
 def test_a_pickle_that_would_run_a_program_does_not(tmp_path, name, empty_after):
     said = assert_harmless(tmp_path, payloads(tmp_path, tmp_path / "canary")[name], ".pth")
@@ -1315,6 +1294,7 @@ def misused(canary: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.processes
 def test_numbers_of_numpy_and_paths_are_not_made_whatever_they_are_given(tmp_path, empty_after):
     theirs = tiny()
     torch.save(mae(theirs) | {"args": argparse.Namespace(**misused(tmp_path / "canary"))}, tmp_path / "x.pth")
@@ -1348,6 +1328,7 @@ def test_pickles_of_tensors_can_ask_for_too_much(what):
         tensors_of(make())
 
 
+@pytest.mark.processes
 def test_and_then_the_sentence_comes_from_the_process_that_reads(tmp_path, empty_after):
     torch.save(endless(5), tmp_path / "x.pth")
     with pytest.raises(DataError, match=r"x\.pth is not a PyTorch file.*more than 20000 tensors"):
@@ -1360,6 +1341,7 @@ def test_only_tensors_that_names_lead_to_are_taken():
     assert {name: tensor is x for name, tensor in found.items()} == {'["model", "a.b"]': True}
 
 
+@pytest.mark.processes
 def test_truncated_files_are_refused_and_leave_nothing(tmp_path, empty_after):
     state = tiny().state_dict()
     saved(tmp_path / "x.safetensors", state)
@@ -1373,6 +1355,7 @@ def test_truncated_files_are_refused_and_leave_nothing(tmp_path, empty_after):
                 load_foreign(tmp_path / name)
 
 
+@pytest.mark.processes
 def test_time_is_limited(tmp_path, empty_after):
     torch.save(tiny().state_dict(), tmp_path / "x.pth")
     with pytest.raises(DataError, match=r"longer than 0\.01 seconds"):

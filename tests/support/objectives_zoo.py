@@ -1,0 +1,77 @@
+"""Every objective in small, and the README's worked example; a new objective is one line in OBJECTIVES."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sslvit import rng
+from sslvit.errors import DataError
+from sslvit.models.resnet import BiT, BiTConfig
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
+from sslvit.objectives.dino import DINO
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Objective
+from sslvit.objectives.supervised import Supervised
+from sslvit.views.pretraining import Light
+
+
+def vit(seed: int, **changes) -> ViT:
+    sizes = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
+    return ViT(ViTConfig(**(sizes | {"seed": seed, "drop_path": 0.2} | changes)))
+
+
+def bit(seed: int) -> BiT:
+    return BiT(BiTConfig(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=16, seed=seed))
+
+
+class Case(NamedTuple):
+    make: Callable[[int], Objective]  # from a seed
+    views: tuple[int, ...] = (16,)  # sizes of the views that it wants
+
+
+DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 4}
+OUTPUTS = {"outputs": 64, "hidden": 32, "bottleneck": 16}
+HEADS = {"hidden": 32, "dimension": 16}
+OBJECTIVES = {
+    "mpp-mean": Case(lambda seed: MPP(vit(seed), target="mean", seed=seed)),
+    "mpp-downsized": Case(lambda seed: MPP(vit(seed), target="downsized", seed=seed)),
+    "mpp-pixels": Case(lambda seed: MPP(vit(seed), target="pixels", seed=seed)),
+    "mae": Case(lambda seed: MAE(vit(seed, position="sincos_mae"), **DECODER, seed=seed)),
+    "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
+    "moco_v3-in-parts": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, parts=2), views=(16, 16)),
+    "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
+    "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
+    "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
+    "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
+}
+EXAMPLE = (Path(__file__).parents[2] / "README.md").read_text().split("<!-- worked example -->\n```python\n")[1]
+EXAMPLE = EXAMPLE.split("```")[0]
+
+
+def worked_example(seed: int) -> Objective:
+    """The objective that the README adds, from its text."""
+    space = {}
+    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    return space["LikeSimMIM"](vit(seed), seed=seed)
+
+
+OBJECTIVES["the README's example"] = Case(worked_example)
+
+
+class Views:
+    """As many as the case wants, of the sizes that it wants."""
+
+    def __init__(self, case: Case, broken_at: int = 1000):
+        self.case, self.calls, self.broken_at = case, 0, broken_at
+
+    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
+        self.calls += 1
+        if self.calls == self.broken_at:
+            raise DataError("the machine stopped here")
+        views = (Light(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views))
+        return tuple(views)

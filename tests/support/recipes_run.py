@@ -1,0 +1,27 @@
+"""The recipes as a command line starts them, within the test's own process and on runs of a second."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = "--data shapes:n=64 --image_size 16 --model XS/8 --epochs 1 --warmup_epochs 0 --batch_size 16 --threads 1"
+TRAINING = {
+    "mpp": TINY,
+    "mae": f"{TINY} --decoder 16 1 2",
+    "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
+    "dino": f"{TINY} --held_epochs 0 --crops 2 8 --head 32 16 64",
+    "supervised": TINY,
+}
+
+
+def run(recipe: str, words: str, **names: object) -> None:
+    """main() of the recipe, as if started with these words."""
+    program = runpy.run_path(str(RECIPES / f"{recipe}.py"))
+    main = program["main"]
+    main.__globals__.update(names)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", [recipe, *words.split()])
+        program["at_the_door"](main)
