@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from made_up_comparison import NAMES, comparison
+import torch
+from made_up_comparison import IMAGES, LABELS, NAMES, comparison
 from recipes_run import TINY, run
 from scipy import stats
 
