@@ -15,7 +15,7 @@ from sslvit.evaluate.statistics import difference
 from sslvit.experiments.claims import ahead_of, notes, sentences
 from sslvit.experiments.report import as_markdown, as_page
 from sslvit.experiments.results import collect, judge
-from sslvit.experiments.tables import cost_table, groups, interval_table
+from sslvit.experiments.tables import cost_in_short, cost_table, groups, interval_table
 
 
 def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_none(tmp_path):
@@ -185,6 +185,11 @@ def test_costs_are_those_of_the_dearest_device_and_of_the_mean_run(tmp_path):
     _, rows = cost_table(results)
     assert rows[0] == ["scratch (mean)", "0", "-", "-", "-", "-", "-"]
     assert rows[2] == ["supervised", "500", "3 s", "167", "3.00e+09", "3 MiB", "CPU, H100"]
+
+
+def test_the_time_beside_an_accuracy_is_the_mean_of_the_seeds():
+    costs = [COST | {"seconds": seconds} for seconds in (2.0, 6.0)]
+    assert cost_in_short(costs, timed=True) == "500, 4 s"
 
 
 def test_the_page_shows_how_each_was_trained(tmp_path):
