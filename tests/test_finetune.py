@@ -42,6 +42,7 @@ from sslvit.finetune import (
 )
 from sslvit.models.readout import logits, read
 from sslvit.models.resnet import BiT
+from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from made_up_comparison import IMAGES, LABELS, NAMES, comparison
+from made_up_comparison import COST, IMAGES, LABELS, NAMES, comparison
 from recipes_run import TINY, run
 from scipy import stats
 
