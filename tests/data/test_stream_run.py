@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, spec, whole, stop_at):
     before = stream_run(start(threads=1), spec, tmp_path / "run", stop_at=stop_at)
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints").state["progress"]
     assert saved["step"] == stop_at
-    assert saved["places"] == [list(divmod(8 * stop_at, SHARDS * EACH))]
+    assert saved["stream_positions"] == [list(divmod(8 * stop_at, SHARDS * EACH))]
     after = stream_run(start(threads=1), spec, tmp_path / "run", resume=True)
     assert torch.equal(torch.cat([before, after]), keys)
     assert fingerprint(tmp_path / "run") == fingerprint(out)
@@ -118,7 +118,7 @@ def test_two_processes_share_each_epoch_go_on_bit_for_bit_and_cannot_be_one(tmp_
     )
     assert fingerprint(tmp_path / "stopped") == fingerprint(tmp_path / "whole")
     saved = checkpoint.latest(tmp_path / "stopped" / "checkpoints").state["progress"]
-    assert saved["places"] == [[5, 4], [5, 4]]
+    assert saved["stream_positions"] == [[5, 4], [5, 4]]
     with pytest.raises(DataError, match="2 processes were reading it, 1 would read other rows"):
         stream_run(start(threads=1), spec, tmp_path / "stopped", resume=True)
 

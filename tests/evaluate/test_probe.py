@@ -262,7 +262,7 @@ def test_a_test_set_that_lacks_a_class_has_the_class_numbers_of_the_training_set
     tmp_path, capsys, monkeypatch, recipe, words
 ):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "decoded"))
-    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "cls"})
+    save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "cls"})
     words = ["--model", str(tmp_path / "model"), "--data", without_ants(tmp_path / "set"), *words]
     words += ["--out", str(tmp_path / "out"), *([] if recipe == "finetune" else ["--cache", str(tmp_path / "kept")])]
     printed(f"{recipe}.py", capsys, monkeypatch, *words)

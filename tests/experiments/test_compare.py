@@ -436,7 +436,7 @@ def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_n
 def test_a_study_tells_what_cannot_be_built_before_it_trains_anything():
     points = list(amounts(StudyConfig(data="shapes:n=300", shares=(0.5, 1))))
     assert [(point.series, point.x) for point in points[::2]] == [("ViT", 150), ("hybrid", 150), ("BiT ResNet", 150)]
-    with pytest.raises(ValueError, match=r"width_factor 0\.25 gives 16 channels, no multiple of 32"):
+    with pytest.raises(ValueError, match=r"width_factor 0\.25 gives 16 channels, not a multiple of 32"):
         list(amounts(StudyConfig(data="shapes:n=300", resnet="R20x0.25")))
 
 

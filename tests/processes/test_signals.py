@@ -296,7 +296,7 @@ def test_a_kill_after_an_evaluation_was_made_up_for_and_before_the_next_checkpoi
 
     def run(out: Path) -> None:
         config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
-        made = Ending(ViT(image_size=32, patch_size=8, width=64, depth=2, heads=2))
+        made = Ending(ViT(ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=2)))
         with pytest.raises((Preempted, Killed)) if ends else nullcontext():
             pretrain(made, source(), Light(32), config, start(threads=1), Evaluates())
 

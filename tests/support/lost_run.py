@@ -27,7 +27,7 @@ from sslvit.processes.collectives import start_run
 from sslvit.storage import checkpoint
 from sslvit.views.pretraining import Light
 
-read, really_save, gradients = FileStore.read, checkpoint.save, train.gradients
+read, really_save, backward = FileStore.read, checkpoint.save, train.backward
 
 
 def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
@@ -40,12 +40,12 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
     return read(self, id, max_pixels)
 
 
-def slow_gradients(*given) -> tuple:
+def slow_backward(run: train.Run, progress: float) -> tuple:
     time.sleep(float(os.environ.get("SLOW_STEPS", 0)))
-    if given[3] > 0 and "FILL_SHARED" in os.environ:
+    if progress > 0 and "FILL_SHARED" in os.environ:
         with open("/dev/shm/full", "wb") as file, suppress(OSError):
             file.write(bytes(os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize))
-    return gradients(*given)
+    return backward(run, progress)
 
 
 def save(root: Path, step: int, *given, **options) -> Path:
@@ -56,7 +56,7 @@ def save(root: Path, step: int, *given, **options) -> Path:
 
 
 def main() -> None:
-    FileStore.read, checkpoint.save, train.gradients = slow_read, save, slow_gradients
+    FileStore.read, checkpoint.save, train.backward = slow_read, save, slow_backward
     kinds = {f.name: type(getattr(TrainConfig(), f.name)) for f in fields(TrainConfig)}
     given = dict(word.split("=") for word in sys.argv[3:])
     given = {k: json.loads(v) if kinds[k] in (int, float, bool) else v for k, v in given.items()}
