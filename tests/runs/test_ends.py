@@ -213,10 +213,10 @@ def test_a_recipe_whose_folder_was_deleted_ends_with_73_and_announces_nothing(tm
     """A real process, whose folder is deleted after its first step."""
     out = tmp_path / "run"
     program = (
-        "import runpy, shutil, sys, sslvit.train as train\n"
-        "real = train.set_rates\n"
+        "import runpy, shutil, sys, sslvit.training.optim as optim\n"
+        "real = optim.set_rates\n"
         f"def gone(*given): shutil.rmtree({str(out)!r}, ignore_errors=True); real(*given)\n"
-        "train.set_rates = gone\n"
+        "optim.set_rates = gone\n"
         f"sys.argv = ['mpp.py', *{(TINY + ' --out ' + str(out)).split()!r}]\n"
         f"runpy.run_path({str(RECIPES / 'mpp.py')!r}, run_name='__main__')\n"
     )
