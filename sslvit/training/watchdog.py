@@ -38,9 +38,9 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = str(error)
-        if (worker := said.startswith("DataLoader")) or FULL.search(said):
+        if (full := FULL.search(said)) or said.startswith("DataLoader"):
             kept = collectives.processes() == 1 and save()
-            what = of_workers(error, row) if worker else of_shared_memory(said)
+            what = of_shared_memory(full[0]) if full else of_workers(error, row)
             raise Lost(what + (". The last step is saved" if kept else "")) from error
         if collectives.processes() == 1 or not OF_PROCESSES.search(said):
             raise
