@@ -249,6 +249,7 @@ sys.path.insert(0, sys.argv[1])
 import tiny_run
 from sslvit.processes import collectives
 from sslvit.cli import at_the_door
+from sslvit.objectives.mpp import MPP
 forward = MPP.forward
 def poisoned(self, batch, progress):
     loss, metrics = forward(self, batch, progress)
