@@ -53,7 +53,8 @@ def test_a_dino_run_from_before_the_official_rule_for_positions_goes_on_with_its
 
 
 # The backbone of the paper's own code: vit_jax and big_vision; moco-v3's, mae's and dino's vits.
-TIMM, JAX = {"gelu": "exact", "mean": [0.485, 0.456, 0.406]}, {"gelu": "tanh", "mean": [0.5] * 3, "std": [0.5] * 3}
+HALF = (0.5, 0.5, 0.5)
+TIMM, JAX = {"gelu": "exact", "mean": (0.485, 0.456, 0.406)}, {"gelu": "tanh", "mean": HALF, "std": HALF}
 PAPERS = {
     "mpp": JAX | {"init": "jax", "position": "learned_1d"},
     "mae": TIMM | {"init": "mae", "position": "sincos_mae"},
@@ -69,7 +70,7 @@ def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
     words += " --head 32 16 64" if recipe == "dino" else ""
     run(recipe, words, pretrain=lambda *all: given.extend(all) or [], finish=print)
     built = given[0].backbone.config
-    assert {name: built[name] for name in PAPERS[recipe]} == PAPERS[recipe]
+    assert {name: getattr(built, name) for name in PAPERS[recipe]} == PAPERS[recipe]
 
 
 @pytest.mark.parametrize("recipe", ["moco_v3", "dino"])

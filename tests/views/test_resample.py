@@ -87,7 +87,7 @@ def test_the_identity_keeps_every_value(interpolation):
 def test_the_centre_of_a_resized_image_is_torchvisions():
     extents = torch.tensor([[100, 150], [151, 100], [64, 64], [77, 201]])
     pixels = pictures(4, 3, 160, 210)
-    resize = Resize(pixels, centred(extents, 72, (64, 61)), (64, 61), "bicubic", 4)
+    resize = Resize(pixels, centred(extents, (72, 72), (64, 61)), (64, 61), "bicubic", 4)
     ours = (resize(slice(0, 4)) / 255).clamp(0, 1).transpose(2, 3)
     for row, (height, width) in enumerate(extents.tolist()):
         image = pixels[row, :, :height, :width].float() / 255
