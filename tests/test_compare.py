@@ -474,7 +474,7 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
     assert ("random start" in (tmp_path / "study.svg").read_text()) == alike
 
 
-@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), (32, None)])
+@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), ((64, 128), 0.0), (32, None), ((32, 96), None)])
 def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_where_they_are_thumbnails(
     size, kept, tmp_path
 ):
