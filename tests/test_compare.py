@@ -340,7 +340,8 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
     words = plan(config, made, {"mpp": 1.0})
     (pretrain,) = [part for part in words if part.name == f"pretrain/mpp-{seed}"]
     entered = []
-    run("mpp", " ".join(pretrain.words), pretrain=lambda *given: entered.extend(given) or [])
+    given = {"pretrain": lambda *given: entered.extend(given) or [], "finish": lambda *_: None}
+    run("mpp", " ".join(pretrain.words), **given)
     backbone = entered[0].backbone.state_dict()
     for name, values in load_backbone(made[f"scratch-{seed}"]).state_dict().items():
         assert torch.equal(backbone[name], values), name
