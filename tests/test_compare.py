@@ -340,7 +340,8 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
     words = plan(config, made, {"mpp": 1.0})
     (pretrain,) = [part for part in words if part.name == f"pretrain/mpp-{seed}"]
     entered = []
-    run("mpp", " ".join(pretrain.words), pretrain=lambda *given: entered.extend(given) or [])
+    given = {"pretrain": lambda *given: entered.extend(given) or [], "finish": lambda *_: None}
+    run("mpp", " ".join(pretrain.words), **given)
     backbone = entered[0].backbone.state_dict()
     for name, values in load_backbone(made[f"scratch-{seed}"]).state_dict().items():
         assert torch.equal(backbone[name], values), name
@@ -474,7 +475,7 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
     assert ("random start" in (tmp_path / "study.svg").read_text()) == alike
 
 
-@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), (32, None)])
+@pytest.mark.parametrize(("size", "kept"), [(224, 0.0), ((64, 128), 0.0), (32, None), ((32, 96), None)])
 def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_where_they_are_thumbnails(
     size, kept, tmp_path
 ):

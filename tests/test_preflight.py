@@ -169,3 +169,13 @@ def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_t
     for quiet in ({"canvas": 160}, {"image_size": 160}):
         large = open_source(str(tmp_path / "set"), **{"image_size": 32} | quiet)
         assert not any("--canvas" in s for s in preflight(large, image_size=32, batch_size=1, canvas=needed).advice)
+
+
+def test_images_lower_or_narrower_than_the_views_are_counted_as_smaller(tmp_path):
+    (tmp_path / "set").mkdir()
+    for number, (height, width) in enumerate([(32, 48), (40, 40), (24, 60), (64, 64)]):
+        (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(height, width), 8, 2))
+    source = open_source(str(tmp_path / "set"), image_size=(32, 48))
+    told = [s for s in preflight(source, image_size=(32, 48), batch_size=1).advice if "smaller" in s]
+    assert told == ["2 of 4 sampled images are smaller than 32 x 48 pixels: views enlarge them"]
+    assert not any("smaller than" in s for s in preflight(source, image_size=24, batch_size=1).advice)
