@@ -24,13 +24,13 @@ PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safeten
 class Log:
     """The run's records: config.json, environment.json, metrics.jsonl, and whatever trackers were asked for."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any]):
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any], owed: bool):
         self.accelerator, self.trackers = accelerator, config.log_with
         if self.trackers:
             flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
             accelerator.init_trackers("sslvit", flat)
         if accelerator.is_main_process:
-            self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
+            self.metrics = MetricsLog(config.out / "metrics.jsonl", step, owed=owed)
             describe(config, facts)
 
     def write(self, step: int, values: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def pretrain(
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
-            log = Log(config, accelerator, now.step, known)
+            log = Log(config, accelerator, now.step, known, owed=now.owed is not None)
             if evaluate and (now.step == 0 or now.owed is not None):
                 log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
                 now.owed = None
