@@ -73,7 +73,7 @@ def pretrain(
     shard = sharding.wanted(config, accelerator)
     config = replace(config, shard=shard)  # as it is recorded, and compared among processes and with a restart
     row = row_of(source, config, accelerator)
-    if objective.couples_samples and not config.resume:
+    if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         row.only_whole_batches()
     with ExitStack() as held:
         if accelerator.is_main_process:
