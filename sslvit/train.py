@@ -233,16 +233,16 @@ def train(
             accelerator.print(f"warning: step {step}: {verdict}")
         now.step, last = step + 1, step + 1 == steps
         now.add(values)
+        now.seconds += time.perf_counter() - clock
+        clock = time.perf_counter()
         unreadable = f", {len(unusable)} unreadable images" if len(unusable) else ""
         bar.set_postfix_str(f"loss {values['loss']:.4f}{unreadable}", refresh=False)
         bar.update(config.batch_size)
         line: dict[str, Any] = {}
         if now.step % config.log_every == 0 or last or stop or verdict:
-            now.seconds += time.perf_counter() - clock
             line = {"epoch": now.step * config.batch_size / size, "lr": optimizer.param_groups[0]["lr"]}
             line |= now.means() | {"seconds": now.seconds}
             line |= {"health": str(verdict)} if verdict else {}
-            clock = time.perf_counter()
         if evaluate and (last or due(now.step, config, size)):
             if stop and not last:
                 now.owed, line = line, {}  # who asks to stop may not wait for an evaluation
