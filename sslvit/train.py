@@ -110,7 +110,7 @@ def pretrain(
                 parts = sharding.sharded(objective, optimizer, accelerator)
                 evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, parts, objective)
             rescue = partial(keep, parts, optimizer, now, source, config, accelerator)
-            with watched(row, config.out, rescue), stopping.stepping():
+            with stopping.stepping(), watched(row, config.out, rescue):
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
