@@ -80,11 +80,7 @@ def pretrain(
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
         accelerator.wait_for_everyone()
         objective.to(accelerator.device)
-        groups = optim.parameter_groups(
-            objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
-        )
-        sgd = config.optimizer == "sgd"
-        optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
+        optimizer = optimizer_of(objective, config)
         now = restore(objective, optimizer, source, config, accelerator)
         if now.step == 0:
             now.whole_batches = objective.couples_samples
@@ -132,6 +128,12 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     if config.workers:
         raise ValueError(f"--workers {config.workers}: a stream is decoded by threads of its own; leave --workers out")
     return StreamRow(source, **share)
+
+
+def optimizer_of(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
+    given = {"spares": config.spares, "layer_decay": config.layer_decay}
+    groups = optim.parameter_groups(objective, config.weight_decay, **given)
+    return optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
 
 
 def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
