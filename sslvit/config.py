@@ -303,10 +303,8 @@ def with_old_crop(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
     return ({"eval_crop": 0.0} if max(both(image_size)) > THUMBNAIL else {}) | saved
 
 
-def steps_of(config: TrainConfig, images: int, *, whole_batches: bool = False) -> int:
-    """whole_batches: what is left of an epoch after its last full batch is dropped."""
-    if whole_batches:
-        images -= images % config.batch_size
+def steps_of(config: TrainConfig, images: int) -> int:
+    """images: those of an epoch."""
     return max(1, math.ceil(config.epochs * images / config.batch_size))
 
 

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from accelerate import Accelerator
 
-from sslvit import checkpoint, durable, optim, sealed
+from sslvit import checkpoint, durable, sealed
 from sslvit.config import TrainConfig, steps_of
 from sslvit.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.data.bad import BadImages
@@ -25,7 +25,7 @@ from sslvit.records import duration
 from sslvit.resume import training_tensors
 from sslvit.sharding import wanted
 from sslvit.show_views import show_views
-from sslvit.train import gradients, look, row_of, set_rates
+from sslvit.train import gradients, look, optimizer_of, row_of, set_rates
 
 MEASURED = "measured.json"
 TIMED, REPEATED = 6, 20  # steps whose time is taken, after one that is not; steps on one batch
@@ -52,10 +52,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     show_views(replace(config, show_views=folder / "views.png"), source, views, accelerator)
     objective.to(accelerator.device).train()
     operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
-    groups = optim.parameter_groups(
-        objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
-    )
-    optimizer = optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
+    optimizer = optimizer_of(objective, config)
     model, prepared = accelerator.prepare(objective, optimizer)
     steps = steps_of(config, row.epoch_images)
     unusable = BadImages(folder / "bad_images.jsonl", size=row.different, max_bad=1.0)

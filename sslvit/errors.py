@@ -128,7 +128,7 @@ def lacking(error: Exception) -> str:
     said = in_a_line(error).strip() or type(error).__name__
     for pattern, sentence in LACKS.items():
         if re.search(pattern, said, re.I) or (isinstance(error, MemoryError) and "memory" in pattern):
-            return f"{sentence}. It was said: {type(error).__name__}: {said.splitlines()[0][:300]}"
+            return f"{sentence}. The error was: {type(error).__name__}: {said.splitlines()[0][:300]}"
     return ""
 
 

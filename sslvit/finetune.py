@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sslvit.config import TrainConfig
+from sslvit.data.pieces import Size
 from sslvit.data.source import Source
 from sslvit.data.subset import Subset
 from sslvit.data.supervised import Supervised as Views
@@ -47,8 +48,6 @@ from sslvit.resnet import BiT
 from sslvit.run_folder import prepare_folder
 from sslvit.train import pretrain
 from sslvit.vit import ViT
-
-Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)

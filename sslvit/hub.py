@@ -62,10 +62,10 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
 def for_others(folder: Path, copy: Path) -> None:
     """A model's files; what older versions wrote of it says where its data and file lie on this machine."""
     (copy / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
-    config, text = config_of(folder), (folder / CARD).read_text()
+    config, text = config_of(folder), (folder / CARD).read_text("utf-8")
     about = told(config["sslvit"])
     for name, value in config["sslvit"].items():
         if value != about[name]:
             text = text.replace(value, about[name])
     (copy / CONFIG).write_bytes(sealed.text(config | {"sslvit": about}, indent=2))
-    (copy / CARD).write_text(text)
+    (copy / CARD).write_text(text, "utf-8")

@@ -5,8 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslvit import sealed
-
 log = logging.getLogger(__name__)
 SHOWN = 80  # characters of a damaged line
 
@@ -23,14 +21,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         return [line.values for line in parse(file, file.read_bytes())]
     except FileNotFoundError:
         return []
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The object that a whole file is; an empty one where it is missing, or damaged."""
-    try:
-        return sealed.read(file)
-    except (OSError, ValueError):
-        return {}
 
 
 def parse(file: Path, text: bytes, first: int = 1) -> list[Line]:

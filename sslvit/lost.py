@@ -58,7 +58,10 @@ def of_workers(error: RuntimeError, row: Parts) -> str:
                 f"worker {worker} (pid {pid}){f' at {at[worker]}' if worker in at else ''}"
                 for worker, pid in error.stopped.items()
             )
-            return f"no images came {waited}: {who} was stopped (SIGSTOP or a debugger) and has been killed. {GO_ON}"
+            were, have = ("was", "has") if len(error.stopped) == 1 else ("were", "have")
+            return (
+                f"no images came {waited}: {who} {were} stopped (SIGSTOP or a debugger) and {have} been killed. {GO_ON}"
+            )
         worker = (row.awaited - row.begun) % len(row.reading)
         place = f" at {at[worker]}" if worker in at else ""
         return (

@@ -5,10 +5,10 @@ What a kill kept from being written, or a run of another length left, is written
 
 from accelerate import Accelerator
 
+from sslvit import sealed
 from sslvit.config import TrainConfig
 from sslvit.cost import peak_memory, write_cost
 from sslvit.data.samples import Images
-from sslvit.jsonl import read_object
 from sslvit.model_folder import CONFIG, save_backbone
 from sslvit.objectives.objective import Objective
 from sslvit.resume import Progress, about_model
@@ -27,10 +27,10 @@ def write_outcome(
     """trained: whether steps were taken; else what is there already, of as many steps, stays."""
     cost, model = config.out / "cost.json", config.out / "model"
     images = now.step * config.batch_size
-    if trained or read_object(cost).get("images") != images:
+    if trained or sealed.intact(cost).get("images") != images:
         memory = now.memory or peak_memory(accelerator.device)
         spent = {"images": images, "seconds": now.seconds, "flops": now.flops, "memory": memory}
         write_cost(cost, **spent, accelerator=accelerator)
-    written = read_object(model / CONFIG).get("sslvit")
+    written = sealed.intact(model / CONFIG).get("sslvit")
     if trained or not isinstance(written, dict) or written.get("steps") != steps:
         save_backbone(objective.backbone, model, about_model(objective, source, steps), head=objective.kept())

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from sslvit import sealed
 from sslvit.config import TrainConfig, configuration
-from sslvit.jsonl import read_lines, read_object
+from sslvit.jsonl import read_lines
 from sslvit.public import without_secrets
 from sslvit.run_folder import MetricsLog
 
@@ -24,13 +24,13 @@ PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safeten
 class Log:
     """The run's records: config.json, environment.json, metrics.jsonl, and whatever trackers were asked for."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any]):
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any], owed: bool):
         self.accelerator, self.trackers = accelerator, config.log_with
         if self.trackers:
             flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
             accelerator.init_trackers("sslvit", flat)
         if accelerator.is_main_process:
-            self.metrics = MetricsLog(config.out / "metrics.jsonl", step)
+            self.metrics = MetricsLog(config.out / "metrics.jsonl", step, owed=owed)
             describe(config, facts)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def describe(config: TrainConfig, facts: dict[str, Any]) -> None:
 def complete(config: TrainConfig, step: int, facts: dict[str, Any]) -> None:
     """What a run that has ended wrote of itself, where that is missing, damaged, or of a longer run that was begun."""
     MetricsLog(config.out / "metrics.jsonl", step).close()
-    read = {name: read_object(config.out / name) for name in ("config.json", "environment.json")}
+    read = {name: sealed.intact(config.out / name) for name in ("config.json", "environment.json")}
     if read["config.json"].get("epochs") != config.epochs or not read["environment.json"]:
         describe(config, facts)
 

@@ -109,6 +109,11 @@ def check_same_images(saved: dict[str, Any], source: Images, *, allowed: bool) -
     raise DataError(f"--resume: {what}. Give the old images, or --allow_data_change to go on with these")
 
 
+def epoch_images(images: int, config: TrainConfig, whole_batches: bool) -> int:
+    """How many of a set's images an epoch shows; with whole batches, those after the last full one are left out."""
+    return (whole_batches and images - images % config.batch_size) or images
+
+
 def check_length(found: checkpoint.Checkpoint, config: TrainConfig, source: Images) -> str:
     """A sentence about a run that goes on for other epochs than it was to have, if it does. Every schedule is a
     function of the share of the steps that is done, so all jump to where a run of the new length would be."""
@@ -117,12 +122,13 @@ def check_length(found: checkpoint.Checkpoint, config: TrainConfig, source: Imag
         return ""
     old, step = replace(config, epochs=epochs), found.step
     whole = found.state["progress"].get("whole_batches", False) and not isinstance(source, Stream)
-    before = steps_of(old, found.state["data"]["images"], whole_batches=whole)
-    now = steps_of(config, len(source), whole_batches=whole)
+    images = epoch_images(len(source), config, whole)
+    before = steps_of(old, epoch_images(found.state["data"]["images"], config, whole))
+    now = steps_of(config, images)
     if now <= step:
         raise ValueError(
             f"--epochs {config.epochs:g} is {now:,} steps, and the run in {config.out} has done {step:,} of its "
-            f"{before:,} (--epochs {epochs:g}): give more than {step * config.batch_size / len(source):g}, or take its "
+            f"{before:,} (--epochs {epochs:g}): give more than {step * config.batch_size / images:g}, or take its "
             "model as it is, for which other recipes need no more than its folder"
         )
     rates = old.learning_rate((step - 1) / before), config.learning_rate(step / now)
@@ -205,8 +211,8 @@ def keep(
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
         state |= {"data": identity(source)}
-        whole_batches = progress.whole_batches and not isinstance(source, Stream)
-        steps = steps_of(config, len(source), whole_batches=whole_batches)
+        whole = progress.whole_batches and not isinstance(source, Stream)
+        steps = steps_of(config, epoch_images(len(source), config, whole))
         head, about = sorted(objective.kept()), about_model(objective, source, steps)
         state |= {"model": written_about(objective.backbone, head, about)}
         try:

@@ -246,12 +246,13 @@ class MetricsLog:
 
     Opened with the step of the checkpoint that the run continues from: lines of later steps, which will come again,
     and a torn last line are dropped. Step 0 starts afresh. `sync` before a checkpoint makes the log as durable as it.
+    owed: the line of this step will come again too.
     """
 
-    def __init__(self, path: str | Path, step: int):
+    def __init__(self, path: str | Path, step: int, *, owed: bool = False):
         self.path, self.last, self.pending = Path(path), -1, b""
         text = self.path.read_bytes() if self.path.exists() else b""
-        kept = [line for line in jsonl.parse(self.path, text) if 0 <= _step_of(line.values) <= step > 0]
+        kept = [line for line in jsonl.parse(self.path, text) if 0 <= _step_of(line.values) <= step - owed and step > 0]
         rising = _rising([_step_of(line.values) for line in kept])
         for line in (line for place, line in enumerate(kept) if place not in rising):
             jsonl.damaged(self.path, line.number, line.text)

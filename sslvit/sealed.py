@@ -48,6 +48,14 @@ def read(file: Path, /, *, longest: int = LONGEST, must: bool = False, **kinds: 
     return content
 
 
+def intact(file: Path) -> dict[str, Any]:
+    """What is in the file; nothing where it is missing or damaged."""
+    try:
+        return read(file)
+    except (OSError, ValueError):
+        return {}
+
+
 def opened(written: bytes, *, must: bool = False) -> dict[str, Any]:
     """The content of a file, without its seal; ValueError if it is not what was sealed."""
     try:

@@ -73,18 +73,14 @@ def pretrain(
     shard = sharding.wanted(config, accelerator)
     config = replace(config, shard=shard)  # as it is recorded, and compared among processes and with a restart
     row = row_of(source, config, accelerator)
-    if objective.couples_samples and not config.resume:
+    if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         row.only_whole_batches()
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite))
         accelerator.wait_for_everyone()
         objective.to(accelerator.device)
-        groups = optim.parameter_groups(
-            objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay
-        )
-        sgd = config.optimizer == "sgd"
-        optimizer = optim.sgd(groups, config.betas[0]) if sgd else optim.adamw(groups, config.betas)
+        optimizer = optimizer_of(objective, config)
         now = restore(objective, optimizer, source, config, accelerator)
         if now.step == 0:
             now.whole_batches = objective.couples_samples
@@ -101,7 +97,7 @@ def pretrain(
         if now.step == 0 and now.flops is None:
             now.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
         if now.step < steps:
-            log = Log(config, accelerator, now.step, known)
+            log = Log(config, accelerator, now.step, known, owed=now.owed is not None)
             if evaluate and (now.step == 0 or now.owed is not None):
                 log.write(now.step, (now.owed or {}) | evaluate(objective.backbone))
                 now.owed = None
@@ -110,7 +106,7 @@ def pretrain(
                 parts = sharding.sharded(objective, optimizer, accelerator)
                 evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, parts, objective)
             rescue = partial(keep, parts, optimizer, now, source, config, accelerator)
-            with watched(row, config.out, rescue), stopping.stepping():
+            with stopping.stepping(), watched(row, config.out, rescue):
                 train(parts, optimizer, row, views, config, accelerator, evaluate, now, steps, log)
                 sharding.collect(parts, objective)
             log.close()
@@ -132,6 +128,12 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     if config.workers:
         raise ValueError(f"--workers {config.workers}: a stream is decoded by threads of its own; leave --workers out")
     return StreamRow(source, **share)
+
+
+def optimizer_of(objective: Objective, config: TrainConfig) -> torch.optim.Optimizer:
+    given = {"spares": config.spares, "layer_decay": config.layer_decay}
+    groups = optim.parameter_groups(objective, config.weight_decay, **given)
+    return optim.sgd(groups, config.betas[0]) if config.optimizer == "sgd" else optim.adamw(groups, config.betas)
 
 
 def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
@@ -233,16 +235,16 @@ def train(
             accelerator.print(f"warning: step {step}: {verdict}")
         now.step, last = step + 1, step + 1 == steps
         now.add(values)
+        now.seconds += time.perf_counter() - clock
+        clock = time.perf_counter()
         unreadable = f", {len(unusable)} unreadable images" if len(unusable) else ""
         bar.set_postfix_str(f"loss {values['loss']:.4f}{unreadable}", refresh=False)
         bar.update(config.batch_size)
         line: dict[str, Any] = {}
         if now.step % config.log_every == 0 or last or stop or verdict:
-            now.seconds += time.perf_counter() - clock
             line = {"epoch": now.step * config.batch_size / size, "lr": optimizer.param_groups[0]["lr"]}
             line |= now.means() | {"seconds": now.seconds}
             line |= {"health": str(verdict)} if verdict else {}
-            clock = time.perf_counter()
         if evaluate and (last or due(now.step, config, size)):
             if stop and not last:
                 now.owed, line = line, {}  # who asks to stop may not wait for an evaluation

@@ -248,6 +248,14 @@ def test_fewer_compared_images_than_a_batch_are_refused_before_anything_is_writt
     assert len(seen_in_a_run(tmp_path / "run", 7, 7, overwrite=True)) == 6
 
 
+def test_the_least_epochs_that_an_error_names_are_those_of_whole_batches(tmp_path):
+    """Of 20 images 16 are shown in an epoch: 12 steps of 8 are 6 epochs, not the 4.8 that all images would make."""
+    seen_in_a_run(tmp_path / "run", 20, 8)
+    with pytest.raises(ValueError, match=r"--epochs 5 is 10 steps, .* has done 12 of its 12 .* give more than 6, or"):
+        seen_in_a_run(tmp_path / "run", 20, 8, epochs=5.0, resume=True)
+    assert len(seen_in_a_run(tmp_path / "run", 20, 8, epochs=6.5, resume=True)) == 1
+
+
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(case):
     objective = case.make(0)
     steps(objective, [batch_of(case)])  # a head that starts at zero passes no gradient on

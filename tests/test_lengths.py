@@ -17,7 +17,7 @@ from started import said
 from test_recipes import RECIPES, TINY, TRAINING, run
 from tiny_run import DEFAULTS, losses, objective, source, tiny_run
 
-from sslvit import checkpoint
+from sslvit import checkpoint, sealed
 from sslvit.config import TrainConfig
 from sslvit.data.views import Light
 from sslvit.distributed import start
@@ -81,8 +81,7 @@ def test_an_ended_run_that_is_made_longer_trains_on_by_the_new_schedule(tmp_path
     assert json.loads((out / "config.json").read_text())["epochs"] == 4
     assert json.loads((out / "cost.json").read_text())["images"] == 128
     assert json.loads((out / "model" / "config.json").read_text())["sslvit"]["steps"] == 16
-    shown = json.loads((out / "config.json").read_text()) | {"image_size": 32}  # which recipes choose
-    (out / "config.json").write_text(json.dumps(shown))
+    sealed.write(out / "config.json", sealed.read(out / "config.json") | {"image_size": 32})  # which recipes choose
     write_report(out)
     for name in ("report.html", "report.md", "model/README.md"):
         assert "-epochs was 2, is now 4" in (out / name).read_text().replace("\\", ""), name

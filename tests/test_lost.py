@@ -64,6 +64,20 @@ def test_a_worker_that_is_killed_is_noticed_in_two_seconds_and_the_run_goes_on_b
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
+def test_a_signal_while_the_last_step_is_saved_after_a_workers_death_does_not_undo_the_save(images, tmp_path):
+    process = one(
+        images, tmp_path, "workers=2", f"epochs={EPOCHS}", "save_every=1000", SLOW_READS="0.004", SLOW_SAVES="6"
+    )
+    until_step(tmp_path, 3, process)
+    psutil.Process(process.pid).children(recursive=True)[0].kill()
+    time.sleep(3)
+    assert "error:" not in said(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 70, said(tmp_path)
+    assert ". The last step is saved" in said(tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints").step >= 3
+
+
 @pytest.mark.slow
 def test_five_workers_that_are_killed_at_any_time(images, tmp_path):
     for number, step in enumerate(np.random.default_rng(0).integers(3, 60, 5).tolist()):

@@ -277,6 +277,31 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
+def test_a_kill_after_an_evaluation_was_made_up_for_and_before_the_next_checkpoint_does_not_keep_the_run_from_going_on(
+    tmp_path,
+):
+    class Killed(BaseException):
+        pass
+
+    class Ending(MPP):
+        def forward(self, batch, progress):
+            if ends is signal.SIGUSR1 and round(progress * STEPS) == 3:  # the fourth step ends the first pass
+                os.kill(os.getpid(), ends)
+            if ends is Killed and round(progress * STEPS) == 4:
+                raise Killed
+            return super().forward(batch, progress)
+
+    def run(out: Path) -> None:
+        config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
+        made = Ending(ViT(image_size=32, patch_size=8, width=64, depth=2, heads=2))
+        with pytest.raises((Preempted, Killed)) if ends else nullcontext():
+            pretrain(made, source(), Light(32), config, start(threads=1), Evaluates())
+
+    for ends in (None, signal.SIGUSR1, Killed, None):
+        run(tmp_path / ("run" if ends or (tmp_path / "whole").exists() else "whole"))
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+
+
 def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     """A choice of rates, an evaluation, a report: what is worth keeping is on the disk."""
     program = (

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
-from sslvit import checkpoint
+from sslvit import checkpoint, manifest
 from sslvit.config import FREE, WARNED, DataConfig, TrainConfig
 from sslvit.data.loader import Row, load
 from sslvit.data.source import open_source
@@ -527,6 +527,25 @@ def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_
     check_trackers(("tensorboard",))
     with pytest.raises(ValueError, match="mine must be one of aim, clearml"):
         check_trackers(("tensorboard", "mine"))
+
+
+def test_a_checkpoint_between_two_lines_of_the_log_holds_the_time_of_all_its_steps(tmp_path):
+    """Else a run that is stopped and goes on would cost less than it took."""
+    taken = []
+
+    class Slow(type(objective())):
+        def after_step(self, progress):
+            time.sleep(0.2)
+
+    made = objective()
+    made.__class__ = Slow
+    config = TrainConfig(out=tmp_path, **(DEFAULTS | {"epochs": 1.0, "log_every": 100, "save_every": 3}))
+    pretrain(made, source(), Light(32), config, start(threads=1))
+    for step in (3, 4):
+        state, _ = manifest.read_state(tmp_path / "checkpoints" / f"step-{step:08d}", step)
+        taken.append(state["progress"]["seconds"])
+    assert taken[0] >= 3 * 0.2
+    assert taken[1] >= taken[0] + 0.2
 
 
 def test_evaluations_are_due_when_their_pass_is_complete():

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from sslvit import durable, jsonl
 from sslvit.data.samples import Bad
-from sslvit.errors import DataError
 
 log = logging.getLogger(__name__)
 SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
@@ -97,8 +96,3 @@ class BadImages:
             f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "
             f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
         )
-
-    def check(self, read: int) -> None:
-        """Stops a run of one process."""
-        if problem := self.too_many(read):
-            raise DataError(problem)

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.data.pieces import both
 from sslvit.data.resample import Axis
 
 TRIES = 10
@@ -40,7 +41,7 @@ class Scaled:
         for name in ("", "small_"):
             if hasattr(self, f"{name}scale"):
                 size, (least, _) = getattr(self, f"{name}size"), getattr(self, f"{name}scale")
-                sides.append((max(size) if isinstance(size, tuple) else size) / math.sqrt(3 / 4 * least))
+                sides.append(max(both(size)) / math.sqrt(3 / 4 * least))
         return -(-math.ceil(max(sides)) // 32) * 32
 
 

@@ -53,7 +53,7 @@ def open_csv(
 ) -> FileStore:
     file, parted = _of_folder(place, split) if place.is_dir() else (place, False)
     if not file.is_file():
-        raise NoInput(f"{file} is no CSV file: {nearest(file)}")
+        raise NoInput(f"{file} is not a CSV file: {nearest(file)}")
     root = root or file.parent
     header, rows = read_rows(file, root, (image_column, label_column))
     if not rows:

@@ -226,7 +226,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _json_inside(folder: Path, name: str) -> Any:
-    return json.loads(_inside(folder, name).read_text())
+    return json.loads(_inside(folder, name).read_bytes())
 
 
 def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image
 
 from sslvit import durable
-from sslvit.data.cache import cache_root
+from sslvit.data.cache import cache_root, decoded_bytes
 from sslvit.data.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.image import BadImage, levels, measure
 from sslvit.data.levels import Levels
@@ -94,7 +94,7 @@ def preflight(source: Source, *, image_size: Size, batch_size: int, canvas: int 
         counts = np.bincount(source.labels).tolist()
         names = (source.classes or [str(number) for number in range(len(counts))])[: len(counts)]
         class_sizes = {name: count for name, count in zip(names, counts, strict=True) if count}
-    decoded = len(source) * source.channels * source.canvas[0] * source.canvas[1]
+    decoded = decoded_bytes(source)
     existing = next(folder for folder in (cache_root(), *cache_root().absolute().parents) if folder.exists())
     return Report(
         name=source.name,

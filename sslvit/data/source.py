@@ -44,6 +44,7 @@ from sslvit.data.hub import open_disk, open_hub, open_parquet
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
 from sslvit.data.lists import check_root, open_list
+from sslvit.data.pieces import Size, both
 from sslvit.data.samples import ArraySource, Bad, Samples, ShapesSource, Source
 from sslvit.data.tars import open_tars
 from sslvit.errors import DataError, NoInput
@@ -69,7 +70,7 @@ def open_source(
     spec: str,
     *,
     split: str = "train",
-    image_size: int | tuple[int, int],
+    image_size: Size,
     channels: int | None = None,
     canvas: int | None = None,
     image_column: str | None = None,
@@ -106,7 +107,7 @@ def open_source(
         )
     if root is not None:
         check_root(root, kind)
-    side = max(image_size) if isinstance(image_size, tuple) else image_size
+    side = max(both(image_size))
     if kind == "shapes":
         source = _shapes(rest, split, side)
     elif kind == "idx":

@@ -75,7 +75,7 @@ class TarStore:
         missing = sum(text is None for text in texts)
         if missing:
             return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
-        if all(text.isdecimal() and len(text) < 19 for text in texts):
+        if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in texts):
             return number(np.array(texts).astype(np.int64), ".cls", None)
         return number(texts, ".cls", classes)
 
