@@ -17,7 +17,6 @@ from sslvit.distributed import start
 from sslvit.errors import DataError, at_the_door
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
-from sslvit.evaluate.knn import knn_votes
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
@@ -49,8 +48,6 @@ def main() -> None:
     found = baselines(train, test, ids, monitor.view, accelerator)
     told = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
     pixels = probed(found.train, found.test, READOUT, config, told)
-    x, y = (one.by_readout[READOUT] for one in (found.train, found.test))
-    votes = knn_votes(x, found.train.labels, y, k=config.k, temperature=config.temperature)
     for name, value in {COMMONEST: found.commonest, **pixels.numbers}.items():
         accelerator.print(f"{name:<20}{100 * value:>8.1f}")
     accelerator.print(
@@ -61,7 +58,7 @@ def main() -> None:
         for fraction, one in pixels.predictions.items():
             save_predictions(config.out / f"pixels-{fraction:g}.parquet", one)
         numbers = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
-        balanced = {f"{config.k}-nn": balanced_accuracy(votes.argmax(-1), found.test.labels)}
+        balanced = {name: balanced_accuracy(one, found.test.labels) for name, one in pixels.answers.items()}
         numbers |= {PIXELS: pixels.numbers | {"balanced accuracy": balanced}}
         sealed.write(config.out / "numbers.json", numbers)
 

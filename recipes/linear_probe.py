@@ -35,6 +35,7 @@ from sslvit.evaluate.heads import Report, trained
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
+from sslvit.parts import check_numbers
 from sslvit.weights.given import ModelConfig
 
 
@@ -62,6 +63,7 @@ class Config(ModelConfig, ImagesConfig):
 
 def main() -> None:
     config = tyro.cli(Config)
+    check_numbers(config, above="shots", from_zero="augmented limit threads")
     if config.augmented and config.protocol not in PROTOCOLS:
         raise ValueError(f"--augmented {config.augmented} is for --protocol {', '.join(PROTOCOLS)}")
     accelerator = start(threads=config.threads)

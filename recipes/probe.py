@@ -30,6 +30,7 @@ from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
+from sslvit.parts import check_numbers
 from sslvit.vit import ViT
 from sslvit.weights.given import ModelConfig
 
@@ -59,6 +60,7 @@ class Config(ModelConfig, Protocols, ImagesConfig):
 
 def main() -> None:
     config = tyro.cli(Config)
+    check_numbers(config, above="k draws blocks", from_zero="limit_train limit_test threads")
     accelerator = start(threads=config.threads)
     pretrained, about = config.open()
     size = config.image_size or pretrained.image_size

@@ -126,10 +126,7 @@ def check(config: ComparisonConfig, recipes: Path) -> None:
     )
     check_numbers(config, above="finetune_rates", shares="fractions finetune_crop")
     for method in map(Method, config.methods):
-        words, said = (
-            pretraining(config, method, Path("start"), config.out, config.epochs, 0),
-            f"--methods {method.text}",
-        )
+        said = f"--methods {method.text}"
         names = [word for word in method.words if word.startswith("--")]
         if taken := [name for name in names if name[2:].replace("-", "_").removeprefix("no_") in GIVEN]:
             raise ValueError(f"{said}: {taken[0]} is given to all alike by the comparison")

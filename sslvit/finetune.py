@@ -10,8 +10,8 @@ modern (https://arxiv.org/abs/2111.06377, its released B): AdamW, layer decay, d
 erasing, smoothing. The mean patch has a fresh norm in the place of the pretrained one. Its head starts at N(0, 2e-5),
 ours at 0; mixup and cutmix draw once a pair, not once a batch.
 
-Both are evaluated on the centre crop of every evaluation here (data/views.py), as modern is in MAE; the ViT paper's
-code squeezes whole images into the size, which is --eval_crop 0.
+Both are evaluated on the centre crop of every evaluation here (data/views.py), as modern is in MAE at 224 px; the ViT
+paper's code squeezes whole images into the size, which is --eval_crop 0.
 
 A rate that is given is taken instead of choosing one, and epochs that are given instead of steps.
 

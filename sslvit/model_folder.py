@@ -32,6 +32,8 @@ from sslvit.vit import ViT
 log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# What building a backbone of a damaged description raises, the last two of huge numbers.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 BACKBONES = {"ViT": ViT, "BiT": BiT}
 LISTS = ("head", "classes", "notes")  # of what is said of a model, these
 # Any of timm's plain ViTs would do, since model_args say everything; these make a listing readable.
@@ -188,9 +190,7 @@ def _load(folder: str | Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         raise kind(f"{folder}: no model can be read: {error.strerror} ({error.filename})") from error
     except DataError:
         raise
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
-    except (ArithmeticError, MemoryError) as error:  # of huge numbers
+    except (safetensors.SafetensorError, *DAMAGED) as error:
         raise DataError(f"{folder} is not a model folder as sslvit writes it: {error!r}") from error
     load_strictly(backbone, tensors, str(folder))
     newest = checkpoint.newest_step(folder.parent / CHECKPOINTS) if folder.name == "model" else None
@@ -228,7 +228,7 @@ def _of_checkpoint(run: Path) -> tuple[ViT | BiT, dict[str, Any], dict[str, Tens
         head = {name: found.tensors[f"objective.{name}"] for name in ours["head"]}
         prefix = "objective.backbone."
         weights = {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
-    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError) as error:
+    except DAMAGED as error:
         raise DataError(f"{found.path} does not say what its model is: {error!r}") from error
     load_strictly(backbone, weights, str(found.path))
     log.warning(

@@ -10,7 +10,7 @@ SECRET = re.compile(
 )
 OURS = re.compile(r"(?i)(class|mask|reg|distillation|cls)_token=")  # options of recipes and models
 TOKEN = re.compile(r"(?<!\w)hf_\w{8,}")  # the Hub's
-LOCAL = "folder|list|idx|npz|disk|parquet|webdataset"  # kinds of --data, of which sources make their names
+LOCAL = "folder|list|csv|idx|npz|disk|parquet|webdataset"  # kinds of --data, of which sources make their names
 SOURCE = re.compile(rf"((?:{LOCAL}):)(.*?)((?: \([^()]*\))*)", re.DOTALL)
 PATH = re.compile(r"""(?<![\w./*~-])(?:~|[A-Za-z]:)?[/\\][^\s/\\"'`<>|,;]+(?:[/\\][^\s"'`<>|,;)]*)?""")
 MARKUP = re.compile(  # only what would become markup, e.g. a bracket where it would begin a link's address
@@ -30,7 +30,7 @@ def public(text: str) -> str:
     """Without these, and of local paths with the last name alone: folder:/home/me/flowers is folder:flowers."""
     text = without_secrets(text.replace("file://", "")).replace(f"?{MASK}", "")
     if found := SOURCE.fullmatch(text):  # its paths may have spaces, unlike those that are found in other text
-        paths = found[2].split(",") if found[1] in ("folder:", "list:") else [found[2]]
+        paths = found[2].split(",") if found[1] in ("folder:", "list:", "csv:") else [found[2]]
         return found[1] + ",".join(map(last_name, paths)) + found[3]
     return PATH.sub(lambda path: last_name(path[0]), text)
 

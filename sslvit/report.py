@@ -75,8 +75,10 @@ class Run:
         self.config = self._read("config.json", image_size=int | list)
         self.environment = self._read("environment.json", packages=dict)
         self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
-        self.lines = read_lines(folder / "metrics.jsonl")
+        self.lines = [line for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
+        last = self.row(-1)
+        self.accuracies = [name for name in last if name.startswith("eval/") and name in self.row(0)]
         backbone, self.model = load_described(folder)
         with readable(folder / "model" / CONFIG):
             check(self.model, objective=str, data=str)
@@ -94,8 +96,10 @@ class Run:
             f"{model['data']}: {cost['images']:,} images of {pixels} px in "
             f"{duration(cost['seconds'])} on {cost['device']}."
         ]
-        for name in [name for name in self.row(0) if name.startswith(f"eval/{model['readout']}/")]:
+        for name in self.accuracies:
             _, readout, protocol = name.split("/")
+            if readout != model["readout"]:
+                continue
             sentences.append(
                 f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of "
                 f"test images are told right; at the start it was {self.row(0)[name]:.1%}."
@@ -111,7 +115,7 @@ class Run:
         """Accuracies at the start and at the end."""
         first, last = self.row(0), self.row(-1)
         rows = []
-        for name in (name for name in last if name.startswith("eval/")):
+        for name in self.accuracies:
             _, readout, protocol = name.split("/")
             mark = " *" if readout == self.model["readout"] else ""
             rows.append([f"{protocol} of {readout}{mark}", f"{100 * first[name]:.1f}", f"{100 * last[name]:.1f}"])

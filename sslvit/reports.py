@@ -50,6 +50,8 @@ def report_again(folder: Path) -> Path:
                 study.write(results, folder)
                 return folder / "results.md"
             write(results, folder)
+        except DataError:  # of a run, whose report is folded in
+            raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{folder / KEPT} cannot be read ({error!r}): delete it, and the command that made it collects it again"

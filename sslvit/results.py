@@ -43,9 +43,7 @@ def collect(
     "method-seed". Accuracies are lists, one for each seed; differences are of which test images were right."""
     values: dict[str, dict[str, list[float]]] = {}
     judged: dict[str, dict[str, list[Judged]]] = {}
-    nearest: dict[
-        str, dict[str, list[float]]
-    ] = {}  # balanced accuracies of nearest neighbours, where a probe tells them
+    nearest: dict[str, dict[str, list[float]]] = {}  # balanced accuracies of nearest neighbours, where they were kept
     readouts: dict[str, str] = {}
     columns: dict[str, list[str]] = {}  # of each place, the same for all
     for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():

@@ -34,9 +34,7 @@ def by_share(results: dict[str, Any]) -> list[str]:
         if len(shares) < 2:
             continue
         lines, rows = [], rows_of(results, columns)
-        for name in sorted(
-            rows, key=lambda name: name not in results["methods"]
-        ):  # a method's colour is always the same
+        for name in sorted(rows, key=lambda name: name not in results["methods"]):  # so that methods keep their colours
             values = [results["values"][column][name] for column in columns]
             spread = [100 * stdev(v) for v in values] if several and name in results["methods"] else None
             lines.append(Line(name, shares, [100 * sum(v) / len(v) for v in values], spread))

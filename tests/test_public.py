@@ -12,6 +12,7 @@ from test_model_folder import make
 from test_recipes import TINY, run
 
 from sslvit import records, sealed
+from sslvit.data import source
 from sslvit.hub import push_to_hub
 from sslvit.model_folder import card, described, save_backbone
 from sslvit.public import public, without_secrets
@@ -38,6 +39,7 @@ LOCAL = {
     "folder:/home/me/a,/home/me/b": "folder:a,b",
     "folder:../secret/flowers": "folder:flowers",
     "list:/home/me/list.txt,/home/me/images (test)": "list:list.txt,images (test)",
+    "csv:/home/me/secret project/a.csv,/home/me/images (train)": "csv:a.csv,images (train)",
     "parquet:/home/me/set/*.parquet (train)": "parquet:*.parquet (train)",
     "npz:~/set.npz (train)": "npz:set.npz (train)",
     "webdataset:/home/me/a, b/x.tar (train, streamed)": "webdataset:x.tar (train, streamed)",
@@ -64,6 +66,11 @@ def test_records_keep_all_but_credentials_queries_and_tokens(text):
 @pytest.mark.parametrize("text", [*LOCAL, *PUBLIC])
 def test_of_a_local_path_others_are_told_the_last_name(text):
     assert public(text) == LOCAL.get(text, text)
+
+
+@pytest.mark.parametrize("kind", sorted(set(source.KINDS) - {"shapes", "hf"}))
+def test_of_every_kind_of_data_that_lies_here_others_are_told_the_last_name(kind):
+    assert public(f"{kind}:/home/me/secret project/flowers (train)") == f"{kind}:flowers (train)"
 
 
 def test_the_record_of_the_command_has_no_secret(monkeypatch):

@@ -129,3 +129,17 @@ def test_names_in_a_report_are_shown_as_they_are_in_markdown_and_html(finished, 
         assert texts.count(plain) >= 3  # in the title, in the sentence, in the table of costs
     assert rendered.count("<table>") == 2
     assert all(row.count("<td") == 2 for row in rendered.split("<table>")[2].split("<tr>")[2:])
+
+
+def test_lines_of_a_log_whose_steps_or_numbers_are_damaged_are_left_out_of_its_report(finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines.insert(1, '{"stdp": 2, "loss": 6.2}')  # of a flipped bit
+    name = next(name for name in json.loads(lines[-1]) if name.startswith("eval/"))
+    assert name in lines[0]
+    lines[0] = lines[0].replace(name, name.replace("eval/", "eval/q", 1))
+    (run / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    write_report(run)
+    _, readout, protocol = name.split("/")
+    assert f"{protocol} of {readout}" not in (run / "report.md").read_text()
+    assert (run / "report.md").read_text().count(" of ") > 2

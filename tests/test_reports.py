@@ -93,3 +93,15 @@ def test_what_is_missing_or_damaged_is_named_with_the_way_out(folder, tmp_path):
     with pytest.raises(DataError, match=r"results.json cannot be read \(.*\): delete it, and the command that made it"):
         report_again(folder)
     assert not (folder / "report.md").exists()
+
+
+def test_a_damaged_file_of_a_run_is_named_and_not_the_results_that_are_whole(folder):
+    report_again(folder)
+    run = folder / "runs" / "mae-0"
+    (run / "model").mkdir()
+    (run / "metrics.jsonl").write_text("")
+    (run / "environment.json").write_text("{")
+    (run / "config.json").write_text('{"image_size": 8}')
+    with pytest.raises(DataError, match=r"^\S*mae-0/environment.json cannot be read") as raised:
+        report_again(folder)
+    assert "results.json" not in str(raised.value)

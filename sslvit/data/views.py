@@ -91,8 +91,8 @@ def evaluation(size: Size, kept: float | None = None) -> Plain:
     """The view that everything is evaluated by, in training, by probes and after fine-tuning.
 
     kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
-    and MAE, and all of it up to 96 px. With 1 the shorter side is resized to the size; with 0 nothing is cut and the
-    whole image is squeezed into the size.
+    and MAE at 224 px (above that MAE keeps all of it), and all of it up to 96 px. With 1 the shorter side is resized to
+    the size; with 0 nothing is cut and the whole image is squeezed into the size.
     """
     kept = kept_by_default(size) if kept is None else kept
     if kept != 0 and not LEAST_KEPT <= kept <= 1:

@@ -2,7 +2,7 @@
 
 For objectives that never train the class token (MAE, MPP), where cls means little and the plain mean buries what a few
 patches know. As in AIM (https://arxiv.org/abs/2401.08541): batch norm without scale and shift (eps 1e-6) on the tokens,
-keys and values linear without bias, one query a head, a linear layer; no other output projection.
+keys and values linear without bias, one query a head, a linear layer (AIM's has no bias); no other output projection.
 AIM averages its last blocks' tokens before the final norm; here the tokens are those that `extract` gives as patches.
 """
 
