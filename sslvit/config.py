@@ -299,7 +299,7 @@ def configuration(config: Any) -> dict[str, Any]:
 
 def with_old_crop(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
     """Settings that were saved before there was --eval_crop, with what was done then: whole images were squeezed. Of
-    thumbnails that is what is done now."""
+    square thumbnails that is what is done now."""
     return ({"eval_crop": 0.0} if max(both(image_size)) > THUMBNAIL else {}) | saved
 
 

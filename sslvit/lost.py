@@ -36,17 +36,16 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if str(error).startswith("DataLoader"):
+        said = str(error)
+        if (worker := said.startswith("DataLoader")) or FULL.search(said):
             kept = distributed.processes() == 1 and save()
-            raise Lost(of_workers(error, row) + (". The last step is saved" if kept else "")) from error
-        if FULL.search(str(error)):
-            kept = distributed.processes() == 1 and save()
-            raise Lost(of_shared_memory(str(error)) + (". The last step is saved" if kept else "")) from error
-        if distributed.processes() == 1 or not OF_PROCESSES.search(str(error)):
+            what = of_workers(error, row) if worker else of_shared_memory(said)
+            raise Lost(what + (". The last step is saved" if kept else "")) from error
+        if distributed.processes() == 1 or not OF_PROCESSES.search(said):
             raise
         stack = out / "stacks" / f"process-{distributed.rank()}.txt"
         durable.replace_text(stack, "".join(traceback.format_exception(error)))
-        raise Lost(of_processes(str(error), stack)) from error
+        raise Lost(of_processes(said, stack)) from error
 
 
 def of_workers(error: RuntimeError, row: Parts) -> str:

@@ -3,6 +3,7 @@
 import signal
 import time
 from itertools import chain
+from multiprocessing import Process
 
 import numpy as np
 import psutil
@@ -14,6 +15,7 @@ from sslvit.data.labels import Labels
 from sslvit.data.loader import Row, epoch_order, load, row
 from sslvit.data.source import ArraySource
 from sslvit.data.views import Light, MoCoV3
+from sslvit.data.waiting import fetched
 
 
 def numbered(size: int) -> ArraySource:
@@ -205,3 +207,34 @@ def test_five_epochs_of_60000_images_leave_the_memory_as_the_first_did():
             view(loaded.samples.pixels, loaded.view_key)
         memory.append(psutil.Process().memory_info().rss)
     assert max(memory[1:]) < 1.1 * memory[0]
+
+
+@pytest.mark.parametrize(
+    "torn", [ConnectionResetError("Connection reset by peer"), EOFError(), RuntimeError("received 0 items of ancdata")]
+)
+def test_a_batch_that_breaks_off_because_its_worker_was_killed_is_that_workers_death(torn):
+    """Torch says it only where the worker's end has reached it before the broken message has."""
+    worker = Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    def loaded():
+        yield 1
+        worker.kill()
+        raise torn
+
+    found = fetched(loaded(), 2, [worker], timeout=30)
+    assert next(found) == 1
+    with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
+        next(found)
+
+
+def test_an_error_of_reading_is_itself_while_all_workers_live():
+    worker = Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    def loaded():
+        yield 1
+        raise PermissionError("no entry")
+
+    with pytest.raises(PermissionError, match="no entry"):
+        list(fetched(loaded(), 2, [worker], timeout=30))

@@ -8,13 +8,16 @@ waits for the thread, with a limit, and open to signals. Workers that are left a
 import queue
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pickle import UnpicklingError
 from typing import Any
 
 import psutil
 
 FAREWELL = 5.0  # seconds for the end of workers that have nothing left to do
+NEWS = 0.5  # seconds in which the end of a process becomes known
 
 
 class NothingCame(RuntimeError):
@@ -43,7 +46,7 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
             except queue.Empty:
                 raise NothingCame(timeout, workers) from None
             if error is not None:
-                raise error
+                raise death(error, workers) or error
             yield found
         leave(asked, reader)
     except BaseException:
@@ -51,6 +54,17 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
         raise
     finally:
         asked.put(False)
+
+
+def death(error: Exception, workers: list[BaseProcess]) -> RuntimeError | None:
+    """What torch says of a worker that was killed, if that is why a message of its broke off: torch may not have heard
+    of it yet."""
+    of_a_message = isinstance(error, OSError | EOFError | UnpicklingError | RuntimeError)
+    if not of_a_message or str(error).startswith(("Caught ", "DataLoader")):
+        return None
+    ended = wait([worker.sentinel for worker in workers], timeout=NEWS)
+    gone = next((worker.pid for worker in workers if worker.sentinel in ended), None)
+    return gone and RuntimeError(f"DataLoader worker (pid {gone}) ended: {str(error) or type(error).__name__}")
 
 
 def leave(asked: queue.SimpleQueue, reader: threading.Thread) -> None:
