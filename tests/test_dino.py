@@ -128,12 +128,15 @@ def test_loss_gradients_and_centre_equal_the_pseudocode_in_float64(sizes, norm_l
     assert metrics["divergence"] > 0
 
 
-@pytest.mark.parametrize("words", ["--preset small", "--preset paper --epochs 100", "--preset small --start {start}"])
+@pytest.mark.parametrize(
+    "words",
+    ["--preset small --model XS/4", "--preset paper --epochs 100 --model XS/4", "--preset small --start {start}"],
+)
 def test_the_recipes_own_objective_is_the_official_arithmetic_in_float64(words, tmp_path):
     """Small crops see a table of 6 x 6 places at 3 x 3, whatever rule the model that is started from had."""
     given, sizes = [], {"image_size": 24, "patch_size": 4, "width": 24, "depth": 2, "heads": 3}
     save_backbone(ViT(**sizes, position_resize="bicubic"), tmp_path / "start", {"readout": "cls"})
-    words = f"{words} --data shapes:n=8 --image_size 24 --model XS/4 --crops 3 12 --head 32 16 40 --drop_path 0"
+    words = f"{words} --data shapes:n=8 --image_size 24 --crops 3 12 --head 32 16 40 --drop_path 0"
     words += f" --momentum 0.9 --batch_size 8 --out {tmp_path / 'run'}"
     run("dino", words.format(start=tmp_path / "start"), pretrain=lambda *all: given.extend(all) or [], finish=print)
     objective = apart(given[0]).double()

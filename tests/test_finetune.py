@@ -23,6 +23,7 @@ from tiny_run import fingerprint, source
 from sslvit import rng
 from sslvit.data.loader import Row
 from sslvit.data.subset import Subset
+from sslvit.data.views import Plain
 from sslvit.distributed import start
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
@@ -252,6 +253,23 @@ def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_a
     kept, held = hold_out(torch.arange(40) % 4, 0.1)
     assert [json.loads(text)["images"] for text in texts] == [40, len(kept), len(kept)]
     assert len(kept) + len(held) == 40
+
+
+def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
+    train, seen, standardise = source(), [], ViT.standardise
+
+    def looking(self: ViT, images: torch.Tensor) -> torch.Tensor:
+        seen.extend([] if self.training else images)
+        return standardise(self, images)
+
+    monkeypatch.setattr(ViT, "standardise", looking)
+    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run")
+    finetune(vit(), train, config, start(threads=1), **MEAN, eval_crop=0.5)
+    samples = train.read(np.arange(len(train)))
+    (cropped,) = Plain(32, (64, 64))(samples.pixels, rng.key(samples.ids), samples.extents)
+    held = hold_out(samples.labels)[1]
+    assert len(seen) == 2 * len(held)
+    torch.testing.assert_close(torch.stack(seen), cropped[held].repeat(2, 1, 1, 1))
 
 
 def test_a_test_image_that_cannot_be_read_is_not_scored_as_another(capsys):

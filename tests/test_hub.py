@@ -167,6 +167,7 @@ BAD_LABELS = {
     "hidden": ((CLASS, [-1, -1, -1]), "row 0 is -1 (a hidden label?)"),
     "partly hidden": ((NUMBER, [3, -1, 2]), "row 1 is -1: classes count from 0"),
     "beyond": ((NUMBER, [0, 1, 10**9]), "row 2 is 1000000000: not one of 1,000,000 classes"),
+    "one beyond": ((NUMBER, [0, 1, 10**6]), "row 2 is 1000000: not one of 1,000,000 classes"),
     "missing": ((NUMBER, [0, None, 1]), "has no label in row 1"),
     "missing text": ((TEXT, ["a", None, "b"]), "has no label in row 1"),
     "empty text": ((TEXT, ["a", "b", ""]), "has no label in row 2"),

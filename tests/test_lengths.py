@@ -127,6 +127,13 @@ def test_a_run_made_longer_goes_on_after_a_stop_as_if_it_had_not_been_stopped(tm
     assert len(lengths[0]) == 1
 
 
+def test_a_run_made_longer_twice_keeps_both_sentences(tmp_path):
+    for epochs in (1.0, 2.0, 3.0):
+        tiny_run(tmp_path / "run", epochs=epochs, resume=epochs > 1)
+    told = json.loads((tmp_path / "run/environment.json").read_text())["lengths"]
+    assert [sentence.partition(":")[0] for sentence in told] == ["--epochs was 1, is now 2", "--epochs was 2, is now 3"]
+
+
 def test_a_kill_before_the_model_of_the_longer_run_is_written_leaves_it_to_the_next_restart(tmp_path):
     out = tmp_path / "run"
     tiny_run(out, epochs=2.0)

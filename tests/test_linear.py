@@ -384,6 +384,16 @@ def test_an_attentive_probe_finds_a_patch_that_the_mean_buries():
     assert top(mean.probabilities(tokens[600:].mean(1)), labels[600:]) < 0.75
 
 
+def test_an_attentive_head_is_trained_at_the_rate_that_was_best_on_held_out_images():
+    labels = torch.arange(120) % 3
+    tokens = F.one_hot(labels, 4)[:, None].float()
+    settings = Settings(rates=(1e-9, 0.01, 1e-8), batch_size=32, epochs=30)
+    head, accuracy = attentive_probe(tokens, labels, settings)
+    assert accuracy[0.01] > max(accuracy[1e-9], accuracy[1e-8])
+    alone, _ = attentive_probe(tokens, labels, replace(settings, rates=(0.01,)))
+    assert torch.equal(head.probabilities(tokens), alone.probabilities(tokens))
+
+
 @pytest.mark.slow
 def test_many_heads_cost_little_more_than_one():
     """Of a probe, that is the features of 4,000 images and the training on them; the least of three turns each."""

@@ -26,6 +26,16 @@ def numbered(size: int) -> ArraySource:
     )
 
 
+def of_many_sizes(size: int) -> ArraySource:
+    """A source of noise, whose images fill different parts of their canvas."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, 3, 12, 12), dtype=np.uint8)
+    source = ArraySource(pixels, name="sizes", fingerprint=f"sizes:{size}")
+    source.read = lambda ids, read=source.read: read(ids)._replace(
+        extents=torch.from_numpy(np.stack([4 + ids % 9, 12 - ids % 7], 1))
+    )
+    return source
+
+
 def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[Row]:
     options = {"batch_size": batch_size, "accumulation": accumulation, "processes": processes, "seed": seed}
     return [Row(source, rank=rank, **options) for rank in range(processes)]
@@ -108,8 +118,9 @@ def test_slow_images_are_waited_for_as_long_as_was_asked():
         list(load(rows(source)[0], timeout=0.5, **given))
 
 
-def test_views_made_by_workers_are_those_made_of_their_images():
-    source, view = numbered(20), MoCoV3(8)
+@pytest.mark.parametrize("source", [numbered(20), of_many_sizes(20)], ids=["of one size", "of many sizes"])
+def test_views_made_by_workers_are_those_made_of_their_images(source):
+    view = MoCoV3(8)
     given = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
     for plain, made in zip(
         load(rows(source)[0], workers=0, **given), load(rows(source)[0], workers=2, views=view, **given), strict=True

@@ -175,6 +175,11 @@ def test_forty_overflows_in_a_row_end_a_run_and_a_good_step_between_forgets_them
         assert len(steady_run(tmp_path / "run", made, accelerator, epochs=20.0)) == 80
 
 
+def test_two_steps_in_a_row_that_are_not_finite_stop_no_run_however_often_it_happens(tmp_path):
+    made = Steady(plus=dict.fromkeys([2, 3, 5, 6, 8, 9, 11, 12], math.nan))
+    assert len(steady_run(tmp_path / "run", made)) == 16
+
+
 @pytest.mark.parametrize("save_every", [2, 1000])
 def test_a_run_that_diverges_says_which_checkpoint_there_is(tmp_path, save_every):
     out, made = tmp_path / "run", Steady(plus=dict.fromkeys(range(5, 16), math.nan))

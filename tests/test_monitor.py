@@ -124,6 +124,12 @@ def test_without_a_test_split_a_tenth_is_held_out_unless_its_labels_were_trained
     assert "has no test split" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("eval_crop", "resize"), [(None, (128, 128)), (0.5, (224, 224)), (0.0, None)])
+def test_a_run_is_evaluated_by_the_crop_that_was_chosen(eval_crop, resize):
+    config = DataConfig(data="shapes:n=40", image_size=112, eval_crop=eval_crop)
+    assert monitor_of(config, config.open(), start(threads=1)).view == Plain(112, resize)
+
+
 def test_monitor_and_fine_tuned_models_are_evaluated_on_torchvisions_centre_crop_of_oblong_photographs():
     """112 px: the shorter side is resized to 128, as 256 is for 224."""
     draw = np.random.default_rng(0)

@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from timm.models.vision_transformer import VisionTransformer
 from tiny_run import DEFAULTS
 
 from sslvit import sealed
-from sslvit.config import TrainConfig
+from sslvit.config import DataConfig, TrainConfig
 from sslvit.data.source import open_source
 from sslvit.data.views import Light
 from sslvit.distributed import start
 from sslvit.evaluate.attentive import AttentiveHead
 from sslvit.evaluate.knn import knn
-from sslvit.evaluate.monitor import Monitor
+from sslvit.evaluate.monitor import Monitor, monitor_of
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.model_folder import load_backbone, save_backbone
 from sslvit.objectives.mpp import MPP
@@ -236,3 +237,41 @@ def test_a_probe_that_answers_one_class_is_warned_of_and_its_balanced_accuracy_t
     assert "100.0 % of 31 images are predicted as class 0; 64.5 % belong to it" in text  # 20 of 31
     assert "balanced accuracy" in text
     assert "50.0" in text
+
+
+def without_ants(folder: Path) -> str:
+    """Flat images of three classes to learn from, of which the test set has the last two alone."""
+    for split, kinds in {"train": ("ant", "bee", "cow"), "test": ("bee", "cow")}.items():
+        for number, kind in ((number, kind) for number in range(6) for kind in kinds):
+            file = folder / split / kind / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (40 * number, 10 * len(split), 90)).save(file)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("probe", ["--fractions", "1", "--shots", "1", "--no-random"]),
+        ("linear_probe", []),
+        ("finetune", ["--steps", "1", "--lr", "0.01", "--batch_size", "6"]),
+    ],
+)
+def test_a_test_set_that_lacks_a_class_has_the_class_numbers_of_the_training_set(
+    tmp_path, capsys, monkeypatch, recipe, words
+):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "decoded"))
+    save_backbone(ViT(**SMALL), tmp_path / "model", {"readout": "cls"})
+    words = ["--model", str(tmp_path / "model"), "--data", without_ants(tmp_path / "set"), *words]
+    words += ["--out", str(tmp_path / "out"), *([] if recipe == "finetune" else ["--cache", str(tmp_path / "kept")])]
+    printed(f"{recipe}.py", capsys, monkeypatch, *words)
+    found = [load_predictions(file) for file in (tmp_path / "out").rglob("*.parquet")]
+    assert found
+    assert all(one.labels.unique().tolist() == [1, 2] for one in found)
+
+
+def test_a_run_is_evaluated_by_the_class_numbers_of_the_training_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "decoded"))
+    config = DataConfig(data=without_ants(tmp_path / "set"), image_size=16)
+    train, test = monitor_of(config, config.open(), start(threads=1)).sources
+    assert (set(train.labels), set(test.labels)) == ({0, 1, 2}, {1, 2})

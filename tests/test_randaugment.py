@@ -1,5 +1,6 @@
 """RandAugment's operations against torchvision's on uint8, its amounts against timm's."""
 
+import itertools
 import math
 import random
 
@@ -183,6 +184,22 @@ def test_operations_and_magnitudes_are_drawn_as_said():
     plain = RandAugment.plain_vit(15).draw(rng.key(3, torch.arange(count)))
     assert torch.equal(plain.level, torch.full((count, 2), 1.5))
     assert stats.chisquare(plain.operation.flatten().bincount(minlength=16)).pvalue > 0.01
+
+
+def test_operation_sign_magnitude_and_centre_of_both_layers_are_drawn_independently():
+    stats = pytest.importorskip("scipy.stats")
+    draw = RandAugment.deit().draw(rng.key(3, torch.arange(20_000)))
+    drawn = {}
+    for layer in range(2):
+        drawn |= {("operation", layer): draw.operation[:, layer] + 1, ("sign", layer): draw.sign[:, layer] > 0}
+        drawn |= {("magnitude", layer): draw.level[:, layer] > 0.9}
+        drawn |= {(f"centre {axis}", layer): draw.centre[:, layer, axis] > 0.5 for axis in range(2)}
+    for one, other in itertools.combinations(drawn, 2):
+        table = torch.zeros(16, 16).index_put_(
+            (drawn[one].long(), drawn[other].long()), torch.ones(()), accumulate=True
+        )
+        table = table[table.sum(1) > 0][:, table.sum(0) > 0]
+        assert stats.chi2_contingency(table.numpy()).pvalue > 1e-4, (one, other)
 
 
 def test_layers_follow_one_another():

@@ -546,12 +546,14 @@ def test_a_bad_image_is_named_and_replaced_by_a_good_one_that_its_id_alone_decid
     assert [shown[id] for id in range(72) if id not in broken] == [id for id in range(72) if id not in broken]
 
 
-def test_a_substitute_brings_its_own_label(tmp_path):
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_substitute_brings_its_own_label(tmp_path, cache):
     for name in ("ant", "bee"):
         for number in range(3):
             write(tmp_path / f"set/{name}/{number}.png", flat(10 * (name == "bee") + number))
     (tmp_path / "set/ant/0.png").write_text("")
-    source = open_source(str(tmp_path / "set"), image_size=8, cache=False)
+    source = open_source(str(tmp_path / "set"), image_size=8, cache=cache)
+    assert isinstance(source, ArraySource if cache else EncodedSource)
     samples = source.read(np.array([0]))
     assert samples.labels[0] == source.labels[samples.bad[0].substitute] == (samples.pixels[0, 0, 0, 0] >= 10)
 

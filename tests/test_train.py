@@ -117,9 +117,11 @@ def test_one_process_has_nobody_to_share_with(tmp_path, capsys, reference):
     assert fingerprint(tmp_path / "run") == fingerprint(reference)
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize(("accumulation", "port"), [(1, "29511"), (2, "29513")])
+def test_two_processes_are_one(tmp_path, accumulation, port):
     """Losses within 1e-5 over 20 steps, and the same masks: every loss is of the same corrupted patches."""
-    command = [*TORCHRUN, "29511", str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
+    command = [*TORCHRUN, port, str(HERE / "tiny_run.py"), str(tmp_path / "two"), "epochs=5"]
+    command += [f"accumulation={accumulation}"]
     done = launch(command, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     tiny_run(tmp_path / "one", epochs=5)
