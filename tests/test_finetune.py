@@ -272,6 +272,17 @@ def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
     torch.testing.assert_close(torch.stack(seen), cropped[held].repeat(2, 1, 1, 1))
 
 
+def test_the_recipe_tests_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
+    save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
+    write_npz(tmp_path / "set.npz", 1)
+    words = ["--model", str(tmp_path / "pretrained"), "--data", f"npz:{tmp_path / 'set.npz'}", "--threads", "1"]
+    words += ["--steps", "2", "--batch_size", "8", "--lr", "0.1", "--eval_crop"]
+    for kept in ("1", "0.5"):
+        recipe(monkeypatch, *words, kept, "--out", str(tmp_path / kept))
+    whole, centre = (load_predictions(tmp_path / kept / "predictions.parquet").probabilities for kept in ("1", "0.5"))
+    assert not torch.allclose(whole, centre, atol=1e-4)
+
+
 def test_a_test_image_that_cannot_be_read_is_not_scored_as_another(capsys):
     objective, test = classifier(vit(), 4, PROTOCOLS["vit"], readout="cls", image_size=32), source(10)
     test.bad = {4: ("4.png", "torn")}

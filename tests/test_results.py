@@ -16,7 +16,7 @@ from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.model_folder import save_backbone
 from sslvit.results import collect, judge
 from sslvit.results_page import as_markdown, as_page
-from sslvit.results_tables import cost_table, groups, interval_table
+from sslvit.results_tables import cost_in_short, cost_table, groups, interval_table
 from sslvit.statistics import difference
 from sslvit.vit import ViT
 
@@ -256,6 +256,11 @@ def test_costs_are_those_of_the_dearest_device_and_of_the_mean_run(tmp_path):
     _, rows = cost_table(results)
     assert rows[0] == ["scratch (mean)", "0", "-", "-", "-", "-", "-"]
     assert rows[2] == ["supervised", "500", "3 s", "167", "3.00e+09", "3 MiB", "CPU, H100"]
+
+
+def test_the_time_beside_an_accuracy_is_the_mean_of_the_seeds():
+    costs = [COST | {"seconds": seconds} for seconds in (2.0, 6.0)]
+    assert cost_in_short(costs, timed=True) == "500, 4 s"
 
 
 def test_the_page_shows_how_each_was_trained(tmp_path):
