@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from pickle import UnpicklingError
 from typing import Any
 
 import psutil
@@ -59,7 +58,7 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
 def death(error: Exception, workers: list[BaseProcess]) -> RuntimeError | None:
     """What torch says of a worker that was killed, if that is why a message of its broke off: torch may not have heard
     of it yet."""
-    of_a_message = isinstance(error, OSError | EOFError | UnpicklingError | RuntimeError)
+    of_a_message = isinstance(error, OSError | EOFError | RuntimeError) or type(error).__name__ == "UnpicklingError"
     if not of_a_message or str(error).startswith(("Caught ", "DataLoader")):
         return None
     ended = wait([worker.sentinel for worker in workers], timeout=NEWS)
