@@ -11,7 +11,7 @@ from random_models import make
 from recipes_run import TINY, run
 from started import draw_images
 
-from sslvit.data import source
+from sslvit.data import spec
 from sslvit.runs import log
 from sslvit.runs.public import public, without_secrets
 from sslvit.storage import sealed
@@ -69,7 +69,7 @@ def test_of_a_local_path_others_are_told_the_last_name(text):
     assert public(text) == LOCAL.get(text, text)
 
 
-@pytest.mark.parametrize("kind", sorted(set(source.KINDS) - {"shapes", "hf"}))
+@pytest.mark.parametrize("kind", sorted(set(spec.KINDS) - {"shapes", "hf"}))
 def test_of_every_kind_of_data_that_lies_here_others_are_told_the_last_name(kind):
     assert public(f"{kind}:/home/me/secret project/flowers (train)") == f"{kind}:flowers (train)"
 
