@@ -110,7 +110,8 @@ def at_the_door(main: Callable[[], None]) -> None:
     except Exception as error:
         if lacks := lacking(error):
             _stop(f"error: {lacks}", INTERNAL)
-        _say(f"error: {type(error).__name__}: {in_a_line(error)[:500]}. Nobody foresaw this here; it came from:")
+        what = f"{type(error).__name__}: {in_a_line(error)[:500]}"
+        _say(f"error: {what}. This is unexpected; please report it with this traceback:")
         traceback.print_exc()
         sys.exit(INTERNAL)
 

@@ -15,7 +15,7 @@ class Stop(Exception):
 
 
 class Diverged(Stop):
-    """Training left the numbers, or its features collapsed."""
+    """Training diverged, or its features collapsed."""
 
     code = DIVERGED
 

@@ -249,7 +249,7 @@ def choose_rate(rates: tuple[float, ...], accuracy: Callable[[float], float]) ->
         except Diverged:
             found[rate] = -1.0
     if max(found.values()) < 0:
-        raise Diverged(f"training left the numbers with each of the rates {rates}: try smaller ones")
+        raise Diverged(f"training diverged at every learning rate of {rates}: try smaller ones")
     return max(found, key=found.__getitem__), found
 
 

@@ -51,7 +51,7 @@ def raising(error: BaseException):
         (
             raising(ZeroDivisionError("division by zero")),
             70,
-            "error: ZeroDivisionError: division by zero. Nobody foresaw",
+            "error: ZeroDivisionError: division by zero. This is unexpected",
         ),
         (
             raising(RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")),

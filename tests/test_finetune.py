@@ -191,7 +191,7 @@ def test_the_best_held_out_rate_is_taken_of_equals_the_first_and_never_one_that_
         return {0.1: 0.5, 0.2: 0.7, 0.3: 0.7}[rate]
 
     assert choose_rate((0.1, 9.0, 0.2, 0.3), accuracy) == (0.2, {0.1: 0.5, 9.0: -1.0, 0.2: 0.7, 0.3: 0.7})
-    with pytest.raises(Diverged, match="each of the rates"):
+    with pytest.raises(Diverged, match="diverged at every learning rate"):
         choose_rate((2.0, 3.0), accuracy)
 
 

@@ -12,7 +12,7 @@
     webdataset:/dir/*.tar     image tars
 
 A source gives images by number, as uint8 on a canvas of one size. Labels are optional everywhere. The train split of a
-folder is its sub-folder train, if it has one, and the test split test or val; parquet, tar and CSV files are told apart
+folder is its sub-folder train, if it has one, and the test split test or val; parquet, tar and CSV files are known
 by how their names begin, the rows of one CSV file by its column `split`. Small images of one size are decoded once into
 a cache (cache.py); all others whenever they are read, in the loader's workers, onto a canvas that is large enough for
 views to be cut from it later, on any device.

@@ -57,10 +57,12 @@ def probe(
         rows, held = hold_out(labels, seed=seed)
         heads = train_heads(versions[:, rows], labels[rows], protocol, classes=classes, seed=seed)
         logits = einsum(features[held], heads.weights, "n d, k d c -> k n c") + rearrange(heads.biases, "k c -> k 1 c")
-        # A head that left the numbers is worth nothing, and never chosen.
+        # A head that diverged is worth nothing, and never chosen.
         finite = logits.isfinite().all(-1).all(-1)
         if not finite.any():
-            raise ValueError(f"every head left the numbers: the rates {protocol.rates} are too high for these features")
+            raise ValueError(
+                f"every head diverged (NaN or inf): the rates {protocol.rates} are too high for these features"
+            )
         accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite
         tried = [
             ({"rate": rate, "decay": decay}, value)
@@ -71,7 +73,9 @@ def probe(
     best = train_heads(versions, labels, chosen, classes=classes, seed=seed)
     weights, bias = best.weights[0], best.biases[0]
     if not (weights.isfinite().all() and bias.isfinite().all()):
-        raise ValueError(f"the head left the numbers: the rate {settings['rate']:g} is too high for these features")
+        raise ValueError(
+            f"the head diverged (NaN or inf): the rate {settings['rate']:g} is too high for these features"
+        )
     return Head(weights, bias, settings, tried)
 
 

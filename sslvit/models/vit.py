@@ -156,7 +156,7 @@ class ViT(nn.Module):
         """Tokens that carry their positions, of all patches or of some, `b n d`, through the blocks.
 
         Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
-        need a key while training, `b`, one a sample.
+        need a key while training, `b`, one per sample.
         """
         return self._named(self._tokens(tokens, grid, key))
 

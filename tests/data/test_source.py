@@ -372,7 +372,7 @@ def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_
         write(tmp_path / f"set/{value}.png", flat(value))
     (tmp_path / "some.txt").write_text("1.png\ngone/2.png\n3.png\n")
     source = open_source(f"list:{tmp_path}/some.txt,{tmp_path}/set", image_size=8, cache=False)
-    said = "(train): not read: 1 names (No such file or directory), each a bad image: gone/2.png\n"
+    said = "(train): not read: 1 names (No such file or directory), which count as bad images: gone/2.png\n"
     assert capsys.readouterr().err.endswith(said)
     samples = source.read(every(source))
     assert [(line.id, line.reason) for line in samples.bad] == [(1, "No such file or directory")]

@@ -162,7 +162,7 @@ def test_a_head_that_left_the_numbers_is_not_chosen(digits):
     x, y, *_ = digits
     head = probe(x, y, replace(SMALL, rates=(0.1, 1e38), decays=(0.0,)))
     assert head.settings["rate"] == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="every head left the numbers"):
+    with pytest.raises(ValueError, match="every head diverged"):
         probe(x, y, replace(SMALL, rates=(1e38, 2e38), decays=(0.0,)))
     with pytest.raises(ValueError, match=r"the rate 1e\+38 is too high"):
         probe(x, y, replace(SMALL, rates=(1e38,), decays=(0.0,)))

@@ -67,7 +67,7 @@ def named_files(names: list[bytes], root: Path, labels: Labels, *, file: str, el
                 status = os.stat(path)
             size, changed = status.st_size, stamp(status)
         except OSError as error:
-            missing.add(f"names ({error.strerror}), each a bad image", name)
+            missing.add(f"names ({error.strerror}), which count as bad images", name)
         if last == b".." or not lies_inside(path, [root_bytes]):
             raise DataError(f"{file} names {printable(name)}, which is not inside {printable(root_bytes)}")
         files.append((name, size, changed))
