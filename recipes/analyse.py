@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.config import ImagesConfig
 from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError
@@ -30,8 +29,8 @@ from sslvit.processes.collectives import start
 from sslvit.reports import figures, page
 from sslvit.reports.pictures import distance_chart
 from sslvit.storage import durable
-from sslvit.views.batching import Size, both
-from sslvit.views.pretraining import Plain
+from sslvit.views.batching import Size, to_pair
+from sslvit.views.pretraining import EvalView
 from sslvit.weights.foreign.options import ModelConfig
 
 
@@ -51,7 +50,7 @@ class Config(ModelConfig, ImagesConfig):
     threads: int = 0
 
 
-def readable(source: Source, ids: np.ndarray, view: Plain, device: torch.device) -> Iterator[Tensor]:
+def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.device) -> Iterator[Tensor]:
     """These images, a few at a time: b c H W. Those that cannot be read are left out, not replaced by others."""
     for some in np.array_split(ids, -(-len(ids) // 32)):
         samples = source.read(some)
@@ -86,14 +85,14 @@ def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[s
 
 
 def main() -> None:
-    config = tyro.cli(Config)
+    config = parse(Config)
     if config.images < 0 or not 1 <= config.shown <= 32:
         raise ValueError(f"--images {config.images} --shown {config.shown}: they must be 0 or more, and 1 to 32")
     accelerator = start(threads=config.threads)
     pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
-    size = both(config.image_size or pretrained.image_size)
+    size = to_pair(config.image_size or pretrained.image_size)
     source = config.source(config.split, image_size=size, channels=pretrained.channels)
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
@@ -132,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

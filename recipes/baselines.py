@@ -9,9 +9,7 @@ reduced to at most 32 x 32. In --out are all digits (numbers.json), and the pred
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.config import DataConfig
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy
@@ -37,7 +35,7 @@ class Config(Protocols, DataConfig):
 
 
 def main() -> None:
-    config = tyro.cli(Config)
+    config = parse(Config)
     check_numbers(config, above="k draws", from_zero="limit_train limit_test threads")
     accelerator = start(threads=config.threads)
     train = config.open()
@@ -65,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -19,9 +19,8 @@ import os
 from pathlib import Path
 
 import torch
-import tyro
 
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.experiments.compare import ComparisonConfig, check, passes, plan, room, starts
 from sslvit.experiments.disk import check_room
 from sslvit.experiments.gather import gather, write
@@ -33,7 +32,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    config = tyro.cli(ComparisonConfig)
+    config = parse(ComparisonConfig)
     check(config, HERE)
     settings = check_settings(
         config,
@@ -54,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

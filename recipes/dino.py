@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from sslvit.cli import at_the_door, choose, typed_model
+from sslvit.cli import choose, run_cli, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.vit import ViT
@@ -30,8 +30,8 @@ from sslvit.preflight.views import show_views
 from sslvit.processes.collectives import start_run
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.training.optim import Spares
-from sslvit.views.pretraining import DINO as Views
+from sslvit.training.optim import NoWeightDecay
+from sslvit.views.pretraining import MultiCrop as Views
 from sslvit.views.pretraining import papers_blur
 from sslvit.weights.foreign.open import start_from
 
@@ -53,16 +53,16 @@ class Config(TrainConfig, DataConfig):
     """How many small crops, and their size: of a side, or height and width."""
     areas: tuple[float, float, float] = (0.05, 0.4, 1.0)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
-    colour: bool = True
-    """Change saturation and hue, and turn some views grey; --no-colour for images that are neither grey nor RGB."""
+    color: bool = True
+    """Change saturation and hue, and turn some views grey; --no-color for images that are neither grey nor RGB."""
     head: tuple[int, int, int] = (2048, 256, 65536)
     """Widths of its hidden layers, its bottleneck and its output."""
     norm_last_layer: bool = False
     teacher_temperature: tuple[float, float] = (0.04, 0.07)
     temperature_epochs: float = 30
     momentum: float = 0.996
-    centre_momentum: float = 0.9
-    held_epochs: float = 1
+    center_momentum: float = 0.9
+    freeze_last_layer_epochs: float = 1
     drop_path: float = 0.1
     position_resize: Literal["bicubic_offset", "bicubic"] = "bicubic_offset"
     """How positions are resized for small crops: as the official code does, or as timm does by default."""
@@ -74,39 +74,46 @@ class Config(TrainConfig, DataConfig):
     weight_decay: float = 0.04
     final_weight_decay: float | None = 0.4
     clip_each: float = 3.0
-    spares: Spares = "vectors"
+    no_weight_decay: NoWeightDecay = "vectors"
     before: ClassVar[dict[str, Any]] = {"position_resize": "bicubic"}
 
 
 SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "crops": (4, 16), "areas": (0.25, 0.6, 1.0)}
 SMALL |= {"head": (512, 64, 1024), "teacher_temperature": (0.04, 0.04), "momentum": 0.98, "drop_path": 0.0}
-SMALL |= {"epochs": 20, "batch_size": 64, "warmup_epochs": 2, "base_lr": 6e-4, "held_epochs": 0.05, "init": "jax"}
+SMALL |= {
+    "epochs": 20,
+    "batch_size": 64,
+    "warmup_epochs": 2,
+    "base_lr": 6e-4,
+    "freeze_last_layer_epochs": 0.05,
+    "init": "jax",
+}
 PRESETS = {"paper": Config(), "small": Config(preset="small", **SMALL)}
 
 
 def main() -> None:
     config = choose(PRESETS)
-    if config.held_epochs >= config.epochs:
+    if config.freeze_last_layer_epochs >= config.epochs:
         raise ValueError(
-            f"--held_epochs {config.held_epochs:g} of --epochs {config.epochs:g}: the last layer would never learn; "
-            f"--held_epochs {config.epochs / 20:g} holds it for a twentieth"
+            f"--freeze_last_layer_epochs {config.freeze_last_layer_epochs:g} of --epochs {config.epochs:g}: "
+            f"the last layer would never learn; give {config.epochs / 20:g} to freeze it for a twentieth"
         )
     accelerator = start_run(config)
     size, (small, middle, large) = config.image_size, config.areas
     source = config.open()
     start_of = {"init": config.init, "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    start = start_from(config.start, model=typed_model(config), **given)
+    start = start_from(config.init_from, model=typed_model(config), **given)
     backbone = start or ViT.variant(config.model, **given, **start_of)
-    names = ("norm_last_layer", "teacher_temperature", "momentum", "centre_momentum", "drop_path", "position_resize")
+    names = ("norm_last_layer", "teacher_temperature", "momentum", "center_momentum", "drop_path", "position_resize")
     options = {"seed": config.seed} | dict(zip(("hidden", "bottleneck", "outputs"), config.head, strict=True))
     options |= {name: getattr(config, name) for name in names}
     options |= {"temperature_warmup": min(config.temperature_epochs / config.epochs, 1.0)}
-    objective = DINO(backbone, **options, freeze_last_layer=config.held_epochs / config.epochs)
+    objective = DINO(backbone, **options, freeze_last_layer=config.freeze_last_layer_epochs / config.epochs)
     count, *small_size = config.crops
     crops = {"small": count, "small_size": small_size[0] if len(small_size) == 1 else tuple(small_size)}
     areas = {"scale": (middle, large), "small_scale": (small, middle)}
-    views = Views(size, **crops, **areas, sigma=papers_blur(size), colour=config.colour)
+    views = Views(size, **crops, **areas, sigma=papers_blur(size), color=config.color)
     views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
@@ -116,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from sslvit.cli import at_the_door, choose
+from sslvit.cli import choose, run_cli
 from sslvit.config import ImagesConfig
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from sslvit import rng
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.config import ImagesConfig, configuration
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
@@ -35,7 +34,7 @@ from sslvit.evaluate.stored import stored
 from sslvit.experiments.jobs import check_numbers
 from sslvit.processes.collectives import start
 from sslvit.views.batching import Size
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.foreign.options import ModelConfig
 
 
@@ -62,7 +61,7 @@ class Config(ModelConfig, ImagesConfig):
 
 
 def main() -> None:
-    config = tyro.cli(Config)
+    config = parse(Config)
     check_numbers(config, above="shots", from_zero="augmented limit threads")
     if config.augmented and config.protocol not in PROTOCOLS:
         raise ValueError(f"--augmented {config.augmented} is for --protocol {', '.join(PROTOCOLS)}")
@@ -89,7 +88,7 @@ def main() -> None:
         backbone.to(accelerator.device)
         given = {"view": config.eval_view(size), "accelerator": accelerator, "readouts": readouts}
         train, test = (stored(config.cache, backbone, s, ids=i, **given) for s, i in chosen)
-        given["view"] = Light(size, scale=(config.smallest_crop, 1.0))
+        given["view"] = CropFlip(size, scale=(config.smallest_crop, 1.0))
         versions = [
             stored(config.cache, backbone, sources[0], ids=chosen[0][1], version=version, **given)
             for version in range(config.augmented)
@@ -109,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.cli import at_the_door, choose, typed_model
+from sslvit.cli import choose, run_cli, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.vit import ViT
@@ -27,8 +27,8 @@ from sslvit.preflight.views import show_views
 from sslvit.processes.collectives import start_run
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.training.optim import Spares
-from sslvit.views.pretraining import Light
+from sslvit.training.optim import NoWeightDecay
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.foreign.open import start_from
 
 
@@ -42,9 +42,9 @@ class Config(TrainConfig, DataConfig):
     data: str = tyro.MISSING
     model: str = "B/16"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
-    drop: float = 0.75
+    mask_ratio: float = 0.75
     """The share of patches that the encoder does not see."""
-    normalise_targets: bool = True
+    norm_pix_loss: bool = True
     decoder: tuple[int, int, int] = (512, 8, 16)
     """Its width, depth and heads."""
     base_lr: float = 1.5e-4
@@ -53,7 +53,7 @@ class Config(TrainConfig, DataConfig):
     warmup_epochs: float = 40
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    spares: Spares = "vectors"
+    no_weight_decay: NoWeightDecay = "vectors"
 
 
 SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "decoder": (128, 2, 4), "base_lr": 4e-3}
@@ -68,11 +68,13 @@ def main() -> None:
     source = config.open()
     start_of = {"position": "sincos_mae", "init": "mae", "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    start = start_from(config.start, model=typed_model(config), **given)
+    start = start_from(config.init_from, model=typed_model(config), **given)
     backbone = start or ViT.variant(config.model, **given, **start_of)
     decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), config.decoder, strict=True))
-    objective = MAE(backbone, drop=config.drop, normalise_targets=config.normalise_targets, seed=config.seed, **decoder)
-    views = Light(size)
+    objective = MAE(
+        backbone, mask_ratio=config.mask_ratio, norm_pix_loss=config.norm_pix_loss, seed=config.seed, **decoder
+    )
+    views = CropFlip(size)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.cli import at_the_door, choose, typed_model
+from sslvit.cli import choose, run_cli, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.vit import ViT
@@ -27,8 +27,8 @@ from sslvit.preflight.views import show_views
 from sslvit.processes.collectives import start_run
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.training.optim import Spares
-from sslvit.views.pretraining import MoCoV3 as Views
+from sslvit.training.optim import NoWeightDecay
+from sslvit.views.pretraining import ContrastivePair as Views
 from sslvit.views.pretraining import papers_blur
 from sslvit.weights.foreign.open import start_from
 
@@ -47,16 +47,16 @@ class Config(TrainConfig, DataConfig):
     freeze_patch_projection: bool = True
     hidden: int = 4096
     smallest_crop: float = 0.08
-    colour: bool = True
-    """Change saturation and hue, and turn some views grey; --no-colour for images that are neither grey nor RGB."""
-    parts: int = 1
+    color: bool = True
+    """Change saturation and hue, and turn some views grey; --no-color for images that are neither grey nor RGB."""
+    chunks: int = 1
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 1.5e-4
     epochs: float = 300
     batch_size: int = 4096
     warmup_epochs: float = 40
     weight_decay: float = 0.1
-    spares: Spares = "nothing"
+    no_weight_decay: NoWeightDecay = "nothing"
 
 
 SMALL = {"data": "shapes", "image_size": 32, "model": "XS/4", "hidden": 512, "smallest_crop": 0.5, "base_lr": 2e-3}
@@ -71,11 +71,11 @@ def main() -> None:
     source = config.open()
     start_of = {"position": config.position, "init": "moco_v3", "seed": config.seed}
     given = {"image_size": size, "channels": source.channels}
-    start = start_from(config.start, model=typed_model(config), **given)
+    start = start_from(config.init_from, model=typed_model(config), **given)
     backbone = start or ViT.variant(config.model, **given, **start_of)
-    names = ("hidden", "freeze_patch_projection", "parts", "seed")
+    names = ("hidden", "freeze_patch_projection", "chunks", "seed")
     objective = MoCoV3(backbone, **{name: getattr(config, name) for name in names})
-    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=papers_blur(size), colour=config.colour)
+    views = Views(size, scale=(config.smallest_crop, 1.0), sigma=papers_blur(size), color=config.color)
     views.check_channels(source.channels)
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

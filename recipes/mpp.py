@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from sslvit.cli import at_the_door, choose, typed_model
+from sslvit.cli import choose, run_cli, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.vit import ViT
@@ -26,7 +26,7 @@ from sslvit.processes.collectives import start_run
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.views.batching import Size
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.foreign.open import start_from
 
 
@@ -42,7 +42,7 @@ class Config(TrainConfig, DataConfig):
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     conventions: Literal["timm", "jax"] = "timm"
     """The backbone's random start, its GELU and what images are standardised with: timm's (exact, ImageNet's mean and
-    deviation), or those of the ViT paper's code (tanh, to -1 to 1). A model of --start has its own."""
+    deviation), or those of the ViT paper's code (tanh, to -1 to 1). A model of --init_from has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
     """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
@@ -52,7 +52,7 @@ class Config(TrainConfig, DataConfig):
     lr: float = 1e-3
     weight_decay: float = 0.05
     clip: float = 1.0
-    min_scale: float = 0.5
+    smallest_crop: float = 0.5
     """The smallest share of an image that a random crop takes."""
 
 
@@ -68,10 +68,10 @@ def main() -> None:
     given = {"image_size": config.image_size, "channels": source.channels}
     start_of, half = {"seed": config.seed}, (0.5,) * source.channels
     start_of |= {"init": "jax", "gelu": "tanh", "mean": half, "std": half} if config.conventions == "jax" else {}
-    start = start_from(config.start, model=typed_model(config), **given)
+    start = start_from(config.init_from, model=typed_model(config), **given)
     backbone = start or ViT.variant(config.model, **given, **start_of)
     objective = MPP(backbone, target=config.target, corrupt=config.corrupt, seed=config.seed)
-    views = Light(config.image_size, scale=(config.min_scale, 1.0))
+    views = CropFlip(config.image_size, scale=(config.smallest_crop, 1.0))
     if show_views(config, source, views, accelerator) or dry_run(config, objective, source, views, accelerator):
         return
     monitor = monitor_of(config, source, accelerator)
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

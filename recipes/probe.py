@@ -14,15 +14,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.config import ImagesConfig
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.monitor import draw_ids
-from sslvit.evaluate.near_duplicates import leaks_of_run
+from sslvit.evaluate.near_duplicates import near_duplicates_of_run
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import Protocols, probed
 from sslvit.evaluate.stored import stored
@@ -59,7 +57,7 @@ class Config(ModelConfig, Protocols, ImagesConfig):
 
 
 def main() -> None:
-    config = tyro.cli(Config)
+    config = parse(Config)
     check_numbers(config, above="k draws blocks", from_zero="limit_train limit_test threads")
     accelerator = start(threads=config.threads)
     pretrained, about = config.open()
@@ -121,7 +119,7 @@ def main() -> None:
         accelerator.print(sentence)
     if accelerator.is_main_process:
         sealed.write(config.out / "numbers.json", numbers)
-        sentence, leaks = leaks_of_run(config.model, config.seen, test, ids[1])
+        sentence, leaks = near_duplicates_of_run(config.model, config.seen, test, ids[1])
         accelerator.print(sentence)
         if leaks:
             rows = {"test ids": leaks.ids.tolist(), "seen ids": leaks.twins.tolist()}
@@ -131,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

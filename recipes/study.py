@@ -15,9 +15,8 @@ import os
 from pathlib import Path
 
 import torch
-import tyro
 
-from sslvit.cli import at_the_door
+from sslvit.cli import parse, run_cli
 from sslvit.experiments.jobs import check_settings, work_on
 from sslvit.experiments.study import (
     STUDIES,
@@ -34,7 +33,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    config = tyro.cli(StudyConfig)
+    config = parse(StudyConfig)
     check(config, HERE)
     out, points = config.out / config.study, list(STUDIES[config.study](config))
     settings = check_settings(config, out / "study.json", free=("out", "jobs"), grows=("seeds",))
@@ -47,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

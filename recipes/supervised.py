@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 import tyro
 
-from sslvit.cli import at_the_door, choose, typed_model
+from sslvit.cli import choose, run_cli, typed_model
 from sslvit.config import DataConfig, TrainConfig
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.resnet import BiT
@@ -33,7 +33,7 @@ from sslvit.preflight.views import show_views
 from sslvit.processes.collectives import start_run
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
-from sslvit.views.supervised import Supervised as Views
+from sslvit.views.supervised import SupervisedView as Views
 from sslvit.weights.foreign.open import start_from
 
 
@@ -54,7 +54,7 @@ class Config(TrainConfig, DataConfig):
     tanh: bool = False
     """A hidden layer with tanh in the head, as wide as the backbone."""
     dropout: float = 0.0
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     mixup: float = 0.2
     cutmix: float = 0.0
     balance: bool = False
@@ -88,11 +88,15 @@ def main() -> None:
         start_of |= {name: getattr(config, name) for name in ("class_token", "position", "position_at", "dropout")}
         start_of |= {"gelu": "tanh", "init": "jax"}
     kind = ViT if "/" in config.model else BiT
-    start = start_from(config.start, model=typed_model(config), **given)
+    start = start_from(config.init_from, model=typed_model(config), **given)
     backbone = start or kind.variant(config.model, **given, **start_of)
     labels = torch.from_numpy(source.required_labels())
     classes = len(source.classes or ()) or int(labels.max()) + 1
-    head = {"representation": backbone.width if config.tanh else None, "smoothing": config.smoothing, "seed": seed}
+    head = {
+        "representation": backbone.width if config.tanh else None,
+        "label_smoothing": config.label_smoothing,
+        "seed": seed,
+    }
     head |= {"class_weights": balanced(labels, classes) if config.balance else None}
     objective = Supervised(backbone, classes=classes, mixup=config.mixup, cutmix=config.cutmix, **head)
     views = Views.plain_vit(size, config.magnitude) if config.magnitude else Views(size)
@@ -105,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

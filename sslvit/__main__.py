@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 
 USAGE = """doctor [FOLDER]            whether this machine can train
 report FOLDER              the report of a run (and its model card), a comparison or a study again
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

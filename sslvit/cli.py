@@ -14,11 +14,12 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from sslvit.config import TrainConfig
+from sslvit.config import RENAMED, TrainConfig
 from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Preempted, Stop, shortened
 from sslvit.processes import launcher
 
 Chosen = TypeVar("Chosen", bound=TrainConfig)
+Options = TypeVar("Options")
 
 
 def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
@@ -29,7 +30,7 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     """
     first = next(iter(presets))
     given = {rate: typed(rate) for rate in ("lr", "base_lr")}
-    config = tyro.cli(type(presets[first]), default=presets.get(typed(by), presets[first]), args=sys.argv[1:])
+    config = parse(type(presets[first]), default=presets.get(typed(by), presets[first]))
     if given["base_lr"] and not config.base_lr > 0:
         raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
     if given["base_lr"] and given["lr"] and config.lr:
@@ -43,6 +44,25 @@ def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
     return config
 
 
+def parse(kind: type[Options], default: Options | None = None, args: list[str] | None = None) -> Options:
+    """A configuration from the command line. Options that were renamed work by their old names too, and say so."""
+    words = sys.argv[1:] if args is None else args
+    return tyro.cli(kind, default=default, args=[with_new_name(word) for word in words])
+
+
+def with_new_name(word: str) -> str:
+    """--drop=0.5 as --mask_ratio=0.5."""
+    flag, equals, value = word.partition("=")
+    negated = flag.startswith(("--no-", "--no_")) and flag not in ("--no_weight_decay", "--no-weight-decay")
+    old = flag[5:] if negated else flag[2:]
+    new = RENAMED.get(old.replace("-", "_")) if flag.startswith("--") else None
+    if new is None:
+        return word
+    renamed = f"--{'no-' if negated else ''}{new}"
+    print(f"note: {flag} is now {renamed}; the old name works in this version only", file=sys.stderr)
+    return f"{renamed}{equals}{value}"
+
+
 def typed(flag: str) -> str:
     """What the command line itself gives a flag, or nothing."""
     alone = make_dataclass("Alone", [(flag, str, field(default=""))])
@@ -50,8 +70,8 @@ def typed(flag: str) -> str:
 
 
 def typed_model(config: TrainConfig) -> str:
-    """The --model that was typed, which beside --start must be the model that is there, while a preset's gives way. A
-    run that goes on is what it was: what it was started with is compared elsewhere."""
+    """The --model that was typed: beside --init_from it must be the model that is there, while a preset's gives way.
+    Of a run that is resumed nothing: that its settings are the old ones is checked elsewhere."""
     return "" if config.resume and (config.out / "checkpoints").exists() else typed("model")
 
 
@@ -80,7 +100,7 @@ LACKS = {
 }
 
 
-def at_the_door(main: Callable[[], None]) -> None:
+def run_cli(main: Callable[[], None]) -> None:
     """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show

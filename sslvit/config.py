@@ -1,11 +1,13 @@
-"""What a user chooses about images and training, and which of it may change when a run goes on."""
+"""What a user chooses about images and training: each option with its default, its bounds, its help, and whether a
+run that is resumed may change it."""
 
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -15,47 +17,100 @@ from sslvit.data.source import Images, Source
 from sslvit.data.spec import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
-from sslvit.views.batching import Size, both
-from sslvit.views.pretraining import THUMBNAIL, Plain, evaluation
+from sslvit.views.batching import Size, to_pair
+from sslvit.views.pretraining import THUMBNAIL, EvalView, eval_view
 
-MOST = {"epochs": 1e7, "batch_size": 1 << 24, "accumulation": 1 << 16, "timeout": 1e7}  # beyond it are only mistakes
-LARGEST_SIDE = 1 << 14  # of the images that a model sees
-WORKERS_A_CORE = 64
+LARGEST_SIDE = 1 << 14  # pixels of the images that a model sees
+WORKERS_PER_CORE = 64
+
+FREE = "free"  # decides nothing about what is computed
+ROUNDING = "rounding"  # the run goes on, but no longer bit for bit
+EVALUATION = "evaluation"  # later evaluations do not compare with earlier ones
+LENGTH = "length"  # the schedules become those of the new length, see training/state.py
+
+# Options by the names that they had in version 0.1, on the command line and in saved configurations.
+RENAMED = {
+    "start": "init_from",
+    "only": "only_classes",
+    "spares": "no_weight_decay",
+    "drop": "mask_ratio",
+    "normalise_targets": "norm_pix_loss",
+    "min_scale": "smallest_crop",
+    "smoothing": "label_smoothing",
+    "colour": "color",
+    "centre_momentum": "center_momentum",
+    "held_epochs": "freeze_last_layer_epochs",
+    "parts": "chunks",
+}
+
+
+def option(
+    default: Any,
+    resume: str = "fixed",
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float = math.inf,
+) -> Any:
+    """A field of a configuration. resume: what a resumed run does with another value; "fixed" refuses it."""
+    return field(default=default, metadata={"resume": resume, "above": above, "least": least, "most": most})
+
+
+def rules(kind: type) -> dict[str, Mapping[str, Any]]:
+    """What `option` said of each field. A recipe that gives an option another default leaves the rest as it was."""
+    bases = [base for base in reversed(kind.__mro__) if is_dataclass(base)]
+    return {one.name: one.metadata for base in bases for one in fields(base) if one.metadata}
+
+
+def check_bounds(config: Any) -> None:
+    """Each option against its own bounds, and all numbers for being finite."""
+    for name, value in vars(config).items():
+        if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
+            raise ValueError(f"--{name} is {value}; it must be finite")
+    for name, bounds in rules(type(config)).items():
+        value = getattr(config, name)
+        if not isinstance(value, int | float):
+            continue
+        if bounds["above"] is not None and not value > bounds["above"]:
+            raise ValueError(f"--{name} is {value}; it must be above {bounds['above']:g}")
+        if bounds["least"] is not None and not value >= bounds["least"]:
+            raise ValueError(f"--{name} is {value}; it must be at least {bounds['least']:g}")
+        if value > bounds["most"]:
+            raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
     """Which images, and how they are read."""
 
-    data: str = "shapes"
+    data: str = option("shapes", FREE)  # where the images lie; what they are is compared separately
     """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
     parquet:/files, webdataset:/files."""
     image_size: Size = 224
-    """Pixels of a side, or height and width: 224 320. Random crops keep their range of aspect ratios, 3:4 to 4:3 as in
-    the papers, and are resized to this; images that are evaluated keep theirs and are cut to this, see --eval_crop."""
+    """Side in pixels, or height and width: 224 320. Random crops have aspect ratios from 3:4 to 4:3, as in the papers,
+    and are resized to this; evaluation keeps an image's own and crops to this, see --eval_crop."""
     image_column: str | None = None
-    """Of a table: the column of images, where there are several; of a CSV file by name, or counted from 1."""
+    """Tables only: the image column, if there are several; in a CSV file its name, or its number counted from 1."""
     label_column: str | None = None
-    """Of a table: the column of labels, where it is not plain which."""
-    root: Path | None = None
-    """Of a list, CSV file or table whose lines or rows name files: the folder that these lie in; nothing outside it is
-    read. By default that of the list or table itself."""
+    """Tables only: the label column, if it cannot be inferred."""
+    root: Path | None = option(None, FREE)
+    """Lists, CSV files and tables that name files: the folder of those files; nothing outside it is read. By default
+    the folder of the list or table itself."""
     canvas: int | None = None
-    """The side of the square that larger images are scaled down to when they are read, before views are cut from it;
-    by default 2.25 times the image size. Small crops of large photographs are sharper with more, and reading is
-    slower."""
-    eval_crop: float | None = None
-    """Where images are evaluated: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of
-    256) above an image size of 96, 1 up to it; 0 squeezes the whole image into the image size instead."""
+    """Larger images are scaled down to this side when they are read, before views are cropped from them; by default
+    2.25 times the image size. A larger canvas makes small crops of large photographs sharper, and reading slower."""
+    eval_crop: float | None = option(None, EVALUATION)
+    """Evaluation: the share of the shorter side that the center crop keeps. By default 0.875 (224 of 256) above an
+    image size of 96, and 1 up to it; 0 squeezes the whole image into the image size instead."""
     range: tuple[float, float] | None = None
-    """Of images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
-    default 0 and the largest that such files can hold. Images of 8 bits are left as they are."""
+    """Images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By
+    default 0 and the largest value that such files can hold. 8-bit images are left as they are."""
     max_pixels: int = MAX_PIXELS
-    """An image file that says it has more is not decoded: it counts as unreadable."""
-    only: tuple[int, ...] = ()
-    """Of labelled images: only those of these classes, by number."""
+    """Image files with more pixels than this are not decoded; they count as unreadable."""
+    only_classes: tuple[int, ...] = ()
+    """Labelled images: use only these classes, by number."""
     follow_links: bool = False
-    """Of a folder: also read what links in it point to outside of it, and linked folders."""
+    """Folders: also follow links that point outside, and linked folders."""
 
     def __post_init__(self) -> None:
         size = tuple(np.atleast_1d(self.image_size).tolist())  # from JSON it is a list
@@ -90,49 +145,51 @@ class ImagesConfig:
             raise ValueError(f"--range is {low:g} {high:g}; the first must be below the second")
         return low, high
 
-    def eval_view(self, size: Size) -> Plain:
+    def eval_view(self, size: Size) -> EvalView:
         """The view that images are evaluated by."""
-        return evaluation(size, self.eval_crop)
+        return eval_view(size, self.eval_crop)
 
     def source(self, split: str = "train", **chosen: Any) -> Source:
         """The images of a split, read by number."""
         found = open_source(self.data, split=split, **self.reading(**chosen))
-        if not self.only:
+        if not self.only_classes:
             return found
         labels = found.required_labels()
-        if missing := sorted(set(self.only) - set(labels.tolist())):
-            raise ValueError(f"--only {missing}: {found.name} has classes 0 to {labels.max()}, and no image of these")
-        return Subset(found, np.flatnonzero(np.isin(labels, self.only)))
+        if missing := sorted(set(self.only_classes) - set(labels.tolist())):
+            raise ValueError(
+                f"--only_classes {missing}: {found.name} has classes 0 to {labels.max()}, and no image of these"
+            )
+        return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
 
 @dataclass(frozen=True)
 class DataConfig(ImagesConfig):
-    """Which images, and which start, for every recipe that pretrains or trains from scratch."""
+    """Which images, and which initial weights, for every recipe that pretrains or trains from scratch."""
 
-    start: str = ""
-    """A model's folder, or its run's, also of one that has not ended, to start from instead of at random: its weights
-    and its architecture."""
-    data: str = "shapes"
+    init_from: str = ""
+    """Start from this model (the folder of a model or of a run, finished or not) instead of at random: its weights and
+    its architecture."""
+    data: str = option("shapes", FREE)
     """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
-    parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for sets too
-    large to keep."""
+    parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for datasets too
+    large for the local disk."""
     images: int = 0
-    """Only so many random ones of the training images; the smaller of two such parts is within the larger."""
+    """Use only this many of the training images, drawn at random; a smaller draw is a subset of a larger one."""
     epoch_images: int = 0
-    """Of a stream: how many images count as one pass, because nobody knows how many there are."""
+    """Streams: how many images count as one pass, since a stream does not say how many it has."""
     eval_data: str = ""
-    """Labelled images to evaluate on while training, in the same words; by default those of --data."""
+    """Labelled images to evaluate on during training, in the form of --data; by default those of --data."""
     channels: Literal[1, 3] | None = None
-    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
 
     def open(self) -> Images:
         kind, _, spec = self.data.partition(":")
         if kind == "stream":
             given = self.reading(channels=self.channels or 3)
             size, _ = given.pop("image_size"), given.pop("follow_links")
-            if self.only or self.images:
-                flag = f"--only {self.only}" if self.only else f"--images {self.images}"
-                raise ValueError(f"{flag} is not for streams: what is in them is not known beforehand")
+            if self.only_classes or self.images:
+                flag = f"--only_classes {self.only_classes}" if self.only_classes else f"--images {self.images}"
+                raise ValueError(f"{flag} does not work with streams: what they contain is not known in advance")
             given["canvas"] = given["canvas"] or room(int(np.max(size)))
             return Stream(spec, epoch_images=self.epoch_images, **given)
         if self.epoch_images:
@@ -152,153 +209,99 @@ class DataConfig(ImagesConfig):
 class TrainConfig:
     """What every recipe lets its user choose about training."""
 
-    out: Path = Path("runs/run")
+    out: Path = option(Path("runs/run"), FREE)
     """The run's folder: configuration, log, checkpoints, and the model."""
-    epochs: float = 100
-    """Passes over the images. With --resume a run may be made longer, or shorter than it was to be."""
-    batch_size: int = 256
-    """Images a step, over all processes."""
-    accumulation: int = 1
-    """Parts that a process's share of a batch is computed in, one after another, to save memory."""
-    lr: float = 0.0
+    epochs: float = option(100, LENGTH, above=0, most=1e7)
+    """Passes over the images. A resumed run may be made longer or shorter."""
+    batch_size: int = option(256, above=0, most=1 << 24)
+    """Images per step, over all processes."""
+    accumulation: int = option(1, above=0, most=1 << 16)
+    """Compute each process's share of a batch in this many micro-batches, to save memory."""
+    lr: float = option(0.0, above=0)
     """Peak learning rate, at this batch size; 0 takes --base_lr."""
-    base_lr: float = 0.0
-    """Peak learning rate for each 256 images of a batch. Give this or --lr: either replaces the preset's other."""
-    final_lr: float = 0.0
-    """Where the learning rate ends."""
-    warmup_epochs: float = 1
-    """Passes over which the learning rate rises from 0; then it falls by half a cosine."""
+    base_lr: float = option(0.0)
+    """Peak learning rate per 256 images of a batch. Give this or --lr: either replaces the preset's other."""
+    final_lr: float = option(0.0, least=0)
+    """Learning rate at the end."""
+    warmup_epochs: float = option(1, least=0)
+    """Passes over which the learning rate rises from 0; then it falls along half a cosine."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    layer_decay: float = 1.0
-    """The factor of the learning rate from each block of the backbone to the one before it, for fine-tuning."""
-    weight_decay: float = 0.0
-    """AdamW's, multiplied by the learning rate; what is spared is the objective's custom."""
-    spares: Literal["tokens_and_vectors", "vectors", "nothing"] = "tokens_and_vectors"
-    """What weight decay spares: biases and norms, and with the default positions and tokens as well."""
+    layer_decay: float = option(1.0, above=0, most=1)
+    """Multiply the learning rate by this from each block of the backbone to the one before it, for fine-tuning."""
+    weight_decay: float = option(0.0, least=0)
+    """AdamW's, multiplied by the learning rate. Which parameters are exempt depends on the method."""
+    no_weight_decay: Literal["tokens_and_vectors", "vectors", "nothing"] = "tokens_and_vectors"
+    """Exempt from weight decay: biases and norms (vectors), and by default positions and tokens as well."""
     final_weight_decay: float | None = None
-    """Where the weight decay ends, by half a cosine; by default it stays."""
+    """Weight decay at the end, reached along half a cosine; by default it stays."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's; the first is SGD's momentum."""
-    clip: float = 0.0
-    """The global gradient norm above which gradients are scaled down to it; 0 never does."""
-    clip_each: float = 0.0
-    """The same for each parameter by itself, as DINO does; 0 never does."""
-    skip_spikes: float = 0.0
-    """Leave out steps whose gradient norm is more than so many times the median of the last 64; 0 never does."""
-    precision: Literal["no", "bf16", "fp16"] | None = None
+    clip: float = option(0.0, least=0)
+    """Clip gradients to this global norm; 0 disables clipping."""
+    clip_each: float = option(0.0, least=0)
+    """Clip each parameter's gradient to this norm, as DINO does; 0 disables it."""
+    skip_spikes: float = option(0.0, least=0)
+    """Skip steps whose gradient norm exceeds this many times the median of the last 64; 0 never skips."""
+    precision: Literal["no", "bf16", "fp16"] | None = option(None, ROUNDING)
     """Mixed precision; by default what `accelerate launch` was told."""
-    grad_checkpointing: bool = False
-    """Keep only what goes into each block for the backward pass, which computes it again: a fraction of the memory."""
-    shard: bool = False
-    """Split weights, gradients and moments among the processes (FSDP2), for models that are too large for one."""
-    compile: bool = False
+    grad_checkpointing: bool = option(False, FREE)
+    """Store only each block's input for the backward pass, which recomputes the rest: a fraction of the memory."""
+    shard: bool = option(False, ROUNDING)
+    """Split weights, gradients and moments among the processes (FSDP2), for models too large for one."""
+    compile: bool = option(False, ROUNDING)
     """Compile the backbone's blocks; pays on a GPU."""
     seed: int = 0
-    workers: int = 0
-    """Processes that read images, for each training process. Images held in memory need none."""
-    timeout: float = 600
+    workers: int = option(0, FREE, least=0)
+    """Processes that read images, per training process. Images in memory need none."""
+    timeout: float = option(600, FREE, above=0, most=1e7)
     """Seconds that a process waits for images from a worker, or for another process, before the run stops."""
-    max_bad: float = 0.01
-    """The share of images that may be unreadable: they are named in bad_images.jsonl and replaced by others. In a set
-    of fewer than 800 as many as in 800, but at most an eighth of it. 0 stops at the first."""
-    threads: int = 0
-    """Threads of each process on a CPU; 0 shares out the cores."""
-    log_every: int = 10
+    max_bad: float = option(0.01, FREE, least=0, most=1)
+    """Tolerated share of unreadable images; they are listed in bad_images.jsonl and replaced by others. Sets of fewer
+    than 800 images may have as many as 800 would, up to one eighth. 0 stops at the first."""
+    threads: int = option(0, ROUNDING, least=0)
+    """CPU threads per process; 0 divides the cores evenly."""
+    log_every: int = option(10, FREE, above=0)
     """Steps between lines of metrics.jsonl."""
-    stop_on_collapse: bool = False
+    stop_on_collapse: bool = option(False, FREE)
     """Stop when the features have collapsed; by default the run warns and goes on."""
-    evaluate_every: float = 0
-    """Passes between evaluations; 0 evaluates before and after only."""
-    save_every: int = 200
+    evaluate_every: float = option(0, least=0)
+    """Passes between evaluations; 0 evaluates before and after training only."""
+    save_every: int = option(200, FREE, above=0)
     """Steps between checkpoints."""
-    keep: int = 2
-    """Checkpoints kept."""
-    resume: bool = False
-    """Go on from the folder's newest checkpoint that verifies; start if there is none."""
-    allow_data_change: bool = False
-    """Go on with --resume also where the images, by number, names, sizes or labels, are not those of before."""
-    overwrite: bool = False
-    """Delete the run that is in the folder."""
-    show_views: Path | None = None
-    """A PNG to write instead of training: the first images beside the views that training would see of them."""
-    dry_run: bool = False
-    """Go through everything once, say what the run will take, and train nothing."""
-    log_with: tuple[str, ...] = ()
-    """Trackers to log to as well, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers` has
-    these."""
-    before: ClassVar[dict[str, Any]] = {}  # what was done before an option was there, if that is not its default now
+    keep: int = option(2, FREE, above=0)
+    """How many checkpoints to keep."""
+    resume: bool = option(False, FREE)
+    """Continue from the newest intact checkpoint in --out; start from step 0 if there is none."""
+    allow_data_change: bool = option(False, FREE)
+    """Resume even if the images differ from before in number, names, sizes or labels."""
+    overwrite: bool = option(False, FREE)
+    """Delete the run that is in --out."""
+    show_views: Path | None = option(None, FREE)
+    """Instead of training, write a PNG of the first images beside the views that training would see."""
+    dry_run: bool = option(False, FREE)
+    """Try one step, report the time and memory that the run will take, and train nothing."""
+    log_with: tuple[str, ...] = option((), FREE)
+    """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
+    installs these."""
+    before: ClassVar[dict[str, Any]] = {}  # what was done before an option existed, where that is not its default now
 
     def learning_rate(self, progress: float) -> float:
         warmup = min(self.warmup_epochs / self.epochs, 1.0)
         return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
 
+    def with_rate(self) -> Self:
+        """With the peak learning rate that --base_lr stands for, where --lr is not given."""
+        return self if self.lr else replace(self, lr=self.base_lr * self.batch_size / 256)
+
     def check(self) -> None:
-        for name, value in asdict(self).items():
-            if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
-                raise ValueError(f"--{name} is {value}; it must be finite")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer_decay is {self.layer_decay}; it must be in (0, 1]")
-        if not 0 <= self.max_bad <= 1:
-            raise ValueError(f"--max_bad is {self.max_bad}; it is a share, from 0 to 1")
+        check_bounds(self)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"--betas are {self.betas}; they must be in [0, 1)")
-        if self.workers > WORKERS_A_CORE * (os.cpu_count() or 1):
+        if self.workers > WORKERS_PER_CORE * (os.cpu_count() or 1):
             raise ValueError(
-                f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and a worker or two a core is "
-                "usual"
+                f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and one or two workers "
+                "per core are usual"
             )
-        self._check_bounds()
-
-    def _check_bounds(self) -> None:
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"--{name} is {getattr(self, name):g}; it must not be above {most:g}")
-        for name in ("epochs", "batch_size", "accumulation", "lr", "log_every", "save_every", "keep", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must be above 0")
-        for name in (
-            "final_lr",
-            "warmup_epochs",
-            "weight_decay",
-            "clip",
-            "clip_each",
-            "skip_spikes",
-            "workers",
-            "threads",
-            "evaluate_every",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}; it must not be negative")
-
-
-# Everything decides what is computed unless it is listed here.
-FREE = frozenset(
-    [
-        "out",
-        "data",  # where the images lie; what they are is compared by itself
-        "root",
-        "allow_data_change",
-        "max_bad",
-        "workers",
-        "timeout",
-        "log_every",
-        "save_every",
-        "keep",
-        "resume",
-        "overwrite",
-        "show_views",
-        "dry_run",
-        "log_with",
-        "stop_on_collapse",
-        "grad_checkpointing",
-    ]
-)
-ROUNDED = frozenset(["threads", "compile", "precision", "shard"])  # so the run goes on, but not bit for bit
-MEASURED = frozenset(["eval_crop"])
-WARNED = ROUNDED | MEASURED
-LENGTH = frozenset(
-    ["epochs"]
-)  # the run goes on by the schedules of its new length, see sslvit.training.state.check_length
 
 
 def plain(value: Any) -> Any:
@@ -310,10 +313,13 @@ def configuration(config: Any) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def with_old_crop(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
-    """Settings that were saved before there was --eval_crop, with what was done then: whole images were squeezed. Of
-    square thumbnails that is what is done now."""
-    return ({"eval_crop": 0.0} if max(both(image_size)) > THUMBNAIL else {}) | saved
+def as_now(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
+    """Settings saved by an earlier version: under their names of now, and with what was done before --eval_crop
+    existed, when whole images were squeezed. Of square thumbnails that is what is done now."""
+    renamed = {RENAMED.get(name, name): value for name, value in saved.items()}
+    if renamed.get("budget") == "operations":
+        renamed["budget"] = "flops"
+    return ({"eval_crop": 0.0} if max(to_pair(image_size)) > THUMBNAIL else {}) | renamed
 
 
 def steps_of(config: TrainConfig, images: int) -> int:
@@ -321,20 +327,26 @@ def steps_of(config: TrainConfig, images: int) -> int:
     return max(1, math.ceil(config.epochs * images / config.batch_size))
 
 
-def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuses a restart that would compute something else; returns warnings for what changes rounding or evaluation
-    only."""
-    keys = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    changed = {}
-    for key in (key for key in keys if key not in FREE | LENGTH):
-        today = f"is now {now[key]!r}" if key in now else "and this version has no such option"
-        changed[key] = f"{key} was {saved.get(key)!r}, {today}"
-    refused = [text for key, text in changed.items() if key not in WARNED]
+def check_unchanged(saved: dict[str, Any], config: Any) -> list[str]:
+    """Refuses to resume a run that would compute something else; returns warnings about what changes rounding or
+    evaluation only."""
+    now, known = configuration(config), rules(type(config))
+    refused, warnings = [], []
+    for name in sorted(saved.keys() | now.keys()):
+        fate = known[name]["resume"] if name in known else "fixed"
+        if saved.get(name) == now.get(name) or fate in (FREE, LENGTH):
+            continue
+        today = f"is now {now[name]!r}" if name in now else "and this version has no such option"
+        change = f"{name} was {saved.get(name)!r}, {today}"
+        if fate == ROUNDING:
+            warnings.append(f"{change}: the run goes on, but rounds differently from here")
+        elif fate == EVALUATION:
+            warnings.append(f"{change}: the run goes on, but evaluations from here do not compare with those before")
+        else:
+            refused.append(change)
     if refused:
         raise ValueError(
-            f"--resume would go on with another run: {'; '.join(refused)}. Give the old values, or start anew with "
+            f"--resume would continue a different run: {'; '.join(refused)}. Give the old values, or start anew with "
             f"another --out or --overwrite"
         )
-    less = "the run goes on, but rounds differently from here"
-    other = "the run goes on, but evaluations from here do not compare with those before"
-    return [f"{text}: {other if key in MEASURED else less}" for key, text in changed.items()]
+    return warnings

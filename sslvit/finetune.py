@@ -45,8 +45,8 @@ from sslvit.objectives.supervised import Supervised
 from sslvit.runs.folder import prepare_folder
 from sslvit.train import pretrain
 from sslvit.views.batching import Size
-from sslvit.views.pretraining import evaluation
-from sslvit.views.supervised import Supervised as Views
+from sslvit.views.pretraining import eval_view
+from sslvit.views.supervised import SupervisedView as Views
 from sslvit.weights.folder import load_strictly
 
 
@@ -70,7 +70,7 @@ class FinetuneConfig(TrainConfig):
     randaugment: bool = False
     erase: float = 0.0
     drop_path: float = 0.0
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_size: int = 512
@@ -96,7 +96,7 @@ PROTOCOLS = {
         randaugment=True,
         erase=0.25,
         drop_path=0.1,
-        smoothing=0.1,
+        label_smoothing=0.1,
         mixup=0.8,
         cutmix=1.0,
         optimizer="adamw",
@@ -197,7 +197,7 @@ def classifier(
         classes=classes,
         readout=readout,
         fresh_norm=isinstance(start, ViT) and not start.config.final_norm,
-        smoothing=config.smoothing,
+        label_smoothing=config.label_smoothing,
         mixup=config.mixup,
         cutmix=config.cutmix,
         seed=config.seed,
@@ -266,7 +266,7 @@ def predict(
 ) -> Predictions:
     """Probabilities of the classes of these images, all by default, not augmented, in float32."""
     objective.to(accelerator.device)
-    readout, view = objective.readout, evaluation(image_size, eval_crop)
+    readout, view = objective.readout, eval_view(image_size, eval_crop)
     found = extract(objective.backbone, source, view, accelerator, ids=ids, readouts=(readout,))
     if problem := left_out(found, source):
         accelerator.print(f"warning: {problem}")

@@ -17,23 +17,23 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from sslvit.config import TrainConfig, steps_of
-from sslvit.data.loader import Loaded, Parts, Views, load
+from sslvit.data.loader import Loaded, MicroBatches, Views, load
 from sslvit.data.source import Images
-from sslvit.data.unreadable import BadImages
+from sslvit.data.unreadable import UnreadableImages
 from sslvit.errors import DataError
 from sslvit.models.blocks import compiled, keep_inputs_only
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
-from sslvit.runs.folder import check_still_held, prepare_folder
+from sslvit.runs.folder import check_still_ours, prepare_folder
 from sslvit.runs.log import Log, complete, evaluations, progress_bar
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
-from sslvit.training.batches import awaited, look, row_of
+from sslvit.training.batches import look, next_batch, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
 from sslvit.training.outcome import write_outcome
-from sslvit.training.state import RunState, Stopwatch, facts, identity, keep, restore
+from sslvit.training.state import RunState, Stopwatch, data_fingerprint, must_agree, restore, save_checkpoint
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
 
@@ -47,10 +47,10 @@ class Run(NamedTuple):
     objective: Objective  # what is trained: with --shard the copy of which every process holds a share
     model: nn.Module  # the same, as Accelerate wraps it
     optimizer: AcceleratedOptimizer
-    row: Parts  # which images, in which order
+    row: MicroBatches  # which images, in which order
     batches: Iterator[Loaded]
     views: Views
-    unreadable: BadImages
+    unreadable: UnreadableImages
     evaluate: Evaluate | None  # of the whole backbone, however it is sharded
     config: TrainConfig
     accelerator: Accelerator
@@ -67,7 +67,7 @@ def pretrain(
 ) -> list[dict[str, Any]]:
     """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
     config = checked(objective, config, accelerator)
-    row = row_of(source, config, accelerator)
+    row = sampler_for(source, config, accelerator)
     if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         row.only_whole_batches()
     with ExitStack() as entered:
@@ -86,13 +86,13 @@ def pretrain(
         row.go_on_at(state.stream_positions)
         steps = steps_of(config, row.epoch_images)
         if accelerator.num_processes > 1:
-            collectives.agree(facts(objective, source, config), accelerator.device)
+            collectives.assert_identical_on_all_ranks(must_agree(objective, source, config), accelerator.device)
         if first == 0 and accelerator.is_main_process:
             look(row, objective.backbone.image_size, views, config, accelerator)
         if first == 0 and state.flops is None:
             state.flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
 
-        known = {"source": source.name, "steps": steps, "lengths": state.lengths} | identity(source)
+        known = {"source": source.name, "steps": steps, "lengths": state.lengths} | data_fingerprint(source)
         if first < steps:
             log = Log(config, accelerator, first, known, owed=state.pending_line is not None)
             if evaluate and (first == 0 or state.pending_line is not None):
@@ -102,7 +102,7 @@ def pretrain(
             if config.shard:
                 trained = sharding.sharded(objective, optimizer, accelerator)
                 evaluate = evaluate and partial(sharding.evaluate_whole, evaluate, trained, objective)
-            rescue = partial(keep, trained, optimizer, state, source, config, accelerator)
+            rescue = partial(save_checkpoint, trained, optimizer, state, source, config, accelerator)
             with signals.stepping(), watched(row, config.out, rescue), compiled(trained, config.compile):
                 train(assemble(trained, optimizer, row, views, evaluate, config, accelerator, first, steps), state, log)
                 sharding.collect(trained, objective)
@@ -111,7 +111,7 @@ def pretrain(
             complete(config, first, known)
 
         if accelerator.is_main_process:
-            check_still_held(config.out)
+            check_still_ours(config.out)
             write_outcome(objective, source, config, state, steps, accelerator, trained=state.step > first)
         accelerator.wait_for_everyone()
         return evaluations(config.out / "metrics.jsonl")
@@ -126,7 +126,7 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
-            "each other: in parts its loss is another. Use more processes, a smaller batch, or --parts if it is offered"
+            "each other, so micro-batches change its loss. Use more processes, a smaller batch, or MoCo v3's --chunks"
         )
     if 0 < config.epochs <= config.warmup_epochs:
         accelerator.print(
@@ -139,7 +139,7 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
 def assemble(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    row: Parts,
+    row: MicroBatches,
     views: Views,
     evaluate: Evaluate | None,
     config: TrainConfig,
@@ -158,7 +158,7 @@ def assemble(
     batches = load(
         row, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
     )
-    unreadable = BadImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
+    unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=row.different, max_bad=config.max_bad)
     return Run(objective, model, prepared, row, batches, views, unreadable, evaluate, config, accelerator, steps)
 
 
@@ -178,7 +178,7 @@ def train(run: Run, state: RunState, log: Log) -> None:
                 checkpoints.save_what_is_done()
                 raise preempted(state, run.steps, config.out) from None
             values, stop = agree(run, metrics, step)
-            for parameter in objective.held(progress):
+            for parameter in objective.frozen_parameters(progress):
                 parameter.grad = None
 
             judgement = guard.judge(values, step)
@@ -217,7 +217,7 @@ def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     inputs: Inputs = []
     config, accelerator, model = run.config, run.accelerator, run.model
     for part in range(config.accumulation):
-        samples, view_key, slot_key, made = awaited(run.batches, accelerator.device)
+        samples, view_key, slot_key, made = next_batch(run.batches, accelerator.device)
         if samples.bad:
             run.unreadable.add(samples.bad)
         batch = Batch(made or run.views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
@@ -234,7 +234,9 @@ def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
 def agree(run: Run, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
     """The means over all processes, and whether any was asked to stop: one collective for all numbers of a step."""
     too_many = run.unreadable.too_many((step + 1) * run.config.batch_size)
-    values = collectives.all_means(metrics | {"stop": float(signals.asked()), "too many": float(bool(too_many))})
+    values = collectives.all_means(
+        metrics | {"stop": float(signals.stop_requested()), "too many": float(bool(too_many))}
+    )
     stop = values.pop("stop") > 0
     if values.pop("too many") > 0:
         raise DataError(too_many or f"too many images cannot be used: see {run.unreadable.file}")

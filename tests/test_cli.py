@@ -8,7 +8,7 @@ import sys
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.errors import CannotWrite, DataError, Diverged, NoInput, Preempted, Stop
 
 
@@ -75,7 +75,7 @@ def raising(error: BaseException):
 )
 def test_an_error_is_a_sentence_and_a_code(main, code, said, capsys):
     with pytest.raises(SystemExit) as stopped:
-        at_the_door(main)
+        run_cli(main)
     assert stopped.value.code == code
     assert capsys.readouterr().err.startswith(said)
 
@@ -102,8 +102,8 @@ MEET = "lambda port: torch.distributed.TCPStore('127.0.0.1', port, 1, True, date
 )
 def test_what_a_machine_really_lacks_is_a_sentence_without_a_traceback(lacks, said):
     before, then = REAL[lacks]
-    program = "import datetime, torch\nfrom sslvit.cli import at_the_door\nX = range(1000)\n"
-    program += f"meet = {MEET}\n{before}\nat_the_door(lambda: {then})"
+    program = "import datetime, torch\nfrom sslvit.cli import run_cli\nX = range(1000)\n"
+    program += f"meet = {MEET}\n{before}\nrun_cli(lambda: {then})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 70, done.stderr
     assert f"error: {said}" in done.stderr

@@ -24,7 +24,7 @@ from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
 from sslvit import rng
-from sslvit.data.loader import Row
+from sslvit.data.loader import EpochSampler
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
@@ -47,7 +47,7 @@ from sslvit.processes.collectives import start
 from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
 from sslvit.training.optim import parameter_groups
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 from sslvit.weights.folder import load_backbone, load_classifier, save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -84,7 +84,7 @@ def test_the_vit_protocols_training_is_a_plain_loop_of_torchs_sgd_with_clipping(
     plain = classifier(vit(), 4, config, **MEAN)
     pretrain(ours, images, views, config, accelerator)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
-    row = Row(images, batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
+    row = EpochSampler(images, batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
     for step in range(4):
         samples, view_key, *_ = row[step]
         (x,) = views(samples.pixels, view_key, samples.extents)
@@ -162,9 +162,9 @@ def test_the_exported_classifier_is_the_same_here_and_in_timm_and_its_backbone_i
 ):
     config = replace(PROTOCOLS[protocol], out=tmp_path)
     objective = classifier(vit(), 4, config, readout=readout, image_size=32).eval()
-    for name, value in objective.kept().items():
+    for name, value in objective.head_state_dict().items():
         value += 0.1 * rng.normal(rng.key(name), *value.shape)
-    save_backbone(objective.backbone, tmp_path / "model", {"readout": readout}, head=objective.kept())
+    save_backbone(objective.backbone, tmp_path / "model", {"readout": readout}, head=objective.head_state_dict())
     ids = np.arange(6)
     expected = predict(objective, source(), 32, start(threads=1), ids=ids).probabilities
     images = source().read(ids).pixels.float() / 255
@@ -264,7 +264,7 @@ def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
     config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run")
     finetune(vit(), train, config, start(threads=1), **MEAN, eval_crop=0.5)
     samples = train.read(np.arange(len(train)))
-    (cropped,) = Plain(32, (64, 64))(samples.pixels, rng.key(samples.ids), samples.extents)
+    (cropped,) = EvalView(32, (64, 64))(samples.pixels, rng.key(samples.ids), samples.extents)
     held = hold_out(samples.labels)[1]
     assert len(seen) == 2 * len(held)
     torch.testing.assert_close(torch.stack(seen), cropped[held].repeat(2, 1, 1, 1))

@@ -23,7 +23,7 @@ from started import TORCHRUN, free_port
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
-from sslvit.data.loader import Row, load
+from sslvit.data.loader import EpochSampler, load
 from sslvit.data.spec import open_source
 from sslvit.errors import DataError, Diverged
 from sslvit.objectives.mpp import MPP
@@ -31,7 +31,7 @@ from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.storage import checkpoint, manifest
 from sslvit.train import completes, pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 HERE = Path(__file__).parent / "support"
 RUN = [sys.executable, str(HERE / "tiny_run.py")]
@@ -61,7 +61,7 @@ def test_a_run_says_what_it_trains_on_and_shows_its_first_batch(reference):
     assert "32 x 32" in (reference / "data.txt").read_text()
     with Image.open(reference / "first_batch.png") as sheet:
         pixels = np.asarray(sheet)
-    first = Row(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)[0].samples
+    first = EpochSampler(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)[0].samples
     assert pixels.shape == (34, 8 * 34, 3)
     assert (pixels[1:33, 35:67] == first.pixels[1].permute(1, 2, 0).numpy()).all()
 
@@ -223,7 +223,7 @@ def overflowing(at: set[int]) -> MPP:
 def test_a_step_that_fp16s_scaler_skips_moves_no_teacher(tmp_path, scaled, monkeypatch):
     moved, run = [], overflowing(at={0, 1, 5})
     monkeypatch.setattr(type(run), "after_step", lambda self, progress: moved.append(round(progress * STEPS)))
-    pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+    pretrain(run, source(), CropFlip(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
     assert moved == [step for step in range(1, STEPS + 1) if step not in (1, 2, 6)]
     assert all(p.isfinite().all() for p in run.parameters())
 
@@ -232,13 +232,13 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, scaled, monk
     monkeypatch.setattr("sslvit.training.guard.OVERFLOWS", 5)
     run, before = overflowing(at=set(range(STEPS))), objective()
     with pytest.raises(Diverged, match="gradients overflowed at 5 steps in a row, up to step 4"):
-        pretrain(run, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+        pretrain(run, source(), CropFlip(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
     assert all(torch.equal(a, b) for a, b in zip(run.parameters(), before.parameters(), strict=True))
 
 
 def test_a_loss_that_is_not_finite_under_fp16_is_left_out_and_the_run_goes_on(tmp_path, scaled):
     poisoned = Poisoned({3})
-    pretrain(poisoned, source(), Light(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
+    pretrain(poisoned, source(), CropFlip(32), TrainConfig(out=tmp_path / "run", **DEFAULTS), scaled)
     assert poisoned.moved == STEPS - 1
 
 
@@ -248,7 +248,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tiny_run
 from sslvit.processes import collectives
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.objectives.mpp import MPP
 forward = MPP.forward
 def poisoned(self, batch, progress):
@@ -260,7 +260,7 @@ def poisoned(self, batch, progress):
             loss.register_hook(lambda gradient: gradient * float("nan"))
     return loss, metrics
 MPP.forward = poisoned
-at_the_door(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "split"))
+run_cli(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "split"))
 """
 
 
@@ -323,7 +323,7 @@ class Poisoned(Objective):
 def test_a_step_that_is_not_finite_moves_nothing(tmp_path):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "save_every": 1, "keep": 9}))
     poisoned = Poisoned({2, 4})
-    pretrain(poisoned, source(), Light(32), config, start(threads=1))
+    pretrain(poisoned, source(), CropFlip(32), config, start(threads=1))
     saved = [checkpoint.latest(tmp_path / "run" / "checkpoints")]
     folders = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     saved = [load_file(folder / "tensors.safetensors") for folder in folders]
@@ -360,7 +360,7 @@ class Spoiled(Objective):
 def test_nothing_that_is_not_finite_reaches_weights_moments_or_disk(tmp_path, what, value):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "save_every": 1, "keep": 9}))
     # A hook stays, so that the fourth step is as bad; three in a row would stop the run.
-    pretrain(Spoiled(what, value), source(), Light(32), config, start(threads=1))
+    pretrain(Spoiled(what, value), source(), CropFlip(32), config, start(threads=1))
     before, after = (
         load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "tensors.safetensors") for step in (2, 3)
     )
@@ -384,7 +384,7 @@ def test_a_step_of_exploding_gradients_is_told_and_left_out_if_that_is_asked_for
     changes = {"optimizer": "sgd", "clip": 0.0, "lr": 0.1, "skip_spikes": skip}
     for name, factor in (("clean", 1.0), ("spiked", 1e6)):
         config = TrainConfig(out=tmp_path / name, **(DEFAULTS | changes))
-        pretrain(exploding(12, factor), source(), Light(32), config, start(threads=1))
+        pretrain(exploding(12, factor), source(), CropFlip(32), config, start(threads=1))
         told = capsys.readouterr().out
         assert told.count("warning: step 13: the gradient norm is") == (name == "spiked")
         assert ("it is left out" in told) == (name == "spiked" and skip > 0)
@@ -395,19 +395,19 @@ def test_a_step_of_exploding_gradients_is_told_and_left_out_if_that_is_asked_for
 @pytest.mark.parametrize("images", [1, 2, 3, 7, 8, 9, 17])
 def test_a_run_of_a_few_images_takes_its_steps(tmp_path, images):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 3.0}))
-    pretrain(objective(), source(images), Light(32), config, start(threads=1))
+    pretrain(objective(), source(images), CropFlip(32), config, start(threads=1))
     assert [line["step"] for line in losses(tmp_path / "run")] == list(range(1, -(-3 * images // 8) + 1))
 
 
 def test_what_entered_a_step_that_is_not_finite_is_kept_with_its_numbers(tmp_path):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 1.0, "accumulation": 2}))
-    pretrain(Poisoned({3}), source(), Light(32), config, start(threads=1))  # the first part of the second step
+    pretrain(Poisoned({3}), source(), CropFlip(32), config, start(threads=1))  # the first part of the second step
     (folder,) = (tmp_path / "run" / "bad_steps").iterdir()
     facts = json.loads((folder / "process-0.json").read_text())
     assert (folder.name, facts["step"], facts["loss"], facts["not_finite"]["pixels"]) == ("step-00000001", 1, "NaN", [])
     assert facts["not_finite"]["gradients"]
     entered = load_file(folder / "process-0.safetensors")
-    row = Row(source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0)
+    row = EpochSampler(source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0)
     second = [part.samples.ids.tolist() for part in load(row, first_step=1, steps=2, workers=0, timeout=0, pin=False)]
     assert [entered["0.ids"].tolist(), entered["1.ids"].tolist()] == second
     assert entered["1.views.000"].shape == (4, 3, 32, 32)
@@ -423,7 +423,7 @@ class Collapsing(Poisoned):
 
 def test_fourteen_low_steps_are_no_collapse_yet_and_a_checkpoint_holds_the_count(tmp_path, capsys):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 4.0}))
-    pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+    pretrain(Collapsing(set()), source(), CropFlip(32), config, start(threads=1))
     assert "collapsed" not in capsys.readouterr().out  # 14 of the 16 steps
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints").state["progress"]["watch"]
     assert saved["below"]["feature_std"] == 14
@@ -435,16 +435,16 @@ def test_a_collapsed_run_warns_once_or_stops_if_asked(tmp_path, capsys, stop):
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"epochs": 8.0, "stop_on_collapse": stop}))
     if stop:
         with pytest.raises(Diverged, match=r"step 21: The run has collapsed.*feature_std 0\.001"):
-            pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+            pretrain(Collapsing(set()), source(), CropFlip(32), config, start(threads=1))
     else:
-        pretrain(Collapsing(set()), source(), Light(32), config, start(threads=1))
+        pretrain(Collapsing(set()), source(), CropFlip(32), config, start(threads=1))
         assert capsys.readouterr().out.count("warning: step 21: The run has collapsed") == 1
 
 
 def test_three_in_a_row_stop_the_run_with_the_step(tmp_path):
     config = TrainConfig(out=tmp_path / "run", **DEFAULTS)
     with pytest.raises(Diverged, match="3 steps in a row, up to step 7"):
-        pretrain(Poisoned({6, 7, 8}), source(), Light(32), config, start(threads=1))
+        pretrain(Poisoned({6, 7, 8}), source(), CropFlip(32), config, start(threads=1))
 
 
 def test_going_on_with_other_threads_is_told_and_rounds_differently_only(reference, tmp_path, capsys):
@@ -471,13 +471,13 @@ def test_a_saved_option_that_is_gone_is_told_and_refused(tmp_path):
     found = checkpoint.latest(out / "checkpoints")
     state = found.state | {"config": found.state["config"] | {"gone": 0.3}}
     checkpoint.save(out / "checkpoints", found.step, found.tensors, state)
-    with pytest.raises(ValueError, match=r"--resume would go on with another run: gone was 0\.3, .*no such option"):
+    with pytest.raises(ValueError, match=r"--resume would continue a different run: gone was 0\.3, .*no such option"):
         tiny_run(out, epochs=2.0, resume=True)
 
 
 def go(out: Path, data: str, **changes) -> None:
     config = TrainConfig(out=out, **(DEFAULTS | {"epochs": 1.0} | changes))
-    pretrain(objective(), open_source(data, image_size=32), Light(32), config, start(threads=1))
+    pretrain(objective(), open_source(data, image_size=32), CropFlip(32), config, start(threads=1))
 
 
 def test_going_on_with_other_images_is_refused_with_both_counts_unless_it_is_allowed_and_a_moved_folder_is_no_other(
@@ -533,7 +533,7 @@ def test_a_checkpoint_between_two_lines_of_the_log_holds_the_time_of_all_its_ste
     made = objective()
     made.__class__ = Slow
     config = TrainConfig(out=tmp_path, **(DEFAULTS | {"epochs": 1.0, "log_every": 100, "save_every": 3}))
-    pretrain(made, source(), Light(32), config, start(threads=1))
+    pretrain(made, source(), CropFlip(32), config, start(threads=1))
     for step in (3, 4):
         state, _ = manifest.read_state(tmp_path / "checkpoints" / f"step-{step:08d}", step)
         taken.append(state["progress"]["seconds"])

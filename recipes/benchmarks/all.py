@@ -23,7 +23,7 @@ import torch
 import tyro
 from timing import OURS, Result
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.reports import page
 from sslvit.reports.charts import Dot, dot_chart
 from sslvit.reports.run import markdown_table
@@ -94,4 +94,4 @@ def write(reports: list[dict], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(lambda: tyro.cli(everything))
+    run_cli(lambda: tyro.cli(everything))

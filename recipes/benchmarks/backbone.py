@@ -23,7 +23,7 @@ import tyro
 from timing import OURS, compared, in_turns, line, matrix_rate, save
 from torch import Tensor, nn
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
 from sslvit.training.cost import counting
@@ -148,4 +148,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--alone"]:
         alone(*sys.argv[2:4], *map(int, sys.argv[4:]))
     else:
-        at_the_door(lambda: tyro.cli(main))
+        run_cli(lambda: tyro.cli(main))

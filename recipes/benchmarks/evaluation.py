@@ -18,7 +18,7 @@ import tyro
 from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.data.spec import open_source
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.knn import knn
@@ -28,7 +28,7 @@ from sslvit.evaluate.metrics import top
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 
 def extraction(model: str, image_size: int, images: int, rounds: int) -> list[Result]:
@@ -43,7 +43,7 @@ def extraction(model: str, image_size: int, images: int, rounds: int) -> list[Re
         for batch in batches:
             vit(batch)
 
-    runs = {OURS: lambda: extract(vit, source, Plain(image_size), accelerator), "bare forward": forward}
+    runs = {OURS: lambda: extract(vit, source, EvalView(image_size), accelerator), "bare forward": forward}
     seconds = in_turns(runs, rounds=rounds, warm=1)
     return compared(f"extraction of {images:,} images, {model} at {image_size} px", seconds, images=images)
 
@@ -142,4 +142,4 @@ def main(
 
 
 if __name__ == "__main__":
-    at_the_door(lambda: tyro.cli(main))
+    run_cli(lambda: tyro.cli(main))

@@ -22,8 +22,8 @@ from PIL import Image
 from timing import Result, compared, in_turns, line, matrix_rate, save
 
 from sslvit import rng
-from sslvit.cli import at_the_door
-from sslvit.data.loader import Row
+from sslvit.cli import run_cli
+from sslvit.data.loader import EpochSampler
 from sslvit.data.spec import open_source
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
@@ -72,7 +72,7 @@ def paths(counts: tuple[int, ...], rounds: int) -> list[Result]:
         for count in counts:
             (Path(folder) / "list.txt").write_bytes(b"one.png\n" * count)
             runs = {"opening the list": lambda: open_source(f"list:{folder}/list.txt", image_size=8, cache=False)}
-            row = Row(runs["opening the list"](), batch_size=256, accumulation=1, rank=0, processes=1, seed=0)
+            row = EpochSampler(runs["opening the list"](), batch_size=256, accumulation=1, rank=0, processes=1, seed=0)
             runs["an epoch's order"] = lambda count=count: rng.permutation(
                 rng.key(time.perf_counter_ns(), "order"), count
             )
@@ -144,4 +144,4 @@ def main(
 
 
 if __name__ == "__main__":
-    at_the_door(lambda: tyro.cli(main))
+    run_cli(lambda: tyro.cli(main))

@@ -27,9 +27,9 @@ from timing import OURS, Result, compared, in_turns, line, save
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sslvit.data.loader import Row, Views, load
+from sslvit.data.loader import EpochSampler, Views, load
 from sslvit.data.spec import Source, open_source
-from sslvit.views.pretraining import Light, MoCoV3
+from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 BATCH = 64
 
@@ -53,7 +53,7 @@ def photographs(folder: Path, count: int) -> None:
 def batches(
     source: Source, batch: int, steps: int, workers: int, first: int = 0, views: Views | None = None
 ) -> Iterator:
-    row = Row(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
+    row = EpochSampler(source, batch_size=batch, accumulation=1, rank=0, processes=1, seed=0)
     return load(row, first_step=first, steps=first + steps, workers=workers, timeout=60.0, pin=False, views=views)
 
 
@@ -82,7 +82,7 @@ def photos(images: int, rounds: int, workers: int) -> list[Result]:
         photographs(Path(folder), images)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.jpg")) / images
         print(f"{images} JPEGs of 500 x 375, {size / 1000:.0f} kB each; {workers} workers")
-        source, view = open_source(f"folder:{folder}", image_size=224), MoCoV3(224)
+        source, view = open_source(f"folder:{folder}", image_size=224), ContrastivePair(224)
         first, second = official(1.0, 0.0), official(0.1, 0.2)
         plain = ImageFolder(folder, lambda image: (first(image), second(image)))
 
@@ -104,7 +104,7 @@ def photos(images: int, rounds: int, workers: int) -> list[Result]:
 
 def arrays(data: str, image_size: int, workers: int, epochs: int) -> list[Result]:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
-    source, view = open_source(data, image_size=image_size), Light(image_size, scale=(0.5, 1.0))
+    source, view = open_source(data, image_size=image_size), CropFlip(image_size, scale=(0.5, 1.0))
     steps = len(source) // 256
     print(f"{len(source):,} images, batch 256, {workers} workers, {torch.get_num_threads()} threads")
     seconds: dict[str, list[float]] = {}

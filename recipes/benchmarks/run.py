@@ -28,14 +28,19 @@ from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sslvit.cli import at_the_door
-from sslvit.data.loader import Row, load
+from sslvit.cli import run_cli
+from sslvit.data.loader import EpochSampler, load
 from sslvit.data.spec import Source, open_source
 from sslvit.training.batches import to_device
-from sslvit.views.pretraining import DINO, Light, MoCoV3
+from sslvit.views.pretraining import ContrastivePair, CropFlip, MultiCrop
 
 HERE = Path(__file__).parent
-VIEWS = {"mpp": Light, "mae": Light, "supervised": Light, "moco_v3": MoCoV3}
+VIEWS = {
+    "mpp": CropFlip,
+    "mae": CropFlip,
+    "supervised": CropFlip,
+    "moco_v3": ContrastivePair,
+}
 
 
 def starting(rounds: int) -> list[Result]:
@@ -95,9 +100,9 @@ def of_lightly(name: str, source: Source, sizes: Any, workers: int) -> Iterator[
 
 def of_ours(name: str, source: Source, sizes: Any, workers: int) -> Iterator[tuple[Tensor, ...]]:
     """As in training: a GPU makes its own views, workers those of a CPU."""
-    row = Row(source, batch_size=sizes.batch_size, accumulation=1, rank=0, processes=1, seed=0)
+    row = EpochSampler(source, batch_size=sizes.batch_size, accumulation=1, rank=0, processes=1, seed=0)
     size, gpu = sizes.image_size, torch.cuda.is_available()
-    views = DINO(size, sizes.small_crop) if name == "dino" else VIEWS[name](size)
+    views = MultiCrop(size, sizes.small_crop) if name == "dino" else VIEWS[name](size)
     ahead = None if gpu or not workers else views
     for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=gpu, views=ahead):
         one = to_device(one, torch.device("cuda" if gpu else "cpu"))
@@ -166,4 +171,4 @@ def main(
 
 
 if __name__ == "__main__":
-    at_the_door(lambda: tyro.cli(main))
+    run_cli(lambda: tyro.cli(main))

@@ -26,16 +26,16 @@ from timing import compared, save
 from torchvision.transforms import v2
 
 from sslvit import rng
-from sslvit.views.pretraining import DINO, Distorted, Light, MoCoV3, Plain
-from sslvit.views.supervised import Supervised
+from sslvit.views.pretraining import ContrastivePair, ContrastiveView, CropFlip, EvalView, MultiCrop
+from sslvit.views.supervised import SupervisedView
 
 CANVAS, COUNT = {32: 32, 96: 96, 224: 256}, {32: 256, 96: 64, 224: 32}
 OURS = {
-    "light": Light,
-    "moco_v3": MoCoV3,
-    "dino": lambda s: DINO(s, s * 3 // 7),
-    "deit": Supervised.deit,
-    "plain": Plain,
+    "light": CropFlip,
+    "moco_v3": ContrastivePair,
+    "dino": lambda s: MultiCrop(s, s * 3 // 7),
+    "deit": SupervisedView.deit,
+    "plain": EvalView,
 }
 OTHERS = ("kornia", "lightly", "timm")
 BICUBIC = {"interpolation": v2.InterpolationMode.BICUBIC, "antialias": True}
@@ -49,7 +49,7 @@ class PillowBlur(torch.nn.Module):
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-def by_torchvision(view: Distorted, blur: torch.nn.Module) -> Callable:
+def by_torchvision(view: ContrastiveView, blur: torch.nn.Module) -> Callable:
     mode = v2.InterpolationMode(view.interpolation)
     steps = [v2.RandomResizedCrop(view.size, view.scale, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
     if view.jitter:
@@ -58,7 +58,7 @@ def by_torchvision(view: Distorted, blur: torch.nn.Module) -> Callable:
     return v2.Compose([*steps, *FLOAT])
 
 
-def by_kornia(view: Distorted) -> Callable:
+def by_kornia(view: ContrastiveView) -> Callable:
     import kornia.augmentation as K
 
     steps = [K.RandomResizedCrop((view.size,) * 2, view.scale, resample=view.interpolation), K.RandomHorizontalFlip()]
@@ -93,7 +93,7 @@ def contestants(name: str, size: int) -> dict[str, Callable]:
     elif name == "plain":
         tensors = pillow = [v2.Compose([v2.Resize((size, size), **BICUBIC), *FLOAT])]
     else:
-        light = (Distorted(size, (0.2, 1.0), interpolation="bicubic", jitter=0.0),)
+        light = (ContrastiveView(size, (0.2, 1.0), interpolation="bicubic", jitter=0.0),)
         views = light if name == "light" else ours.views
         tensors = [by_torchvision(view, v2.GaussianBlur(17, (0.1, 2.0))) for view in views]
         pillow = [by_torchvision(view, PillowBlur()) for view in views]

@@ -5,10 +5,10 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.data.spec import open_source
 from sslvit.models.readout import Classifier
-from sslvit.views.pretraining import evaluation
+from sslvit.views.pretraining import eval_view
 from sslvit.weights.foreign.open import open_backbone
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     for _ in range(20):
         ids = torch.randint(len(source), (16,))
         samples = source.read(ids.numpy())
-        (images,) = evaluation(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
+        (images,) = eval_view(backbone.image_size)(samples.pixels, torch.zeros(16, dtype=torch.int64), samples.extents)
         loss = F.cross_entropy(model(images), labels[ids])
         loss.backward()
         optimizer.step()
@@ -31,4 +31,4 @@ def main() -> None:
     print(f"{len(source.classes)} classes, the last loss is {loss.item():.3f}")
 
 
-at_the_door(main)
+run_cli(main)

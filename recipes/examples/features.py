@@ -5,11 +5,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.data.spec import open_source
 from sslvit.evaluate.features import extract
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import evaluation
+from sslvit.views.pretraining import eval_view
 from sslvit.weights.foreign.open import open_backbone
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     backbone, about = open_backbone(model)
     source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
     accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, evaluation(backbone.image_size), accelerator)
+    found = extract(backbone.to(accelerator.device), source, eval_view(backbone.image_size), accelerator)
     files = [source.store.where(id) for id in found.ids.tolist()]
     pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
     print(f"{len(files):,} of {len(source):,} images, readout {about['readout']}, in {out}")
@@ -29,4 +29,4 @@ def main() -> None:
             print(f"left out: {bad.path}: {bad.reason}")
 
 
-at_the_door(main)
+run_cli(main)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.weights.foreign.open import open_backbone
 
 
@@ -25,4 +25,4 @@ def main() -> None:
     print("\n".join(f"level {level}: {tuple(one.shape)}" for level, one in enumerate(pyramid)))
 
 
-at_the_door(main)
+run_cli(main)

@@ -6,13 +6,13 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.data.image import read_file
 from sslvit.data.spec import open_source
 from sslvit.evaluate.features import extract
 from sslvit.models.readout import read
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import evaluation
+from sslvit.views.pretraining import eval_view
 from sslvit.weights.foreign.open import open_backbone
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         raise ValueError(__doc__)
     backbone, about = open_backbone(sys.argv[1])
     source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size, cache=False)
-    accelerator, view = start(), evaluation(backbone.image_size)
+    accelerator, view = start(), eval_view(backbone.image_size)
     found = extract(backbone.to(accelerator.device), source, view, accelerator)
     unit = F.normalize(found.by_readout[about["readout"]], dim=-1)
     if sys.argv[3] in map(str, found.ids.tolist()):
@@ -35,4 +35,4 @@ def main() -> None:
         print(f"{unit[place] @ query:.3f} {source.store.where(int(found.ids[place]))}")
 
 
-at_the_door(main)
+run_cli(main)

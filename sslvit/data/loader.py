@@ -55,7 +55,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return rng.permutation(rng.key(seed, "order", epoch), size)
 
 
-def row(seed: int, size: int, start: int, stop: int, shown: int | None = None) -> tuple[Tensor, Tensor]:
+def sample_ids(seed: int, size: int, start: int, stop: int, shown: int | None = None) -> tuple[Tensor, Tensor]:
     """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b. Each shows all images, or
     the first so many of its order."""
     shown = size if shown is None else shown
@@ -68,7 +68,7 @@ def row(seed: int, size: int, start: int, stop: int, shown: int | None = None) -
     return ids, epochs
 
 
-class Parts(Dataset, ABC):
+class MicroBatches(Dataset, ABC):
     """Item i is the i-th micro-batch of this process: accumulation of them make a step."""
 
     def __init__(self, source: Images, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
@@ -128,7 +128,7 @@ class Parts(Dataset, ABC):
         )
 
 
-class Row(Parts):
+class EpochSampler(MicroBatches):
     """Of a source: any item at any time, so that the step is all that a checkpoint needs."""
 
     source: Source
@@ -154,11 +154,11 @@ class Row(Parts):
     def __getitem__(self, item: int) -> Loaded:
         step, slot = self.slots(item)
         position = step * self.batch_size + slot
-        ids, epochs = row(self.seed, len(self.source), position, position + self.part, self.epoch_images)
+        ids, epochs = sample_ids(self.seed, len(self.source), position, position + self.part, self.epoch_images)
         return self.loaded(item, self.source.read(np.asarray(ids)), epochs)
 
     def first(self, count: int) -> Samples:
-        ids, _ = row(self.seed, len(self.source), 0, min(count, self.batch_size))
+        ids, _ = sample_ids(self.seed, len(self.source), 0, min(count, self.batch_size))
         return self.source.read(np.asarray(ids))
 
     def places(self, step: int, device: torch.device) -> list[list[int]]:
@@ -169,7 +169,7 @@ class Row(Parts):
 
 
 def load(
-    row: Parts,
+    row: MicroBatches,
     *,
     first_step: int,
     steps: int,
@@ -212,18 +212,18 @@ def load(
 
 
 def tell_what_is_read(worker: int) -> None:
-    signals.leave_to_the_parent()
+    signals.ignore_signals_in_worker()
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def awaited(row: Parts, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+def awaited(row: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
     row.awaited = items.start
     for item, found in zip(items, loaded, strict=True):
         row.awaited = item + 1
         yield shared.out_of_pipe(found) if row.piped else found
 
 
-def bytes_of(row: Parts, views: Views | None) -> int:
+def bytes_of(row: MicroBatches, views: Views | None) -> int:
     """Of what a worker hands over at a time, as one image tells that is all zeros."""
     pixels = torch.zeros(1, row.source.channels, *row.source.canvas, dtype=torch.uint8)
     made = views(pixels, rng.key(row.seed, "views", torch.tensor([0]))) if views else (pixels,)

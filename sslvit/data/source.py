@@ -18,7 +18,7 @@ from sslvit.errors import DataError
 IN_MEMORY = 1 << 28  # bytes: a built-in set up to this size is drawn once, a larger one whenever it is read
 
 
-class Bad(NamedTuple):
+class Unreadable(NamedTuple):
     """An image that cannot be used, and the one that stood in for it."""
 
     id: int
@@ -32,7 +32,7 @@ class Samples(NamedTuple):
     extents: Tensor  # int64 b 2: the height and width of the image on the canvas
     ids: Tensor  # int64 b: as asked for, also where a substitute stands in, because ids key all randomness
     labels: Tensor | None  # int64 b: of the image that is shown
-    bad: Sequence[Bad] = ()  # a tuple, which torch's DataLoader makes a list
+    bad: Sequence[Unreadable] = ()  # a tuple, which torch's DataLoader makes a list
 
 
 class Images(ABC):
@@ -150,9 +150,9 @@ class ArraySource(Source):
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
         shown = ids
-        bad: tuple[Bad, ...] = ()
+        bad: tuple[Unreadable, ...] = ()
         if self.bad:
-            bad = tuple(Bad(id, *self.bad[id], self._substitute(id)) for id in ids.tolist() if id in self.bad)
+            bad = tuple(Unreadable(id, *self.bad[id], self._substitute(id)) for id in ids.tolist() if id in self.bad)
             shown = ids.copy()
             for line in bad:
                 shown[ids == line.id] = line.substitute

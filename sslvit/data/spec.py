@@ -43,13 +43,22 @@ from sslvit.data.readers.folders import lies_inside, nearest, open_folders
 from sslvit.data.readers.lists import check_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
 from sslvit.data.readers.tars import open_tars
-from sslvit.data.source import ArraySource, Bad, Samples, ShapesSource, Source
-from sslvit.data.unreadable import BadImages
+from sslvit.data.source import ArraySource, Samples, ShapesSource, Source, Unreadable
+from sslvit.data.unreadable import UnreadableImages
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
-from sslvit.views.batching import Size, both
+from sslvit.views.batching import Size, to_pair
 
-__all__ = ["ArraySource", "Bad", "BadImages", "EncodedSource", "Samples", "ShapesSource", "Source", "open_source"]
+__all__ = [
+    "ArraySource",
+    "EncodedSource",
+    "Samples",
+    "ShapesSource",
+    "Source",
+    "Unreadable",
+    "UnreadableImages",
+    "open_source",
+]
 
 KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
 KIND_OF_FILE = {
@@ -95,7 +104,7 @@ def open_source(
     kind, rest = _kind_of(spec)
     if root is not None:
         check_root(root, kind)
-    side = max(both(image_size))
+    side = max(to_pair(image_size))
     source: Source
     if kind == "shapes":
         source = _shapes(rest, split, side)

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.data.image import BadImage
-from sslvit.data.loader import Loaded, Parts
-from sslvit.data.source import Bad, Samples
+from sslvit.data.loader import Loaded, MicroBatches
+from sslvit.data.source import Samples, Unreadable
 from sslvit.data.stream import SHARD, Stream
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
@@ -59,7 +59,7 @@ class Picked(NamedTuple):
     place: Place  # after it, in the epoch that it is of
 
 
-class StreamRow(Parts):
+class StreamSampler(MicroBatches):
     """The endless row of a stream's images for one process. Its items can only be taken one after another."""
 
     source: Stream
@@ -100,7 +100,7 @@ class StreamRow(Parts):
     def _read(self, place: Place) -> Iterator[tuple[Samples, Tensor, Place]]:
         """Micro-batches, the epoch of each of their images, and the place after them."""
         good: list[Picked] = []
-        bad: list[Bad] = []
+        bad: list[Unreadable] = []
         refused: list[Picked] = []
         filled = place.rows > 0  # whether this epoch had a micro-batch
         for picked in self._decoded(place):
@@ -112,7 +112,7 @@ class StreamRow(Parts):
                 continue
             for other in refused:
                 shard, number = divmod(other.id, SHARD)
-                bad.append(Bad(other.id, f"shard {shard}, row {number}", str(other.image), picked.id))
+                bad.append(Unreadable(other.id, f"shard {shard}, row {number}", str(other.image), picked.id))
             refused = []
             if self.whole_batches and good and good[0].place.epoch < picked.place.epoch:
                 if not filled:
@@ -127,7 +127,7 @@ class StreamRow(Parts):
                 yield self._samples(good, bad), torch.tensor([one.place.epoch for one in good]), picked.place
                 good, bad = [], []
 
-    def _samples(self, good: list[Picked], bad: list[Bad]) -> Samples:
+    def _samples(self, good: list[Picked], bad: list[Unreadable]) -> Samples:
         pixels = torch.zeros(len(good), self.source.channels, *self.source.canvas, dtype=torch.uint8)
         images = [picked.image for picked in good if not isinstance(picked.image, BadImage)]
         for slot, image in enumerate(images):

@@ -3,7 +3,7 @@
 import numpy as np
 from xxhash import xxh3_128
 
-from sslvit.data.source import Bad, Samples, Source, check_ids, substitutes
+from sslvit.data.source import Samples, Source, Unreadable, check_ids, substitutes
 from sslvit.errors import DataError
 
 
@@ -37,7 +37,7 @@ class Subset(Source):
             other = next((s for s in substitutes(id, len(self)) if not self.inner.read(self.rows[[s]]).bad), None)
             if other is None:
                 raise DataError(f"{self.name}: none of them can be used, the first because: {line.reason}")
-            bad.append(Bad(id, line.path, line.reason, other))
+            bad.append(Unreadable(id, line.path, line.reason, other))
             shown[position] = self.rows[other]
         if bad:
             samples = self.inner.read(shown)

@@ -23,7 +23,7 @@ from sslvit.data.readers.encoded import EncodedSource, Store, sample_ids
 from sslvit.data.source import ArraySource, Samples, ShapesSource, Source
 from sslvit.data.subset import Subset
 from sslvit.storage import durable
-from sslvit.views.batching import Size, both
+from sslvit.views.batching import Size, to_pair
 
 SAMPLE = 512  # images
 SECONDS = 5.0  # for the sample, and as long again for comparing files
@@ -214,7 +214,7 @@ def _advice(
         yield "not one sampled image can be read"
     if len(source) < batch_size:
         yield f"{len(source):,} images are fewer than a batch of {batch_size:,}: every step repeats some"
-    height, width = both(image_size)
+    height, width = to_pair(image_size)
     small = sum(count for (h, w), count in look.sizes.items() if h < height or w < width)
     if small:
         shown = height if height == width else f"{height} x {width}"

@@ -9,14 +9,14 @@ from math import sqrt
 from pathlib import Path
 from typing import BinaryIO
 
-from sslvit.data.source import Bad
+from sslvit.data.source import Unreadable
 from sslvit.storage import durable, jsonl
 
 log = logging.getLogger(__name__)
 SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
 
 
-class BadImages:
+class UnreadableImages:
     """bad_images.jsonl: one line for each bad image, {"id", "path", "reason", "substitute"}, however often it is met.
 
     Loader workers find them and send them along in Samples.bad; the training process adds them here. The processes
@@ -32,7 +32,7 @@ class BadImages:
         self.file, self.size, self.max_bad = file, size, max_bad
         self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
         self._ids: set[int] = set()
-        self._waiting: dict[int, Bad] = {}  # for a disk that takes them
+        self._waiting: dict[int, Unreadable] = {}  # for a disk that takes them
         self._end = self._lines = 0  # of what is known of the file
         self._last = ""
 
@@ -44,7 +44,7 @@ class BadImages:
                 self._catch_up(stream)
         return len(self._ids | self._waiting.keys())
 
-    def add(self, bad: Iterable[Bad]) -> None:
+    def add(self, bad: Iterable[Unreadable]) -> None:
         new = self._waiting | {line.id: line for line in bad if line.id not in self._ids}
         if not new:
             return

@@ -13,8 +13,8 @@ from sslvit.data.spec import Source
 from sslvit.evaluate.balance import commonest
 from sslvit.evaluate.features import Features, extract
 from sslvit.models.readout import Encoded
-from sslvit.views.batching import both
-from sslvit.views.pretraining import Plain
+from sslvit.views.batching import to_pair
+from sslvit.views.pretraining import EvalView
 
 COMMONEST, PIXELS = "commonest class", "raw pixels"  # names of rows
 SIDE = 32  # pixels of an image that is read as it is; larger ones are reduced to it
@@ -50,11 +50,11 @@ def baselines(
     train: Source,
     test: Source,
     ids: tuple[np.ndarray, np.ndarray],
-    view: Plain,
+    view: EvalView,
     accelerator: Accelerator,
 ) -> Baselines:
     """Of labelled sources. ids: the training and the test images that are read; view: that of evaluations."""
-    side = min(*both(view.size), SIDE, max(1, isqrt(MOST // (len(ids[0]) * train.channels))))
+    side = min(*to_pair(view.size), SIDE, max(1, isqrt(MOST // (len(ids[0]) * train.channels))))
     pixels = Pixels(side)
     x, y = (extract(pixels, s, view, accelerator, ids=i) for s, i in zip((train, test), ids, strict=True))
     of_all = commonest(*(torch.from_numpy(s.required_labels()) for s in (train, test)))

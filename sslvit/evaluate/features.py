@@ -20,7 +20,7 @@ from sslvit.data.spec import Samples, Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives
-from sslvit.views.pretraining import Light, Plain
+from sslvit.views.pretraining import CropFlip, EvalView
 
 PIECE = 1 << 14  # rows that travel between processes at a time
 
@@ -61,7 +61,7 @@ class _Batches(Dataset):
 def extract(
     backbone: nn.Module,
     source: Source,
-    view: Plain | Light,
+    view: EvalView | CropFlip,
     accelerator: Accelerator,
     *,
     ids: np.ndarray | None = None,

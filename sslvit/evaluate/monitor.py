@@ -17,7 +17,7 @@ from sslvit.evaluate import split
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
-from sslvit.views.pretraining import evaluation
+from sslvit.views.pretraining import eval_view
 
 
 def draw_ids(source: Source, limit: int) -> np.ndarray:
@@ -46,7 +46,7 @@ class Monitor:
             if source.labels is None:
                 raise ValueError(f"{source.name} has no labels to evaluate with")
         self.sources, self.limits = (train, test), (limit_train, limit_test)
-        self.view, self.accelerator = evaluation(image_size, eval_crop), accelerator
+        self.view, self.accelerator = eval_view(image_size, eval_crop), accelerator
         self.k, self.temperature, self.shots = k, temperature, shots
         self.told: set[str] = set()
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.config import DataConfig, ImagesConfig
+from sslvit.config import DataConfig, ImagesConfig, as_now
 from sslvit.data.spec import Source
 from sslvit.errors import NoInput
 from sslvit.storage import sealed
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 SIDE = 16
 SURE, THRESHOLD = 0.998, 0.99
@@ -42,7 +42,7 @@ class Leaks(NamedTuple):
         return f"{len(self.ids):,} of {self.total:,} test images ({share:.2f} %) have a near-duplicate in pretraining"
 
 
-def leaks_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple[str, Leaks | None]:
+def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple[str, Leaks | None]:
     """A sentence on the test images with these ids and what the model was pretrained on: `seen`, in the words of
     --data, or else what its run says. And what was found."""
     is_run = (model / "config.json").exists() and any((model / name).exists() for name in ("model", "checkpoints"))
@@ -64,9 +64,11 @@ def trained_on(run: Path) -> DataConfig:
     """By the configuration that a run has written down."""
     remedy = "--seen names the images that the model has seen"
     with sealed.readable(run, remedy):
-        written = sealed.read(run) if run.exists() else {}
+        written = as_now(sealed.read(run), 0) if run.exists() else {}
         named = {field.name: written[field.name] for field in fields(ImagesConfig) if field.name in written}
-        images = DataConfig(**named | {"only": tuple(written.get("only", ())), "images": written.get("images", 0)})
+        images = DataConfig(
+            **named | {"only_classes": tuple(written.get("only_classes", ())), "images": written.get("images", 0)}
+        )
     if "data" not in written:
         raise NoInput(remedy)
     return images
@@ -77,7 +79,7 @@ def thumbnails(source: Source, ids: np.ndarray | None = None, *, batch_size: int
     parts, ids = [], np.arange(len(source)) if ids is None else ids
     for start in range(0, len(ids), batch_size):
         samples = source.read(ids[start : start + batch_size])
-        (images,) = Plain(SIDE)(samples.pixels, rng.key(0, samples.ids), samples.extents)
+        (images,) = EvalView(SIDE)(samples.pixels, rng.key(0, samples.ids), samples.extents)
         centred = images - images.mean((1, 2, 3), keepdim=True)
         flat = centred.square().mean((1, 2, 3), keepdim=True).sqrt() < FLAT
         flat |= torch.isin(samples.ids, torch.tensor([line.id for line in samples.bad]).long())[:, None, None, None]

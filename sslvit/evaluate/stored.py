@@ -28,7 +28,7 @@ from sslvit.data.spec import Source
 from sslvit.evaluate.features import Features, extract
 from sslvit.processes import collectives
 from sslvit.storage import durable, sealed
-from sslvit.views.pretraining import Light, Plain
+from sslvit.views.pretraining import CropFlip, EvalView
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # another one whenever the same backbone and images give other features
@@ -39,7 +39,7 @@ def stored(
     folder: Path,
     backbone: nn.Module,
     source: Source,
-    view: Plain | Light,
+    view: EvalView | CropFlip,
     accelerator: Accelerator,
     *,
     ids: np.ndarray | None = None,

@@ -10,7 +10,8 @@ from sslvit.experiments.results import OWN, scratch
 SUPERVISED, MARK = "supervised", "†"  # of an accuracy by classifiers that answer one class
 BUDGETS = {
     "images": "as many images",
-    "operations": "about as many operations as the first one needs for its passes",
+    "flops": "about as many FLOPs as the first one needs for its passes",
+    "operations": "about as many FLOPs as the first one needs for its passes",  # as version 0.1 called it
     "seconds": "about as many seconds as the first one needs for its passes",
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sslvit.config import ImagesConfig
 from sslvit.experiments.disk import needed
-from sslvit.experiments.jobs import Part, check_numbers, check_words, flags, made_again, reading, work_on
+from sslvit.experiments.jobs import Job, check_numbers, check_words, flags, made_again, reading, work_on
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
 from sslvit.models.vit import ViT
 from sslvit.preflight.dry_run import MEASURED
@@ -27,7 +27,19 @@ NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 HELD_OUT = "classes held out"
 GIVEN = (
-    *("out", "data", "only", "images", "image_size", "model", "start", "seed", "epochs", "resume", "overwrite"),
+    *(
+        "out",
+        "data",
+        "only_classes",
+        "images",
+        "image_size",
+        "model",
+        "init_from",
+        "seed",
+        "epochs",
+        "resume",
+        "overwrite",
+    ),
     *("dry_run", "show_views"),
 )
 
@@ -93,7 +105,7 @@ class ComparisonConfig(ImagesConfig):
     """How many, from 0."""
     epochs: float = 2
     """Passes over the images in pretraining, of the first method."""
-    budget: Literal["images", "operations", "seconds"] = "images"
+    budget: Literal["images", "flops", "seconds"] = "images"
     """What the others get as much of: the images of these passes, or the operations or the seconds that the first
     method needs for them. Seconds are measured beforehand, one method at a time."""
     batch_size: int = 64
@@ -170,7 +182,7 @@ def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
             raise ValueError(f"{said}: there are the classes {' '.join(map(str, sorted(labels)))}")
         if len(held) < 2 or len(seen) < 2:
             raise ValueError(f"{said} of {len(labels)} classes: hold out two of them or more, and leave two or more")
-        found = {OWN: replace(given, only=tuple(seen)), HELD_OUT: replace(given, only=config.held_out)}
+        found = {OWN: replace(given, only_classes=tuple(seen)), HELD_OUT: replace(given, only_classes=config.held_out)}
     others = [ImagesConfig(data, image_size=config.image_size, eval_crop=config.eval_crop) for data in config.transfer]
     return dict(zip(places(config), [*found.values(), *others], strict=True))
 
@@ -185,7 +197,7 @@ def pretraining(
     config: ComparisonConfig, method: Method, start: Path, out: Path, epochs: float, seed: int
 ) -> tuple[str, ...]:
     """The words of its recipe's command line."""
-    words = (*reading(sets(config)[OWN]), *flags(threads=1, start=start, seed=seed, out=out))
+    words = (*reading(sets(config)[OWN]), *flags(threads=1, init_from=start, seed=seed, out=out))
     words += flags(channels=config.channels) if config.channels else ()
     long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
     return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *method.words)
@@ -201,9 +213,9 @@ def passes(config: ComparisonConfig, start: Path, recipes: Path, devices: int) -
         out = config.out / "measured" / method.folder
         words = (*pretraining(config, method, start, out, config.epochs, 0), "--dry_run")
         product = out.with_name(f"{out.name}-dry_run") / MEASURED
-        measures.append(Part(f"measure/{method.folder}", method.recipe, words, product))
+        measures.append(Job(f"measure/{method.folder}", method.recipe, words, product))
     work_on(measures, config.out, recipes, jobs=1, devices=devices)
-    key = {"operations": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
+    key = {"flops": "flops_per_image", "seconds": "seconds_per_image"}[config.budget]
     each = {m.folder: measured(part.product, key) for m, part in zip(methods, measures, strict=True)}
     counted = {name: one for name, one in each.items() if one is not None}
     if len(counted) < len(each):
@@ -218,7 +230,7 @@ def measured(file: Path, key: str) -> float | None:
         return found[key]
 
 
-def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Part]:
+def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Job]:
     """Everything that is to be done."""
     parts = [baseline(config, place, images) for place, images in sets(config).items()]
     for name, start in starts.items():
@@ -229,7 +241,7 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
             start = starts[f"{SCRATCH['mean']}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
-            parts.append(Part(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
+            parts.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
             parts += evaluations(config, name, run, (f"pretrain/{name}",))
     return parts
 
@@ -239,14 +251,14 @@ def limits(config: ComparisonConfig) -> tuple[str, ...]:
     return flags(limit_train=config.limit_train, limit_test=config.limit_test, fractions=config.fractions)
 
 
-def baseline(config: ComparisonConfig, place: str, images: ImagesConfig) -> Part:
+def baseline(config: ComparisonConfig, place: str, images: ImagesConfig) -> Job:
     """What no model gives. Channels are those that the models see."""
     out, channels = config.out / BASELINES / place, config.source(channels=config.channels).channels
     words = (*reading(images), *flags(threads=1), *(flags(channels=channels) if channels in (1, 3) else ()))
-    return Part(f"{BASELINES}/{place}", "baselines", (*words, *limits(config), *flags(out=out)), out / "numbers.json")
+    return Job(f"{BASELINES}/{place}", "baselines", (*words, *limits(config), *flags(out=out)), out / "numbers.json")
 
 
-def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Part]:
+def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Job]:
     """name: a method and a seed."""
     same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
     parts = []
@@ -261,7 +273,7 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
             "--declared",
             *flags(out=out, cache=config.out / "features"),
         )
-        parts.append(Part(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
+        parts.append(Job(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
         tuned = config.finetune_steps and (place == OWN or config.finetune_everywhere)
         for fraction in config.fractions if tuned else ():
             out = config.out / "finetuned" / name / place / f"{fraction:g}"
@@ -270,11 +282,11 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
             words += flags(smallest_crop=config.finetune_crop)
             part = f"finetune/{name}/{place}/{fraction:g}"
             work = 0.2 * len(config.finetune_rates)
-            parts.append(Part(part, "finetune", words, out / "test.json", needs, work=work, run=out))
+            parts.append(Job(part, "finetune", words, out / "test.json", needs, work=work, run=out))
     return parts
 
 
-def room(config: ComparisonConfig, parts: list[Part], start: Path, jobs: int) -> int:
+def room(config: ComparisonConfig, parts: list[Job], start: Path, jobs: int) -> int:
     """Bytes of disk that it still needs."""
     weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
     channels, read, predicted = config.source(channels=config.channels).channels, 0, 0

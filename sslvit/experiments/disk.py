@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from sslvit.errors import CannotWrite
-from sslvit.experiments.jobs import Part
+from sslvit.experiments.jobs import Job
 
 SMALL = 2 << 20  # bytes of what lies beside a model: report, pictures, log
 KEPT = 3  # checkpoints of a run at a time: two, and the one that is being written
@@ -14,7 +14,7 @@ KEPT = 3  # checkpoints of a run at a time: two, and the one that is being writt
 TIMES, HEADS = {"moco_v3": 4, "dino": 4}, {"moco_v3": 11_000_000, "dino": 7_000_000, "mae": 6_000_000}
 
 
-def needed(parts: list[Part], jobs: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
+def needed(parts: list[Job], jobs: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
     """Bytes at most, of the parts that are not done: what they leave, and the checkpoints of those that run at a time.
     weights: of a model. read: of its features and predictions, by a probe. predicted: of those of fine-tuning, which
     first trains `tries` models more to choose a rate."""

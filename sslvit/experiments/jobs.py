@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sslvit.cli import choose
-from sslvit.config import ImagesConfig, configuration, with_old_crop
+from sslvit.config import ImagesConfig, as_now, configuration
 from sslvit.errors import BAD_CONFIGURATION, INTERNAL, CannotWrite, Preempted, Stop
 from sslvit.processes import signals
 from sslvit.runs.folder import CHECKPOINTS
@@ -38,7 +38,7 @@ LAST_LINES = 12
 TAKEN = 113  # the exit code of a part that another worker is doing
 
 
-class Part(NamedTuple):
+class Job(NamedTuple):
     name: str  # unique, also a path
     recipe: str
     words: tuple[str, ...]  # after the recipe's name
@@ -51,7 +51,7 @@ class Part(NamedTuple):
         return shlex.join(["python", f"recipes/{self.recipe}.py", *self.words])
 
 
-class PartFailed(Stop):
+class JobFailed(Stop):
     """A part ended with an error, which is in its log."""
 
     def __init__(self, text: str, code: int):
@@ -131,7 +131,7 @@ def check_settings(
     if file.exists():
         remedy = f"if these are the settings that {file.parent} was begun with, delete {file.name} and give the same "
         with sealed.readable(file, f"{remedy}command again"):
-            before = with_old_crop(sealed.read(file), getattr(config, "image_size", 0))
+            before = as_now(sealed.read(file), getattr(config, "image_size", 0))
             same = {k: now[k][: len(before.get(k, ()))] if k in appended else now[k] for k in now if k not in grows}
         if changed := [k for k, value in same.items() if value != before.get(k)]:
             was = "; ".join(f"{k} was {before.get(k)!r}, is now {now[k]!r}" for k in changed)
@@ -140,7 +140,7 @@ def check_settings(
     return now
 
 
-def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
+def work_on(parts: list[Job], out: Path, recipes: Path, *, jobs: int, devices: int) -> None:
     """Does what is not done yet, `jobs` parts at a time, and returns when all is done, here or elsewhere. A signal is
     handed on to the parts, and ends it when they have saved."""
     check_needs(parts)
@@ -150,7 +150,7 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
     for part in parts:
         delete_checkpoints(part, out)
     display, failed = Display(parts), {}
-    running: dict[Part, tuple[BaseProcess, int, float]] = {}
+    running: dict[Job, tuple[BaseProcess, int, float]] = {}
     free, told = list(range(jobs)), False
     signals.listen()
     with signals.stepping():
@@ -159,23 +159,25 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
             for part, process, slot, started in gone:
                 del running[part]
                 free.append(slot)
-                if not part.product.exists() and process.exitcode != TAKEN and not signals.asked():
+                if not part.product.exists() and process.exitcode != TAKEN and not signals.stop_requested():
                     failed[part] = process.exitcode
                 display.ended(part, time.perf_counter() - started, failed=part in failed)
             waiting = [part for part in parts if not (part.product.exists() or part in running or part in failed)]
             done = {part.name for part in parts if part.product.exists()}
             ready = [part for part in waiting if done.issuperset(part.needs)]
-            for part in sorted(ready, key=lambda part: -part.work) if not (failed or signals.asked()) else []:
+            for part in sorted(ready, key=lambda part: -part.work) if not (failed or signals.stop_requested()) else []:
                 if not free:
                     break
-                with taken(out / "locks" / part.name) as not_elsewhere:
+                with locked(out / "locks" / part.name) as not_elsewhere:
                     if not not_elsewhere:
                         continue
                 slot = free.pop()
-                process = context.Process(target=do, args=(part, out, recipes, slot % devices if devices else None))
+                process = context.Process(
+                    target=run_job, args=(part, out, recipes, slot % devices if devices else None)
+                )
                 process.start()
                 running[part] = (process, slot, time.perf_counter())
-            if signals.asked() and not told:
+            if signals.stop_requested() and not told:
                 told = True
                 terminate(process for process, _, _ in running.values())
             display.goes_on({part.name: time.perf_counter() - started for part, (_, _, started) in running.items()})
@@ -184,12 +186,12 @@ def work_on(parts: list[Part], out: Path, recipes: Path, *, jobs: int, devices: 
             time.sleep(0.2)
     if failed:
         raise part_failed(*next(iter(failed.items())), out)
-    if waiting or signals.asked():
+    if waiting or signals.stop_requested():
         display.clear()
         raise Preempted(f"asked to stop, with {len(done)} of {len(parts)} parts done; the same command goes on")
 
 
-def check_needs(parts: list[Part]) -> None:
+def check_needs(parts: list[Job]) -> None:
     names = {part.name for part in parts}
     if len(names) < len(parts) or any(set(part.needs) - names for part in parts):
         raise ValueError(f"parts are named twice, or need others that are not there: {sorted(names)}")
@@ -200,8 +202,8 @@ def terminate(processes: Iterable[BaseProcess]) -> None:
         process.terminate()
 
 
-def part_failed(part: Part, code: int | None, out: Path) -> PartFailed:
-    return PartFailed(
+def part_failed(part: Job, code: int | None, out: Path) -> JobFailed:
+    return JobFailed(
         f"{part.name} ended with exit code {code}; what is done is kept, and when the cause is gone the same "
         f"command goes on. {last_words(out / 'logs' / f'{part.name}.log')}",
         code if code and 0 < code <= BAD_CONFIGURATION else INTERNAL,
@@ -225,11 +227,11 @@ def last_words(log: Path) -> str:
     return f"{log} ends:\n" + "\n".join(attempt.splitlines()[1:][-LAST_LINES:])
 
 
-def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
+def run_job(part: Job, out: Path, recipes: Path, device: int | None) -> None:
     """In a process of its own: the recipe as from the command line, its output in a log."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
-    with taken(out / "locks" / part.name) as mine:
+    with locked(out / "locks" / part.name) as mine:
         if not mine:  # somebody was quicker
             sys.exit(TAKEN)
         if part.product.exists():
@@ -250,11 +252,11 @@ def do(part: Part, out: Path, recipes: Path, device: int | None) -> None:
     delete_checkpoints(part, out)
 
 
-def delete_checkpoints(part: Part, out: Path) -> None:
+def delete_checkpoints(part: Job, out: Path) -> None:
     """Of a part that is done: they are most of what it takes on the disk. Its models, logs and numbers stay."""
     if part.run is None or not part.product.exists():
         return
-    with taken(out / "locks" / part.name) as mine:
+    with locked(out / "locks" / part.name) as mine:
         for folder in part.run.glob(f"**/{CHECKPOINTS}") if mine else ():
             durable.discard(folder)
 
@@ -267,7 +269,7 @@ def end_with_the_parent() -> None:
 
 
 @contextmanager
-def taken(lock: Path) -> Iterator[bool]:
+def locked(lock: Path) -> Iterator[bool]:
     """Whether nobody else has it. It is free again when this process ends, however it ends."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -283,7 +285,7 @@ class Display:
     """A line whenever a part ends: how many are done, and about how long the rest will take. Before the first and, on
     a terminal, all the time, what is being done."""
 
-    def __init__(self, parts: list[Part]):
+    def __init__(self, parts: list[Job]):
         self.parts, self.began = parts, time.perf_counter()
         self.before = sum(part.work for part in parts if part.product.exists())
         done = sum(part.product.exists() for part in parts)
@@ -299,7 +301,7 @@ class Display:
         room = shutil.get_terminal_size().columns - 1
         print(f"\r\x1b[K{f'now {now}'[:room]}" if terminal else f"now {now}", end="" if terminal else "\n", flush=True)
 
-    def ended(self, part: Part, seconds: float, *, failed: bool) -> None:
+    def ended(self, part: Job, seconds: float, *, failed: bool) -> None:
         done = [part for part in self.parts if part.product.exists()]
         if part not in done and not failed:
             return  # another worker had it

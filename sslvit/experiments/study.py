@@ -9,7 +9,7 @@ import torch
 
 from sslvit.config import ImagesConfig
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
-from sslvit.experiments.jobs import Part, check_numbers, check_words, flags, made_again, reading
+from sslvit.experiments.jobs import Job, check_numbers, check_words, flags, made_again, reading
 from sslvit.experiments.tables import NONE, cell
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
@@ -103,7 +103,7 @@ STUDIES = {"amounts": amounts, "positions": positions, "readouts": readouts, "ta
 AXES = {"amounts": "training images", "readouts": "learning rate"}
 
 
-def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Part]]:
+def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Job]]:
     """Of each point, one run a seed."""
     parts = []
     for number, point in enumerate(points):
@@ -114,7 +114,7 @@ def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[P
         runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
         words = [(*same, *flags(seed=seed, out=run)) for seed, _, run in runs]
         parts.append(
-            [Part(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
+            [Job(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
         )
     return parts
 
@@ -131,7 +131,7 @@ def check(config: StudyConfig, recipes: Path) -> None:
         check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
 
 
-def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[int | None, Part]:
+def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[int | None, Job]:
     """What no model gives, by the number of training images where points differ in it."""
     parts = {}
     for count in dict.fromkeys(images_of(point) for point in points):
@@ -139,7 +139,7 @@ def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[in
         words = (*reading(config), *flags(threads=1), *(flags(channels=config.channels) if config.channels else ()))
         words += flags(images=count) if count else ()
         words += flags(shots=[SHOTS], fractions=[], out=folder)
-        parts[count] = Part(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
+        parts[count] = Job(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
     return parts
 
 
@@ -156,7 +156,7 @@ def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     return evaluated[0], evaluated[-1]
 
 
-def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
+def results_of(points: list[Point], parts: list[list[Job]]) -> list[dict]:
     """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
     found = []
     for point, runs in zip(points, parts, strict=True):
@@ -171,7 +171,7 @@ def results_of(points: list[Point], parts: list[list[Part]]) -> list[dict]:
     return found
 
 
-def baseline_rows(parts: dict[int | None, Part], columns: list[str]) -> list[dict]:
+def baseline_rows(parts: dict[int | None, Job], columns: list[str]) -> list[dict]:
     """As points that have no start."""
     found = []
     for count, part in parts.items():

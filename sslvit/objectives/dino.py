@@ -91,7 +91,7 @@ class DINO(Objective):
         teacher_temperature: tuple[float, float] = (0.04, 0.07),
         temperature_warmup: float = 0.3,
         momentum: float = 0.996,
-        centre_momentum: float = 0.9,
+        center_momentum: float = 0.9,
         freeze_last_layer: float = 0.01,
         drop_path: float = 0.1,
         position_resize: PositionResize = "bicubic_offset",
@@ -114,7 +114,7 @@ class DINO(Objective):
         if min(student_temperature, *teacher_temperature) <= 0:
             raise ValueError(f"temperatures {student_temperature} and {teacher_temperature} must be above 0")
         shares = {"temperature_warmup": temperature_warmup, "freeze_last_layer": freeze_last_layer}
-        for name, value in (shares | {"momentum": momentum, "centre_momentum": centre_momentum}).items():
+        for name, value in (shares | {"momentum": momentum, "center_momentum": center_momentum}).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} {value} is not in [0, 1]")
         backbone.config = replace(backbone.config, position_resize=position_resize)
@@ -133,7 +133,7 @@ class DINO(Objective):
         self.register_buffer("centre", torch.zeros(outputs))
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.temperature_warmup, self.freeze_last_layer = temperature_warmup, freeze_last_layer
-        self.momentum, self.centre_momentum = momentum, centre_momentum
+        self.momentum, self.center_momentum = momentum, center_momentum
         self.seen: Seen | None = None
 
     @property
@@ -171,7 +171,7 @@ class DINO(Objective):
         start, end = self.teacher_temperature
         return schedule.linear(progress / self.temperature_warmup, start, end) if self.temperature_warmup else end
 
-    def held(self, progress: float) -> list[nn.Parameter]:
+    def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
         """The last layer at first. Its gradient is computed like any other, so that processes agree on what to average.
         Since the loop drops it then, the optimizer passes over this layer: moments, step count and decay stay too."""
         return [self.student_head.weight_v, self.student_head.weight_g] if progress < self.freeze_last_layer else []
@@ -188,7 +188,7 @@ class DINO(Objective):
         """The centre and the teacher follow, by the progress of the step that was taken."""
         assert self.seen is not None, "after_step follows a forward"
         mean = collectives.all_mean(self.seen.total / self.seen.passes)
-        self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.centre_momentum)
+        self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.center_momentum)
         momentum = schedule.cosine(self.seen.progress, self.momentum, 1.0)
         ema_update(self.backbone, self.student, momentum)
         ema_update(self.head, self.student_head, momentum)

@@ -31,27 +31,29 @@ class MAE(Objective):
         self,
         backbone: ViT,
         *,
-        drop: float = 0.75,
+        mask_ratio: float = 0.75,
         decoder_width: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
-        normalise_targets: bool = True,
+        norm_pix_loss: bool = True,
         seed: int = 0,
     ):
-        """drop: the share of patches that the encoder does not see. normalise_targets: predict patches of mean 0 and
+        """mask_ratio: the share of patches that the encoder does not see. norm_pix_loss: predict patches of mean 0 and
         variance 1 instead of pixels, as the paper's better models do."""
         super().__init__()
         n = prod(backbone.grid)
-        self.visible = int(n * (1 - drop))
+        self.visible = int(n * (1 - mask_ratio))
         if not 0 < self.visible < n:
-            raise ValueError(f"drop {drop} of {n} patches leaves {self.visible} visible: some must be, but not all")
+            raise ValueError(
+                f"mask_ratio {mask_ratio} of {n} patches leaves {self.visible} visible: some must be, but not all"
+            )
         if backbone.position_at != "stem":
             raise ValueError(f"position_at {backbone.position_at!r} needs all patches in the encoder: use 'stem'")
         if decoder_width % decoder_heads or decoder_width % 4:
             raise ValueError(
                 f"decoder_width {decoder_width} is not a multiple of decoder_heads {decoder_heads} and of 4"
             )
-        self.backbone, self.normalise_targets = backbone, normalise_targets
+        self.backbone, self.norm_pix_loss = backbone, norm_pix_loss
         self.readout = "cls" if "cls" in backbone.readouts else "mean"
         # Only what is learned is saved, under the official names; the table is a constant.
         self.register_buffer("decoder_pos_embed", sincos("sincos_mae", backbone.grid, decoder_width), persistent=False)
@@ -94,7 +96,7 @@ class MAE(Objective):
         dropped, predicted = order[:, self.visible :], predicted.float()
         patches = patchify(images, size)
         standard = patchify(self.backbone.standardise(images), size)
-        if self.normalise_targets:
+        if self.norm_pix_loss:
             variance, mean = torch.var_mean(take(standard, dropped), -1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
         filled = standard.scatter(1, dropped.unsqueeze(-1).expand_as(predicted), predicted)
@@ -119,7 +121,7 @@ class MAE(Objective):
     def target(self, images: Tensor, dropped: Tensor) -> Tensor:
         """b c H W, b m -> b m (p q c)"""
         patches = take(patchify(self.backbone.standardise(images), self.backbone.patch_size), dropped)
-        if not self.normalise_targets:
+        if not self.norm_pix_loss:
             return patches
         variance, mean = torch.var_mean(patches, -1, keepdim=True)
         return (patches - mean) * (variance + 1e-6).rsqrt()

@@ -43,21 +43,21 @@ class MoCoV3(Objective):
         hidden: int = 4096,
         dimension: int = 256,
         freeze_patch_projection: bool = True,
-        parts: int = 1,
+        chunks: int = 1,
         seed: int = 0,
     ):
         """momentum: the teacher's at first; it rises to 1 by half a cosine. hidden, dimension: widths of both heads.
-        parts: the backbone sees the batch in so many parts, and sees each again in the backward pass, so that it needs
-        the memory of one; the heads and the loss see the whole batch, so they stay what they are."""
+        chunks: the backbone sees the batch in this many chunks, and each again in the backward pass, which needs the
+        memory of one chunk; the heads and the loss see the whole batch, so the loss is unchanged."""
         super().__init__()
         if "cls" not in backbone.readouts:
             raise ValueError("MoCo v3 reads the class token and this backbone has none: build it with class_token=True")
-        if not temperature > 0 or not 0 <= momentum <= 1 or parts < 1:
+        if not temperature > 0 or not 0 <= momentum <= 1 or chunks < 1:
             raise ValueError(
-                f"temperature {temperature} must be above 0, momentum {momentum} in [0, 1], parts {parts} at least 1"
+                f"temperature {temperature} must be above 0, momentum {momentum} in [0, 1], chunks {chunks} at least 1"
             )
         self.backbone, self.readout = backbone, "cls"
-        self.temperature, self.momentum, self.parts = temperature, momentum, parts
+        self.temperature, self.momentum, self.chunks = temperature, momentum, chunks
         if freeze_patch_projection:
             backbone.patch_embed.proj.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
@@ -85,7 +85,7 @@ class MoCoV3(Objective):
             return backbone(images, key).cls
 
         return [
-            in_parts(cls, images, rng.fold(batch.key, name, view), parts=self.parts)
+            in_chunks(cls, images, rng.fold(batch.key, name, view), chunks=self.chunks)
             for view, images in enumerate(batch.views)
         ]
 
@@ -123,13 +123,13 @@ def head(*widths: int, generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(*layers[:-2], BatchNorm(widths[-1], affine=False))
 
 
-def in_parts(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, key: Tensor, *, parts: int) -> Tensor:
-    """compute(images, key), in parts of which autograd keeps nothing but the input: it computes them again."""
-    if parts == 1:
+def in_chunks(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, key: Tensor, *, chunks: int) -> Tensor:
+    """compute(images, key), in chunks of which autograd keeps nothing but the input: it computes them again."""
+    if chunks == 1:
         return compute(images, key)
     done = [
         # What is drawn comes from the key, so there is no state of torch's generators to keep.
         checkpoint(compute, some, its_key, use_reentrant=False, preserve_rng_state=False)
-        for some, its_key in zip(images.chunk(parts), key.chunk(parts), strict=True)
+        for some, its_key in zip(images.chunk(chunks), key.chunk(chunks), strict=True)
     ]
     return torch.cat(done)

@@ -31,7 +31,7 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
 
-    def kept(self) -> dict[str, Tensor]:
+    def head_state_dict(self) -> dict[str, Tensor]:
         """What the exported model keeps besides the backbone, by timm's names: a classifier's head."""
         return {}
 
@@ -40,7 +40,7 @@ class Objective(nn.Module, ABC):
         Nothing, for one that predicts no images."""
         return ()
 
-    def held(self, progress: float) -> list[nn.Parameter]:
+    def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
         """What is not moved at this progress: the loop drops its gradients, so the optimizer passes over it."""
         return []
 

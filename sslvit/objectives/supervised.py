@@ -32,7 +32,7 @@ class Supervised(Objective):
         readout: Readout | None = None,
         representation: int | None = None,
         fresh_norm: bool = False,
-        smoothing: float = 0.0,
+        label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         class_weights: Tensor | None = None,
@@ -45,8 +45,8 @@ class Supervised(Objective):
         super().__init__()
         if classes < 2:
             raise DataError(f"{classes} class leaves nothing to tell apart")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing {smoothing} is not in [0, 1)")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
         if not (0 <= mixup <= 1 and 0 <= cutmix <= 1):
             raise ValueError(f"mixup {mixup} and cutmix {cutmix} must lie in [0, 1]")
         if class_weights is not None and class_weights.shape != (classes,):
@@ -57,13 +57,13 @@ class Supervised(Objective):
         )
         self.backbone, self.readout = backbone, readout
         self.fc_norm, self.pre_logits, self.head = classifier.fc_norm, classifier.pre_logits, classifier.head
-        self.classes, self.smoothing, self.mixup, self.cutmix = classes, smoothing, mixup, cutmix
+        self.classes, self.label_smoothing, self.mixup, self.cutmix = classes, label_smoothing, mixup, cutmix
         self.register_buffer("class_weights", torch.ones(classes) if class_weights is None else class_weights)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,), labels = batch.views, self.checked(batch.labels)
         wide = torch.promote_types(images.dtype, torch.float32)
-        truth = targets(labels, self.classes, self.smoothing, wide)
+        truth = targets(labels, self.classes, self.label_smoothing, wide)
         if self.training and (self.mixup or self.cutmix):
             images, truth = mix_pairs(images, truth, rng.fold(batch.key, "mix"), self.mixup, self.cutmix)
         features = read(self.backbone(images, rng.fold(batch.key, "backbone")), self.readout)
@@ -74,7 +74,7 @@ class Supervised(Objective):
             accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()
         return loss, {"accuracy": accuracy} | spread(features)
 
-    def kept(self) -> dict[str, Tensor]:
+    def head_state_dict(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(HEAD)}
 
     def checked(self, labels: Tensor | None) -> Tensor:

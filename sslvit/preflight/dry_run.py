@@ -24,7 +24,7 @@ from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
 from sslvit.train import assemble, backward
 from sslvit.training import optim
-from sslvit.training.batches import look, row_of
+from sslvit.training.batches import look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image, peak_memory
 from sslvit.training.sharding import wanted
 from sslvit.training.state import training_tensors
@@ -46,7 +46,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     if accelerator.is_main_process:
         durable.make_folder(folder)
     accelerator.wait_for_everyone()
-    row = row_of(source, config, accelerator)
+    row = sampler_for(source, config, accelerator)
     if objective.couples_samples:
         row.only_whole_batches()
     if accelerator.is_main_process:

@@ -23,8 +23,8 @@ from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.errors import CannotWrite
 from sslvit.storage import durable
-from sslvit.training.batches import row_of
-from sslvit.views.pretraining import Plain
+from sslvit.training.batches import sampler_for
+from sslvit.views.pretraining import EvalView
 
 SHOWN = 8  # images
 GAP = 4  # white pixels between images
@@ -35,10 +35,10 @@ def show_views(config: TrainConfig, source: Images, views: Views, accelerator: A
     if config.show_views is None:
         return False
     few = replace(config, batch_size=SHOWN * accelerator.num_processes, accumulation=1)
-    samples, view_key, *_ = row_of(source, few, accelerator)[0]
+    samples, view_key, *_ = sampler_for(source, few, accelerator)[0]
     seen = views(samples.pixels, view_key, samples.extents)
     if accelerator.is_main_process:
-        whole = Plain(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
+        whole = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
         draw((*whole, *seen), config.show_views)
     several = "1 view" if len(seen) == 1 else f"{len(seen)} views"
     accelerator.print(f"{config.show_views}: {SHOWN} images of {source.name}, each whole and in {several}")

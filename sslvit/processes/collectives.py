@@ -102,11 +102,11 @@ def start(
         project_dir=project_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
     )
-    check_together(accelerator.num_processes)
+    assert_launched_together(accelerator.num_processes)
     stop_with_the_launcher()
     if accelerator.num_processes > 1:
-        atexit.register(part)
-        meet(accelerator.device)
+        atexit.register(leave_group)
+        record_peers(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
@@ -178,12 +178,12 @@ def start_run(config: Any) -> Accelerator:
     )
 
 
-def part() -> None:
+def leave_group() -> None:
     if dist.is_initialized():  # not yet by another start
         dist.destroy_process_group()
 
 
-def meet(device: torch.device) -> None:
+def record_peers(device: torch.device) -> None:
     """Learns who else is on this machine, for when one of them does not answer any more."""
     mine = torch.tensor([[zlib.crc32(os.uname().nodename.encode()), os.getpid()]], device=device)
     others = all_gather(mine).tolist()
@@ -195,7 +195,7 @@ def peers() -> dict[int, int]:
     return dict(_pids)
 
 
-def agree(facts: dict[str, str], device: torch.device) -> None:
+def assert_identical_on_all_ranks(facts: dict[str, str], device: torch.device) -> None:
     """Stops all processes if a fact is not the same in each: they would train different things as one."""
     mine = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) for text in facts.values()]
     found = all_gather(torch.tensor([mine], device=device)).tolist()
@@ -207,7 +207,7 @@ def agree(facts: dict[str, str], device: torch.device) -> None:
             )
 
 
-def check_together(seen: int) -> None:
+def assert_launched_together(seen: int) -> None:
     """Stops when several processes were asked for but each would train alone, all writing one folder."""
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_the_launcher())
     if asked > seen:

@@ -51,7 +51,7 @@ def _on_signal(number: int, frame: Any) -> None:
         sys.exit(128 + number)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     return bool(_Asked.number)
 
 
@@ -93,7 +93,7 @@ def saving() -> Iterator[None]:
         _Asked.saving = False
 
 
-def leave_to_the_parent() -> None:
+def ignore_signals_in_worker() -> None:
     """In a loader's worker: who signals all processes of a run means the run, which saves and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -20,8 +20,8 @@ from sslvit.preflight.views import draw
 from sslvit.reports import figures, page
 from sslvit.reports.charts import column_chart
 from sslvit.storage import durable
-from sslvit.training.batches import row_of
-from sslvit.views.pretraining import Plain, evaluation
+from sslvit.training.batches import sampler_for
+from sslvit.views.pretraining import EvalView, eval_view
 
 log = logging.getLogger(__name__)
 SHOWN = 8  # images of a picture
@@ -34,12 +34,12 @@ def draw_pictures(
 ) -> None:
     folder, device = config.out / "pictures", accelerator.device
     folder.mkdir(exist_ok=True)
-    samples = row_of(source, config, accelerator).first(SHOWN)
+    samples = sampler_for(source, config, accelerator).first(SHOWN)
     samples = samples._replace(pixels=samples.pixels[:SHOWN].to(device), ids=samples.ids[:SHOWN])
     extents = None if samples.extents is None else samples.extents[:SHOWN].to(device)
     key = rng.key(config.seed, samples.ids.to(device))
     seen = views(samples.pixels, key, extents)
-    (whole,) = Plain(tuple(seen[0].shape[-2:]))(samples.pixels, key, extents)
+    (whole,) = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, key, extents)
     draw(tuple(x.cpu() for x in (whole, *seen)), folder / "views.png", across=True)
     objective.eval()
     if made := objective.reconstructed(Batch(seen, key)):
@@ -54,7 +54,7 @@ def nearest(objective: Objective, source: Source, device: torch.device) -> tuple
     """A few images, each with those that are nearest by the declared readout: the image, then the nearest first."""
     backbone = objective.backbone
     ids = np.random.default_rng(0).permutation(len(source))[:SEARCHED]
-    view, parts, images = evaluation(backbone.image_size), [], []
+    view, parts, images = eval_view(backbone.image_size), [], []
     for some in np.array_split(np.sort(ids), -(-len(ids) // 100)):
         samples = source.read(some)
         extents = None if samples.extents is None else samples.extents.to(device)

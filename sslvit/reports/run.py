@@ -24,7 +24,7 @@ from sslvit.storage import durable
 from sslvit.storage.jsonl import read_lines
 from sslvit.storage.sealed import NUMBER, check, read, readable
 from sslvit.training.cost import COST
-from sslvit.views.batching import both
+from sslvit.views.batching import to_pair
 from sslvit.weights.folder import CONFIG, card, config_of, load_described
 
 CAPTIONS = {
@@ -66,7 +66,7 @@ def finish(
 
 
 def beginning(config: dict[str, Any]) -> str:
-    return "given start" if config.get("start") else "random start"
+    return "given start" if config.get("init_from") or config.get("start") else "random start"
 
 
 class Run:
@@ -92,7 +92,7 @@ class Run:
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
-        pixels = " x ".join(map(str, dict.fromkeys(both(self.config["image_size"]))))
+        pixels = " x ".join(map(str, dict.fromkeys(to_pair(self.config["image_size"]))))
         sentences = [
             f"{model['objective']} trained {self.name}, {self.parameters / 1e6:.1f} million parameters, on "
             f"{model['data']}: {cost['images']:,} images of {pixels} px in "
@@ -161,7 +161,7 @@ def curves(run: Run) -> str:
 
 
 def pictures(run: Run) -> dict[str, str]:
-    folder, small = run.folder / "pictures", max(both(run.config["image_size"])) < 100
+    folder, small = run.folder / "pictures", max(to_pair(run.config["image_size"])) < 100
     small_of = {name: small and not name.endswith(".svg") for name in CAPTIONS}
     return {name: page.picture(folder / name, text, small=small_of[name]) for name, text in CAPTIONS.items()}
 

@@ -106,7 +106,7 @@ def _check_goes_on(folder: Path) -> None:
             durable.replace(path, [path.read_bytes()])
     if (folder / "model").exists() and checkpoint.newest_step(folder / CHECKPOINTS) is None:
         raise FolderRefused(
-            f"--resume: {folder} holds a trained model and no checkpoint to go on from. --start {folder} with "
+            f"--resume: {folder} holds a trained model and no checkpoint to go on from. --init_from {folder} with "
             "another --out trains its model further; --overwrite deletes it and begins anew"
         )
 
@@ -130,7 +130,7 @@ def still_held(folder: Path) -> bool:
     return _holder(folder).get("run") in HELD.values()
 
 
-def check_still_held(folder: Path) -> None:
+def check_still_ours(folder: Path) -> None:
     if not still_held(folder):
         raise CannotWrite(f"{folder} was deleted or moved while the run was writing there")
 

@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from sslvit.config import TrainConfig
-from sslvit.data.loader import Loaded, Parts, Row, Views
+from sslvit.data.loader import EpochSampler, Loaded, MicroBatches, Views
 from sslvit.data.source import Images, Source
 from sslvit.data.stream import Stream
-from sslvit.data.stream_order import StreamRow
+from sslvit.data.stream_order import StreamSampler
 from sslvit.data.summary import PICTURED, contact_sheet, preflight
 from sslvit.processes import collectives, signals
 from sslvit.storage import durable
@@ -18,10 +18,10 @@ from sslvit.views.batching import Size
 from sslvit.views.crop import Scaled
 
 
-def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Parts:
+def sampler_for(source: Images, config: TrainConfig, accelerator: Accelerator) -> MicroBatches:
     """Which images this process sees, in the order of training."""
-    kind: type[Parts] = StreamRow if isinstance(source, Stream) else Row
-    if kind is StreamRow and config.workers:
+    kind: type[MicroBatches] = StreamSampler if isinstance(source, Stream) else EpochSampler
+    if kind is StreamSampler and config.workers:
         raise ValueError(f"--workers {config.workers}: a stream is decoded by threads of its own; leave --workers out")
     return kind(
         source,
@@ -33,7 +33,7 @@ def row_of(source: Images, config: TrainConfig, accelerator: Accelerator) -> Par
     )
 
 
-def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
+def look(row: MicroBatches, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
     if isinstance(row.source, Source):
         canvas = views.canvas if isinstance(views, Scaled) else 0
@@ -45,7 +45,7 @@ def look(row: Parts, image_size: Size, views: Views, config: TrainConfig, accele
     contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
 
 
-def awaited(batches: Iterator[Loaded], device: torch.device) -> Loaded:
+def next_batch(batches: Iterator[Loaded], device: torch.device) -> Loaded:
     """The next micro-batch, on the device; or Interrupted, in all processes if in one: they meet here before each
     micro-batch, since one that is in a step already would wait in it for the others."""
     loaded = None

@@ -7,12 +7,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from sslvit.config import TrainConfig
-from sslvit.data.loader import Parts
+from sslvit.data.loader import MicroBatches
 from sslvit.errors import CannotWrite, Preempted
 from sslvit.processes import collectives, signals
 from sslvit.runs.log import Log
 from sslvit.storage import checkpoint
-from sslvit.training.state import RunState, elsewhere, keep
+from sslvit.training.state import RunState, save_checkpoint, save_emergency_copy
 
 PATIENCE = 3  # failed saves in a row before a run stops
 
@@ -24,7 +24,7 @@ class Checkpoints:
         self,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
-        row: Parts,
+        row: MicroBatches,
         config: TrainConfig,
         accelerator: Accelerator,
         state: RunState,
@@ -40,7 +40,7 @@ class Checkpoints:
         state, accelerator = self.state, self.accelerator
         state.stream_positions = self.row.places(state.step, accelerator.device)
         with signals.saving():
-            saved = keep(self.objective, self.optimizer, state, self.row.source, self.config, accelerator)
+            saved = save_checkpoint(self.objective, self.optimizer, state, self.row.source, self.config, accelerator)
             # Which also keeps everybody here until the one that writes has written.
             saved = collectives.all_mean(torch.tensor(float(saved), device=accelerator.device)).item() == 1
         self.failed, self.saved = (0, state.step) if saved else (self.failed + 1, self.saved)
@@ -48,7 +48,7 @@ class Checkpoints:
             raise CannotWrite(
                 f"the checkpoint of step {state.step} could not be written to {self.config.out}, after {self.failed} "
                 f"in a row that could not: see the warnings above. "
-                f"{elsewhere(self.objective, self.optimizer, state, accelerator)}"
+                f"{save_emergency_copy(self.objective, self.optimizer, state, accelerator)}"
             )
 
     def save_what_is_done(self) -> None:

@@ -12,12 +12,12 @@ from sslvit import schedule
 from sslvit.config import TrainConfig
 from sslvit.training import sharding
 
-Spares = Literal["tokens_and_vectors", "vectors", "nothing"]
+NoWeightDecay = Literal["tokens_and_vectors", "vectors", "nothing"]
 BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed")
 TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")  # names, or how names begin
 
 
-def decays(name: str, parameter: nn.Parameter, spares: Spares) -> bool:
+def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -> bool:
     """Whether weight decay reaches this parameter, by one of the customs of the papers' code.
 
     - tokens_and_vectors: biases, norms, and what is looked up or added rather than multiplied, so that only kernels
@@ -27,7 +27,7 @@ def decays(name: str, parameter: nn.Parameter, spares: Spares) -> bool:
     """
     vector = parameter.ndim <= 1 or name.endswith(".bias")
     token = name.rpartition(".")[-1].startswith(TOKENS)
-    return not {"nothing": False, "vectors": vector, "tokens_and_vectors": vector or token}[spares]
+    return not {"nothing": False, "vectors": vector, "tokens_and_vectors": vector or token}[no_weight_decay]
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -42,12 +42,16 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, spares: Spares = "tokens_and_vectors", layer_decay: float = 1.0
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    no_weight_decay: NoWeightDecay = "tokens_and_vectors",
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: with weight decay, and without. With layer decay two of each layer, the
     last layer first, each with the scale of its learning rate: layer_decay to the power of the layers behind it."""
-    if spares not in get_args(Spares):
-        raise ValueError(f"spares {spares!r} is none of {get_args(Spares)}")
+    if no_weight_decay not in get_args(NoWeightDecay):
+        raise ValueError(f"no_weight_decay {no_weight_decay!r} must be one of {get_args(NoWeightDecay)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     # Of an objective the backbone that it trains, of a classifier its backbone; a backbone may be given by itself.
     learner = getattr(module, "learner", getattr(module, "backbone", module))
@@ -59,8 +63,8 @@ def parameter_groups(
     groups = []
     for layer in sorted(set(layers.values()), reverse=True):
         scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]
-        decayed = [p for name, p in here if decays(name, p, spares)]
-        spared = [p for name, p in here if not decays(name, p, spares)]
+        decayed = [p for name, p in here if decays(name, p, no_weight_decay)]
+        spared = [p for name, p in here if not decays(name, p, no_weight_decay)]
         groups += [
             {"params": decayed, "weight_decay": weight_decay, "decays": True, "scale": scale},
             {"params": spared, "weight_decay": 0.0, "decays": False, "scale": scale},
@@ -69,7 +73,9 @@ def parameter_groups(
 
 
 def new_optimizer(objective: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(objective, config.weight_decay, spares=config.spares, layer_decay=config.layer_decay)
+    groups = parameter_groups(
+        objective, config.weight_decay, no_weight_decay=config.no_weight_decay, layer_decay=config.layer_decay
+    )
     return sgd(groups, config.betas[0]) if config.optimizer == "sgd" else adamw(groups, config.betas)
 
 

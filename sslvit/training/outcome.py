@@ -32,4 +32,6 @@ def write_outcome(
         write_cost(cost, images=images, seconds=now.seconds, flops=now.flops, memory=memory, accelerator=accelerator)
     written = sealed.intact(model / CONFIG).get("sslvit")
     if trained or not isinstance(written, dict) or written.get("steps") != steps:
-        save_backbone(objective.backbone, model, about_model(objective, source, steps), head=objective.kept())
+        save_backbone(
+            objective.backbone, model, about_model(objective, source, steps), head=objective.head_state_dict()
+        )

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from sslvit import __version__
-from sslvit.config import TrainConfig, check_unchanged, configuration, steps_of, with_old_crop
+from sslvit.config import TrainConfig, as_now, check_unchanged, configuration, steps_of
 from sslvit.data.levels import FULL_RANGE
 from sslvit.data.source import Images
 from sslvit.data.stream import Stream
 from sslvit.errors import CannotWrite, DataError
 from sslvit.objectives.objective import Objective
-from sslvit.runs.folder import check_still_held
+from sslvit.runs.folder import check_still_ours
 from sslvit.storage import checkpoint, durable
 from sslvit.training.cost import peak_memory
 from sslvit.training.sharding import whole
@@ -98,19 +98,19 @@ def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer:
         raise ValueError(f"the checkpoint holds tensors that this run does not know: {sorted(left or tensors)[:5]}")
 
 
-def identity(source: Images) -> dict[str, Any]:
+def data_fingerprint(source: Images) -> dict[str, Any]:
     """What tells a set from another, wherever it lies. A stream has no fingerprint, because nobody can read all of it
     to make one: its name must do, and if its content changes nobody is told."""
     labels = None if source.labels is None else xxh3_128(source.labels.tobytes()).hexdigest()
     return {"images": len(source), "content": getattr(source, "fingerprint", source.name), "labels": labels}
 
 
-def facts(objective: nn.Module, source: Images, config: TrainConfig) -> dict[str, str]:
+def must_agree(objective: nn.Module, source: Images, config: TrainConfig) -> dict[str, str]:
     """What all processes of a run must agree on."""
     versions = [__version__, torch.__version__, accelerate.__version__]
     return {
         "settings": json.dumps(configuration(config)),
-        "images": json.dumps(identity(source)),
+        "images": json.dumps(data_fingerprint(source)),
         "weights": durable.tensors_hash(objective.state_dict()),
         "versions": json.dumps(versions),
     }
@@ -118,7 +118,7 @@ def facts(objective: nn.Module, source: Images, config: TrainConfig) -> dict[str
 
 def check_same_images(saved: dict[str, Any], source: Images, *, allowed: bool) -> str:
     """Refuses to go on with other images, or returns a sentence about it if that is allowed."""
-    now = identity(source)
+    now = data_fingerprint(source)
     if saved == now:
         return ""
     parts = " and ".join(name for name in saved if saved[name] != now[name])
@@ -180,10 +180,8 @@ def restore(
     absent = configuration(type(config)()) | config.before
     if configuration(config).get("range") == list(FULL_RANGE):  # by another name what was always done
         absent["range"] = list(FULL_RANGE)
-    saved = found.state["config"]
-    if "eval_crop" in absent:
-        saved = with_old_crop(saved, objective.backbone.image_size)
-    for warning in check_unchanged(absent | saved, configuration(config)):
+    saved = as_now(found.state["config"], objective.backbone.image_size if "eval_crop" in absent else 0)
+    for warning in check_unchanged(absent | saved, config):
         accelerator.print(f"warning: {warning}")
     if warning := check_same_images(found.state["data"], source, allowed=config.allow_data_change):
         accelerator.print(f"warning: {warning}: the run goes on with these")
@@ -205,7 +203,7 @@ def restore(
 def about_model(objective: Objective, source: Images, steps: int) -> dict[str, Any]:
     """What is written about the model of a run of so many steps."""
     name = next(kind.__name__ for kind in type(objective).__mro__ if not kind.__name__.startswith("FSDP"))
-    classes = list(source.classes or ()) if objective.kept() else None
+    classes = list(source.classes or ()) if objective.head_state_dict() else None
     return {
         "objective": name,
         "readout": objective.readout,
@@ -215,7 +213,7 @@ def about_model(objective: Objective, source: Images, steps: int) -> dict[str, A
     }
 
 
-def keep(
+def save_checkpoint(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: RunState,
@@ -229,13 +227,13 @@ def keep(
         progress.memory = max(progress.memory, peak_memory(accelerator.device))
         scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         state = {"progress": asdict(progress), "config": configuration(config), "scaler": scaler}
-        state |= {"data": identity(source)}
+        state |= {"data": data_fingerprint(source)}
         whole = progress.whole_batches and not isinstance(source, Stream)
         steps = steps_of(config, epoch_images(len(source), config, whole))
-        head, about = sorted(objective.kept()), about_model(objective, source, steps)
+        head, about = sorted(objective.head_state_dict()), about_model(objective, source, steps)
         state |= {"model": written_about(objective.backbone, head, about)}
         try:
-            check_still_held(config.out)
+            check_still_ours(config.out)
             checkpoint.save(config.out / "checkpoints", progress.step, tensors, state, keep=config.keep)
         except CannotWrite as error:
             saved = False
@@ -243,7 +241,7 @@ def keep(
     return saved
 
 
-def elsewhere(
+def save_emergency_copy(
     objective: nn.Module, optimizer: torch.optim.Optimizer, progress: RunState, accelerator: Accelerator
 ) -> str:
     """A last try to keep the weights of a run whose folder takes nothing any more; says where they are."""

@@ -61,7 +61,7 @@ RULES = (
         lambda first: min(3.0, 0.75 * first),
         "the teacher gives nearly all images the same few outputs",
         "Centring keeps an output from winning everywhere, and it did not keep up with the teacher",
-        "Start again with a lower --centre_momentum, a --momentum nearer 1, or a larger batch, which makes the centre",
+        "Start again with a lower --center_momentum, a --momentum nearer 1, or a larger batch, which makes the centre",
     ),
     Rule(
         "teacher_information",

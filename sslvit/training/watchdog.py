@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from sslvit.data import shared
-from sslvit.data.loader import Parts
+from sslvit.data.loader import MicroBatches
 from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import Images
 from sslvit.data.subset import Subset
@@ -32,7 +32,7 @@ class Lost(Stop):
 
 
 @contextmanager
-def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
+def watched(row: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[None]:
     """save: keeps the steps that are done, which a lost worker does not undo: it is noticed between two steps."""
     try:
         yield
@@ -49,7 +49,7 @@ def watched(row: Parts, out: Path, save: Callable[[], bool]) -> Iterator[None]:
         raise Lost(of_processes(said, stack)) from error
 
 
-def of_workers(error: RuntimeError, row: Parts) -> str:
+def of_workers(error: RuntimeError, row: MicroBatches) -> str:
     said, at = str(error), {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
     if isinstance(error, NothingCame):
         waited = f"within {error.seconds:g} seconds"

@@ -14,7 +14,7 @@ LARGE = 1 << 16  # a sample of so many values is a piece of its own
 Size = int | tuple[int, int]
 
 
-def both(size: Size) -> tuple[int, int]:
+def to_pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
@@ -63,11 +63,11 @@ def batch(*shape: int, device: torch.device) -> Tensor:
     return torch.empty(shape, device=device)
 
 
-def true(flags: list[bool]) -> list[int]:
+def true_indices(flags: list[bool]) -> list[int]:
     return [row for row, flag in enumerate(flags) if flag]
 
 
-def on(images: Tensor, rows: list[int], operation: Callable[..., None], *arguments: Tensor) -> None:
+def apply_to_rows(images: Tensor, rows: list[int], operation: Callable[..., None], *arguments: Tensor) -> None:
     """Carries out an in-place operation on these rows alone."""
     if len(rows) == len(images):
         operation(images, *arguments)

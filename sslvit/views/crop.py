@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.views.batching import both
+from sslvit.views.batching import to_pair
 from sslvit.views.resample import Axis
 
 TRIES = 10
@@ -41,7 +41,7 @@ class Scaled:
         for name in ("", "small_"):
             if hasattr(self, f"{name}scale"):
                 size, (least, _) = getattr(self, f"{name}size"), getattr(self, f"{name}scale")
-                sides.append(max(both(size)) / math.sqrt(3 / 4 * least))
+                sides.append(max(to_pair(size)) / math.sqrt(3 / 4 * least))
         return -(-math.ceil(max(sides)) // 32) * 32
 
 

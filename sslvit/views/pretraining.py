@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.views import color
-from sslvit.views.batching import Size, batch, both, checked, on, piece_length, pieces, true
+from sslvit.views.batching import Size, apply_to_rows, batch, checked, piece_length, pieces, to_pair, true_indices
 from sslvit.views.color import Jitter, draw_jitter
 from sslvit.views.crop import Crop, Scaled, centred, draw_crop, resized
 from sslvit.views.resample import Axis, Blur, Interpolation, Resize
@@ -35,7 +35,7 @@ def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpol
 
 
 @dataclass(frozen=True)
-class Light(Scaled):
+class CropFlip(Scaled):
     """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
 
     size: Size
@@ -48,7 +48,7 @@ class Light(Scaled):
         return draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip)
 
     def apply(self, pixels: Tensor, crop: Crop) -> Tensor:
-        return fit(pixels, resized(crop, both(self.size)), both(self.size), self.interpolation)
+        return fit(pixels, resized(crop, to_pair(self.size)), to_pair(self.size), self.interpolation)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         key, extents = checked(pixels, key, extents)
@@ -56,7 +56,7 @@ class Light(Scaled):
 
 
 @dataclass(frozen=True)
-class Plain:
+class EvalView:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
     and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
     resized to just cover them."""
@@ -67,7 +67,7 @@ class Plain:
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         _, extents = checked(pixels, key, extents)
-        size, cover = both(self.size), None if self.resize is None else both(self.resize)
+        size, cover = to_pair(self.size), None if self.resize is None else to_pair(self.resize)
         if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
         axes = centred(extents, cover, size)
@@ -85,10 +85,10 @@ LEAST_KEPT = 0.1  # below are only mistakes
 
 def kept_by_default(size: Size) -> float:
     """The share of the shorter side that is evaluated."""
-    return CENTRE if max(both(size)) > THUMBNAIL else 1.0
+    return CENTRE if max(to_pair(size)) > THUMBNAIL else 1.0
 
 
-def evaluation(size: Size, kept: float | None = None) -> Plain:
+def eval_view(size: Size, kept: float | None = None) -> EvalView:
     """The view that everything is evaluated by, in training, by probes and after fine-tuning.
 
     kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
@@ -99,9 +99,9 @@ def evaluation(size: Size, kept: float | None = None) -> Plain:
     if kept != 0 and not LEAST_KEPT <= kept <= 1:
         raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
     if kept == 0:
-        return Plain(size)
-    height, width = (int(side / kept + 1e-9) for side in both(size))  # rounded down, as in DeiT
-    return Plain(size, (height, width))
+        return EvalView(size)
+    height, width = (int(side / kept + 1e-9) for side in to_pair(size))  # rounded down, as in DeiT
+    return EvalView(size, (height, width))
 
 
 class Distortion(NamedTuple):
@@ -116,7 +116,7 @@ class Distortion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Distorted(Scaled):
+class ContrastiveView(Scaled):
     """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
     four with their probabilities."""
 
@@ -146,7 +146,7 @@ class Distorted(Scaled):
     def apply(self, pixels: Tensor, distortion: Distortion) -> Tensor:
         """uint8 b c H W -> b c h w in [0, 1]"""
         self.check_channels(pixels.shape[1])
-        size, device = both(self.size), pixels.device
+        size, device = to_pair(self.size), pixels.device
         step = piece_length(pixels, size)
         jitter, blur = distortion.jitter, distortion.blur.tolist()
         resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
@@ -159,10 +159,10 @@ class Distorted(Scaled):
             images = resize(run).div_(255).clamp_(0, 1)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
                 for operation, change in enumerate(color.OPERATIONS):
-                    rows = true([order[position] == operation for order in orders[run]])
-                    on(images, rows, change, factors[operation][run])
-            on(images, true(grey[run]), color.grey_)
-            rows = true(blur[run])
+                    rows = true_indices([order[position] == operation for order in orders[run]])
+                    apply_to_rows(images, rows, change, factors[operation][run])
+            apply_to_rows(images, true_indices(grey[run]), color.grey_)
+            rows = true_indices(blur[run])
             samples = [run.start + row for row in rows]
             if len(rows) == len(images):
                 out[run] = gaussian(images, samples)
@@ -170,7 +170,7 @@ class Distorted(Scaled):
                 out[run] = images.transpose(2, 3)
                 if rows:
                     out[samples] = gaussian(images[rows], samples)
-            on(out[run], true(solarise[run]), color.solarise_)
+            apply_to_rows(out[run], true_indices(solarise[run]), color.solarise_)
         return out
 
     def check_channels(self, channels: int) -> None:
@@ -178,7 +178,7 @@ class Distorted(Scaled):
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
             raise ValueError(
-                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-colour leaves them "
+                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-color leaves them "
                 "out of a recipe's views; in a Distorted set them to 0"
             )
 
@@ -186,7 +186,9 @@ class Distorted(Scaled):
         return several((self,), pixels, key, extents)
 
 
-def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor, ...]:
+def several(
+    views: tuple[ContrastiveView, ...], pixels: Tensor, key: Tensor, extents: Tensor | None
+) -> tuple[Tensor, ...]:
     """Each view of its own draws: the view's number is part of the key."""
     key, extents = checked(pixels, key, extents)
     return tuple(
@@ -196,18 +198,18 @@ def several(views: tuple[Distorted, ...], pixels: Tensor, key: Tensor, extents: 
 
 def papers_blur(size: Size) -> tuple[float, float]:
     """The papers' sigma, which is in pixels of their 224, at this size by its shorter side."""
-    return 0.1 * min(both(size)) / 224, 2.0 * min(both(size)) / 224
+    return 0.1 * min(to_pair(size)) / 224, 2.0 * min(to_pair(size)) / 224
 
 
-class Several(Scaled):
-    """More than one view of an image. Without colour (colour=False) saturation, hue and grey are left out."""
+class SeveralViews(Scaled):
+    """More than one view of an image. Without colour (color=False) saturation, hue and grey are left out."""
 
     sigma: tuple[float, float]
-    colour: bool
+    color: bool
 
     @property
     @abstractmethod
-    def views(self) -> tuple[Distorted, ...]: ...
+    def views(self) -> tuple[ContrastiveView, ...]: ...
 
     def view(
         self,
@@ -217,10 +219,10 @@ class Several(Scaled):
         *,
         blur: float,
         solarise: float = 0.0,
-    ) -> Distorted:
+    ) -> ContrastiveView:
         """One of them."""
-        view = Distorted(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarise=solarise)
-        return view if self.colour else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
+        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarise=solarise)
+        return view if self.color else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
         for view in self.views:
@@ -231,22 +233,22 @@ class Several(Scaled):
 
 
 @dataclass(frozen=True)
-class MoCoV3(Several):
+class ContrastivePair(SeveralViews):
     """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
     other seldom, and sometimes solarised."""
 
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
     sigma: tuple[float, float] = (0.1, 2.0)
-    colour: bool = True
+    color: bool = True
 
     @property
-    def views(self) -> tuple[Distorted, ...]:
+    def views(self) -> tuple[ContrastiveView, ...]:
         return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
 
 
 @dataclass(frozen=True)
-class DINO(Several):
+class MultiCrop(SeveralViews):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
     the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
 
@@ -256,10 +258,10 @@ class DINO(Several):
     scale: tuple[float, float] = (0.4, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.4)
     sigma: tuple[float, float] = (0.1, 2.0)
-    colour: bool = True
+    color: bool = True
 
     @property
-    def views(self) -> tuple[Distorted, ...]:
+    def views(self) -> tuple[ContrastiveView, ...]:
         first = self.view(self.size, self.scale, "bicubic", blur=1.0)
         second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarise=0.2)
         return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small

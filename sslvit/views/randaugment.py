@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.views import color, operations
-from sslvit.views.batching import on, true
+from sslvit.views.batching import apply_to_rows, true_indices
 from sslvit.views.operations import Sampling, about_the_centre, about_the_corner, warp_
 
 Style = Literal["deit", "plain_vit"]
@@ -141,10 +141,12 @@ class RandAugment:
             operation, level, sign, centre = (x[:, layer] for x in augmentation)
             operation = operation.tolist()
             for place, (name, amount) in enumerate(STYLES[self.style].items()):
-                rows = true([chosen == place for chosen in operation])
+                rows = true_indices([chosen == place for chosen in operation])
                 if rows:
                     amounts = amount(level, sign).to(images.device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
-                    on(images, rows, partial(self.carry_out_, name, filling), amounts, centre.to(images.device))
+                    apply_to_rows(
+                        images, rows, partial(self.carry_out_, name, filling), amounts, centre.to(images.device)
+                    )
 
     def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, centre: Tensor) -> None:
         if name in CHANGES:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.views.batching import Size, batch, both, checked, piece_length, pieces, true
+from sslvit.views.batching import Size, batch, checked, piece_length, pieces, to_pair, true_indices
 from sslvit.views.crop import TRIES, Crop, Scaled, draw_crop, resized
 from sslvit.views.randaugment import Augmentation, RandAugment
 from sslvit.views.resample import Interpolation, Resize
@@ -27,7 +27,7 @@ class Erasing(NamedTuple):
     noise: Tensor  # the key of the noise
 
 
-class Lesson(NamedTuple):
+class SupervisedDraw(NamedTuple):
     crop: Crop
     augmentation: Augmentation | None
     erasing: Erasing
@@ -54,7 +54,7 @@ def erase_(images: Tensor, erasing: Erasing) -> None:
 
     DeiT's erased pixels are standard normal after standardisation; 4 % of them are no colours, which we cut off.
     """
-    rows, channels = true(erasing.chosen.tolist()), images.shape[1]
+    rows, channels = true_indices(erasing.chosen.tolist()), images.shape[1]
     if not rows:
         return
     boxes = [[int(x[row]) for x in erasing[:4]] for row in rows]
@@ -74,7 +74,7 @@ def normal(key: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Supervised(Scaled):
+class SupervisedView(Scaled):
     size: Size
     scale: tuple[float, float] = (0.05, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -84,25 +84,25 @@ class Supervised(Scaled):
     erase: float = 0.0
 
     @classmethod
-    def deit(cls, size: Size) -> "Supervised":
+    def deit(cls, size: Size) -> "SupervisedView":
         """https://arxiv.org/abs/2012.12877, whose crops are not smaller than 8 %."""
         return cls(size, (0.08, 1.0), interpolation="bicubic", augment=RandAugment.deit(), erase=0.25)
 
     @classmethod
-    def plain_vit(cls, size: Size, magnitude: float = 10.0) -> "Supervised":
+    def plain_vit(cls, size: Size, magnitude: float = 10.0) -> "SupervisedView":
         """https://arxiv.org/abs/2205.01580: the inception crop of 5 % and more. (TensorFlow draws its aspect ratio
         uniformly and resizes without antialiasing; we draw and resize as everywhere here.)"""
         return cls(size, augment=RandAugment.plain_vit(magnitude))
 
-    def draw(self, key: Tensor, extents: Tensor) -> Lesson:
-        return Lesson(
+    def draw(self, key: Tensor, extents: Tensor) -> SupervisedDraw:
+        return SupervisedDraw(
             draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
             self.augment.draw(rng.fold(key, "augment")) if self.augment else None,
-            draw_erasing(rng.fold(key, "erase"), both(self.size), self.erase),
+            draw_erasing(rng.fold(key, "erase"), to_pair(self.size), self.erase),
         )
 
-    def apply(self, pixels: Tensor, lesson: Lesson) -> Tensor:
-        size = both(self.size)
+    def apply(self, pixels: Tensor, lesson: SupervisedDraw) -> Tensor:
+        size = to_pair(self.size)
         step = piece_length(pixels, size)
         resize = Resize(pixels, resized(lesson.crop, size), size, self.interpolation, step)
         out = batch(*pixels.shape[:2], *size, device=pixels.device)

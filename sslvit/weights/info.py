@@ -14,7 +14,7 @@ from sslvit.storage.checkpoint import NAME
 from sslvit.storage.durable import tensors_hash
 from sslvit.storage.jsonl import read_lines
 from sslvit.storage.sealed import NUMBER
-from sslvit.views.batching import Size, both
+from sslvit.views.batching import Size, to_pair
 from sslvit.weights.exports.export import export
 from sslvit.weights.folder import load_classifier
 from sslvit.weights.foreign.facts import Unsaid
@@ -72,7 +72,7 @@ def _checkpoint(path: Path) -> dict[str, str]:
         progress, config = state["progress"], state["config"]
         seconds, step = duration(progress["seconds"]), f"{progress['step']:,}"
         size = (folder / manifest.TENSORS).stat().st_size / 1e6
-        version, start = versions["sslvit"], config.get("start")
+        version, start = versions["sslvit"], config.get("init_from") or config.get("start")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, manifest.Damaged) as error:
         raise DataError(f"{folder} is no whole checkpoint: {type(error).__name__}: {error}") from error
     run = folder.parent.parent
@@ -164,7 +164,7 @@ def convert(config: Convert) -> str:
     readout = written["readout"] if readout == "declared" else readout
     if readout not in backbone.readouts:
         raise ValueError(f"--readout {readout}: this {backbone.name} has {', '.join(backbone.readouts)}")
-    sides = both(config.image_size)
+    sides = to_pair(config.image_size)
     shown = f"--image_size {' '.join(map(str, dict.fromkeys(sides)))}"
     if sides != (0, 0) and not all(1 <= side <= LARGEST_SIDE for side in sides):
         raise ValueError(f"{shown}: it must be from 1 to {LARGEST_SIDE}, or 0 to leave it")

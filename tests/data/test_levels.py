@@ -11,7 +11,7 @@ import torch
 from image_zoo import png
 from PIL import Image
 
-from sslvit.config import DataConfig, ImagesConfig, check_unchanged
+from sslvit.config import DataConfig, ImagesConfig, check_unchanged, configuration
 from sslvit.data.image import BadImage, levels, open_image
 from sslvit.data.spec import open_source
 from sslvit.data.summary import preflight
@@ -124,10 +124,10 @@ def test_features_and_decoded_images_of_another_range_are_kept_apart(tmp_path):
 
 
 def test_a_run_goes_on_with_its_range_only():
-    saved = {"range": [0.0, 4095.0]}
-    assert check_unchanged(saved, {"range": [0.0, 4095.0]}) == []
+    saved = configuration(ImagesConfig(range=(0.0, 4095.0)))
+    assert check_unchanged(saved, ImagesConfig(range=(0.0, 4095.0))) == []
     with pytest.raises(ValueError, match="range was"):
-        check_unchanged(saved, {"range": None})
+        check_unchanged(saved, ImagesConfig())
 
 
 @pytest.mark.parametrize("given", [(5.0, 5.0), (9.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])

@@ -13,10 +13,10 @@ from started import within
 
 from sslvit import rng
 from sslvit.data.labels import Labels
-from sslvit.data.loader import Row, epoch_order, load, row
+from sslvit.data.loader import EpochSampler, epoch_order, load, sample_ids
 from sslvit.data.spec import ArraySource
 from sslvit.data.waiting import fetched
-from sslvit.views.pretraining import Light, MoCoV3
+from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 
 def numbered(size: int) -> ArraySource:
@@ -37,14 +37,14 @@ def of_many_sizes(size: int) -> ArraySource:
     return source
 
 
-def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[Row]:
+def rows(source, processes=1, accumulation=1, batch_size=8, seed=5) -> list[EpochSampler]:
     options = {"batch_size": batch_size, "accumulation": accumulation, "processes": processes, "seed": seed}
-    return [Row(source, rank=rank, **options) for rank in range(processes)]
+    return [EpochSampler(source, rank=rank, **options) for rank in range(processes)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 20, 37])
 def test_every_epoch_shows_every_image_once(size):
-    ids, epochs = row(0, size, 0, 3 * size)
+    ids, epochs = sample_ids(0, size, 0, 3 * size)
     for epoch in range(3):
         assert torch.equal(ids[epochs == epoch].sort().values, torch.arange(size))
         assert torch.equal(ids[epochs == epoch], epoch_order(0, epoch, size))
@@ -56,9 +56,9 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_the_row_can_be_entered_anywhere():
-    whole, _ = row(3, 10, 0, 45)
+    whole, _ = sample_ids(3, 10, 0, 45)
     for start in range(0, 45, 7):
-        assert torch.equal(row(3, 10, start, 45)[0], whole[start:])
+        assert torch.equal(sample_ids(3, 10, start, 45)[0], whole[start:])
 
 
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), (2, 2), (4, 1), (1, 8)])
@@ -77,7 +77,7 @@ def test_processes_and_parts_share_the_same_global_batch(processes, accumulation
 @pytest.mark.parametrize("size_of_world", [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16, 20, 24, 32, 64, 128])
 def test_sample_ids_agree_for_world_sizes_up_to_128(size_of_world):
     source, batch = numbered(1500), 1920
-    expected = row(5, 1500, batch, 2 * batch)[0]
+    expected = sample_ids(5, 1500, batch, 2 * batch)[0]
     got = torch.cat([r[1].samples.ids for r in rows(source, size_of_world, batch_size=batch)])
     assert torch.equal(got, expected)
 
@@ -126,7 +126,7 @@ def test_slow_images_are_waited_for_as_long_as_was_asked():
 @pytest.mark.processes
 @pytest.mark.parametrize("source", [numbered(20), of_many_sizes(20)], ids=["of one size", "of many sizes"])
 def test_views_made_by_workers_are_those_made_of_their_images(source):
-    view = MoCoV3(8)
+    view = ContrastivePair(8)
     given = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
     for plain, made in zip(
         load(rows(source)[0], workers=0, **given), load(rows(source)[0], workers=2, views=view, **given), strict=True
@@ -139,7 +139,7 @@ def test_views_made_by_workers_are_those_made_of_their_images(source):
 
 
 def test_views_of_one_process_are_those_of_two():
-    source, view = numbered(20), MoCoV3(8)
+    source, view = numbered(20), ContrastivePair(8)
     one, two = (
         torch.cat([view(part[2].samples.pixels, part[2].view_key)[1] for part in rows(source, processes)])
         for processes in (1, 2)
@@ -149,7 +149,7 @@ def test_views_of_one_process_are_those_of_two():
 
 def test_view_keys_belong_to_the_sample_and_slot_keys_to_the_place():
     loaded = rows(numbered(20))[0][1]
-    ids, epochs = row(5, 20, 8, 16)
+    ids, epochs = sample_ids(5, 20, 8, 16)
     assert torch.equal(loaded.view_key, rng.key(5, "views", epochs, ids))
     assert torch.equal(loaded.slot_key, rng.key(5, "forward", 1, torch.arange(8)))
     assert torch.equal(loaded.samples.labels, ids)
@@ -163,7 +163,7 @@ def test_no_two_of_20000_views_share_a_draw_whoever_reads_them():
             loaded = mine[item]
             epochs = (16 * item + 8 * process + torch.arange(8)) // 96
             for view in range(2):
-                crop = Light(32).draw(rng.fold(loaded.view_key, "view", view), extents)
+                crop = CropFlip(32).draw(rng.fold(loaded.view_key, "view", view), extents)
                 drawn = torch.stack([field.double() for field in crop], 1).tolist()
                 for epoch, id, one in zip(epochs.tolist(), loaded.samples.ids.tolist(), drawn, strict=True):
                     draws[epoch, id, view] = tuple(one)
@@ -171,7 +171,7 @@ def test_no_two_of_20000_views_share_a_draw_whoever_reads_them():
     assert len(set(draws.values())) == len(draws)
 
 
-def ids_of(parts: list[Row], steps: int) -> list[list[int]]:
+def ids_of(parts: list[EpochSampler], steps: int) -> list[list[int]]:
     """The images of each global batch."""
     return [[id for part in parts for id in part[step].samples.ids.tolist()] for step in range(steps)]
 
@@ -217,7 +217,7 @@ def test_fewer_images_than_a_batch_wrap_into_the_next_epochs():
 def test_five_epochs_of_60000_images_leave_the_memory_as_the_first_did():
     pixels = np.random.default_rng(0).integers(0, 256, (60_000, 1, 28, 28), np.uint8)
     source = ArraySource(pixels, name="noise", fingerprint="noise")
-    (mine,), view = rows(source, batch_size=500), Light(28)
+    (mine,), view = rows(source, batch_size=500), CropFlip(28)
     memory = []
     for epoch in range(5):
         for loaded in load(mine, first_step=120 * epoch, steps=120 * (epoch + 1), workers=0, timeout=0, pin=False):

@@ -12,9 +12,9 @@ from started import SCRIPT, draw_images, with_shared_memory
 from tiny_run import fingerprint, source
 
 from sslvit.data import shared
-from sslvit.data.loader import Row, bytes_of, load
-from sslvit.data.source import Bad
-from sslvit.views.pretraining import Light, MoCoV3
+from sslvit.data.loader import EpochSampler, bytes_of, load
+from sslvit.data.source import Unreadable
+from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 pytestmark = pytest.mark.processes
 
@@ -49,10 +49,10 @@ def test_shared_memory_that_something_else_fills_later_ends_the_run_in_a_sentenc
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("views", [None, MoCoV3(16)])
+@pytest.mark.parametrize("views", [None, ContrastivePair(16)])
 def test_what_comes_through_a_pipe_is_what_was_sent(monkeypatch, views):
     given = {"first_step": 0, "steps": 3, "workers": 1, "timeout": 60, "pin": False, "views": views}
-    row = Row(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
+    row = EpochSampler(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
     plain = list(load(row, **given))
     assert not row.piped
     monkeypatch.setattr(shared, "room", lambda: 0)
@@ -67,18 +67,20 @@ def test_what_comes_through_a_pipe_is_what_was_sent(monkeypatch, views):
 
 
 def test_only_tensors_change_in_a_pipe():
-    bad = (Bad(3, "a.png", "broken", 4),)
+    bad = (Unreadable(3, "a.png", "broken", 4),)
     value = (torch.arange(3), None, bad, 5)
     there = shared.into_pipe(value)
     assert isinstance(there[0].array, np.ndarray)
     back = shared.out_of_pipe(there)
     assert torch.equal(back[0], value[0])
     assert back[1:] == (None, bad, 5)
-    assert type(back[2][0]) is Bad
+    assert type(back[2][0]) is Unreadable
 
 
 def test_bytes_of_a_batch_are_those_of_its_pixels_or_of_its_views():
-    row = Row(source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0)  # parts of 4 images, 3 x 32 x 32
+    row = EpochSampler(
+        source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0
+    )  # parts of 4 images, 3 x 32 x 32
     assert bytes_of(row, None) == 4 * 3 * 32 * 32
-    assert bytes_of(row, Light(16)) == 4 * 3 * 16 * 16 * 4
-    assert bytes_of(row, MoCoV3(16)) == 2 * 4 * 3 * 16 * 16 * 4
+    assert bytes_of(row, CropFlip(16)) == 4 * 3 * 16 * 16 * 4
+    assert bytes_of(row, ContrastivePair(16)) == 2 * 4 * 3 * 16 * 16 * 4

@@ -11,7 +11,7 @@ from image_zoo import png
 from sslvit import rng
 from sslvit.data.loader import Loaded
 from sslvit.data.stream import SHARD, Stream
-from sslvit.data.stream_order import Place, StreamRow
+from sslvit.data.stream_order import Place, StreamSampler
 from sslvit.errors import DataError, NoInput
 
 datasets = pytest.importorskip("datasets")
@@ -41,10 +41,10 @@ def write(file, values, cells=None) -> None:
 def row(spec: str, part: int = 4, *, processes: int = 1, accumulation: int = 1, rank: int = 0, seed: int = 0):
     source = Stream(spec, epoch_images=ROWS, canvas=8)
     share = {"batch_size": part * processes * accumulation, "accumulation": accumulation, "processes": processes}
-    return StreamRow(source, **share, rank=rank, seed=seed)
+    return StreamSampler(source, **share, rank=rank, seed=seed)
 
 
-def take(row: StreamRow, items: int, first: int = 0) -> list[tuple[Loaded, Place]]:
+def take(row: StreamSampler, items: int, first: int = 0) -> list[tuple[Loaded, Place]]:
     return [(row[item], row.place) for item in range(first, first + items)]
 
 
@@ -284,7 +284,7 @@ def test_what_a_stream_of_tars_lacks_is_said_at_opening(tmp_path):
         row(f"webdataset:{tmp_path}/two.tar")
     chosen = Stream(f"webdataset:{tmp_path}/two.tar", epoch_images=1, canvas=8, image_column="right.png")
     share = {"batch_size": 1, "accumulation": 1, "processes": 1, "rank": 0, "seed": 0}
-    (((samples, *_), _),) = take(StreamRow(chosen, **share), 1)
+    (((samples, *_), _),) = take(StreamSampler(chosen, **share), 1)
     assert (samples.pixels[0, 0, 0, 0], samples.labels) == (2, None)
     with pytest.raises(ValueError, match=r"label_column 'txt': in tars a label is the member \.cls of its sample"):
         Stream(f"webdataset:{tmp_path}/two.tar", epoch_images=1, canvas=8, label_column="txt")

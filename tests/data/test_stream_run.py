@@ -17,11 +17,11 @@ from tiny_run import fingerprint, losses
 
 from sslvit import rng
 from sslvit.config import DataConfig, TrainConfig
-from sslvit.data.source import Bad
+from sslvit.data.source import Unreadable
 from sslvit.data.spec import open_source
 from sslvit.data.stream import SHARD, Stream
-from sslvit.data.stream_order import StreamRow
-from sslvit.data.unreadable import BadImages
+from sslvit.data.stream_order import StreamSampler
+from sslvit.data.unreadable import UnreadableImages
 from sslvit.errors import DataError
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.processes.collectives import start
@@ -142,11 +142,11 @@ def test_too_many_bad_rows_stop_the_run(tmp_path):
 
 
 def test_bad_rows_of_a_stream_longer_than_a_pass_are_a_share_of_all_that_was_read(tmp_path, spec):
-    row = StreamRow(
+    row = StreamSampler(
         Stream(spec, epoch_images=PASS, canvas=8), batch_size=1, accumulation=1, rank=0, processes=1, seed=0
     )
-    unusable = BadImages(tmp_path / "bad_images.jsonl", size=row.different)
-    unusable.add(Bad(id, f"shard 0, row {id}", "broken", 0) for id in range(100))
+    unusable = UnreadableImages(tmp_path / "bad_images.jsonl", size=row.different)
+    unusable.add(Unreadable(id, f"shard 0, row {id}", "broken", 0) for id in range(100))
     assert not unusable.too_many(100 * PASS * 10)
     assert "100 of 3,200 images read cannot be used" in unusable.too_many(100 * PASS)
 

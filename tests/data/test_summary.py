@@ -13,7 +13,7 @@ from sslvit.data.source import ArraySource
 from sslvit.data.spec import EncodedSource, open_source
 from sslvit.data.subset import Subset
 from sslvit.data.summary import SAMPLE, contact_sheet, preflight
-from sslvit.views.pretraining import MoCoV3
+from sslvit.views.pretraining import ContrastivePair
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_t
     for number, width in enumerate((90, 200, 300)):
         (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(80, width), 8, 2))
     source = open_source(str(tmp_path / "set"), image_size=32)  # on a canvas of 96
-    needed = MoCoV3(32).canvas  # 32 / sqrt(0.08 * 3 / 4) is 130.6
+    needed = ContrastivePair(32).canvas  # 32 / sqrt(0.08 * 3 / 4) is 130.6
     advice = [s for s in preflight(source, image_size=32, batch_size=1, canvas=needed).advice if "--canvas" in s]
     assert len(advice) == 1
     assert "2 of 3 sampled images are reduced to the canvas of 96 x 96 pixels" in advice[0]

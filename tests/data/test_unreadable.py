@@ -5,16 +5,16 @@ import re
 import numpy as np
 import pytest
 
-from sslvit.data.source import Bad
-from sslvit.data.unreadable import BadImages
+from sslvit.data.source import Unreadable
+from sslvit.data.unreadable import UnreadableImages
 
 
-def bad(*ids: int) -> tuple[Bad, ...]:
-    return tuple(Bad(id, f"/set/{id}\n.png", "empty file", id + 1) for id in ids)
+def bad(*ids: int) -> tuple[Unreadable, ...]:
+    return tuple(Unreadable(id, f"/set/{id}\n.png", "empty file", id + 1) for id in ids)
 
 
 def test_each_bad_image_is_one_line_however_often_it_is_met(tmp_path):
-    images = BadImages(tmp_path / "bad_images.jsonl", size=1000)
+    images = UnreadableImages(tmp_path / "bad_images.jsonl", size=1000)
     assert len(images) == 0
     for _ in range(3):
         images.add(bad(5, 7, 5))
@@ -28,7 +28,7 @@ def test_each_bad_image_is_one_line_however_often_it_is_met(tmp_path):
 
 
 def test_a_run_without_bad_images_writes_no_file(tmp_path):
-    images = BadImages(tmp_path / "bad_images.jsonl", size=1000)
+    images = UnreadableImages(tmp_path / "bad_images.jsonl", size=1000)
     images.add(())
     assert not images.too_many(1000)
     assert not list(tmp_path.iterdir())
@@ -36,17 +36,17 @@ def test_a_run_without_bad_images_writes_no_file(tmp_path):
 
 def test_a_resumed_run_goes_on_with_its_log(tmp_path):
     file = tmp_path / "bad_images.jsonl"
-    BadImages(file, size=1000).add(bad(1, 2))
+    UnreadableImages(file, size=1000).add(bad(1, 2))
     with file.open("a") as stream:
         stream.write('{"id": 3, "pa')  # what a kill leaves
-    again = BadImages(file, size=1000)
+    again = UnreadableImages(file, size=1000)
     assert len(again) == 2
     again.add(bad(2, 4))
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [1, 2, 4]
 
 
 def _add(file, first: int) -> None:
-    images = BadImages(file, size=100_000)
+    images = UnreadableImages(file, size=100_000)
     for number in range(0, 200, 2):
         images.add(bad(first + number, 5000 + number))
 
@@ -54,7 +54,7 @@ def _add(file, first: int) -> None:
 @pytest.mark.processes
 def test_processes_share_one_log_and_count_each_other(tmp_path):
     file = tmp_path / "bad_images.jsonl"
-    watcher = BadImages(file, size=100_000)
+    watcher = UnreadableImages(file, size=100_000)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_add, args=(file, 1000 * rank)) for rank in range(3)]
     for process in processes:
@@ -65,8 +65,8 @@ def test_processes_share_one_log_and_count_each_other(tmp_path):
     assert len(ids) == len(set(ids)) == len(watcher) == 400
 
 
-def filled(tmp_path, count: int, size: int, **options) -> BadImages:
-    images = BadImages(tmp_path / "bad.jsonl", size=size, **options)
+def filled(tmp_path, count: int, size: int, **options) -> UnreadableImages:
+    images = UnreadableImages(tmp_path / "bad.jsonl", size=size, **options)
     images.add(bad(*range(count)))
     return images
 
@@ -102,7 +102,7 @@ def test_a_set_of_twenty_with_sixteen_rotten_stops_within_its_first_epoch(tmp_pa
 @pytest.mark.parametrize("size", [20, 100, 1000, 100_000, float("inf")])
 def test_of_random_orders_of_a_set_with_just_as_many_as_are_borne_none_stops_early(tmp_path, size):
     few = int(min(size, 100_000))
-    images = BadImages(tmp_path / "bad.jsonl", size=size)
+    images = UnreadableImages(tmp_path / "bad.jsonl", size=size)
     rotten = np.arange(few) < int(images.share * few)
     for seed in range(100):
         met = np.random.default_rng(seed).permutation(rotten).cumsum()[7::8]  # after each batch of 8
@@ -119,15 +119,15 @@ def test_a_rotten_set_stops_early_and_a_good_one_never_by_chance(tmp_path):
 def test_max_bad_zero_stops_at_the_first(tmp_path):
     assert filled(tmp_path, 1, 1000, max_bad=0).too_many(4).startswith("1 of 4 images")
     with pytest.raises(ValueError, match="max_bad 2"):
-        BadImages(tmp_path / "x", size=3, max_bad=2)
+        UnreadableImages(tmp_path / "x", size=3, max_bad=2)
 
 
 def test_a_full_disk_keeps_the_count_and_writes_later(tmp_path, caplog):
-    found = BadImages(tmp_path / "gone" / "bad.jsonl", size=1000)
-    found.add([Bad(3, "a.png", "empty file", 4)])
+    found = UnreadableImages(tmp_path / "gone" / "bad.jsonl", size=1000)
+    found.add([Unreadable(3, "a.png", "empty file", 4)])
     assert len(found) == 1
     assert "wait to be written" in caplog.text
     (tmp_path / "gone").mkdir()
-    found.add([Bad(3, "a.png", "empty file", 4), Bad(7, "b.png", "empty file", 8)])
+    found.add([Unreadable(3, "a.png", "empty file", 4), Unreadable(7, "b.png", "empty file", 8)])
     assert len(found) == 2
     assert [json.loads(line)["id"] for line in found.file.read_text().splitlines()] == [3, 7]

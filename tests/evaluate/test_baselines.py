@@ -16,7 +16,7 @@ from sslvit.data.spec import open_source
 from sslvit.evaluate import baselines as module
 from sslvit.evaluate.baselines import Pixels, baselines
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 
 def unbalanced(file: Path, size: int = 8) -> str:
@@ -33,7 +33,7 @@ def unbalanced(file: Path, size: int = 8) -> str:
 def found_of(data: str, size: int) -> tuple[module.Baselines, list]:
     sources = [open_source(data, split=split, image_size=size) for split in ("train", "test")]
     ids = tuple(np.arange(len(source)) for source in sources)
-    return baselines(*sources, ids, Plain(size), start(threads=1)), sources
+    return baselines(*sources, ids, EvalView(size), start(threads=1)), sources
 
 
 def test_raw_pixels_are_the_images_themselves_flattened(tmp_path):
@@ -89,6 +89,6 @@ def test_with_limits_the_commonest_class_of_the_probes_is_that_of_their_images(t
     arrays = {"train_images": np.zeros((100, 8, 8, 3), np.uint8), "train_labels": labels}
     np.savez(tmp_path / "data.npz", **arrays, test_images=arrays["train_images"][:40], test_labels=labels[:40])
     sources = [open_source(f"npz:{tmp_path / 'data.npz'}", split=split, image_size=8) for split in ("train", "test")]
-    found = baselines(*sources, (np.arange(40), np.arange(40)), Plain(8), start(threads=1))
+    found = baselines(*sources, (np.arange(40), np.arange(40)), EvalView(8), start(threads=1))
     assert found.commonest == 30 / 40  # 30 of the 40 training images that are read are of class 1
     assert found.commonest_of_all == 10 / 40

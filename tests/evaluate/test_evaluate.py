@@ -23,7 +23,7 @@ from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Light, Plain
+from sslvit.views.pretraining import CropFlip, EvalView
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +204,8 @@ def small(**changes) -> ViT:
 @pytest.mark.parametrize("size", [1, 2, 7, 40])
 def test_extraction_sees_each_image_once_in_order_whatever_the_batch(size):
     accelerator, vit, source = start(threads=1), small(), numbered(size)
-    whole = extract(vit, source, Plain(8), accelerator)
-    single = extract(vit, source, Plain(8), accelerator, batch_size=1)
+    whole = extract(vit, source, EvalView(8), accelerator)
+    single = extract(vit, source, EvalView(8), accelerator, batch_size=1)
     assert torch.equal(whole.ids, torch.arange(size))
     assert torch.equal(whole.labels, 10 * torch.arange(size))
     assert not len(whole.unreadable)
@@ -219,8 +219,8 @@ def test_extraction_sees_each_image_once_in_order_whatever_the_batch(size):
 
 def test_images_come_in_the_order_that_was_asked_for():
     accelerator, vit, ids = start(threads=1), small(), np.array([5, 2, 9, 2])
-    some = extract(vit, numbered(10), Plain(8), accelerator, ids=ids, batch_size=3)
-    whole = extract(vit, numbered(10), Plain(8), accelerator)
+    some = extract(vit, numbered(10), EvalView(8), accelerator, ids=ids, batch_size=3)
+    whole = extract(vit, numbered(10), EvalView(8), accelerator)
     assert some.labels.tolist() == [50, 20, 90, 20]
     torch.testing.assert_close(some.by_readout["cls"], whole.by_readout["cls"][ids])
 
@@ -228,7 +228,7 @@ def test_images_come_in_the_order_that_was_asked_for():
 def test_readouts_of_several_blocks_are_their_normed_outputs_joined():
     accelerator, vit, source = start(threads=1), small().eval(), numbered(6)
     readouts = ("cls", "cls:4", "mean:2", "both:4", "patches")
-    found = extract(vit, source, Plain(8), accelerator, readouts=readouts).by_readout
+    found = extract(vit, source, EvalView(8), accelerator, readouts=readouts).by_readout
     # The blocks' own outputs, seen from outside: one class token, two registers, four patches.
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda module, inputs, output: outputs.append(output)) for block in vit.blocks]
@@ -251,26 +251,26 @@ def test_readouts_of_several_blocks_are_their_normed_outputs_joined():
 @pytest.mark.parametrize("readout", ["class", "cls:0", "cls:x", "mean:-1", "patches:2", "cls:6"])
 def test_a_readout_that_is_not_there_is_refused(readout):
     with pytest.raises(ValueError, match=r"readout|layers 6 of 5"):
-        extract(small(), numbered(2), Plain(8), start(threads=1), readouts=(readout,))
+        extract(small(), numbered(2), EvalView(8), start(threads=1), readouts=(readout,))
 
 
 def test_every_module_returns_to_the_mode_of_its_own_also_after_an_error():
     vit = small().train()
     vit.blocks[0].eval()
     modes = [module.training for module in vit.modules()]
-    extract(vit, numbered(3), Plain(8), start(threads=1))
+    extract(vit, numbered(3), EvalView(8), start(threads=1))
     assert [module.training for module in vit.modules()] == modes
     with pytest.raises(ValueError, match="multiple of patch_size"):
-        extract(vit, numbered(3), Plain(9), start(threads=1))
+        extract(vit, numbered(3), EvalView(9), start(threads=1))
     assert [module.training for module in vit.modules()] == modes
 
 
 def test_features_are_those_of_eval_mode_and_float32_under_any_precision():
     accelerator, source = start(threads=1), numbered(4)
     vit = small(drop_path=0.5, dropout=0.5).train()  # which would want keys in train mode
-    plain = extract(vit, source, Plain(8), accelerator)
+    plain = extract(vit, source, EvalView(8), accelerator)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = extract(vit, source, Plain(8), accelerator)
+        inside = extract(vit, source, EvalView(8), accelerator)
     assert torch.equal(plain.by_readout["cls"], inside.by_readout["cls"])
     assert plain.by_readout["cls"].dtype == torch.float32
     assert not plain.by_readout["cls"].requires_grad
@@ -280,7 +280,7 @@ def test_weights_that_left_the_numbers_are_an_error_and_no_number():
     vit = small()
     nn.init.constant_(vit.norm.weight, float("inf"))
     with pytest.raises(ValueError, match="features cls of noise are not finite"):
-        extract(vit, numbered(2), Plain(8), start(threads=1))
+        extract(vit, numbered(2), EvalView(8), start(threads=1))
 
 
 def test_an_image_that_cannot_be_read_is_left_out_and_told_of():
@@ -289,28 +289,28 @@ def test_an_image_that_cannot_be_read_is_left_out_and_told_of():
         pixels, name="one bad", fingerprint="", labels=Labels(np.arange(5), None, ""), bad={3: ("3.png", "truncated")}
     )
     vit, accelerator = small(), start(threads=1)
-    found = extract(vit, source, Plain(8), accelerator, batch_size=2)
+    found = extract(vit, source, EvalView(8), accelerator, batch_size=2)
     for values in (found.ids, found.labels):
         assert values.tolist() == [0, 1, 2, 4]
     assert found.unreadable.tolist() == [3]
-    good = extract(vit, source, Plain(8), accelerator, ids=np.array([0, 1, 2, 4]), batch_size=2)
+    good = extract(vit, source, EvalView(8), accelerator, ids=np.array([0, 1, 2, 4]), batch_size=2)
     torch.testing.assert_close(found.by_readout["cls"], good.by_readout["cls"])
     assert left_out(found, source) == "1 of 5 images of one bad cannot be read and are left out, e.g. 3.png: truncated"
     assert left_out(good, source) == ""
     with pytest.raises(DataError, match="not one of the 1 images of one bad"):
-        extract(vit, source, Plain(8), accelerator, ids=np.array([3]))
+        extract(vit, source, EvalView(8), accelerator, ids=np.array([3]))
 
 
 def test_an_augmented_version_is_one_thing_for_any_batching_and_another_one_each(tmp_path):
     accelerator, vit, source = start(threads=1), small(), numbered(9)
     given = {"readouts": ("mean",)}
     first, again, second = (
-        extract(vit, source, Light(8), accelerator, version=v, batch_size=b, **given).by_readout["mean"]
+        extract(vit, source, CropFlip(8), accelerator, version=v, batch_size=b, **given).by_readout["mean"]
         for v, b in ((0, 9), (0, 2), (1, 9))
     )
     torch.testing.assert_close(first, again, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(first, second, atol=1e-3)
-    kept = [stored(tmp_path, vit, source, Light(8), accelerator, version=v, **given) for v in (0, 1)]
+    kept = [stored(tmp_path, vit, source, CropFlip(8), accelerator, version=v, **given) for v in (0, 1)]
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(kept[0].by_readout["mean"], first)
     assert torch.equal(kept[1].by_readout["mean"], second)
@@ -318,7 +318,7 @@ def test_an_augmented_version_is_one_thing_for_any_batching_and_another_one_each
 
 def test_workers_change_nothing():
     accelerator, vit, source = start(threads=1), small(), numbered(9)
-    none, two = (extract(vit, source, Plain(8), accelerator, batch_size=2, workers=n) for n in (0, 2))
+    none, two = (extract(vit, source, EvalView(8), accelerator, batch_size=2, workers=n) for n in (0, 2))
     assert torch.equal(none.by_readout["both"], two.by_readout["both"])
 
 
@@ -331,7 +331,7 @@ def numbers_of_digits(batch_size: int) -> dict[str, float]:
         for part in (slice(800), slice(1400, None))
     ]
     vit = ViT(ViTConfig(image_size=8, patch_size=2, width=32, depth=2, heads=2, channels=1))
-    x, y = (extract(vit, source, Plain(8), start(threads=1), batch_size=batch_size) for source in sources)
+    x, y = (extract(vit, source, EvalView(8), start(threads=1), batch_size=batch_size) for source in sources)
     found = [probed(x, y, readout, Protocols(), {}) for readout in ("cls", "mean")]
     return {f"{i} {name}": value for i, one in enumerate(found) for name, value in one.numbers.items()}
 
@@ -342,11 +342,11 @@ def on_each(rank: int, folder: Path) -> None:
     accelerator, vit = start(threads=1), small()
     results = []
     for size in range(1, 41):
-        found = extract(vit, numbered(size), Plain(8), accelerator, readouts=("cls", "patches"), batch_size=7)
+        found = extract(vit, numbered(size), EvalView(8), accelerator, readouts=("cls", "patches"), batch_size=7)
         results.append((found.ids, found.labels, found.by_readout["cls"], found.by_readout["patches"]))
     torch.save(numbers_of_digits(7), folder / f"numbers {rank}.pt")
-    kept = stored(folder / "kept", vit, numbered(5), Plain(8), accelerator)
-    again = stored(folder / "kept", vit, numbered(5), Plain(8), accelerator)
+    kept = stored(folder / "kept", vit, numbered(5), EvalView(8), accelerator)
+    again = stored(folder / "kept", vit, numbered(5), EvalView(8), accelerator)
     assert torch.equal(kept.by_readout["cls"], again.by_readout["cls"])
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -364,7 +364,7 @@ def test_two_processes_give_the_features_of_one_for_1_to_40_images(tmp_path, mon
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     accelerator, vit = start(threads=1), small()
     for size, first, second in zip(range(1, 41), *both, strict=True):
-        one = extract(vit, numbered(size), Plain(8), accelerator, readouts=("cls", "patches"))
+        one = extract(vit, numbered(size), EvalView(8), accelerator, readouts=("cls", "patches"))
         for mine, other in zip(first, second, strict=True):
             assert torch.equal(mine, other), size
         assert torch.equal(first[0], torch.arange(size))

@@ -25,7 +25,7 @@ from sslvit.evaluate.split import hold_out
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 CROSS_ENTROPY = F.cross_entropy
 SMALL = Protocol(rates=(0.03, 0.3, 3.0), decays=(0.0, 0.01), batch_size=256, epochs=4)
@@ -404,7 +404,7 @@ def test_many_heads_cost_little_more_than_one():
     seconds = {}
     for rates in ((0.1,), DINOV2.rates) * 3:
         began = time.perf_counter()
-        found = extract(vit, source, Plain(32), accelerator, readouts=("mean",))
+        found = extract(vit, source, EvalView(32), accelerator, readouts=("mean",))
         probe(found.by_readout["mean"], found.labels, replace(GRID, rates=rates, decays=(0.0,)))
         seconds[rates] = min(seconds.get(rates, 1e9), time.perf_counter() - began)
     assert seconds[DINOV2.rates] < 1.5 * seconds[(0.1,)]
@@ -431,7 +431,7 @@ def test_extraction_is_the_forward_pass_for_85_percent_of_its_time():
     vit.__class__ = Timed
     source = open_source("shapes:n=20000", image_size=28)
     began = time.perf_counter()
-    extract(vit, source, Plain(28), accelerator)
+    extract(vit, source, EvalView(28), accelerator)
     share = sum(spent) / (time.perf_counter() - began)
     print(f"{100 * share:.1f} % of extraction is the forward pass")
     assert share > 0.85

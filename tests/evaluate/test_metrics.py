@@ -19,7 +19,7 @@ from sslvit.data.readers import shapes
 from sslvit.data.spec import ArraySource, open_source
 from sslvit.errors import NoInput
 from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
-from sslvit.evaluate.near_duplicates import leaks, leaks_of_run, thumbnails
+from sslvit.evaluate.near_duplicates import leaks, near_duplicates_of_run, thumbnails
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
 
@@ -238,6 +238,6 @@ def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
     for images, expected in ((0, 40), (15, 15)):
         config = {"data": f"npz:{tmp_path}/set.npz", "image_size": 32, "images": images}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        sentence, found = leaks_of_run(tmp_path, "", source, np.arange(40))
+        sentence, found = near_duplicates_of_run(tmp_path, "", source, np.arange(40))
         assert sentence.startswith(f"{expected} of 40 test images")
         assert len(found.ids) == expected

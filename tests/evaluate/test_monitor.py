@@ -21,7 +21,7 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.supervised import Supervised
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 
 def small() -> ViT:
@@ -32,7 +32,7 @@ def test_monitored_numbers_equal_the_protocols_on_the_same_weights_to_the_last_d
     accelerator, backbone = start(threads=1), small()
     train, test = source(40), source(25)
     monitored = Monitor(train, test, 32, accelerator, k=5, shots=3)(backbone)
-    a, b = (extract(backbone, s, Plain(32), accelerator) for s in (train, test))
+    a, b = (extract(backbone, s, EvalView(32), accelerator) for s in (train, test))
     for readout in ("cls", "mean", "both"):
         x, y = a.by_readout[readout], b.by_readout[readout]
         assert monitored[f"eval/{readout}/5-nn"] == knn(x, a.labels, y, b.labels, k=5)
@@ -82,7 +82,7 @@ def test_extraction_leaves_the_mode_and_the_weights_alone():
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     labels = Labels(np.arange(7), None, "")
     seven = ArraySource(np.zeros((7, 3, 32, 32), np.uint8), name="seven", fingerprint="7", labels=labels)
-    features = extract(backbone, seven, Plain(32), accelerator, batch_size=3)
+    features = extract(backbone, seven, EvalView(32), accelerator, batch_size=3)
     assert backbone.training
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert torch.equal(features.ids, torch.arange(7))
@@ -128,7 +128,7 @@ def test_without_a_test_split_a_tenth_is_held_out_unless_its_labels_were_trained
 @pytest.mark.parametrize(("eval_crop", "resize"), [(None, (128, 128)), (0.5, (224, 224)), (0.0, None)])
 def test_a_run_is_evaluated_by_the_crop_that_was_chosen(eval_crop, resize):
     config = DataConfig(data="shapes:n=40", image_size=112, eval_crop=eval_crop)
-    assert monitor_of(config, config.open(), start(threads=1)).view == Plain(112, resize)
+    assert monitor_of(config, config.open(), start(threads=1)).view == EvalView(112, resize)
 
 
 def test_monitor_and_fine_tuned_models_are_evaluated_on_torchvisions_centre_crop_of_oblong_photographs():

@@ -26,7 +26,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
 from sslvit.storage import sealed
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.folder import load_backbone, save_backbone
 from sslvit.weights.foreign.options import facts
 
@@ -59,7 +59,14 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     data, run, accelerator = write(tmp_path / "data.npz"), tmp_path / "run", start(threads=1)
     train, test = (open_source(data, split=split, image_size=16) for split in ("train", "test"))
     config = TrainConfig(out=run, **(DEFAULTS | {"epochs": 0.3}))
-    pretrain(MPP(ViT(ViTConfig(**SMALL))), train, Light(16), config, accelerator, Monitor(train, test, 16, accelerator))
+    pretrain(
+        MPP(ViT(ViTConfig(**SMALL))),
+        train,
+        CropFlip(16),
+        config,
+        accelerator,
+        Monitor(train, test, 16, accelerator),
+    )
     words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--blocks", "4"]
     words += ["--out", str(tmp_path / "probe")]
     lines = printed("probe.py", capsys, monkeypatch, *words)

@@ -14,7 +14,7 @@ from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def given(tmp_path) -> dict:
         "folder": tmp_path / "kept",
         "backbone": vit,
         "source": source(),
-        "view": Plain(16),
+        "view": EvalView(16),
         "accelerator": start(threads=1),
     }
 
@@ -47,7 +47,7 @@ def test_the_second_time_they_are_read(given):
 
 def test_whatever_they_depend_on_gives_them_another_name(given):
     stored(**given)
-    changes = [{"source": source(1)}, {"view": Plain(8)}, {"ids": np.arange(3)}, {"readouts": ("cls",)}]
+    changes = [{"source": source(1)}, {"view": EvalView(8)}, {"ids": np.arange(3)}, {"readouts": ("cls",)}]
     for count, change in enumerate(changes, 2):
         stored(**(given | change))
         assert len(entries(given)) == count, change

@@ -35,7 +35,7 @@ from sslvit.experiments.compare import (
     starts,
 )
 from sslvit.experiments.disk import check_room, needed
-from sslvit.experiments.jobs import Part, PartFailed, check_settings, delete_checkpoints, reading, taken, work_on
+from sslvit.experiments.jobs import Job, JobFailed, check_settings, delete_checkpoints, locked, reading, work_on
 from sslvit.experiments.study import (
     Point,
     StudyConfig,
@@ -139,7 +139,7 @@ def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out)
     has = {part.name for part in parts if (part.run / "checkpoints").exists()}
     assert has == {part.name for part in parts} - {"a"}
     (out / "b").write_text("b")
-    with taken(out / "locks" / "b"):
+    with locked(out / "locks" / "b"):
         delete_checkpoints(parts[-1], out)
         assert (parts[-1].run / "checkpoints").exists()
     work_on(parts, out, out, jobs=2, devices=0)
@@ -147,8 +147,8 @@ def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out)
 
 
 def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_is_not_there(out, monkeypatch, capsys):
-    def part(name: str, recipe: str, run: bool) -> Part:
-        return Part(name, recipe, (), out / name / "done", run=out / name if run else None)
+    def part(name: str, recipe: str, run: bool) -> Job:
+        return Job(name, recipe, (), out / name / "done", run=out / name if run else None)
 
     parts = [
         part("a", "mpp", True),
@@ -184,7 +184,7 @@ def test_two_workers_in_one_folder_share_the_parts(out):
 
 @pytest.mark.processes
 def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_first(out):
-    with taken(out / "locks" / "a") as mine:
+    with locked(out / "locks" / "a") as mine:
         assert mine
         worker = threading.Thread(target=work_on, args=(toys(out), out, out), kwargs={"jobs": 1, "devices": 0})
         worker.start()
@@ -215,11 +215,11 @@ def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
 
 
 def test_a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_lost(out):
-    broken = Part("broken", "toy", (str(out / "x"), str(out / "started.txt"), str(out / "nowhere")), out / "x")
-    with pytest.raises(PartFailed, match=r"(?s)broken ended with exit code 1.*what it needs is not there"):
+    broken = Job("broken", "toy", (str(out / "x"), str(out / "started.txt"), str(out / "nowhere")), out / "x")
+    with pytest.raises(JobFailed, match=r"(?s)broken ended with exit code 1.*what it needs is not there"):
         work_on([*toys(out), broken], out, out, jobs=1, devices=0)
     with pytest.raises(ValueError, match="need others that are not there"):
-        work_on([Part("a", "toy", (), out / "a", ("nobody",))], out, out, jobs=1, devices=0)
+        work_on([Job("a", "toy", (), out / "a", ("nobody",))], out, out, jobs=1, devices=0)
 
 
 def test_a_method_carries_flags_of_its_recipe():
@@ -266,7 +266,7 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
 def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets_by_what_was_measured(tmp_path):
     methods = ("supervised", "moco_v3", "mpp:target=pixels")
     given = {"data": "shapes:n=300", "out": tmp_path, "methods": methods, "held_out": (3, 5), "fractions": (0.1,)}
-    config = ComparisonConfig(**given, budget="operations", epochs=6)
+    config = ComparisonConfig(**given, budget="flops", epochs=6)
     for method, flops in zip(("supervised", "moco_v3", "mpp-target-pixels"), (100, 300, 50), strict=True):
         file = tmp_path / "measured" / f"{method}-dry_run" / "measured.json"
         file.parent.mkdir(parents=True)
@@ -276,14 +276,14 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
     starts = {f"{method}-0": tmp_path / "start" for method in ("scratch", "scratch-cls")}
     parts = {part.name: part for part in plan(config, starts, epochs)}
     trained = parts["pretrain/mpp-target-pixels-0"].command()
-    assert "--only 0 1 2 4 6 7 8 9 10 11" in trained
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in trained
     assert "--epochs 12 --warmup_epochs 1.2" in trained
     assert trained.endswith("--target pixels")
-    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["probe/moco_v3-0/own"].command()
-    assert "--only 3 5" in parts["probe/moco_v3-0/classes held out"].command()
-    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["finetune/scratch-0/own/0.1"].command()
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["probe/moco_v3-0/own"].command()
+    assert "--only_classes 3 5" in parts["probe/moco_v3-0/classes held out"].command()
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["finetune/scratch-0/own/0.1"].command()
     assert parts["finetune/moco_v3-0/own/0.1"].needs == ("pretrain/moco_v3-0",)
-    assert "--only 3 5" in parts["finetune/moco_v3-0/classes held out/0.1"].command()
+    assert "--only_classes 3 5" in parts["finetune/moco_v3-0/classes held out/0.1"].command()
     assert parts["probe/scratch-cls-0/own"].needs == ()
     alone = plan(ComparisonConfig(**given, finetune_everywhere=False), starts, epochs)
     assert not [part for part in alone if part.name.startswith("finetune") and "/own/" not in part.name]
@@ -310,7 +310,7 @@ def test_seeds_start_from_different_weights_and_methods_of_a_seed_from_the_same(
     for seed in range(3):
         for method in config.methods:
             words = parts[f"pretrain/{method}-{seed}"].words
-            assert words[words.index("--start") + 1] == str(made[f"scratch-{seed}"])
+            assert words[words.index("--init_from") + 1] == str(made[f"scratch-{seed}"])
             assert words[words.index("--seed") + 1] == str(seed)
         for name in (f"scratch-{seed}", f"scratch-cls-{seed}"):
             for part in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
@@ -339,8 +339,8 @@ def test_what_no_model_gives_is_read_in_every_place_where_something_is_learned(t
     begins = {f"{method}-0": tmp_path for method in ("scratch", "scratch-cls")}
     parts = {part.name: part.command() for part in plan(config, begins, {"mpp": 1.0}) if part.recipe == "baselines"}
     assert list(parts) == ["baselines/own", "baselines/classes held out", "baselines/transfer 1"]
-    assert "--only 0 1 2 4 6 7 8 9 10 11" in parts["baselines/own"]
-    assert "--only 3 5" in parts["baselines/classes held out"]
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["baselines/own"]
+    assert "--only_classes 3 5" in parts["baselines/classes held out"]
     assert f"--data {other}" in parts["baselines/transfer 1"]
     for command in parts.values():
         assert "--limit_train 0 --limit_test 70 --fractions 0.1 1.0" in command
@@ -394,11 +394,22 @@ def test_a_comparison_tells_what_is_wrong_before_it_writes_or_trains_anything(tm
 
 
 def test_parts_read_the_images_as_the_comparison_was_told():
-    config = ImagesConfig("folder:/x", 32, label_column="kind", only=(1, 2), follow_links=True)
+    config = ImagesConfig("folder:/x", 32, label_column="kind", only_classes=(1, 2), follow_links=True)
     assert reading(config) == (
-        *("--data", "folder:/x", "--image_size", "32", "--label_column", "kind", "--only", "1", "2", "--follow_links"),
+        *(
+            "--data",
+            "folder:/x",
+            "--image_size",
+            "32",
+            "--label_column",
+            "kind",
+            "--only_classes",
+            "1",
+            "2",
+            "--follow_links",
+        ),
     )
-    assert reading(replace(config, only=(5,)))[-4:] == ("kind", "--only", "5", "--follow_links")
+    assert reading(replace(config, only_classes=(5,)))[-4:] == ("kind", "--only_classes", "5", "--follow_links")
     assert reading(ImagesConfig("shapes", 16)) == ("--data", "shapes", "--image_size", "16")
 
 

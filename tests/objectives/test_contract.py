@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.loader import row
+from sslvit.data.loader import sample_ids
 from sslvit.data.spec import ArraySource
 from sslvit.errors import DataError
 from sslvit.objectives.masking import random_order
@@ -64,7 +64,7 @@ def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[
     for step, batch in enumerate(batches):
         loss, _ = objective(batch, step / len(batches))
         loss.backward()
-        for parameter in objective.held(step / len(batches)):
+        for parameter in objective.frozen_parameters(step / len(batches)):
             parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()
@@ -86,7 +86,7 @@ def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_
     whole, before = run("whole", Views(case)), case.make(0).state_dict()
     for name, parameter in whole.named_parameters():
         if parameter.requires_grad:
-            held = any(parameter is other for other in whole.held(0.99))
+            held = any(parameter is other for other in whole.frozen_parameters(0.99))
             assert torch.equal(parameter, before[name]) == held, name
     with pytest.raises(DataError, match="stopped here"):
         run("stopped", Views(case, broken_at=4))  # the first is for the cost, so this is the third step
@@ -172,7 +172,7 @@ def test_a_run_of_compared_images_from_before_goes_on_in_the_order_that_it_began
             checkpoint.save(root, 12, found.tensors, found.state)
             break
     again = seen_in_a_run(tmp_path / "run", 20, 8, resume=True)
-    order = row(0, 20, 12 * 8, 15 * 8)[0].tolist()
+    order = sample_ids(0, 20, 12 * 8, 15 * 8)[0].tolist()
     assert again == [order[:8], order[8:16], order[16:]]
 
 
@@ -334,7 +334,7 @@ def train_together(rank: int, folder: Path) -> None:
             part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
             loss, _ = model(part, step / STEPS)
             loss.backward()
-            for parameter in objective.held(step / STEPS):
+            for parameter in objective.frozen_parameters(step / STEPS):
                 parameter.grad = None
             optimizer.step()
             optimizer.zero_grad()

@@ -24,7 +24,7 @@ from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.training import optim
-from sslvit.views.pretraining import DINO as Crops
+from sslvit.views.pretraining import MultiCrop as Crops
 from sslvit.weights.folder import save_backbone
 
 SIZES = {"outputs": 40, "hidden": 32, "bottleneck": 16}
@@ -133,7 +133,7 @@ def test_loss_gradients_and_centre_equal_the_pseudocode_in_float64(sizes, norm_l
 
 @pytest.mark.parametrize(
     "words",
-    ["--preset small --model XS/4", "--preset paper --epochs 100 --model XS/4", "--preset small --start {start}"],
+    ["--preset small --model XS/4", "--preset paper --epochs 100 --model XS/4", "--preset small --init_from {start}"],
 )
 def test_the_recipes_own_objective_is_the_official_arithmetic_in_float64(words, tmp_path):
     """Small crops see a table of 6 x 6 places at 3 x 3, whatever rule the model that is started from had."""
@@ -279,7 +279,7 @@ def test_the_last_layer_is_held_at_first_and_the_optimizer_passes_over_it():
     before = {name: p.clone() for name, p in last.items()}
     for step, progress in enumerate((0.0, 0.009, 0.01)):
         objective(batch, progress)[0].backward()
-        for parameter in objective.held(progress):
+        for parameter in objective.frozen_parameters(progress):
             parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()
@@ -405,7 +405,7 @@ def train(rank: int, processes: int, folder: Path) -> None:
             group["lr"] = 1e-3
         loss, _ = model(Batch(tuple(view[mine] for view in batch.views), batch.key[mine]), step / STEPS)
         loss.backward()
-        for parameter in objective.held(step / STEPS):
+        for parameter in objective.frozen_parameters(step / STEPS):
             parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()

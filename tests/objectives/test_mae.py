@@ -104,7 +104,7 @@ def names_in_transformers(name: str) -> list[str]:
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_loss_and_gradients_equal_transformers_vitmae_in_float64(normalise):
-    objective = shaken(MAE(small_vit(), **DECODER, normalise_targets=normalise))
+    objective = shaken(MAE(small_vit(), **DECODER, norm_pix_loss=normalise))
     vit = objective.backbone
     config = ViTMAEConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, image_size=24, patch_size=4,
@@ -222,11 +222,11 @@ def test_a_patch_of_one_colour_costs_nothing_where_zeros_are_predicted():
 
 
 @pytest.mark.parametrize(
-    ("image_size", "patch_size", "drop", "visible"),
+    ("image_size", "patch_size", "mask_ratio", "visible"),
     [(224, 16, 0.75, 49), (32, 4, 0.75, 16), (28, 4, 0.75, 12), (224, 16, 0.6, 78), (24, 4, 0.7, 10), (8, 4, 0.5, 2)],
 )
-def test_as_many_patches_are_visible_as_in_the_official_code(image_size, patch_size, drop, visible):
-    objective = MAE(small_vit(image_size=image_size, patch_size=patch_size, depth=1), **DECODER, drop=drop)
+def test_as_many_patches_are_visible_as_in_the_official_code(image_size, patch_size, mask_ratio, visible):
+    objective = MAE(small_vit(image_size=image_size, patch_size=patch_size, depth=1), **DECODER, mask_ratio=mask_ratio)
     seen = []
     objective.backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     objective(Batch((torch.rand(1, 3, image_size, image_size),), rng.key(torch.arange(1))), 0.0)
@@ -276,8 +276,8 @@ def test_vit_b_with_the_papers_decoder_has_the_parameters_of_the_official_checkp
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"drop": 1.0}, "drop 1.0 of 36 patches"),
-        ({}, {"drop": 0.0}, "leaves 36 visible"),
+        ({}, {"mask_ratio": 1.0}, "mask_ratio 1.0 of 36 patches"),
+        ({}, {"mask_ratio": 0.0}, "leaves 36 visible"),
         ({}, {"decoder_width": 30}, "decoder_width 30"),
         ({"position": "learned_1d", "position_at": "every_layer"}, {}, "every_layer"),
     ],
@@ -292,7 +292,7 @@ def test_a_perfect_prediction_reconstructs_the_image_and_dropped_patches_are_gre
     vit = ViT(
         ViTConfig(image_size=16, patch_size=4, width=24, depth=1, heads=3, position="sincos_mae", mean=(0.4, 0.5, 0.6))
     )
-    objective = MAE(vit, decoder_width=16, decoder_depth=1, decoder_heads=4, normalise_targets=normalise)
+    objective = MAE(vit, decoder_width=16, decoder_depth=1, decoder_heads=4, norm_pix_loss=normalise)
     images, key = torch.rand(3, 3, 16, 16), rng.key(0, torch.arange(3))
     batch, predict = Batch((images,), key), objective.predict
 

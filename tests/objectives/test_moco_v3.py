@@ -181,25 +181,25 @@ def test_a_query_and_its_key_that_agree_among_orthogonal_others_have_the_loss_of
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_in_parts_the_loss_and_the_gradients_are_those_of_the_whole_batch(drop_path):
-    whole, parts = (small_moco(small_vit(drop_path=drop_path), parts=parts).double() for parts in (1, 4))
-    batch = batch_of(b=10)  # parts of 3, 3, 3 and 1
+def test_in_chunks_the_loss_and_the_gradients_are_those_of_the_whole_batch(drop_path):
+    whole, chunks = (small_moco(small_vit(drop_path=drop_path), chunks=chunks).double() for chunks in (1, 4))
+    batch = batch_of(b=10)  # chunks of 3, 3, 3 and 1
     results = []
-    for objective in (whole, parts):
+    for objective in (whole, chunks):
         loss, _ = objective(batch, 0.0)
         loss.backward()
         results.append((loss, trained(objective)))
-    (loss, gradients), (loss_in_parts, gradients_in_parts) = results
-    torch.testing.assert_close(loss_in_parts, loss, rtol=1e-12, atol=0)
-    check_gradients(gradients_in_parts, gradients)
+    (loss, gradients), (loss_in_chunks, gradients_in_chunks) = results
+    torch.testing.assert_close(loss_in_chunks, loss, rtol=1e-12, atol=0)
+    check_gradients(gradients_in_chunks, gradients)
     for name, value in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], value, msg=name)
+        torch.testing.assert_close(chunks.state_dict()[name], value, msg=name)
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_drop_path_draws_for_each_view_and_for_student_and_teacher_anew(parts):
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_drop_path_draws_for_each_view_and_for_student_and_teacher_anew(chunks):
     """Of one image seen twice: what is dropped together in both views would agree for no reason of the image's."""
-    ours = small_moco(small_vit(drop_path=0.5), parts=parts).double()
+    ours = small_moco(small_vit(drop_path=0.5), chunks=chunks).double()
     batch = batch_of(b=12)
     batch = Batch((batch.views[0],) * 2, batch.key)
     features = [x for name in ("student", "teacher") for x in ours.read(ours.backbone, batch, name)]
@@ -209,10 +209,10 @@ def test_drop_path_draws_for_each_view_and_for_student_and_teacher_anew(parts):
             assert same.sum() < 6  # one of four images drops and keeps alike by chance, of one block with a rate
 
 
-def test_in_parts_autograd_keeps_a_fraction_of_the_memory():
+def test_in_chunks_autograd_keeps_a_fraction_of_the_memory():
     kept = {}
-    for parts in (1, 4):
-        objective, sizes = small_moco(small_vit(depth=6), parts=parts), []
+    for chunks in (1, 4):
+        objective, sizes = small_moco(small_vit(depth=6), chunks=chunks), []
         batch = batch_of(b=32)
         batch = Batch(tuple(view.float() for view in batch.views), batch.key)
 
@@ -222,7 +222,7 @@ def test_in_parts_autograd_keeps_a_fraction_of_the_memory():
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             objective(batch, 0.0)
-        kept[parts] = sum(sizes)
+        kept[chunks] = sum(sizes)
     assert kept[4] < kept[1] / 4
 
 
@@ -267,7 +267,7 @@ def test_bfloat16_costs_digits_but_not_the_statistics():
         ({"class_token": False}, {}, "class_token=True"),
         ({}, {"temperature": 0.0}, "temperature 0.0"),
         ({}, {"momentum": 1.5}, "momentum 1.5"),
-        ({}, {"parts": 0}, "parts 0"),
+        ({}, {"chunks": 0}, "chunks 0"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_values(changes, options, message):

@@ -44,7 +44,7 @@ def with_a_head(objective: Supervised) -> Supervised:
 
 
 @pytest.mark.parametrize(("backbone", "size"), [(small_vit, 16), (small_bit, 16), (hybrid, 64)])
-@pytest.mark.parametrize("options", [{}, {"representation": 12, "smoothing": 0.1}, {"mixup": 0.2, "cutmix": 1.0}])
+@pytest.mark.parametrize("options", [{}, {"representation": 12, "label_smoothing": 0.1}, {"mixup": 0.2, "cutmix": 1.0}])
 def test_the_first_loss_is_ln_classes(backbone, size, options):
     objective = Supervised(backbone(), classes=CLASSES, **options)
     loss, _ = objective(batch_of(size=size), 0.0)
@@ -57,7 +57,7 @@ def test_the_first_loss_is_ln_classes(backbone, size, options):
 @pytest.mark.parametrize("representation", [None, 12])
 def test_loss_and_gradients_equal_a_transcription_in_float64(readout, representation):
     weights = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.25])
-    options = {"classes": CLASSES, "smoothing": 0.1, "class_weights": weights}
+    options = {"classes": CLASSES, "label_smoothing": 0.1, "class_weights": weights}
     objective = Supervised(small_vit(), readout=readout, representation=representation, **options)
     with_a_head(objective).double()
     batch = batch_of(dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_loss_and_gradients_equal_a_transcription_in_float64(readout, representa
 @pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
 def test_the_loss_of_mixed_images_equals_a_reference_in_float64(options):
     """Images and labels are mixed here by numpy, from the same uniform draws, by the formulas of the two papers."""
-    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, smoothing=0.1, **options)).double()
+    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, label_smoothing=0.1, **options)).double()
     batch = batch_of(b=8, dtype=torch.float64)
     loss, _ = objective(batch, 0.0)
     key = rng.fold(batch.key, "mix")[::2]
@@ -119,7 +119,7 @@ def test_the_loss_of_mixed_images_equals_a_reference_in_float64(options):
 
 def test_the_loss_is_torchs_cross_entropy_of_soft_labels():
     weights = torch.tensor([0.5, 1.0, 2.0, 1.5, 0.25])
-    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, smoothing=0.2, class_weights=weights))
+    objective = with_a_head(Supervised(small_vit(), classes=CLASSES, label_smoothing=0.2, class_weights=weights))
     batch, seen = batch_of(), []
     objective.head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     loss, _ = objective(batch, 0.0)
@@ -149,7 +149,7 @@ def test_labels_that_are_missing_or_out_of_range_are_bad_data(labels, message):
     ("options", "message"),
     [
         ({"classes": 1}, "1 class"),
-        ({"classes": 3, "smoothing": 1.0}, "smoothing 1.0"),
+        ({"classes": 3, "label_smoothing": 1.0}, "label_smoothing 1.0"),
         ({"classes": 3, "mixup": 1.5}, "mixup 1.5"),
         ({"classes": 3, "class_weights": torch.ones(4)}, r"\(4,\)"),
         ({"classes": 3, "readout": "all"}, "all"),

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.processes
 
 SENTENCE = "error: --lr is -1.0"
 PROGRAM = """
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 def main():
     raise ValueError("--lr is -1.0")
-at_the_door(main)
+run_cli(main)
 """
 
 

@@ -15,7 +15,7 @@ from started import draw_images, one, ranks, said, two, until_step, within
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
 from sslvit.config import TrainConfig
-from sslvit.data.loader import row
+from sslvit.data.loader import sample_ids
 from sslvit.errors import Preempted
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
@@ -23,7 +23,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 pytestmark = pytest.mark.processes
 
@@ -191,7 +191,7 @@ def test_a_signal_to_two_processes_of_which_one_awaits_images_saves_the_last_ste
 
 def test_a_signal_while_the_first_images_are_awaited_says_that_nothing_was_done(images, tmp_path):
     out = tmp_path / "run"
-    process = one(images, out, *RARELY, "workers=1", SLOW_IMAGE=str(int(row(0, 32, 0, 1)[0])), SLOW_SECONDS="60")
+    process = one(images, out, *RARELY, "workers=1", SLOW_IMAGE=str(int(sample_ids(0, 32, 0, 1)[0])), SLOW_SECONDS="60")
     while not (out / "metrics.jsonl").exists():
         time.sleep(0.02)
     time.sleep(1)
@@ -266,7 +266,7 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
         asked = "asked to stop at step 4 of 16" if interrupt else "asked to stop; what was saved is kept"
         stops = pytest.raises(Preempted, match=asked) if interrupt or evaluate.interrupt else nullcontext()
         with stops:
-            pretrain(made, source(), Light(32), config, start(threads=1), evaluate)
+            pretrain(made, source(), CropFlip(32), config, start(threads=1), evaluate)
         return evaluate.calls
 
     interrupt = False
@@ -298,7 +298,7 @@ def test_a_kill_after_an_evaluation_was_made_up_for_and_before_the_next_checkpoi
         config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
         made = Ending(ViT(ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=2)))
         with pytest.raises((Preempted, Killed)) if ends else nullcontext():
-            pretrain(made, source(), Light(32), config, start(threads=1), Evaluates())
+            pretrain(made, source(), CropFlip(32), config, start(threads=1), Evaluates())
 
     for ends in (None, signal.SIGUSR1, Killed, None):
         run(tmp_path / ("run" if ends or (tmp_path / "whole").exists() else "whole"))
@@ -310,12 +310,12 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     program = (
         "import os, signal, time\n"
         "from sslvit.processes import signals\n"
-        "from sslvit.cli import at_the_door\n"
+        "from sslvit.cli import run_cli\n"
         "def main():\n"
         "    signals.listen()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
-        "at_the_door(main)"
+        "run_cli(main)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75

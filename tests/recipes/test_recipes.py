@@ -12,13 +12,13 @@ from PIL import Image
 from recipes_run import RECIPES, TINY, TRAINING, run
 from torch import nn
 
-from sslvit.data.loader import Row
+from sslvit.data.loader import EpochSampler
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.preflight.views import GAP, SHOWN
 from sslvit.storage import checkpoint, sealed
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 from sslvit.weights.folder import save_backbone
 
 
@@ -78,12 +78,12 @@ def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_t
     pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
     np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
     words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
-    run(recipe, f"{words} --no-colour")
+    run(recipe, f"{words} --no-color")
     assert (tmp_path / "run" / "model").exists()
     with pytest.raises(SystemExit) as ended:
         run(recipe, words)
     assert ended.value.code == 78
-    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-colour" in capsys.readouterr().err
+    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-color" in capsys.readouterr().err
     assert (tmp_path / "run" / "model").exists()
 
 
@@ -101,8 +101,8 @@ def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
     objective, source, views, config, *_ = entered
     assert isinstance(objective, nn.Module)
     share = {"batch_size": config.batch_size, "accumulation": 1, "rank": 0, "processes": 1, "seed": config.seed}
-    samples, key, *_ = Row(source, **share)[0]
-    columns = [*Plain(16)(samples.pixels, key), *views(samples.pixels, key, samples.extents)]
+    samples, key, *_ = EpochSampler(source, **share)[0]
+    columns = [*EvalView(16)(samples.pixels, key), *views(samples.pixels, key, samples.extents)]
     with Image.open(tmp_path / "views.png") as picture:
         sheet = np.asarray(picture)
     assert sheet.shape == (SHOWN * (16 + GAP), sum(images.shape[-1] + GAP for images in columns), 3)
@@ -128,21 +128,21 @@ def test_views_that_cannot_be_written_end_in_a_sentence_with_their_flag(recipe, 
 def test_a_model_that_is_not_that_of_start_is_refused_and_both_are_named(recipe, tmp_path, capsys):
     save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
     with pytest.raises(SystemExit) as stopped:
-        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --start {tmp_path / 'mu'}")
+        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --init_from {tmp_path / 'mu'}")
     assert stopped.value.code == 78
-    assert f"--model XS/8 is not the model of --start {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
+    assert f"--model XS/8 is not the model of --init_from {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     entered = []
     instead = {"pretrain": lambda *given: entered.append(given) or [], "finish": lambda *_: None}
     for words in ("", "--model mu/8", "--model=mu/8"):
         words = TRAINING[recipe].replace("--model XS/8", words)
-        run(recipe, f"{words} --start {tmp_path / 'mu'} --out {tmp_path / 'run'}", **instead)
+        run(recipe, f"{words} --init_from {tmp_path / 'mu'} --out {tmp_path / 'run'}", **instead)
     assert [objective.backbone.name for objective, *_ in entered] == ["mu/8"] * 3
 
 
 def test_a_run_that_began_while_model_was_ignored_beside_start_goes_on(tmp_path):
     save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
-    words = f"{TINY} --out {tmp_path / 'run'} --start {tmp_path / 'mu'} --save_every 2"
+    words = f"{TINY} --out {tmp_path / 'run'} --init_from {tmp_path / 'mu'} --save_every 2"
     run("mpp", f"{words} --resume", typed_model=lambda config: "")  # as it was then
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
     run("mpp", f"{words} --resume")

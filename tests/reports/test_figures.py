@@ -104,7 +104,7 @@ def run(words: str) -> None:
     program = runpy.run_path(str(RECIPE))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["analyse", *words.split(), "--threads", "1"])
-        program["at_the_door"](program["main"])
+        program["run_cli"](program["main"])
 
 
 def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_the_table_holds_the_logged_numbers_and_the_summary_the_cost(finished):
 
 
 def test_a_run_that_began_with_a_model_is_called_by_that_model_s_name(finished):
-    text = f"--start {finished} --overwrite --out {finished}-again"
+    text = f"--init_from {finished} --overwrite --out {finished}-again"
     run("mpp", f"{TINY} {text}".replace("--model XS/8", ""))
     for folder in (finished, Path(f"{finished}-again")):
         assert "trained XS/8, 1.2 million" in (folder / "report.md").read_text()

@@ -24,7 +24,7 @@ from sslvit.reports.run import write_report
 from sslvit.runs.log import Log
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 OF_TIME = ("seconds", "images_per_second", "peak_memory_bytes")
@@ -185,7 +185,7 @@ def test_a_run_whose_folder_goes_away_while_it_trains_ends_with_its_code_and_kee
 
     config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "save_every": 2}))
     with pytest.raises(CannotWrite, match=rf"could not be written to {out}.*weights and moments at step 8 are in"):
-        pretrain(objective(), source(), Light(32), config, start(threads=1), evaluate)
+        pretrain(objective(), source(), CropFlip(32), config, start(threads=1), evaluate)
     assert next(tmp_path.glob("sslvit-*/tensors.safetensors")).stat().st_size > 0
     if how == "replaced":
         assert checkpoint.latest(out / "checkpoints").step == 4  # of the other run, in which nobody meddles
@@ -271,18 +271,18 @@ def test_an_ended_run_with_a_damaged_log_is_resumed_reported_and_looked_at(finis
 
 
 def test_a_damaged_line_of_bad_images_costs_itself(tmp_path, caplog):
-    from sslvit.data.source import Bad
-    from sslvit.data.unreadable import BadImages
+    from sslvit.data.source import Unreadable
+    from sslvit.data.unreadable import UnreadableImages
 
     file = tmp_path / "bad_images.jsonl"
-    BadImages(file, size=1000).add([Bad(id, f"{id}.png", "empty file", 0) for id in (5, 6, 7)])
+    UnreadableImages(file, size=1000).add([Unreadable(id, f"{id}.png", "empty file", 0) for id in (5, 6, 7)])
     for number, damage in enumerate((b'{"id": "6"}', b"\xff{", b"[6]", b"null")):
         lines = file.read_bytes().splitlines()
         lines[1] = damage
         file.write_bytes(b"\n".join(lines) + b"\n")
-        again = BadImages(file, size=1000)
+        again = UnreadableImages(file, size=1000)
         assert len(again) == 2
-        again.add([Bad(10 + number, "8.png", "empty file", 0)])
+        again.add([Unreadable(10 + number, "8.png", "empty file", 0)])
         assert f"{file}: line 2 is damaged and left out" in caplog.text
         caplog.clear()
         file.write_bytes(b"".join(line + b"\n" for line in file.read_bytes().splitlines()[:3]))

@@ -12,8 +12,8 @@ from recipes_run import TINY, run
 from tiny_run import DEFAULTS, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
-from sslvit.data.source import Bad
-from sslvit.data.unreadable import BadImages
+from sslvit.data.source import Unreadable
+from sslvit.data.unreadable import UnreadableImages
 from sslvit.objectives.objective import Batch
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.runs import files
@@ -21,7 +21,7 @@ from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepa
 from sslvit.storage import checkpoint, durable
 from sslvit.train import pretrain
 from sslvit.training.bad_steps import save_bad_step
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 SECRET = b"of the user, and of no run"
 
@@ -31,7 +31,7 @@ def finished(tmp_path_factory) -> Path:
     """A run with all that one can leave: pictures and report, bad images, a bad step, a rejected checkpoint."""
     out = tmp_path_factory.mktemp("finished") / "run"
     run("mpp", f"{TINY} --out {out}")
-    BadImages(out / "bad_images.jsonl", size=1000).add([Bad(1, "a.png", "empty file", 2)])
+    UnreadableImages(out / "bad_images.jsonl", size=1000).add([Unreadable(1, "a.png", "empty file", 2)])
     batch = Batch((torch.full((2, 3, 32, 32), float("nan")),), torch.arange(2))
     assert save_bad_step(out, objective(), [(torch.arange(2), batch)], step=3, progress=0.5)
     shutil.copytree(out / "checkpoints" / "step-00000004", out / "checkpoints" / "rejected-step-00000004.1")
@@ -198,7 +198,7 @@ def test_a_copy_of_a_run_by_hard_links_does_not_change_when_the_run_goes_on(fini
         metrics = MetricsLog(folder / "metrics.jsonl", 4)
         metrics.write(5, {"loss": 1.0})
         metrics.close()
-        BadImages(folder / "bad_images.jsonl", size=1000).add([Bad(7, "b.png", "empty file", 2)])
+        UnreadableImages(folder / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
     after = contents(copy)
     assert {name for name in before if before[name] != after[name]} <= {"run.lock"}  # which was entered itself
     assert (folder / "run.lock").stat().st_nlink == 1
@@ -215,7 +215,7 @@ def test_links_that_are_put_in_the_way_while_a_run_trains_are_not_followed(tmp_p
         return {"eval/mean/knn": 0.5}
 
     config = TrainConfig(out=tmp_path / "run", **DEFAULTS)
-    pretrain(objective(), source(), Light(32), config, start(threads=1), evaluate)
+    pretrain(objective(), source(), CropFlip(32), config, start(threads=1), evaluate)
     assert target.read_bytes() == SECRET
     assert stat.S_ISREG((tmp_path / "run" / "cost.json").lstat().st_mode)
     assert files.misplaced(tmp_path / "run") == ["report.md"]
@@ -226,7 +226,7 @@ def test_what_is_appended_to_is_opened_without_following_a_link(tmp_path, caplog
         (tmp_path / name).symlink_to(tmp_path / "new")
     with pytest.raises(OSError, match="symbolic links"):
         MetricsLog(tmp_path / "metrics.jsonl", 0)
-    BadImages(tmp_path / "bad_images.jsonl", size=1000).add([Bad(7, "b.png", "empty file", 2)])
+    UnreadableImages(tmp_path / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
     assert "Too many levels of symbolic links; the bad images since then wait" in caplog.text
     assert not (tmp_path / "new").exists()
 

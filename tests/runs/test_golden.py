@@ -25,7 +25,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.folder import load_backbone
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,7 +38,7 @@ def train(out: Path) -> None:
     source = ArraySource(pixels, name="noise", fingerprint="noise", labels=Labels(np.arange(16) % 4, None, ""))
     given = {"epochs": 4.0, "batch_size": 8, "lr": 1e-3, "clip": 1.0, "log_every": 1, "save_every": LEFT, "threads": 1}
     backbone = ViT(ViTConfig(image_size=16, patch_size=4, width=8, depth=2, heads=2))
-    pretrain(MPP(backbone), source, Light(16), TrainConfig(out=out, resume=True, **given), start(threads=1))
+    pretrain(MPP(backbone), source, CropFlip(16), TrainConfig(out=out, resume=True, **given), start(threads=1))
 
 
 def hashed(tensors: dict[str, torch.Tensor]) -> str:

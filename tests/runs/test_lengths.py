@@ -23,7 +23,7 @@ from sslvit.processes.collectives import start
 from sslvit.reports.run import write_report
 from sslvit.storage import checkpoint, sealed
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 from sslvit.weights.folder import load_backbone
 from sslvit.weights.foreign.open import open_backbone
 from sslvit.weights.info import about
@@ -57,7 +57,7 @@ def stop_at(out: Path, step: int, **changes) -> None:
     made = objective()
     made.__class__ = Asking
     with pytest.raises(Preempted):
-        pretrain(made, source(), Light(32), config, start(threads=1))
+        pretrain(made, source(), CropFlip(32), config, start(threads=1))
 
 
 # Longer and shorter
@@ -199,7 +199,7 @@ def test_every_recipe_that_takes_a_model_takes_a_run_that_has_not_ended(recipe, 
 
 
 def test_a_run_starts_from_one_that_has_not_ended(stopped, tmp_path, caplog):
-    run("mpp", f"{TINY} --start {stopped} --out {tmp_path / 'run'}")
+    run("mpp", f"{TINY} --init_from {stopped} --out {tmp_path / 'run'}")
     assert "taken from the checkpoint of step 3 of 4" in caplog.text
 
 

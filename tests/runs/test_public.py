@@ -31,9 +31,9 @@ SECRETS = {
     "hf_abcdefghijklmnop": "***",
 }
 KEPT = [
-    "parquet:/data/part-?.parquet", "mpp:class_token=True,target=pixels", "--spares", "tokens_and_vectors",
-    "hf:me/set:en", "spares=tokens_and_vectors", "https://host.org/set.tar", "a@b.org", "[0.1, 0.2]", "R50+B/16",
-    "1e-3", "?", "a = b",
+    "parquet:/data/part-?.parquet", "mpp:class_token=True,target=pixels", "--no_weight_decay", "tokens_and_vectors",
+    "hf:me/set:en", "no_weight_decay=tokens_and_vectors", "https://host.org/set.tar", "a@b.org", "[0.1, 0.2]",
+    "R50+B/16", "1e-3", "?", "a = b",
 ]  # fmt: skip
 LOCAL = {
     "folder:/home/me/secret project/flowers (20 of its 40)": "folder:flowers (20 of its 40)",

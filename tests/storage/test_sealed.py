@@ -36,7 +36,7 @@ from sslvit.processes.collectives import start
 from sslvit.reports.run import Run, as_markdown
 from sslvit.storage import checkpoint, durable, sealed
 from sslvit.training.bad_steps import replay
-from sslvit.views.pretraining import Plain
+from sslvit.views.pretraining import EvalView
 from sslvit.weights.exports.export import export
 from sslvit.weights.exports.programs import Reading
 from sslvit.weights.exports.programs import described as of_program
@@ -115,7 +115,7 @@ def settings(place: Path) -> Case:
 
 def measured(place: Path) -> Case:
     config = ComparisonConfig(
-        data="shapes:n=300", out=place, methods=("supervised", "mpp"), fractions=(0.1,), budget="operations"
+        data="shapes:n=300", out=place, methods=("supervised", "mpp"), fractions=(0.1,), budget="flops"
     )
     for method, flops in (("supervised", 123456789.5), ("mpp", 23456789.25)):
         durable.make_folder(place / "measured" / f"{method}-dry_run")
@@ -126,7 +126,7 @@ def measured(place: Path) -> Case:
 
 def features(place: Path) -> Case:
     backbone = vit(image_size=16)
-    given = {"backbone": backbone, "source": source(), "view": Plain(16), "accelerator": start(threads=1)}
+    given = {"backbone": backbone, "source": source(), "view": EvalView(16), "accelerator": start(threads=1)}
 
     def read() -> Any:
         found = stored(place / "kept", **given)

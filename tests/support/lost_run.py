@@ -19,13 +19,13 @@ from tiny_run import DEFAULTS, objective
 from torch.utils.data import get_worker_info
 
 from sslvit import train
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.readers.folders import FileStore
 from sslvit.data.spec import open_source
 from sslvit.processes.collectives import start_run
 from sslvit.storage import checkpoint
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 read, really_save, backward = FileStore.read, checkpoint.save, train.backward
 
@@ -65,8 +65,8 @@ def main() -> None:
     config = TrainConfig(out=Path(sys.argv[2]), **(DEFAULTS | given))
     accelerator = start_run(config)
     source = open_source(f"folder:{sys.argv[1]}", image_size=32, cache=False)
-    train.pretrain(objective(), source, Light(32), config, accelerator)
+    train.pretrain(objective(), source, CropFlip(32), config, accelerator)
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

@@ -17,7 +17,7 @@ from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.objectives.supervised import Supervised
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 
 def vit(seed: int, **changes) -> ViT:
@@ -43,7 +43,7 @@ OBJECTIVES = {
     "mpp-pixels": Case(lambda seed: MPP(vit(seed), target="pixels", seed=seed)),
     "mae": Case(lambda seed: MAE(vit(seed, position="sincos_mae"), **DECODER, seed=seed)),
     "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
-    "moco_v3-in-parts": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, parts=2), views=(16, 16)),
+    "moco_v3-in-chunks": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, chunks=2), views=(16, 16)),
     "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
@@ -73,5 +73,7 @@ class Views:
         self.calls += 1
         if self.calls == self.broken_at:
             raise DataError("the machine stopped here")
-        views = (Light(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views))
+        views = (
+            CropFlip(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views)
+        )
         return tuple(views)

@@ -12,7 +12,7 @@ TRAINING = {
     "mpp": TINY,
     "mae": f"{TINY} --decoder 16 1 2",
     "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
-    "dino": f"{TINY} --held_epochs 0 --crops 2 8 --head 32 16 64",
+    "dino": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
     "supervised": TINY,
 }
 
@@ -24,4 +24,4 @@ def run(recipe: str, words: str, **names: object) -> None:
     main.__globals__.update(names)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", [recipe, *words.split()])
-        program["at_the_door"](main)
+        program["run_cli"](main)

@@ -14,7 +14,7 @@ import torch
 from objectives_zoo import OBJECTIVES, Views
 from torch import nn
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.spec import ArraySource
@@ -70,4 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    at_the_door(main)
+    run_cli(main)

@@ -19,7 +19,7 @@ from sslvit.errors import Preempted
 from sslvit.processes.collectives import rank, start
 from sslvit.train import pretrain
 from sslvit.training.cost import IMAGES
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 PASS = 32  # images: four steps
 
@@ -32,11 +32,11 @@ class Views:
 
     def __call__(self, pixels, key, extents):
         if len(key) == IMAGES:  # not a step: a step's operations are counted
-            return Light(32)(pixels, key, extents)
+            return CropFlip(32)(pixels, key, extents)
         self.keys.append(key.clone())
         if len(self.keys) == self.stop_at:
             signal.raise_signal(signal.SIGTERM)
-        return Light(32)(pixels, key, extents)
+        return CropFlip(32)(pixels, key, extents)
 
 
 def stream_run(accelerator: Accelerator, spec: str, out: Path, stop_at: int | None = None, **changes) -> torch.Tensor:

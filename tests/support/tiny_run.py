@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.spec import ArraySource
@@ -22,7 +22,7 @@ from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 STEPS = 16
 DEFAULTS = {"epochs": 4.0, "batch_size": 8, "lr": 1e-3, "clip": 1.0, "log_every": 1, "save_every": 3, "threads": 1}
@@ -42,7 +42,7 @@ def objective() -> MPP:
 def tiny_run(out: Path, **changes) -> None:
     config = TrainConfig(out=out, **(DEFAULTS | changes))
     accelerator = start(config.precision, threads=config.threads)
-    pretrain(objective(), source(), Light(32), config, accelerator)
+    pretrain(objective(), source(), CropFlip(32), config, accelerator)
 
 
 def losses(out: Path) -> list[dict]:
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    at_the_door(main)
+    run_cli(main)

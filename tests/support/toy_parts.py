@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslvit.experiments.jobs import Part
+from sslvit.experiments.jobs import Job
 
 TOY = """
 import os, sys, time
@@ -19,12 +19,12 @@ product.with_suffix(".new").replace(product)
 """
 
 
-def toys(out: Path) -> list[Part]:
+def toys(out: Path) -> list[Job]:
     """Two that come first, and four that need one of them."""
 
-    def toy(name: str, *needs: str) -> Part:
+    def toy(name: str, *needs: str) -> Job:
         words = (str(out / name), str(out / "started.txt"), *(str(out / need) for need in needs))
-        return Part(name, "toy", words, out / name, needs)
+        return Job(name, "toy", words, out / name, needs)
 
     first = [toy("a"), toy("b")]
     return [toy(f"{need}-{i}", need) for need in ("a", "b") for i in range(2)] + first

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from toy_parts import toys
 
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.experiments.jobs import work_on
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    at_the_door(lambda: work_on(toys(out), out, out, jobs=2, devices=0))
+    run_cli(lambda: work_on(toys(out), out, out, jobs=2, devices=0))

@@ -12,7 +12,7 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP
 from sslvit.training.cost import IMAGES, counting, flops_per_image, peak_memory
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_the_operations_of_a_step_are_those_of_its_matrix_products():
     d, depth, patch, channels = 32, 3, 8, 3
     n = (32 // patch) ** 2
     objective = MPP(ViT(ViTConfig(image_size=32, patch_size=patch, width=d, depth=depth, heads=2)))
-    found = flops_per_image(objective, Light(32), source().read(torch.arange(8).numpy()), CPU)
+    found = flops_per_image(objective, CropFlip(32), source().read(torch.arange(8).numpy()), CPU)
     tokens = n + 1
     block = 2 * tokens * d * (3 * d + d + 4 * d + 4 * d)  # qkv, projection, and the two layers of the MLP
     head, embedding = 2 * (n // 2) * d * 512, 2 * n * patch * patch * channels * d
@@ -50,7 +50,7 @@ def test_attention_is_two_products_forward_and_five_back(case):
 def test_counting_changes_neither_the_objective_nor_the_run(tmp_path):
     objective = tiny_objective()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    flops_per_image(objective, Light(32), source().read(torch.arange(IMAGES).numpy()), CPU)
+    flops_per_image(objective, CropFlip(32), source().read(torch.arange(IMAGES).numpy()), CPU)
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     assert all(parameter.grad is None for parameter in objective.parameters())
 

@@ -21,7 +21,7 @@ from sslvit.train import pretrain
 from sslvit.training import optim
 from sslvit.training.guard import OVERFLOWS
 from sslvit.training.watch import REMEMBERED, Watch
-from sslvit.views.pretraining import Light
+from sslvit.views.pretraining import CropFlip
 
 
 class Steady(Objective):
@@ -43,7 +43,7 @@ class Steady(Objective):
 
 def steady_run(out: Path, made: Steady, accelerator: Accelerator | None = None, **changes) -> list[dict]:
     config = TrainConfig(out=out, **(DEFAULTS | {"clip": 0.0} | changes))
-    pretrain(made, source(), Light(32), config, accelerator or start(threads=1))
+    pretrain(made, source(), CropFlip(32), config, accelerator or start(threads=1))
     return losses(out)
 
 
@@ -98,7 +98,7 @@ def test_seconds_hold_no_evaluation(tmp_path):
         return {"eval/mean/x": 0.0}
 
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"evaluate_every": 1.0}))
-    pretrain(objective(), source(), Light(32), config, start(threads=1), evaluate)
+    pretrain(objective(), source(), CropFlip(32), config, start(threads=1), evaluate)
     assert len(began) == 5  # before the first step, and after each pass
     training = sum(after - before for before, after in zip(ended, began[1:], strict=False))
     seconds = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]

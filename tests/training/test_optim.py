@@ -26,12 +26,12 @@ def objective() -> MPP:
 
 
 @pytest.mark.parametrize(
-    ("spares", "expected"), [("tokens_and_vectors", KERNELS), ("vectors", KERNELS | TOKENS), ("nothing", None)]
+    ("no_weight_decay", "expected"), [("tokens_and_vectors", KERNELS), ("vectors", KERNELS | TOKENS), ("nothing", None)]
 )
-def test_what_is_spared_is_what_the_papers_code_spares(spares, expected):
+def test_what_is_spared_is_what_the_papers_code_spares(no_weight_decay, expected):
     mpp = objective()
     names = {id(p): name for name, p in mpp.named_parameters()}
-    decayed, spared = parameter_groups(mpp, 0.1, spares=spares)
+    decayed, spared = parameter_groups(mpp, 0.1, no_weight_decay=no_weight_decay)
     assert {names[id(p)] for p in decayed["params"]} == (set(names.values()) if expected is None else expected)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     assert (decayed["decays"], spared["decays"]) == (True, False)
@@ -40,14 +40,14 @@ def test_what_is_spared_is_what_the_papers_code_spares(spares, expected):
 def test_a_two_dimensional_bias_is_a_bias_to_the_papers_that_look_at_names():
     module = torch.nn.ModuleDict({"layer": torch.nn.Module()})
     module["layer"].bias = torch.nn.Parameter(torch.zeros(2, 2))
-    assert [len(group["params"]) for group in parameter_groups(module, 0.1, spares="vectors")] == [0, 1]
+    assert [len(group["params"]) for group in parameter_groups(module, 0.1, no_weight_decay="vectors")] == [0, 1]
 
 
-@pytest.mark.parametrize("spares", ["tokens_and_vectors", "vectors", "nothing"])
-def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one(spares):
+@pytest.mark.parametrize("no_weight_decay", ["tokens_and_vectors", "vectors", "nothing"])
+def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one(no_weight_decay):
     mpp = objective()
     mpp.backbone.patch_embed.requires_grad_(False)
-    decayed, spared = parameter_groups(mpp, 0.1, spares=spares)
+    decayed, spared = parameter_groups(mpp, 0.1, no_weight_decay=no_weight_decay)
     every = [*decayed["params"], *spared["params"]]
     assert {id(p) for p in every} == {id(p) for p in mpp.parameters() if p.requires_grad}
     assert len(every) == len({id(p) for p in every})
@@ -94,14 +94,14 @@ def test_positions_in_attention_and_mask_tokens_are_spared_with_the_tokens():
     for objective, name in ((relative, "backbone.relative_embed"), (masked, "mask_token")):
         parameter = objective.get_parameter(name)
         assert parameter.ndim == 3
-        for spares, spared in (("tokens_and_vectors", True), ("vectors", False), ("nothing", False)):
-            decayed, kept = parameter_groups(objective, 0.1, spares=spares)
-            assert any(p is parameter for p in (kept if spared else decayed)["params"]), (name, spares)
+        for no_weight_decay, spared in (("tokens_and_vectors", True), ("vectors", False), ("nothing", False)):
+            decayed, kept = parameter_groups(objective, 0.1, no_weight_decay=no_weight_decay)
+            assert any(p is parameter for p in (kept if spared else decayed)["params"]), (name, no_weight_decay)
 
 
 def test_an_unknown_custom_is_refused():
     with pytest.raises(ValueError, match="everything"):
-        parameter_groups(objective(), 0.1, spares="everything")
+        parameter_groups(objective(), 0.1, no_weight_decay="everything")
 
 
 def test_decay_is_multiplied_by_the_learning_rate():

@@ -68,9 +68,9 @@ def vit(data: str, seed: int, **changes) -> ViT:
 
 
 VIEWS = {
-    DINO: pretraining.DINO(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
-    MoCoV3: pretraining.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
-    SimSiam: pretraining.MoCoV3(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    DINO: pretraining.MultiCrop(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
+    MoCoV3: pretraining.ContrastivePair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    SimSiam: pretraining.ContrastivePair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
 }
 
 
@@ -79,7 +79,7 @@ def run(
 ) -> Iterator[dict[str, float]]:
     """Trains as the loop does; yields each step's metrics."""
     pixels, labels = images(data)
-    view = VIEWS.get(type(objective), pretraining.Light(SIZE))
+    view = VIEWS.get(type(objective), pretraining.CropFlip(SIZE))
     optimizer = optim.adamw(optim.parameter_groups(objective, weight_decay), (0.9, 0.999))
     for step in range(steps):
         ids = rng.permutation(rng.key(seed, "order", step), IMAGES)[:BATCH]
@@ -88,7 +88,7 @@ def run(
         seen = view(pixels[ids], rng.key(seed, "views", step, ids))
         loss, metrics = objective(Batch(seen, rng.key(seed, step, torch.arange(BATCH)), labels[ids]), step / steps)
         loss.backward()
-        for parameter in objective.held(step / steps) if isinstance(objective, DINO) else ():
+        for parameter in objective.frozen_parameters(step / steps) if isinstance(objective, DINO) else ():
             parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()
@@ -145,7 +145,7 @@ COLLAPSES: dict[str, tuple[Callable[[str, int], Objective], dict[str, float], se
         {"teacher_information"},
     ),
     "DINO without centring": (
-        partial(dino, centre_momentum=1.0, momentum=0.9, hidden=128, bottleneck=32),
+        partial(dino, center_momentum=1.0, momentum=0.9, hidden=128, bottleneck=32),
         {"lr": 1e-3},
         {"teacher_outputs", "teacher_information"},
     ),

@@ -15,7 +15,7 @@ from started import draw_images, one, ranks, said, two, until_step, within
 from stopped_worker import TIMEOUT, one_moment
 from tiny_run import fingerprint, losses
 
-from sslvit.data.loader import row
+from sslvit.data.loader import sample_ids
 from sslvit.storage import checkpoint
 
 pytestmark = pytest.mark.processes
@@ -90,7 +90,7 @@ def test_five_workers_that_are_killed_at_any_time(images, tmp_path):
 @within(2)  # of which a second is for what a loaded machine takes
 def test_a_worker_that_hangs_is_noticed_within_the_timeout_and_a_second_with_its_file(images, tmp_path, limit):
     out = tmp_path / "run"
-    late = int(row(0, 32, 24, 32)[0][0])  # of the fourth step: three are in the log when training begins to wait
+    late = int(sample_ids(0, 32, 24, 32)[0][0])  # of the fourth step: three are in the log when training begins to wait
     slow = {"SLOW_IMAGE": str(late), "SLOW_SECONDS": "60"}
     process = one(images, out, "workers=2", "timeout=4", **slow)
     log, last = out / "metrics.jsonl", time.time()

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 from sslvit import rng
 from sslvit.views import operations
 from sslvit.views.randaugment import STYLES, WARPS, RandAugment
-from sslvit.views.supervised import Supervised
+from sslvit.views.supervised import SupervisedView
 
 
 def pictures(count: int = 4, size: tuple[int, int] = (40, 48)) -> torch.Tensor:
@@ -221,9 +221,9 @@ def test_layers_follow_one_another():
 @pytest.mark.parametrize("channels", [2, 5])
 def test_saturation_of_other_than_one_or_three_channels_is_refused_whatever_is_drawn(channels):
     pixels, key = torch.zeros(1, channels, 8, 8, dtype=torch.uint8), rng.key(0, torch.arange(1))
-    for view in (Supervised.deit(8), Supervised.plain_vit(8)):
+    for view in (SupervisedView.deit(8), SupervisedView.plain_vit(8)):
         with pytest.raises(
             ValueError, match=rf"RandAugment's saturation means nothing on {channels} channels \(1 or 3\)"
         ):
             view(pixels, key)
-    Supervised(8, erase=1.0)(pixels, key)
+    SupervisedView(8, erase=1.0)(pixels, key)

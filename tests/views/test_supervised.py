@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.views.supervised import MEAN, STD, Erasing, Supervised, draw_erasing, erase_, normal
+from sslvit.views.supervised import MEAN, STD, Erasing, SupervisedView, draw_erasing, erase_, normal
 
 
 def test_erased_boxes_are_distributed_as_torchvisions():
@@ -47,6 +47,6 @@ def test_the_noise_is_normal_and_how_much_of_it_is_no_colour():
 
 
 def test_the_two_recipes_crop_from_their_smallest_area():
-    assert Supervised.deit(224).scale == (0.08, 1.0)
-    assert Supervised.plain_vit(224).scale == (0.05, 1.0)
-    assert Supervised.plain_vit(224).erase == 0
+    assert SupervisedView.deit(224).scale == (0.08, 1.0)
+    assert SupervisedView.plain_vit(224).scale == (0.05, 1.0)
+    assert SupervisedView.plain_vit(224).erase == 0

@@ -15,17 +15,24 @@ from sslvit import rng
 from sslvit.config import ImagesConfig
 from sslvit.views import batching
 from sslvit.views.crop import Crop, draw_crop
-from sslvit.views.pretraining import DINO, Distorted, Light, MoCoV3, Plain, evaluation
-from sslvit.views.supervised import Supervised
+from sslvit.views.pretraining import (
+    ContrastivePair,
+    ContrastiveView,
+    CropFlip,
+    EvalView,
+    MultiCrop,
+    eval_view,
+)
+from sslvit.views.supervised import SupervisedView
 
 VIEWS = {
-    "light": lambda size: Light(size),
-    "moco_v3": lambda size: MoCoV3(size),
-    "dino": lambda size: DINO(size, size // 2, small=2),
-    "deit": lambda size: Supervised.deit(size),
-    "plain_vit": lambda size: Supervised.plain_vit(size),
-    "plain": lambda size: Plain(size),
-    "centre": lambda size: Plain(size, resize=size + 5),
+    "light": lambda size: CropFlip(size),
+    "moco_v3": lambda size: ContrastivePair(size),
+    "dino": lambda size: MultiCrop(size, size // 2, small=2),
+    "deit": lambda size: SupervisedView.deit(size),
+    "plain_vit": lambda size: SupervisedView.plain_vit(size),
+    "plain": lambda size: EvalView(size),
+    "centre": lambda size: EvalView(size, resize=size + 5),
 }
 
 
@@ -81,7 +88,7 @@ def test_probabilities_and_sigmas_are_moco_v3s():
     count = 20_000
     extents = torch.tensor([32, 32]).expand(count, 2)
     for number, blur, solarise in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
-        draw = MoCoV3(32).views[number].draw(rng.fold(keys(count), "view", number), extents)
+        draw = ContrastivePair(32).views[number].draw(rng.fold(keys(count), "view", number), extents)
         assert stats.kstest(draw.sigma, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
         for flags, expected in (
             (draw.blur, blur),
@@ -101,7 +108,9 @@ DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | 
 
 
 @pytest.mark.parametrize(
-    ("views", "chances"), [(MoCoV3(32), MOCO_V3_PAIR), (DINO(32, 16, small=2), DINO_CROPS)], ids=["moco_v3", "dino"]
+    ("views", "chances"),
+    [(ContrastivePair(32), MOCO_V3_PAIR), (MultiCrop(32, 16, small=2), DINO_CROPS)],
+    ids=["moco_v3", "dino"],
 )
 def test_two_augmentations_happen_together_as_often_as_the_product_of_their_probabilities(views, chances):
     """Of one view and of different views of an image, in 40,000 images; sigma, too, knows nothing of what is chosen."""
@@ -126,7 +135,7 @@ def test_two_augmentations_happen_together_as_often_as_the_product_of_their_prob
 
 
 def test_flipping_and_erasing_happen_together_as_often_as_the_product_of_deits_probabilities():
-    count, view = 40_000, Supervised.deit(32)
+    count, view = 40_000, SupervisedView.deit(32)
     draw = view.draw(rng.fold(keys(count), "view", 0), torch.tensor([32, 32]).expand(count, 2))
     for together, product in (
         (draw.crop.flip & draw.erasing.chosen, 0.125),
@@ -141,7 +150,7 @@ def test_no_two_of_ten_thousand_draws_are_equal():
     draws = [
         view.draw(rng.fold(keys(1000, epoch), "view", number), extents)
         for epoch in range(5)
-        for number, view in enumerate((Distorted(224), Distorted(224)))
+        for number, view in enumerate((ContrastiveView(224), ContrastiveView(224)))
     ]
     assert len(torch.cat([rows(draw) for draw in draws]).unique(dim=0)) == 10_000
     factors = torch.cat([draw.jitter.factors for draw in draws])
@@ -218,10 +227,10 @@ def test_views_are_floats_in_0_1_of_their_size(name):
 
 def test_epochs_and_views_differ_and_a_key_repeats():
     pixels = pictures(8, 3, 32, 32)
-    first, second = MoCoV3(32)(pixels, keys(8))
+    first, second = ContrastivePair(32)(pixels, keys(8))
     assert not torch.equal(first, second)
-    assert torch.equal(first, MoCoV3(32)(pixels, keys(8))[0])
-    assert not torch.equal(first, MoCoV3(32)(pixels, keys(8, epoch=1))[0])
+    assert torch.equal(first, ContrastivePair(32)(pixels, keys(8))[0])
+    assert not torch.equal(first, ContrastivePair(32)(pixels, keys(8, epoch=1))[0])
 
 
 # What a view is made of
@@ -230,7 +239,7 @@ def test_epochs_and_views_differ_and_a_key_repeats():
 @pytest.mark.parametrize(("size", "number"), [(32, 0), (32, 1), (96, 0), (64, 1)])
 def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
     """Float images, the drawn parameters, one sample at a time."""
-    view = MoCoV3(size).views[number]
+    view = ContrastivePair(size).views[number]
     view = dataclasses.replace(view, solarise=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
     pixels, extents = pictures(24, 3, 80, 100), torch.tensor([80, 100]).expand(24, 2)
     draw = view.draw(rng.fold(keys(24), "view", number), extents)
@@ -260,7 +269,7 @@ def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
 
 def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
     """Which truncates after each of its seven operations: below 3/255 in the mean, on smooth pictures."""
-    view = MoCoV3(64).views[0]
+    view = ContrastivePair(64).views[0]
     noise = torch.rand(16, 3, 12, 15, generator=torch.Generator().manual_seed(0))
     pixels = (F.resize(noise, [80, 100], antialias=True) * 255).to(torch.uint8)
     draw = view.draw(keys(16), torch.tensor([80, 100]).expand(16, 2))
@@ -281,11 +290,11 @@ def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
 
 def test_a_wide_view_is_torchvisions_whose_boxes_know_nothing_of_its_shape():
     """RandomResizedCrop((h, w)) draws boxes of 3:4 to 4:3, and resizes them to h x w."""
-    pixels, view = pictures(64, 3, 90, 120), Light((16, 40), ratio=(3 / 4, 4 / 3))
+    pixels, view = pictures(64, 3, 90, 120), CropFlip((16, 40), ratio=(3 / 4, 4 / 3))
     crop = view.draw(keys(64), torch.tensor([90, 120]).expand(64, 2))
     ours = view.apply(pixels, crop)
     assert ours.shape == (64, 3, 16, 40)
-    square = Light(32).draw(keys(64), torch.tensor([90, 120]).expand(64, 2))
+    square = CropFlip(32).draw(keys(64), torch.tensor([90, 120]).expand(64, 2))
     assert all(torch.equal(a, b) for a, b in zip(crop, square, strict=True))
     assert 0.73 < (crop.width / crop.height).min() < (crop.width / crop.height).max() < 1.37
     for row, pixel in enumerate(pixels):
@@ -295,7 +304,7 @@ def test_a_wide_view_is_torchvisions_whose_boxes_know_nothing_of_its_shape():
 
 
 def test_dino_gives_two_large_views_and_the_small_ones():
-    view = DINO(64, 32, small=3, scale=(0.25, 1.0), small_scale=(0.05, 0.25))
+    view = MultiCrop(64, 32, small=3, scale=(0.25, 1.0), small_scale=(0.05, 0.25))
     views = view(pictures(2, 3, 80, 80), keys(2))
     assert [images.shape[-1] for images in views] == [64, 64, 32, 32, 32]
     assert [v.blur for v in view.views] == [1.0, 0.1, 0.5, 0.5, 0.5]
@@ -305,30 +314,32 @@ def test_dino_gives_two_large_views_and_the_small_ones():
 
 def test_plain_views_of_the_right_size_are_the_pixels():
     pixels = pictures(3, 3, 32, 32)
-    assert torch.equal(Plain(32)(pixels, keys(3))[0], pixels / 255)
-    assert torch.equal(Plain(32, resize=32)(pixels, keys(3))[0], pixels / 255)
+    assert torch.equal(EvalView(32)(pixels, keys(3))[0], pixels / 255)
+    assert torch.equal(EvalView(32, resize=32)(pixels, keys(3))[0], pixels / 255)
     canvas = pictures(3, 3, 40, 40)
-    assert torch.equal(Plain(32)(canvas, keys(3), torch.full((3, 2), 32))[0], canvas[:, :, :32, :32] / 255)
+    assert torch.equal(EvalView(32)(canvas, keys(3), torch.full((3, 2), 32))[0], canvas[:, :, :32, :32] / 255)
 
 
 def test_a_light_view_of_two_channels_or_five_is_the_same_crop_of_each():
     pixels = pictures(4, 3, 40, 40)
-    (three,) = Light(32)(pixels, keys(4))
-    (five,) = Light(32)(torch.cat([pixels, pixels[:, :2]], 1), keys(4))
+    (three,) = CropFlip(32)(pixels, keys(4))
+    (five,) = CropFlip(32)(torch.cat([pixels, pixels[:, :2]], 1), keys(4))
     assert torch.equal(five, torch.cat([three, three[:, :2]], 1))
 
 
 def test_colours_that_five_channels_do_not_have_are_refused_by_name():
     pixels = pictures(2, 5, 40, 40)
     with pytest.raises(ValueError, match="saturation and hue and grey mean nothing on 5 channels"):
-        MoCoV3(32)(pixels, keys(2))
-    view = Distorted(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarise=0.2)
+        ContrastivePair(32)(pixels, keys(2))
+    view = ContrastiveView(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarise=0.2)
     assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
 
 
-@pytest.mark.parametrize(("views", "sizes"), [(MoCoV3(32), (32, 32)), (DINO(32, 16, small=2), (32, 32, 16, 16))])
+@pytest.mark.parametrize(
+    ("views", "sizes"), [(ContrastivePair(32), (32, 32)), (MultiCrop(32, 16, small=2), (32, 32, 16, 16))]
+)
 def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise_the_same(views, sizes):
-    pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, colour=False)
+    pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, color=False)
     made = plain(pixels, keys(4))
     assert [view.shape for view in made] == [(4, 5, size, size) for size in sizes]
     for with_colour, without in zip(views.views, plain.views, strict=True):
@@ -338,15 +349,15 @@ def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise
 def test_what_is_not_a_batch_is_refused_with_its_shape():
     pixels, key = pictures(2, 3, 8, 8), keys(2)
     with pytest.raises(ValueError, match="float32"):
-        Light(8)(pixels / 255, key)
+        CropFlip(8)(pixels / 255, key)
     with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
-        Light(8)(pixels[0], key)
+        CropFlip(8)(pixels[0], key)
     with pytest.raises(ValueError, match="2 images need as many keys"):
-        MoCoV3(8)(pixels, keys(3))
+        ContrastivePair(8)(pixels, keys(3))
     with pytest.raises(ValueError, match="leave the canvas"):
-        Plain(8)(pixels, key, torch.tensor([[8, 9], [8, 8]]))
+        EvalView(8)(pixels, key, torch.tensor([[8, 9], [8, 8]]))
     with pytest.raises(ValueError, match="leaves no centre"):
-        Plain(8, resize=7)(pixels, key)
+        EvalView(8, resize=7)(pixels, key)
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -372,9 +383,9 @@ def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as
     picture = steps(height, width)
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     theirs = v2.CenterCrop(224)(resize(picture.double() / 255)).clamp(0, 1)
-    (ours,) = evaluation(224)(picture[None], keys(1))
+    (ours,) = eval_view(224)(picture[None], keys(1))
     assert (ours[0] - theirs).abs().max() < 2e-3
-    (squeezed,) = evaluation(224, 0)(picture[None], keys(1))
+    (squeezed,) = eval_view(224, 0)(picture[None], keys(1))
     whole = v2.functional.resize(picture.double() / 255, [224, 224], v2.InterpolationMode.BICUBIC, antialias=True)
     assert (squeezed[0] - whole.clamp(0, 1)).abs().max() < 2e-3
 
@@ -382,24 +393,24 @@ def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as
 @pytest.mark.parametrize(("size", "wanted"), [(224, 256), (192, 219), (384, 438), (97, 110), (96, 96), (32, 32)])
 def test_0875_of_the_shorter_side_is_kept_above_96_pixels_and_all_of_it_up_to_there(size, wanted):
     """219 and 438 are DeiT's int(256 / 224 * size)."""
-    assert evaluation(size) == Plain(size, resize=(wanted, wanted))
+    assert eval_view(size) == EvalView(size, resize=(wanted, wanted))
 
 
 @pytest.mark.parametrize("side", [28, 32, 64, 96])
 def test_thumbnails_of_the_size_are_evaluated_as_they_are(side):
     pixels = pictures(3, 3, side, side)
-    assert torch.equal(evaluation(side)(pixels, keys(3))[0], pixels / 255)
+    assert torch.equal(eval_view(side)(pixels, keys(3))[0], pixels / 255)
 
 
 def test_a_crop_of_one_keeps_the_centre_square_of_an_oblong_picture():
     picture = steps(40, 60)
-    (ours,) = evaluation(40, 1)(picture[None], keys(1))
+    (ours,) = eval_view(40, 1)(picture[None], keys(1))
     assert torch.equal(ours[0], picture[:, :, 10:50] / 255)
 
 
 def test_an_oblong_size_is_covered_by_the_smallest_picture_that_does():
     picture = steps(100, 100)
-    (ours,) = evaluation((25, 50), 1)(picture[None], keys(1))
+    (ours,) = eval_view((25, 50), 1)(picture[None], keys(1))
     theirs = F.center_crop(
         F.resize(picture.double() / 255, [50, 50], F.InterpolationMode.BICUBIC, antialias=True), [25, 50]
     )
@@ -409,7 +420,7 @@ def test_an_oblong_size_is_covered_by_the_smallest_picture_that_does():
 @pytest.mark.parametrize("kept", [-0.1, 0.01, 1.1, 224.0, math.nan])
 def test_what_is_no_share_of_a_side_is_refused(kept):
     with pytest.raises(ValueError, match=r"--eval_crop is .*from 0\.1 to 1, or 0"):
-        evaluation(224, kept)
+        eval_view(224, kept)
 
 
 # How large a canvas the smallest crops need
@@ -418,12 +429,12 @@ def test_what_is_no_share_of_a_side_is_refused(kept):
 @pytest.mark.parametrize(
     ("view", "size", "share"),
     [
-        (Light(224), 224, 0.2),
-        (MoCoV3(224), 224, 0.08),
-        (DINO(224, 96), 96, 0.05),
-        (DINO(224, 32), 224, 0.4),
-        (Supervised(224), 224, 0.05),
-        (Supervised.deit(224), 224, 0.08),
+        (CropFlip(224), 224, 0.2),
+        (ContrastivePair(224), 224, 0.08),
+        (MultiCrop(224, 96), 96, 0.05),
+        (MultiCrop(224, 32), 224, 0.4),
+        (SupervisedView(224), 224, 0.05),
+        (SupervisedView.deit(224), 224, 0.08),
     ],
 )
 def test_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels_on_the_canvas_that_the_view_asks_for(
@@ -445,11 +456,11 @@ def test_an_8_percent_crop_of_a_large_photograph_is_nearly_as_sharp_as_torchvisi
     top, left, height, width = box = (300, 500, 350, 450)  # 8.2 %
     theirs = F.resized_crop(picture.double() / 255, *box, [224, 224], F.InterpolationMode.BICUBIC, antialias=True)
     steps = {}
-    for canvas in (None, Light(224, scale=(0.08, 1.0)).canvas, 1600):
+    for canvas in (None, CropFlip(224, scale=(0.08, 1.0)).canvas, 1600):
         samples = ImagesConfig(data=str(tmp_path), canvas=canvas).source().read(np.arange(1))
         scale = samples.extents[0, 1].item() / 1600
         part = [torch.tensor([round(scale * x)]) for x in (top, left, height, width)]
-        (ours,) = Light(224).apply(samples.pixels, Crop(*part, flip=torch.tensor([False])))
+        (ours,) = CropFlip(224).apply(samples.pixels, Crop(*part, flip=torch.tensor([False])))
         steps[canvas] = (ours.diff(dim=-1).abs().mean() / theirs.clamp(0, 1).diff(dim=-1).abs().mean()).item()
         if canvas == 1600:  # nothing is reduced
             assert (ours - theirs.clamp(0, 1)).abs().max() < 2e-3

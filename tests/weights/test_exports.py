@@ -26,7 +26,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from transformers import AutoImageProcessor, AutoModel
 
 from sslvit.__main__ import main
-from sslvit.cli import at_the_door
+from sslvit.cli import run_cli
 from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.readout import Classifier, read
 from sslvit.models.resnet import BiT, BiTConfig
@@ -421,8 +421,8 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, monkeypatch):
 @pytest.mark.processes
 def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch, tmp_path):
     program = (
-        "from sslvit.cli import at_the_door; from sslvit.weights.hub import push_to_hub\n"
-        "at_the_door(lambda: push_to_hub('model', 'nobody/nothing'))"
+        "from sslvit.cli import run_cli; from sslvit.weights.hub import push_to_hub\n"
+        "run_cli(lambda: push_to_hub('model', 'nobody/nothing'))"
     )
     save_backbone(vit(), tmp_path / "model", {"readout": "cls"})
     env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
@@ -614,5 +614,5 @@ def test_a_mistaken_command_line_is_one_sentence(folder, words, code, monkeypatc
     (folder / "there" / "letter.txt").write_text("dear")
     monkeypatch.setattr(sys, "argv", ["sslvit", *words.split()])
     with pytest.raises(SystemExit) as stopped:
-        at_the_door(main)
+        run_cli(main)
     assert stopped.value.code == code

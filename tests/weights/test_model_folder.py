@@ -25,7 +25,7 @@ from sslvit.models.resnet import BiT
 from sslvit.models.vit import VARIANTS, ViT, read
 from sslvit.models.vit_config import ViTConfig
 from sslvit.storage import durable, sealed
-from sslvit.views.pretraining import evaluation
+from sslvit.views.pretraining import eval_view
 from sslvit.weights.folder import _mlp_ratio, described, load_backbone, save_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -355,6 +355,6 @@ def test_timms_own_transform_of_the_folder_shows_an_oblong_photograph_as_it_is_e
     blocks = np.random.default_rng(0).integers(64, 192, (15, 20, 3), np.uint8).repeat(10, 0).repeat(10, 1)
     seen = transform(Image.fromarray(blocks)) * torch.tensor(theirs.pretrained_cfg["std"])[:, None, None]
     seen += torch.tensor(theirs.pretrained_cfg["mean"])[:, None, None]
-    (ours,) = evaluation(side)(torch.from_numpy(blocks).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.int64))
+    (ours,) = eval_view(side)(torch.from_numpy(blocks).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.int64))
     # timm resizes uint8, which rounds twice and clips what overshoots.
     assert (ours[0] - seen).abs().max() < 2 / 255

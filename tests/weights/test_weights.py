@@ -186,7 +186,7 @@ def test_what_start_needs_to_be_told_can_be_told_to_convert_as_its_error_says(tm
         said = str(stopped.value)
         assert "(--foreign" not in said  # which no recipe that trains has
         command = re.search(rf"python -m sslvit (convert {path} (\S+) --foreign) \S+", said)
-        assert f"--start {command[2]}" in said
+        assert f"--init_from {command[2]}" in said
         monkeypatch.setattr(sys, "argv", ["sslvit", *command[1].split(), *words.split()])
         main()
         assert start_from(command[2], image_size=32, channels=3).depth in (1, 2)

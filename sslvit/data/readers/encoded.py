@@ -9,7 +9,7 @@ import torch
 from sslvit.data.image import MAX_PIXELS, BadImage, fitted, levels, measure, open_image
 from sslvit.data.levels import Levels, Span
 from sslvit.data.readers.folders import Skipped
-from sslvit.data.source import Bad, Samples, Source, check_ids, substitutes
+from sslvit.data.source import Samples, Source, Unreadable, check_ids, substitutes
 from sslvit.errors import DataError
 
 TRIES = 1000  # substitutes tried for one bad image before the set is called unusable
@@ -83,7 +83,7 @@ class EncodedSource(Source):
                 image = self.image(id)
             except BadImage as error:
                 shown[slot], image = self._substitute(id, str(error))
-                bad.append(Bad(id, self.store.where(id), str(error), int(shown[slot])))
+                bad.append(Unreadable(id, self.store.where(id), str(error), int(shown[slot])))
             _, height, width = image.shape
             pixels[slot, :, :height, :width] = image
             pixels[slot, :, height:] = 0

@@ -61,17 +61,17 @@ def is_ours(path: str | Path) -> bool:
 
 
 def start_from(folder: str, *, image_size: Size, channels: int, model: str = "") -> ViT | BiT | None:
-    """What a run goes on from that was told to --start somewhere, ours or another's that says all of itself, at its own
-    image size; None if it was not. model: what --model names beside it, if that was given."""
+    """The model given by --init_from, resized to this run's images; None without --init_from. model: what --model names
+    beside it, if that was given."""
     if not folder:
         return None
     backbone = _as_it_is(folder)
     if model not in ("", backbone.name):
         raise ValueError(
-            f"--model {model} is not the model of --start {folder}, {backbone.name}: leave one of them out"
+            f"--model {model} is not the model of --init_from {folder}, {backbone.name}: leave one of them out"
         )
     if backbone.channels != channels:
-        raise ValueError(f"--start {folder} takes images of {backbone.channels} channels, these have {channels}")
+        raise ValueError(f"--init_from {folder} takes images of {backbone.channels} channels, these have {channels}")
     if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
@@ -86,16 +86,20 @@ class HoldsClassifier(DataError):
 
 
 def _as_it_is(folder: str) -> ViT | BiT:
-    """Of --start, beside which nothing can be said of another's file; `convert` is where that can be said."""
+    """Of --init_from, beside which nothing can be said of another's file; `convert` is where that can be said."""
     command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign"
     try:
         return open_backbone(folder)[0]
     except HoldsClassifier as error:
-        raise DataError(f"{error.what}. For --start, run `{command} leave_head=true`, then say --start NEW") from error
+        raise DataError(
+            f"{error.what}. For --init_from, run `{command} leave_head=true`, then say --init_from NEW"
+        ) from error
     except DataError:
         raise
     except ValueError as error:
-        raise ValueError(f"{error}. For --start, run `{command} NAME=VALUE ...`, then say --start NEW") from error
+        raise ValueError(
+            f"{error}. For --init_from, run `{command} NAME=VALUE ...`, then say --init_from NEW"
+        ) from error
 
 
 def load_foreign(
@@ -153,14 +157,14 @@ def load_foreign(
 def mae_from(
     path: str | Path,
     *,
-    drop: float = 0.75,
+    mask_ratio: float = 0.75,
     decoder_heads: int = 16,
-    normalise_targets: bool = True,
+    norm_pix_loss: bool = True,
     part: str | None = None,
     **said: Any,
 ) -> MAE:
     """A pretraining checkpoint of MAE's official code as the objective that it was trained by, decoder included, to
-    train on or to see what it predicts. decoder_heads and normalise_targets: nothing in the file says them; the code's
+    train on or to see what it predicts. decoder_heads and norm_pix_loss: nothing in the file says them; the code's
     defaults are 16 heads, and normalised targets are the paper's better models. said: as for load_foreign."""
     backbone, _ = load_foreign(path, family="mae", part=part, **said)
     contents = files.read(path)
@@ -171,11 +175,11 @@ def mae_from(
     depth = 1 + max((int(name.split(".")[1]) for name in decoder if name.startswith("decoder_blocks.")), default=-1)
     objective = MAE(
         backbone,
-        drop=drop,
+        mask_ratio=mask_ratio,
         decoder_width=len(decoder["decoder_embed.weight"]),
         decoder_depth=depth,
         decoder_heads=decoder_heads,
-        normalise_targets=normalise_targets,
+        norm_pix_loss=norm_pix_loss,
     )
     table = decoder.pop("decoder_pos_embed", None)
     if table is not None and not torch.allclose(table[:, 1:], objective.decoder_pos_embed, atol=1e-5):
