@@ -1,0 +1,75 @@
+"""Runs of every recipe that version 0.1 left half-way, under options that have other names now, are resumed."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from recipes_run import RECIPES, run
+from safetensors.torch import load_file
+
+from sslvit.cli import parse
+from sslvit.config import configuration
+
+GOLDEN = Path(__file__).parent / "golden" / "recipes"
+SAME = "--data shapes:n=64 --batch_size 16 --save_every 4 --threads 1 --resume"
+PRETRAIN = f"--preset small {SAME} --image_size 16 --epochs 2 --warmup_epochs 0.2 --log_every 1 --model mu/8"
+# What was run was the same, with --drop, --normalise_targets, --held_epochs, --centre_momentum, --colour, --parts,
+# --smoothing, --only, --min_scale, --spares and --start.
+RUNS = {
+    "mae": ("mae", f"{PRETRAIN} --decoder 16 1 2 --mask_ratio 0.5 --no-norm_pix_loss"),
+    "dino": (
+        "dino",
+        f"{PRETRAIN} --crops 2 8 --head 16 16 64 --freeze_last_layer_epochs 0.5 --center_momentum 0.8 --no-color",
+    ),
+    "moco_v3": ("moco_v3", f"{PRETRAIN} --hidden 16 --chunks 2 --no-color"),
+    "supervised": ("supervised", f"{PRETRAIN} --label_smoothing 0.1"),
+    "mpp": ("mpp", f"{PRETRAIN} --only_classes 0 1 2 3 4 5 --smallest_crop 0.4 --no_weight_decay vectors"),
+    "mpp-init_from": ("mpp", f"{PRETRAIN} --init_from mpp/model"),
+    "finetune": ("finetune", f"{SAME} --model mpp/model --steps 8 --rates 0.1 --label_smoothing 0.1"),
+}
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_version_0_1_resumes_under_todays_names_as_it_would_have_gone_on(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(GOLDEN / "mpp" / "model", "mpp/model")
+    shutil.copytree(GOLDEN / name, "run", ignore=shutil.ignore_patterns("model"))
+    recipe, words = RUNS[name]
+    run(recipe, f"{words} --out run")
+    assert "was" not in capsys.readouterr().err  # no warning of another value
+    assert losses(Path("run")) == pytest.approx(losses(GOLDEN / name), rel=1e-5)
+    expected, weights = load_file(GOLDEN / name / "model/model.safetensors"), load_file("run/model/model.safetensors")
+    assert weights.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [
+        ("mae", "--drop 0.5 --no-normalise_targets", {"mask_ratio": 0.5, "norm_pix_loss": False}),
+        ("mae", "--drop=0.5 --spares nothing", {"mask_ratio": 0.5, "no_weight_decay": "nothing"}),
+        (
+            "mpp",
+            "--start x --only 1 2 --min-scale 0.3",
+            {"init_from": "x", "only_classes": [1, 2], "smallest_crop": 0.3},
+        ),
+        ("dino", "--held_epochs 0.1 --centre_momentum 0.5", {"freeze_last_layer_epochs": 0.1, "center_momentum": 0.5}),
+        ("moco_v3", "--no-colour --parts 2", {"color": False, "chunks": 2}),
+        ("supervised", "--smoothing 0.1", {"label_smoothing": 0.1}),
+    ],
+)
+def test_an_option_works_by_its_old_name_and_the_new_one_is_said(recipe, old, new, capsys):
+    kind = runpy.run_path(str(RECIPES / f"{recipe}.py"))["Config"]
+    config = configuration(parse(kind, args=["--data", "shapes", *old.split()]))
+    assert {name: config[name] for name in new} == new
+    notes = capsys.readouterr().err
+    assert all(f"is now --{name};" in notes.replace("--no-", "--") for name in new)
