@@ -163,7 +163,7 @@ def _summed_distances(vit: ViT, images: Tensor) -> Tensor:
     return torch.stack(rows, 1).cpu()
 
 
-def roll(below: Tensor, attention: Tensor) -> Tensor:
+def roll_out(below: Tensor, attention: Tensor) -> Tensor:
     """One layer of attention rollout (https://arxiv.org/abs/2005.00928) on the layers below: `b n n, b k n n -> b n n`.
 
     Heads are averaged. Half of each token comes through the residual connection, by the identity; the ViT paper does
@@ -186,7 +186,7 @@ def _maps(vit: ViT, images: Tensor) -> Maps:
     def look(layer: int, attention: Tensor) -> None:
         nonlocal rolled, last
         below = torch.eye(attention.shape[-1]).to(attention) if rolled is None else rolled
-        rolled, last = roll(below, attention), _seen(vit, attention, grid)
+        rolled, last = roll_out(below, attention), _seen(vit, attention, grid)
 
     watch(vit, images, look)
     return Maps(_seen(vit, rolled, grid), last)

@@ -24,7 +24,7 @@ SPARE = 44  # candidates beyond k: with few, features that lie close together le
 GROUP = 16
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Of the rows first, first + 1, ... of the test set, the nearest first."""
 
     first: int
@@ -37,7 +37,7 @@ def directions(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=-1).mul_(2.0**25).round_().mul_(2.0**-25)
 
 
-def neighbours(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iterator[Neighbours]:
+def neighbors(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iterator[Neighbors]:
     """The k nearest rows of train, or all if there are fewer, for `chunk` rows of test at a time."""
     if k < 1 or chunk < 1:
         raise ValueError(f"k {k} and chunk {chunk} must be at least 1")
@@ -59,7 +59,7 @@ def neighbours(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iter
             for some in unsure.nonzero().squeeze(1).split(64):
                 every = torch.arange(len(train), device=train.device).expand(len(some), -1)
                 similarity[some], rows[some] = nearest_first(part[some] @ train.T, every, k)
-        yield Neighbours(first, similarity, rows)
+        yield Neighbors(first, similarity, rows)
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ def knn_votes(
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be above 0")
     votes = torch.zeros(len(test), int(labels.max()) + 1, device=test.device, dtype=torch.float64)
-    for first, similarity, rows in neighbours(train, test, k=k, chunk=chunk):
+    for first, similarity, rows in neighbors(train, test, k=k, chunk=chunk):
         # A softmax over the neighbours: divided by their sum, exp cannot overflow, and the winner is the same.
         weights = (similarity / temperature).softmax(-1)
         votes[first : first + len(rows)].scatter_add_(1, labels[rows], weights)

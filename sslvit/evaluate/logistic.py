@@ -126,7 +126,7 @@ def logistic_probe(
     return Head(*best, settings, tried)
 
 
-def standardised_probe(
+def standardized_probe(
     train: Tensor, labels: Tensor, *, classes: int | None = None, seed: int = 0
 ) -> tuple[Head, Tensor, Tensor]:
     """The head of the recipes, for features standardised by these features' mean and deviation, which it comes with."""
@@ -138,5 +138,5 @@ def standardised_probe(
 
 def logistic(train: Tensor, labels: Tensor, test: Tensor, *, classes: int | None = None, seed: int = 0) -> Tensor:
     """Probabilities of the test images, of features standardised by the training images': n d, n, m d -> m classes"""
-    head, mean, deviation = standardised_probe(train, labels, classes=classes, seed=seed)
+    head, mean, deviation = standardized_probe(train, labels, classes=classes, seed=seed)
     return head.probabilities((test - mean) / deviation)

@@ -31,7 +31,7 @@ MOST = 300_000  # images that are compared without being asked twice: they are r
 FLAT = 0.5 / 255  # a deviation below which a thumbnail holds nothing but rounding
 
 
-class Leaks(NamedTuple):
+class NearDuplicates(NamedTuple):
     ids: Tensor  # m: of the test images with a near-duplicate
     twins: Tensor  # m: the most alike image of the other set
     similarity: Tensor  # m
@@ -42,7 +42,7 @@ class Leaks(NamedTuple):
         return f"{len(self.ids):,} of {self.total:,} test images ({share:.2f} %) have a near-duplicate in pretraining"
 
 
-def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple[str, Leaks | None]:
+def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray) -> tuple[str, NearDuplicates | None]:
     """A sentence on the test images with these ids and what the model was pretrained on: `seen`, in the words of
     --data, or else what its run says. And what was found."""
     is_run = (model / "config.json").exists() and any((model / name).exists() for name in ("model", "checkpoints"))
@@ -55,7 +55,7 @@ def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray
     if len(source) > MOST:
         why = f"{source.name} has {len(source):,} images, more than {MOST:,}"
         return f"Near-duplicates in pretraining were not looked for: {why}", None
-    found = leaks(thumbnails(source), thumbnails(test, ids))
+    found = find_near_duplicates(thumbnails(source), thumbnails(test, ids))
     found = found._replace(ids=torch.from_numpy(ids)[found.ids])
     return f"{found} on {source.name}", found
 
@@ -87,7 +87,7 @@ def thumbnails(source: Source, ids: np.ndarray | None = None, *, batch_size: int
     return torch.cat(parts)
 
 
-def leaks(pretraining: Tensor, test: Tensor, *, threshold: float = THRESHOLD, chunk: int = 1024) -> Leaks:
+def find_near_duplicates(pretraining: Tensor, test: Tensor, *, threshold: float = THRESHOLD, chunk: int = 1024) -> NearDuplicates:
     """Of thumbnails, n c h w and m c h w. Ids are their rows."""
     if pretraining.shape[1:] != test.shape[1:]:
         raise ValueError(f"thumbnails {tuple(pretraining.shape[1:])} and {tuple(test.shape[1:])} do not compare")
@@ -105,4 +105,4 @@ def leaks(pretraining: Tensor, test: Tensor, *, threshold: float = THRESHOLD, ch
         others[rows] = several.topk(OTHERS).values
     stand_out = 1 - best < (1 - others[:, -1]) / 4
     ids = ((best > SURE) | ((best > threshold) & stand_out)).nonzero().squeeze(1)
-    return Leaks(ids, twins[ids], best[ids], len(test))
+    return NearDuplicates(ids, twins[ids], best[ids], len(test))

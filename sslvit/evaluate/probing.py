@@ -15,7 +15,7 @@ from sslvit.evaluate.split import choose_fraction
 
 
 @dataclass(frozen=True)
-class Protocols:
+class ProbeOptions:
     k: int = 20
     """Nearest neighbours that vote."""
     temperature: float = 0.07
@@ -40,7 +40,7 @@ def linear_name(fraction: float) -> str:
     return f"linear {100 * fraction:g} %"
 
 
-def probed(train: Features, test: Features, readout: str, protocols: Protocols, about: dict[str, Any]) -> Probed:
+def probed(train: Features, test: Features, readout: str, protocols: ProbeOptions, about: dict[str, Any]) -> Probed:
     """about: what the predictions say of where they come from."""
     x, y, labels = train.by_readout[readout], test.by_readout[readout], train.labels
     assert labels is not None, "features of images without labels"

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
 MARKERS = ("circle", "square", "diamond", "triangle")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 50, 148, 12, 42
 
@@ -84,7 +84,7 @@ def column_chart(series: dict[str, list[list[float]]], *, x: str, y: str, level:
 
 def look(number: int) -> tuple[str, str]:
     """Colour and marker of a line: no two of 32 are the same."""
-    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    return COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
 class Dot(NamedTuple):
@@ -116,8 +116,8 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     for row, (name, value, low, high) in enumerate(rows):
         y, ends = TOP + 24 * row + 12, f'x1="{across(low):.1f}" x2="{across(high):.1f}"'
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLOURS[0]}"/>')
-        parts.append(mark("circle", across(value), y, COLOURS[0]))
+        parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLORS[0]}"/>')
+        parts.append(mark("circle", across(value), y, COLORS[0]))
     parts.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
     label = escape(f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows))
     return f'<svg viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'

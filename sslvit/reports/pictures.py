@@ -12,7 +12,7 @@ from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images, Source
 from sslvit.evaluate import analysis
-from sslvit.evaluate.knn import neighbours
+from sslvit.evaluate.knn import neighbors
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
@@ -63,7 +63,7 @@ def nearest(objective: Objective, source: Source, device: torch.device) -> tuple
         images.append(batch.cpu())
     features, images = torch.cat(parts), torch.cat(images)
     asked = torch.linspace(0, len(features) - 1, min(SHOWN, len(features))).long()
-    (found,) = neighbours(features, features[asked], k=min(7, len(features)))
+    (found,) = neighbors(features, features[asked], k=min(7, len(features)))
     return tuple(images[found.rows[:, place]] for place in range(found.rows.shape[1]))
 
 

@@ -18,7 +18,7 @@ from sslvit.evaluate.analysis import (
     pixel_distances,
     position_similarity,
     position_structure,
-    roll,
+    roll_out,
     watch,
 )
 from sslvit.models.vit import ViT
@@ -230,15 +230,15 @@ def test_a_later_layer_of_rollout_stands_on_the_left():
     """Layer 1 looks at token 0 only, layer 2 at token 1 only; by hand, with half of each token from itself."""
     one = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     two = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
-    below = roll(torch.eye(2), one)
+    below = roll_out(torch.eye(2), one)
     assert below.tolist() == [[[1.0, 0.0], [0.5, 0.5]]]
     # Token 0 is half itself, half token 1, which is half token 0: three quarters. The other order would give a half.
-    assert roll(below, two).tolist() == [[[0.75, 0.25], [0.5, 0.5]]]
+    assert roll_out(below, two).tolist() == [[[0.75, 0.25], [0.5, 0.5]]]
 
 
 def test_rows_of_rollout_are_normalised_and_heads_averaged():
     unnormalised = torch.tensor([[[[6.0, 0.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]]])  # mean 3 0, 1 1
-    torch.testing.assert_close(roll(torch.eye(2), unnormalised), torch.tensor([[[1.0, 0.0], [1 / 3, 2 / 3]]]))
+    torch.testing.assert_close(roll_out(torch.eye(2), unnormalised), torch.tensor([[[1.0, 0.0], [1 / 3, 2 / 3]]]))
 
 
 @pytest.mark.parametrize("kind", OF_TIMM)

@@ -17,8 +17,8 @@ from sslvit.data.spec import ArraySource
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
-from sslvit.evaluate.knn import knn, knn_votes, largest, neighbours
-from sslvit.evaluate.probing import Protocols, probed
+from sslvit.evaluate.knn import knn, knn_votes, largest, neighbors
+from sslvit.evaluate.probing import ProbeOptions, probed
 from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
@@ -76,7 +76,7 @@ def test_knn_does_not_depend_on_its_chunks_by_a_single_bit(digits, chunk):
 def test_similarities_are_exact_sums(digits):
     # Whatever the order of summation: here backwards, one product at a time, against the matrix product.
     train, _, test, _ = digits
-    (found,) = neighbours(train, test[:3], k=5)
+    (found,) = neighbors(train, test[:3], k=5)
     grid = [F.normalize(x.double(), dim=-1).mul(2**25).round().to(torch.int64) for x in (train, test[:3])]
     integers = (grid[1][:, None] * grid[0][None]).sum(-1)
     torch.testing.assert_close(found.similarity * 2.0**50, integers.gather(1, found.rows).double(), rtol=0, atol=0)
@@ -91,7 +91,7 @@ def test_neighbours_are_the_nearest_however_close_together_features_lie(spread):
     a, b = (F.normalize(x.double(), dim=-1).mul(2**25).round().to(torch.int64) for x in (train, test))
     products = (b[:, None] * a[None]).sum(-1)
     expected = products.argsort(dim=-1, descending=True, stable=True)[:, :20]
-    found = torch.cat([part.rows for part in neighbours(train, test, k=20, chunk=7)])
+    found = torch.cat([part.rows for part in neighbors(train, test, k=20, chunk=7)])
     assert torch.equal(found, expected)
 
 
@@ -332,7 +332,7 @@ def numbers_of_digits(batch_size: int) -> dict[str, float]:
     ]
     vit = ViT(ViTConfig(image_size=8, patch_size=2, width=32, depth=2, heads=2, channels=1))
     x, y = (extract(vit, source, EvalView(8), start(threads=1), batch_size=batch_size) for source in sources)
-    found = [probed(x, y, readout, Protocols(), {}) for readout in ("cls", "mean")]
+    found = [probed(x, y, readout, ProbeOptions(), {}) for readout in ("cls", "mean")]
     return {f"{i} {name}": value for i, one in enumerate(found) for name, value in one.numbers.items()}
 
 

@@ -19,7 +19,7 @@ from sslvit.data.readers import shapes
 from sslvit.data.spec import ArraySource, open_source
 from sslvit.errors import NoInput
 from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
-from sslvit.evaluate.near_duplicates import leaks, near_duplicates_of_run, thumbnails
+from sslvit.evaluate.near_duplicates import find_near_duplicates, near_duplicates_of_run, thumbnails
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
 
@@ -198,7 +198,7 @@ def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
         (seen[431].astype(np.float64) * 0.6 + 40).astype(np.uint8),  # of other contrast and brightness
     ]
     test = np.concatenate([photos(10_000, 200), np.stack(copies), np.full((1, 3, 48, 48), 9, np.uint8)])
-    found = leaks(thumbnails(named(seen)), thumbnails(named(test)))
+    found = find_near_duplicates(thumbnails(named(seen)), thumbnails(named(test)))
     assert found.ids.tolist() == [200, 201, 202, 203]
     assert found.twins.tolist() == [17, 99, 250, 431]
     assert found.similarity.min() > 0.99
@@ -212,22 +212,22 @@ def test_in_a_set_in_which_all_are_alike_only_copies_count():
     alike = F.normalize(alike - alike.mean(1, keepdim=True)).view(-1, 1, 16, 16)
     seen, test = alike[:450], alike[450:]
     assert (test.flatten(1) @ seen.flatten(1).T).max(1).values.min() > 0.99
-    assert len(leaks(seen, test).ids) == 0
+    assert len(find_near_duplicates(seen, test).ids) == 0
     nearly = F.normalize(seen[7].flatten() + 0.002 * torch.randn(256, generator=draw), dim=0).view(1, 1, 16, 16)
-    found = leaks(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
+    found = find_near_duplicates(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
     assert (found.ids.tolist(), found.twins.tolist()) == ([50, 51], [7, 9])
-    assert len(leaks(seen[7:8].repeat(40, 1, 1, 1), nearly).ids) == 1  # of 40 copies none stands out
+    assert len(find_near_duplicates(seen[7:8].repeat(40, 1, 1, 1), nearly).ids) == 1  # of 40 copies none stands out
 
 
 def test_a_resized_copy_is_a_near_duplicate():
-    found = leaks(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
+    found = find_near_duplicates(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
     assert torch.equal(found.ids, found.twins)
     assert len(found.ids) > 45  # rendered anew at another size, fine textures differ
 
 
 def test_images_without_contrast_match_nothing():
     grey = named(np.full((5, 3, 32, 32), 128, np.uint8))
-    assert len(leaks(thumbnails(grey), thumbnails(grey)).ids) == 0
+    assert len(find_near_duplicates(thumbnails(grey), thumbnails(grey)).ids) == 0
 
 
 def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):

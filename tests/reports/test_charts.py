@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sslvit.reports import page
-from sslvit.reports.charts import COLOURS, column_chart
+from sslvit.reports.charts import COLORS, column_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 SERIES = {"random <start>": [[3.0, 4.0], [5.0, 6.0]], "b": [[10.0, 1.0], [47.0, 2.0]]}
@@ -24,7 +24,7 @@ def test_the_dots_of_a_column_chart_stand_at_their_values():
     legend = found.pop()  # beside the plot, above all values
     assert legend > 47
     assert [round(value, 0) for value in found] == [3, 4, 5, 6]
-    squares = [shape for shape in root.iter(f"{SVG}polygon") if shape.get("fill") == COLOURS[1]]
+    squares = [shape for shape in root.iter(f"{SVG}polygon") if shape.get("fill") == COLORS[1]]
     assert len(squares) == 4 + 1  # and one in the legend
     dashes = next(line for line in root.iter(f"{SVG}line") if line.get("stroke-dasharray"))
     assert 50 * (nought - 4 - float(dashes.get("y1"))) / (nought - top) == pytest.approx(20, abs=0.1)
