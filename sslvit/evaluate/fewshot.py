@@ -1,9 +1,9 @@
 """The ViT paper's few-shot accuracy: regularised least squares from frozen features to targets of -1 and 1.
 
-As its code has it (https://github.com/google-research/big_vision, evaluators/fewshot_lsr.py): features standardised by
-the shots' own mean and deviation + 1e-5, a constant feature of 100 so that the bias is hardly regularised, and
+As in its code (https://github.com/google-research/big_vision, evaluators/fewshot_lsr.py): features standardised by the
+shots' own mean and deviation + 1e-5, a constant feature of 100 so that the bias is hardly regularised, and
 lambda = 2^10, not divided by the number of images. In float64. (Its images are squeezed to 256 x 256 pixels before the
-centre 224 are cut out; here their shape is kept, as everywhere, see data/views.py.)
+center crop of 224; here they keep their shape.)
 """
 
 from typing import NamedTuple
@@ -25,13 +25,12 @@ class FewShot(NamedTuple):
 
 
 def ridge(features: Tensor, targets: Tensor, l2: float = 2.0**10) -> Tensor:
-    """(X'X + l2 I)^-1 X'Y, n d and n k -> d k; by the smaller of the two systems that give it."""
+    """(X'X + l2 I)^-1 X'Y, n d and n k -> d k; by the smaller of two equivalent systems."""
     if l2 <= 0:
         raise ValueError(f"l2 {l2} must be above 0")
     n, d = features.shape
     if n < d:
-        gram = features @ features.T
-        return features.T @ _solve(gram, l2, targets)
+        return features.T @ _solve(features @ features.T, l2, targets)
     return _solve(features.T @ features, l2, features.T @ targets)
 
 
@@ -41,7 +40,7 @@ def _solve(gram: Tensor, l2: float, targets: Tensor) -> Tensor:
 
 
 def ridge_scores(train: Tensor, labels: Tensor, test: Tensor, l2: float = 2.0**10) -> Tensor:
-    """The scores of all test rows: train n d, labels n, test m d -> m classes, float64."""
+    """train n d, labels n, test m d -> m classes, float64"""
     check(train, labels)
     check(test)
     train, test = train.double(), test.double()
@@ -60,7 +59,7 @@ def fewshot(
     draws: int = 3,
     l2: float = 2.0**10,
 ) -> FewShot:
-    """Accuracy in [0, 1] with so many labelled images a class, over several seeded draws of them."""
+    """Accuracy in [0, 1] with so many labelled images per class, over several seeded draws of them."""
     if draws < 1:
         raise ValueError(f"draws {draws} must be at least 1")
     rows = [choose_shots(labels, shots, seed) for seed in range(draws)]

@@ -1,4 +1,4 @@
-"""A linear probe by its protocol's name: trained on the training images, asked about the test images, and kept."""
+"""Linear probes by name, and what the recipe linear_probe.py writes of them: numbers, heads, predictions, a log."""
 
 import json
 from pathlib import Path
@@ -23,15 +23,17 @@ from sslvit.storage import durable
 class ProbeResult(NamedTuple):
     probabilities: Tensor  # of the test images' classes
     weights: dict[str, Tensor]  # torch's Linear's, for features as they are extracted; or an AttentiveHead's
-    settings: dict[str, float]  # what was chosen
-    held_out: list[tuple[dict[str, float], float]]  # by which accuracies, where there was a choice
+    settings: dict[str, float]  # the chosen ones
+    held_out: list[tuple[dict[str, float], float]]  # accuracies that they were chosen by; empty without a choice
 
 
-def run_probe(protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, augmented: Tensor | None = None) -> ProbeResult:
+def run_probe(
+    protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, augmented: Tensor | None = None
+) -> ProbeResult:
     """protocol: logistic, attentive, or a name of PROTOCOLS. Features n d and m d, of attentive n p d and m p d."""
     if protocol == "attentive":
-        attentive, tried = attentive_probe(train, labels, Settings())
-        held_out = [({"rate": rate}, accuracy) for rate, accuracy in tried.items()]
+        attentive, accuracies = attentive_probe(train, labels, Settings())
+        held_out = [({"rate": rate}, accuracy) for rate, accuracy in accuracies.items()]
         settings, _ = max(held_out, key=lambda one: one[1])
         return ProbeResult(attentive.probabilities(test), attentive.state_dict(), settings, held_out)
     if protocol == "logistic":
@@ -45,22 +47,28 @@ def run_probe(protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, aug
 
 
 class ProbeLog:
-    """What linear_probe.py leaves in its folder: numbers, heads, predictions, and all that it said."""
+    """The folder of linear_probe.py, and the table that it prints."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], accelerator: Accelerator):
         self.folder, self.accelerator = folder, accelerator
         self.lines: list[str] = []
         self.numbers: dict[str, dict[str, Any]] = {}
-        self._write("config.json", json.dumps(settings | {"version": __version__}, indent=1))  # fails now if at all
+        self._write("config.json", json.dumps(settings | {"version": __version__}, indent=1))  # before hours of work
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
         self.lines.append(line)
 
     def add(
-        self, start: str, readout: str, head: ProbeResult, test: Features, others: dict[str, float], about: dict[str, Any]
+        self,
+        start: str,
+        readout: str,
+        head: ProbeResult,
+        test: Features,
+        others: dict[str, float],
+        about: dict[str, Any],
     ) -> None:
-        """A row of the table, of a backbone read in one way. others: accuracies beside that of the head."""
+        """A row of the table: one backbone, one readout. others: accuracies beside the head's."""
         predicted, name = head.probabilities.argmax(-1), f"{start.split()[0]}-{readout.replace(':', '-')}"
         numbers = {"accuracy": top(head.probabilities, test.labels)} | others
         text = "".join(f"{100 * number:>10.1f}" for number in numbers.values())
@@ -77,8 +85,8 @@ class ProbeLog:
             "images": len(predicted),
         }
         if self.accelerator.is_main_process:
-            found = Predictions(test.ids, test.labels, head.probabilities.float(), about)
-            save_predictions(self.folder / f"{name}.parquet", found)
+            predictions = Predictions(test.ids, test.labels, head.probabilities.float(), about)
+            save_predictions(self.folder / f"{name}.parquet", predictions)
             durable.replace(self.folder / f"{name}.safetensors", durable.tensor_pieces(head.weights))
 
     def finish(self) -> None:

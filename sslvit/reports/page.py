@@ -1,12 +1,9 @@
-"""One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
+"""A page in one HTML file with its charts and pictures in it, for screens, phones, paper and dark mode."""
 
 import base64
 from collections.abc import Set
 from html import escape
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -59,7 +56,7 @@ def bullets(sentences: list[str]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]], best: Set[tuple[int, int]] = frozenset()) -> str:
-    """best: cells, by row and column, that are shown bold."""
+    """best: cells, by row and column, in bold."""
     head = "".join(f"<th>{escape(cell).replace(' %', '&nbsp;%')}</th>" for cell in header)
     body = []
     for i, row in enumerate(rows):
@@ -69,20 +66,15 @@ def table(header: list[str], rows: list[list[str]], best: Set[tuple[int, int]] =
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rest}</tbody></table></div>'
 
 
-def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> str:
-    """small: of few pixels, which are shown as squares. A file that is not there leaves no gap."""
-    if isinstance(image, Path):
-        if not image.exists():
-            return ""
-        data, form = image.read_bytes(), "svg+xml" if image.suffix == ".svg" else "png"
-    else:
-        buffer = BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        data, form = buffer.getvalue(), "png"
-    text = base64.b64encode(data).decode()
-    kind = ' class="small"' if small else ""
-    shown = f'<img alt="{escape(caption)}" src="data:image/{form};base64,{text}">'
-    return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+def picture(file: Path, caption: str, *, small: bool = False) -> str:
+    """small: of few pixels, shown as squares. Empty if there is no such file."""
+    if not file.exists():
+        return ""
+    vector = file.suffix == ".svg"
+    data = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    kind = ' class="small"' if small and not vector else ""
+    text = escape(caption)
+    return f'<figure{kind}><img alt="{text}" src="{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def alone(svg: str) -> str:

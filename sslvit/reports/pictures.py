@@ -1,6 +1,7 @@
 """The pictures of a run: what was seen, what was made of it, and what the model looks at. They lie in its pictures/."""
 
 import logging
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.preflight.views import draw
 from sslvit.reports import figures, page
-from sslvit.reports.charts import column_chart
+from sslvit.reports.charts import Line, line_chart
 from sslvit.storage import durable
 from sslvit.training.batches import sampler_for
 from sslvit.views.pretraining import EvalView, eval_view
@@ -89,6 +90,14 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
 
 
 def distance_chart(distances: dict[str, list[list[float]]], even: float) -> str:
-    """Mean attention distances in pixels by model: a list per layer, a number per head."""
-    level = ("attention spread evenly", even)
-    return column_chart(distances, x="layer", y="mean attention distance, pixels", level=level)
+    """Mean attention distances in pixels by model: a list per layer, a number per head, dots side by side.
+    even: that of attention spread evenly, as a line."""
+    layers = max(len(by_layer) for by_layer in distances.values())
+    lines = []
+    for i, (name, by_layer) in enumerate(distances.items()):
+        aside = 0.5 * (i - (len(distances) - 1) / 2) / len(distances)
+        x = [layer + aside for layer, heads in enumerate(by_layer, start=1) for _ in heads]
+        lines.append(Line(name, x, [distance for heads in by_layer for distance in heads], connected=False))
+    lines.append(Line("attention spread evenly", [0.5, layers + 0.5], [even, even]))
+    ticks = [float(layer) for layer in range(1, layers + 1, ceil(layers / 12))]
+    return line_chart(lines, x="layer", y="mean attention distance, pixels", ticks=ticks)

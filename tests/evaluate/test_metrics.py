@@ -18,7 +18,7 @@ from sslvit.__main__ import main
 from sslvit.data.readers import shapes
 from sslvit.data.spec import ArraySource, open_source
 from sslvit.errors import NoInput
-from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
+from sslvit.evaluate.metrics import calibration_error, confusion, metrics, top
 from sslvit.evaluate.near_duplicates import find_near_duplicates, near_duplicates_of_run, thumbnails
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
@@ -46,7 +46,7 @@ def test_mean_per_class_counts_a_rare_class_as_much_as_a_common_one():
     scores = torch.tensor([[1.0, 0.0]] * 10)
     labels = torch.tensor([0] * 9 + [1])
     assert top(scores, labels) == 0.9
-    assert mean_per_class(scores, labels) == 0.5
+    assert metrics(scores, labels).mean_per_class == 0.5
 
 
 def test_a_constant_score_is_right_about_as_many_classes_as_it_may_name():
@@ -151,8 +151,8 @@ def test_two_files_of_predictions_are_compared_image_by_image(tmp_path, capsys, 
     monkeypatch.setattr(sys, "argv", ["sslvit", "pair", *map(str, files)])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"first: {files[0]}, 75.00 %, model one")
-    assert lines[1].startswith(f"second: {files[1]}, 60.00 %, model two")
+    assert lines[0].startswith(f"first: {files[0]}, 75.00%, model one")
+    assert lines[1].startswith(f"second: {files[1]}, 60.00%, model two")
     assert lines[2] == (
         "of 400 images both are right on 200, the first alone on 100, the second alone on 40, neither on 60"
     )
@@ -202,7 +202,7 @@ def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
     assert found.ids.tolist() == [200, 201, 202, 203]
     assert found.twins.tolist() == [17, 99, 250, 431]
     assert found.similarity.min() > 0.99
-    assert str(found) == "4 of 205 test images (1.95 %) have a near-duplicate in pretraining"
+    assert str(found) == "4 of 205 test images (1.95%) have a near-duplicate in pretraining"
 
 
 def test_in_a_set_in_which_all_are_alike_only_copies_count():

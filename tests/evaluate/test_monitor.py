@@ -53,7 +53,7 @@ def test_images_that_cannot_be_read_are_not_scored_and_are_told_of(capsys):
     told = "2 of 25 images of noise cannot be read and are left out, e.g. three.png: empty file"
     assert capsys.readouterr().out.count(told) == 1
     lines = table([{"step": 0} | whole, {"step": 9} | monitor(backbone)], "mean").splitlines()
-    assert "2 of the images that are evaluated with cannot be read and are left out" in lines
+    assert "2 of the evaluation images cannot be read and are left out" in lines
 
 
 def test_the_limits_leave_out_the_same_images_every_time():

@@ -242,7 +242,7 @@ def test_a_probe_that_answers_one_class_is_warned_of_and_its_balanced_accuracy_t
     words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", unequal(tmp_path / "data.npz")]
     words += ["--cache", str(tmp_path / "kept"), "--out", str(tmp_path / "out")]
     text = "\n".join(printed(f"{recipe}.py", capsys, monkeypatch, *words))
-    assert "100.0 % of 31 images are predicted as class 0; 64.5 % belong to it" in text  # 20 of 31
+    assert "100.0% of 31 images are predicted as class 0; 64.5% belong to it" in text  # 20 of 31
     assert "balanced accuracy" in text
     assert "50.0" in text
 
