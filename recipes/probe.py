@@ -27,7 +27,7 @@ from sslvit.evaluate.stored import stored
 from sslvit.experiments.jobs import check_numbers
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
-from sslvit.reports.confusion import draw_confusion
+from sslvit.reports.figures import draw_confusion
 from sslvit.storage import durable, sealed
 from sslvit.views.batching import Size
 from sslvit.weights.foreign.options import ModelConfig

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sslvit import rng
-from sslvit.data.spec import Samples, Source
+from sslvit.data.spec import Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives
@@ -44,19 +44,6 @@ def left_out(features: Features, source: Source) -> str:
     example = source.read(features.unreadable[:1].numpy()).bad
     why = f", e.g. {example[0].path}: {example[0].reason}" if example else ""  # perhaps it can be read by now
     return f"{count:,} of {count + len(features.ids):,} images of {source.name} cannot be read and are left out{why}"
-
-
-class _Batches(Dataset):
-    """Item i is the i-th batch of these images."""
-
-    def __init__(self, source: Source, ids: np.ndarray, batch_size: int):
-        self.source, self.ids, self.batch_size = source, ids, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
-
-    def __getitem__(self, item: int) -> Samples:
-        return self.source.read(self.ids[item * self.batch_size : (item + 1) * self.batch_size])
 
 
 def extract(
@@ -86,7 +73,8 @@ def extract(
     mine = ids[collectives.rank() * share : (collectives.rank() + 1) * share]
     if len(mine) == 0:  # more processes than images: any image gives the shapes of the padding
         mine = ids[:1]
-    loader = DataLoader(_Batches(source, mine, batch_size), batch_size=None, num_workers=workers)
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    loader = DataLoader(batches, batch_size=None, collate_fn=source.read, num_workers=workers)
     rows = _forward(backbone, loader, view, version, readouts, accelerator.device)
     gathered = {name: _gather(values, share, len(ids), accelerator.device) for name, values in rows.items()}
     for name in readouts:
@@ -111,7 +99,7 @@ def _forward(
     readouts: tuple[str, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """What this process adds: features by readout, of one forward pass for all, labels, and which are unreadable."""
+    """The rows of this process: features by readout, all of one forward pass, labels, and which are unreadable."""
     blocks = max(_blocks(readout) for readout in readouts)
     batches: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(backbone, device.type):

@@ -25,9 +25,13 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.figures import (
     GAP,
+    LARGEST,
+    RIGHT,
     STOPS,
     TEXT,
+    WRONG,
     attention_sheet,
+    draw_confusion,
     filter_sheet,
     heat,
     similarity_tiles,
@@ -97,6 +101,23 @@ def test_a_map_is_shown_beside_and_over_its_image(channels, size):
     assert over[:128, :128].max() == 0
     assert (over[128 + GAP :][:128] == 255).all()
     assert attention_sheet(torch.ones(2, channels, *size), {"rollout": maps}, over=False).size[0] == 2 * 260 + GAP
+
+
+def test_rights_and_wrongs_have_colours_of_their_own_and_rare_ones_are_seen(tmp_path):
+    counts = torch.tensor([[90, 10], [0, 0]])  # a class of which there is no image
+    draw_confusion(counts, None, tmp_path / "new" / "c.png")
+    pixels = np.asarray(Image.open(tmp_path / "new" / "c.png")).reshape(-1, 3).astype(int)
+    shares = {"right": (0.9, RIGHT), "wrong": (0.1, WRONG)}
+    for share, ink in shares.values():
+        expected = (255 - share**0.5 * (255 - ink)).astype(int)
+        assert (abs(pixels - expected).max(1) <= 1).sum() > 200  # of a cell of 36 x 36, less what the number covers
+
+
+@pytest.mark.parametrize("classes", [1, 10, 100, 1000, 2000])
+def test_a_picture_of_any_number_of_classes_fits_a_screen(classes, tmp_path):
+    draw_confusion(torch.eye(classes).long(), tuple("x" * 99 for _ in range(classes)), tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert max(picture.size) <= max(LARGEST, classes) + 200
 
 
 def run(words: str) -> None:
