@@ -49,9 +49,9 @@ class AttentiveHead(nn.Module):
         return self.classify(rearrange(gathered, "b k 1 d -> b (k d)"))
 
     @torch.no_grad()
-    def probabilities(self, tokens: Tensor, batch_size: int = 1024) -> Tensor:
+    def probabilities(self, tokens: Tensor) -> Tensor:
         assert not self.training
-        return torch.cat([self(batch).softmax(-1) for batch in tokens.split(batch_size)])
+        return torch.cat([self(batch).softmax(-1) for batch in tokens.split(1024)])
 
 
 def attentive_probe(

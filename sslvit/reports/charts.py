@@ -35,33 +35,33 @@ def line_chart(
     y_ticks = nice_ticks(low, high)
     across = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic)
     up = Scale(min(y_ticks[0], low), max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
-    parts = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y)]
-    parts += [plot(line, across, up, *look(i)) for i, line in enumerate(lines)]
+    elements = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y)]
+    elements += [plot(line, across, up, *look(i)) for i, line in enumerate(lines)]
     for i, place in enumerate(apart([up(line.y[-1]) for line in lines])):
         color, marker = look(i)
-        parts.append(mark(marker, WIDTH - RIGHT + 12, place, color))
-        parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{escape(lines[i].name)}</text>')
+        elements.append(mark(marker, WIDTH - RIGHT + 12, place, color))
+        elements.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{escape(lines[i].name)}</text>')
     width = WIDTH - RIGHT + max(RIGHT, 26 + 7 * max(len(line.name) for line in lines))
-    return svg(width, HEIGHT, f"{y} over {x}: {', '.join(line.name for line in lines)}", parts)
+    return svg(width, HEIGHT, f"{y} over {x}: {', '.join(line.name for line in lines)}", elements)
 
 
 def plot(line: Line, across: "Scale", up: "Scale", color: str, marker: str) -> str:
     """A line with its markers, unless there are too many, and its error bars."""
-    points, parts = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)], []
+    points, elements = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)], []
     if line.connected:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        elements.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
     if len(points) <= 20 or not line.connected:
-        parts += [mark(marker, x, y, color) for x, y in points]
+        elements += [mark(marker, x, y, color) for x, y in points]
     for x, y, s in zip(line.x, line.y, line.spread or [], strict=bool(line.spread)):
         ends = f'y1="{up(y - s):.1f}" y2="{up(y + s):.1f}"'
-        parts.append(f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" {ends} stroke="{color}"/>')
-    return "".join(parts)
+        elements.append(f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" {ends} stroke="{color}"/>')
+    return "".join(elements)
 
 
-def svg(width: float, height: float, label: str, parts: list[str]) -> str:
+def svg(width: float, height: float, label: str, elements: list[str]) -> str:
     box = f'viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{escape(label)}"'
-    return f"<svg {box}>{''.join(parts)}</svg>"
+    return f"<svg {box}>{''.join(elements)}</svg>"
 
 
 def look(number: int) -> tuple[str, str]:
@@ -87,19 +87,19 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     shown = [] if origin is None else [origin]
     ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))
     across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
-    parts = []
+    elements = []
     for kind, value in [*(("grid", tick) for tick in ticks), *(("axis", value) for value in shown)]:
         at = f"{across(value):.1f}"
-        parts.append(f'<line class="{kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
+        elements.append(f'<line class="{kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
         if kind == "grid":
-            parts.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
+            elements.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
     for row, (name, value, low, high) in enumerate(rows):
         y, ends = TOP + 24 * row + 12, f'x1="{across(low):.1f}" x2="{across(high):.1f}"'
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLORS[0]}"/>')
-        parts.append(mark("circle", across(value), y, COLORS[0]))
-    parts.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
-    return svg(width, height, f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows), parts)
+        elements.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        elements.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLORS[0]}"/>')
+        elements.append(mark("circle", across(value), y, COLORS[0]))
+    elements.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
+    return svg(width, height, f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows), elements)
 
 
 class Scale:
@@ -134,20 +134,20 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x: str, y: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = []
+    elements = []
     for tick in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    parts += [
+        elements.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
+        elements.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    elements += [
         f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
         for tick in x_ticks
         if LEFT - 1 <= across(tick) <= right + 1
     ]
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    elements.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
+    elements.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
     upright = f'transform="rotate(-90)" x="{-(TOP + bottom) / 2}" y="12" text-anchor="middle"'
-    return "".join([*parts, f"<text {upright}>{escape(y)}</text>"])
+    return "".join([*elements, f"<text {upright}>{escape(y)}</text>"])
 
 
 def mark(shape: str, x: float, y: float, color: str) -> str:

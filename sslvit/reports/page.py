@@ -33,12 +33,12 @@ summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; backgroun
 """
 
 
-def page(title: str, parts: list[str]) -> str:
+def page(title: str, sections: list[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        + "\n".join(filter(None, parts))
+        + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
 
@@ -89,8 +89,8 @@ def chart(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" if svg else ""
 
 
-def folded(title: str, *parts: str) -> str:
-    inside = "".join(filter(None, parts))
+def folded(title: str, *sections: str) -> str:
+    inside = "".join(filter(None, sections))
     return f"<details><summary>{escape(title)}</summary>{inside}</details>" if inside else ""
 
 
@@ -98,6 +98,6 @@ def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def columns(*parts: str) -> str:
-    inside = "".join(f"<div>{part}</div>" for part in parts if part)
+def columns(*sections: str) -> str:
+    inside = "".join(f"<div>{part}</div>" for part in sections if part)
     return f'<div class="columns">{inside}</div>' if inside else ""

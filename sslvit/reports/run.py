@@ -65,7 +65,7 @@ def finish(
 
 
 def beginning(config: dict[str, Any]) -> str:
-    return "given start" if config.get("init_from") or config.get("start") else "random start"
+    return "initial model" if config.get("init_from") or config.get("start") else "random start"
 
 
 class Run:
@@ -172,7 +172,7 @@ def as_page(run: Run) -> str:
     names = [name for name in last if isinstance(last[name], float) and not name.startswith("eval/")]
     others = [run.curve(name) for name in names if name not in ("loss", "epoch", "seconds")]
     shown = pictures(run)
-    parts = [
+    sections = [
         page.bullets(run.summary()),
         page.table(*run.table()) if run.evaluations else page.paragraph("Nothing was evaluated."),
         page.paragraph(run.declared(), "faint"),
@@ -189,7 +189,7 @@ def as_page(run: Run) -> str:
         ),
         *files(run),
     ]
-    return page.page(run.title(), parts)
+    return page.page(run.title(), sections)
 
 
 def as_markdown(run: Run) -> str:

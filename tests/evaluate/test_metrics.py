@@ -34,11 +34,11 @@ def scored(images: int = 500, classes: int = 10) -> tuple[torch.Tensor, torch.Te
 
 def test_metrics_are_scikit_learns():
     probabilities, labels = scored()
-    found = metrics(probabilities, labels)
+    actual = metrics(probabilities, labels)
     y, p = labels.numpy(), probabilities.numpy()
-    assert found.top1 == pytest.approx((p.argmax(1) == y).mean())
-    assert found.top5 == pytest.approx(top_k_accuracy_score(y, p, k=5))
-    assert found.mean_per_class == pytest.approx(balanced_accuracy_score(y, p.argmax(1)))
+    assert actual.top1 == pytest.approx((p.argmax(1) == y).mean())
+    assert actual.top5 == pytest.approx(top_k_accuracy_score(y, p, k=5))
+    assert actual.mean_per_class == pytest.approx(balanced_accuracy_score(y, p.argmax(1)))
     assert np.array_equal(confusion(probabilities, labels).numpy(), confusion_matrix(y, p.argmax(1)))
 
 
@@ -76,9 +76,9 @@ def test_calibration_error_by_hand():
 
 def test_places_are_a_permutation_within_each_class():
     labels = torch.tensor([2, 0, 0, 2, 1, 0, 2, 2])
-    found = places(labels, 0, "shots")
+    actual = places(labels, 0, "shots")
     for label in range(3):
-        assert sorted(found[labels == label].tolist()) == list(range(int((labels == label).sum())))
+        assert sorted(actual[labels == label].tolist()) == list(range(int((labels == label).sum())))
     assert not torch.equal(places(torch.zeros(50).long(), 0, "a"), places(torch.zeros(50).long(), 1, "a"))
 
 
@@ -198,11 +198,11 @@ def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
         (seen[431].astype(np.float64) * 0.6 + 40).astype(np.uint8),  # of other contrast and brightness
     ]
     test = np.concatenate([photos(10_000, 200), np.stack(copies), np.full((1, 3, 48, 48), 9, np.uint8)])
-    found = find_near_duplicates(thumbnails(named(seen)), thumbnails(named(test)))
-    assert found.ids.tolist() == [200, 201, 202, 203]
-    assert found.twins.tolist() == [17, 99, 250, 431]
-    assert found.similarity.min() > 0.99
-    assert str(found) == "4 of 205 test images (1.95%) have a near-duplicate in pretraining"
+    actual = find_near_duplicates(thumbnails(named(seen)), thumbnails(named(test)))
+    assert actual.ids.tolist() == [200, 201, 202, 203]
+    assert actual.twins.tolist() == [17, 99, 250, 431]
+    assert actual.similarity.min() > 0.99
+    assert str(actual) == "4 of 205 test images (1.95%) have a near-duplicate in pretraining"
 
 
 def test_in_a_set_in_which_all_are_alike_only_copies_count():
@@ -214,15 +214,15 @@ def test_in_a_set_in_which_all_are_alike_only_copies_count():
     assert (test.flatten(1) @ seen.flatten(1).T).max(1).values.min() > 0.99
     assert len(find_near_duplicates(seen, test).ids) == 0
     nearly = F.normalize(seen[7].flatten() + 0.002 * torch.randn(256, generator=draw), dim=0).view(1, 1, 16, 16)
-    found = find_near_duplicates(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
-    assert (found.ids.tolist(), found.twins.tolist()) == ([50, 51], [7, 9])
+    actual = find_near_duplicates(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
+    assert (actual.ids.tolist(), actual.twins.tolist()) == ([50, 51], [7, 9])
     assert len(find_near_duplicates(seen[7:8].repeat(40, 1, 1, 1), nearly).ids) == 1  # of 40 copies none stands out
 
 
 def test_a_resized_copy_is_a_near_duplicate():
-    found = find_near_duplicates(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
-    assert torch.equal(found.ids, found.twins)
-    assert len(found.ids) > 45  # rendered anew at another size, fine textures differ
+    actual = find_near_duplicates(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
+    assert torch.equal(actual.ids, actual.twins)
+    assert len(actual.ids) > 45  # rendered anew at another size, fine textures differ
 
 
 def test_images_without_contrast_match_nothing():
@@ -230,7 +230,7 @@ def test_images_without_contrast_match_nothing():
     assert len(find_near_duplicates(thumbnails(grey), thumbnails(grey)).ids) == 0
 
 
-def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
+def test_near_duplicates_are_sought_among_the_images_that_a_run_was_trained_on(tmp_path):
     (tmp_path / "model").mkdir()
     draw = np.random.default_rng(0)
     np.savez(tmp_path / "set.npz", x_train=draw.integers(0, 256, (40, 32, 32, 3), np.uint8))
@@ -238,6 +238,6 @@ def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
     for images, expected in ((0, 40), (15, 15)):
         config = {"data": f"npz:{tmp_path}/set.npz", "image_size": 32, "images": images}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        sentence, found = near_duplicates_of_run(tmp_path, "", source, np.arange(40))
+        sentence, actual = near_duplicates_of_run(tmp_path, "", source, np.arange(40))
         assert sentence.startswith(f"{expected} of 40 test images")
-        assert len(found.ids) == expected
+        assert len(actual.ids) == expected

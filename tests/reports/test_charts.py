@@ -36,5 +36,5 @@ def test_the_dots_of_a_chart_of_distances_stand_at_their_values():
     assert len(squares) == 4 + 1  # and one at the label
 
 
-def test_a_chart_of_a_single_distance_of_zero_has_an_axis_all_the_same():
+def test_a_chart_of_a_single_distance_of_zero_has_an_axis():
     assert drawn({"one": [[0.0]]}, 0.0).find(f".//{SVG}circle") is not None
