@@ -101,7 +101,7 @@ def main() -> None:
             if plain:
                 others = {few[0]: fewshot(*four, shots=config.shots).mean, few[1]: knn(*four)}
             told = {"model": str(config.model), "start": name, "data": sources[1].name, "protocol": config.protocol}
-            report.add(name, readout, head, test, others, told | {"readout": readout})
+            report.add(head, test, others, told | {"readout": readout})
     for sentence in filter(None, map(left_out, (train, test), sources)):
         report.say(sentence)
     report.finish()

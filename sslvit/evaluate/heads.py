@@ -59,17 +59,10 @@ class ProbeLog:
         self.accelerator.print(line)
         self.lines.append(line)
 
-    def add(
-        self,
-        start: str,
-        readout: str,
-        head: ProbeResult,
-        test: Features,
-        others: dict[str, float],
-        about: dict[str, Any],
-    ) -> None:
-        """A row of the table: one backbone, one readout. others: accuracies beside the head's."""
-        predicted, name = head.probabilities.argmax(-1), f"{start.split()[0]}-{readout.replace(':', '-')}"
+    def add(self, head: ProbeResult, test: Features, others: dict[str, float], about: dict[str, Any]) -> None:
+        """A row of the table. others: accuracies beside the head's; about: metadata, with start and readout."""
+        start, readout, predicted = about["start"], about["readout"], head.probabilities.argmax(-1)
+        name = f"{start.split()[0]}-{readout.replace(':', '-')}"
         numbers = {"accuracy": top(head.probabilities, test.labels)} | others
         text = "".join(f"{100 * number:>10.1f}" for number in numbers.values())
         if not others:

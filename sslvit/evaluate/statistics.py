@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.95
+RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
@@ -44,11 +45,11 @@ def over_seeds(values: list[float]) -> Interval | None:
     return Interval(mean, max(mean - reach, 0.0), min(mean + reach, 1.0))
 
 
-def bootstrap_means(values: Tensor, resamples: int = 10_000) -> Tensor:
-    """Means of samples drawn from the values with replacement: n -> resamples, float64. Few values are distinct, and
+def bootstrap_means(values: Tensor) -> Tensor:
+    """Means of samples drawn from the values with replacement: n -> RESAMPLES, float64. Few values are distinct, and
     the counts of each are multinomial."""
     distinct, counts = values.double().unique(return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(len(values), counts.double().numpy() / len(values), resamples)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts.double().numpy() / len(values), RESAMPLES)
     return torch.from_numpy(drawn).double() @ distinct / len(values)
 
 

@@ -4,6 +4,7 @@ Lines differ in color, in marker and in a label at their end; text and axes take
 """
 
 import math
+from collections.abc import Callable
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
 MARKERS = ("circle", "square", "diamond", "triangle")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 50, 148, 12, 42
+Scale = Callable[[float], float]  # from values to pixels
 
 
 class Line(NamedTuple):
@@ -33,8 +35,8 @@ def line_chart(
     bars = [bar for line in lines for bar in zip(line.y, line.spread or [0.0] * len(line.y), strict=True)]
     low, high = min(value - s for value, s in bars), max(value + s for value, s in bars)
     y_ticks = nice_ticks(low, high)
-    across = Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic)
-    up = Scale(min(y_ticks[0], low), max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
+    across = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic)
+    up = scale(min(y_ticks[0], low), max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
     elements = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y)]
     elements += [plot(line, across, up, *look(i)) for i, line in enumerate(lines)]
     for i, place in enumerate(apart([up(line.y[-1]) for line in lines])):
@@ -45,7 +47,7 @@ def line_chart(
     return svg(width, HEIGHT, f"{y} over {x}: {', '.join(line.name for line in lines)}", elements)
 
 
-def plot(line: Line, across: "Scale", up: "Scale", color: str, marker: str) -> str:
+def plot(line: Line, across: Scale, up: Scale, color: str, marker: str) -> str:
     """A line with its markers, unless there are too many, and its error bars."""
     points, elements = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)], []
     if line.connected:
@@ -86,7 +88,7 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     width = max(WIDTH, WIDTH - 190 + left)
     shown = [] if origin is None else [origin]
     ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))
-    across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
+    across, bottom = scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
     elements = []
     for kind, value in [*(("grid", tick) for tick in ticks), *(("axis", value) for value in shown)]:
         at = f"{across(value):.1f}"
@@ -102,18 +104,12 @@ def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
     return svg(width, height, f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows), elements)
 
 
-class Scale:
-    """From values to pixels."""
-
-    def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool = False):
-        self.of = math.log if logarithmic else float
-        self.low, self.high = self.of(low), self.of(high)
-        if self.high == self.low:
-            self.low, self.high = self.low - 0.5, self.high + 0.5
-        self.start, self.end = start, end
-
-    def __call__(self, value: float) -> float:
-        return self.start + (self.of(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+def scale(low: float, high: float, start: float, end: float, logarithmic: bool = False) -> Scale:
+    to = math.log if logarithmic else float
+    first, last = to(low), to(high)
+    if first == last:
+        first, last = first - 0.5, last + 0.5
+    return lambda value: start + (to(value) - first) / (last - first) * (end - start)
 
 
 def clean(line: Line) -> Line:
