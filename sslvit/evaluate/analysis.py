@@ -2,7 +2,7 @@
 
 Filters, similarity of positions, attention distance, and attention maps of the class token: pure functions of a ViT and
 of images in [0, 1], drawn by reports/figures.py. Attention is computed one block at a time while a few images pass
-through the model, so no more of it is in memory than `b k n n` of one block.
+through the model, so that memory holds `b k n n` of one block only.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,8 +36,8 @@ class Distances(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """What the class token attends to; without one, the mean of what the patches attend to. Each map is the share of a
-    distribution over all tokens that lies on patches, so it sums to 1 at most."""
+    """The class token's attention, or the mean attention of the patches without one. Each map is the patches' part of a
+    distribution over all tokens, so it sums to 1 at most."""
 
     rollout: Tensor  # b gh gw: through all layers
     last: Tensor  # b k gh gw: in the last layer, by head
@@ -84,7 +84,7 @@ def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
 
 
 def position_structure(similarity: Tensor) -> dict[str, float]:
-    """Of `gh gw gh gw`, the means over pairs of neighbours, of others in a row or a column, and of all others."""
+    """Mean similarities of neighbours, of other pairs in a row or a column, and of all other pairs: gh gw gh gw"""
     rows, columns = _offsets(similarity.shape[:2])
     line = (rows == 0) != (columns == 0)
     kinds = {"neighbours": rows + columns == 1, "same row or column": line & (rows + columns > 1)}
@@ -119,11 +119,11 @@ def watch(vit: ViT, images: Tensor, look: Callable[[int, Tensor], None]) -> None
 
 
 def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
-    """How far each head looks: the distance from a patch to the patches that it attends to, weighted by attention, in
-    the mean over all patches of all images `b c H W`, in their pixels.
+    """The distance in pixels from a patch to the patches that it attends to, weighted by attention: for each head the
+    mean over all patches of all images `b c H W`.
 
     The paper does not say what it did with the class token; its row is left out here. `plain` is what the widespread
-    re-implementation computes: the class token's column is left out too and no more, so attention to it counts as
+    re-implementation computes: it also leaves out the class token's column, so attention to it counts as
     distance 0, and a head that rests on it looks local. `renormalised` asks only where among the patches a head looks,
     so it compares models with and without prefix tokens. A patch that attends to no patch at all counts as 0.
     """
@@ -198,6 +198,6 @@ def _offsets(grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _at_once(vit: ViT, images: Tensor) -> int:
-    """How many images may pass through the model together."""
+    """The images that pass through the model together."""
     h, w = vit.grid_of(images)
     return max(1, AT_ONCE // (4 * vit.heads * (vit.prefix + h * w) ** 2))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 NEARLY_ALL = 0.95  # a classifier with a larger share of its predictions in one class has collapsed
-UNEQUAL = 1.5  # accuracy alone misleads if the largest class is more than so many times the smallest
+UNEQUAL = 1.5  # accuracy alone misleads if the largest class is larger than this many times the smallest
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
@@ -16,7 +16,7 @@ def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
 
 
 def most_predicted(predicted: Tensor) -> tuple[int, float]:
-    """The most frequent class, of equals the lowest, and its share of the predictions."""
+    """The most frequent class (the lowest if several are) and its share of the predictions."""
     _check(predicted, predicted)
     counts = predicted.bincount()
     best = int(counts.argmax())

@@ -49,7 +49,7 @@ class Baselines(NamedTuple):
 def baselines(
     train: Source, test: Source, ids: tuple[np.ndarray, np.ndarray], view: EvalView, accelerator: Accelerator
 ) -> Baselines:
-    """Of labelled sources. ids: of the training and the test images; view: that of evaluations."""
+    """Baselines on two labelled sources. ids: the training and the test images; view: the evaluations'."""
     side = min(*to_pair(view.size), SIDE, max(1, isqrt(MOST // (len(ids[0]) * train.channels))))
     pixels = Pixels(side)
     x, y = (extract(pixels, s, view, accelerator, ids=i) for s, i in zip((train, test), ids, strict=True))

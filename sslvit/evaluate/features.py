@@ -28,7 +28,7 @@ READOUT = re.compile(r"(cls|mean|both)(?::([1-9]\d*))?|(patches)")
 
 
 class Features(NamedTuple):
-    """Of the images that could be read."""
+    """Features of the images that could be read."""
 
     by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
@@ -131,7 +131,7 @@ def evaluation_mode(model: nn.Module, device: str) -> Iterator[None]:
 
 
 def _blocks(readout: str) -> int:
-    """How many of the last blocks it reads."""
+    """The number of last blocks that a readout reads."""
     match = READOUT.fullmatch(readout)
     if match is None:
         raise ValueError(f"readout must be cls, mean, both, patches, or of several blocks as cls:4, got {readout!r}")

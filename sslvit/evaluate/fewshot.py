@@ -51,7 +51,7 @@ def ridge_scores(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 def fewshot(
     train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, *, shots: int = 10, draws: int = 3
 ) -> FewShot:
-    """Accuracy in [0, 1] with so many labelled images per class, over several seeded draws of them."""
+    """Accuracy in [0, 1] with `shots` labelled images per class, over several seeded draws of them."""
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     rows = [choose_shots(labels, shots, seed) for seed in range(draws)]

@@ -24,7 +24,7 @@ SPARE = 44  # candidates beyond k: with few, float32 is often unsure about featu
 
 
 class Neighbors(NamedTuple):
-    """Of the test rows first, first + 1, ...; the nearest first."""
+    """Neighbours of the test rows first, first + 1, ...; the nearest first."""
 
     first: int
     similarity: Tensor  # m k, float64
@@ -62,7 +62,7 @@ def neighbors(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Itera
 
 
 def nearest_first(similarity: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most similar of each line, of equals the lower row: m n, m n (rows of a line ascend) -> m k, m k"""
+    """The k most similar of each line, ties by the lower row: m n, m n (rows of a line ascend) -> m k, m k"""
     order = similarity.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return similarity.gather(1, order), rows.gather(1, order)
 

@@ -61,7 +61,7 @@ def probe(
         accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite  # a head that diverged is never best
         grid = [{"rate": rate, "decay": decay} for rate, decay in product(protocol.rates, protocol.decays)]
         tried = list(zip(grid, accuracy.tolist(), strict=True))
-        settings, _ = max(tried, key=lambda one: one[1])  # of equals the first
+        settings, _ = max(tried, key=lambda one: one[1])  # ties: the first
     chosen = replace(protocol, rates=(settings["rate"],), decays=(settings["decay"],))
     best = train_heads(versions, labels, chosen, classes=classes, seed=seed)
     weights, bias = best.weights[0], best.biases[0]

@@ -119,7 +119,7 @@ def logistic_probe(
     for c in sorted(penalties):
         fitted = starts[c] = fit(features[rows], labels[rows], c, classes=classes, start=fitted, tolerance=1e-4)
         tried.append(({"c": c}, top(torch.addmm(fitted[1], features[held], fitted[0]), labels[held])))
-    settings, _ = max(tried, key=lambda one: one[1])  # of equals the smallest
+    settings, _ = max(tried, key=lambda one: one[1])  # ties: the smallest
     best = fit(features, labels, settings["c"], classes=classes, start=starts[settings["c"]], tolerance=1e-5)
     return Head(*best, settings, tried)
 

@@ -32,8 +32,8 @@ def check(features: Tensor, labels: Tensor | None = None) -> None:
 
 
 def top(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """How often the label is among the k highest scores: n classes, n -> accuracy. Of equal scores the lower class
-    wins, so that a constant prediction is worth no more than one class."""
+    """Top-k accuracy: n classes, n -> [0, 1]. Ties go to the lower class, so that constant scores are right about k
+    classes only."""
     check(scores, labels)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :k] if k > 1 else scores.argmax(-1)[:, None]
     return (best == labels[:, None]).any(-1).double().mean().item()

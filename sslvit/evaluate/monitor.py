@@ -21,7 +21,7 @@ from sslvit.views.pretraining import eval_view
 
 
 def draw_ids(source: Source, limit: int) -> np.ndarray:
-    """At most so many images of a source (0: all), the same random ones for every run and every probe."""
+    """Up to `limit` images of a source (0: all), the same random ones for every run and every probe."""
     return np.asarray(rng.permutation(rng.key(0, "monitor"), len(source))[: limit or None].sort().values)
 
 
@@ -114,7 +114,7 @@ class Row(NamedTuple):
 
 
 def rows_of(evaluations: list[dict[str, Any]]) -> list[Row]:
-    """What both the first and the last evaluation have."""
+    """The rows that both the first and the last evaluation have."""
     if not evaluations:
         return []
     first, last = evaluations[0], evaluations[-1]

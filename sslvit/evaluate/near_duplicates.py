@@ -61,7 +61,7 @@ def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray
 
 
 def trained_on(run: Path) -> DataConfig:
-    """By a run's config.json."""
+    """The pretraining images, from a run's config.json."""
     remedy = "--seen names the images that the model has seen"
     with sealed.readable(run, remedy):
         written = as_now(sealed.read(run), 0) if run.exists() else {}
@@ -88,7 +88,7 @@ def thumbnails(source: Source, ids: np.ndarray | None = None) -> Tensor:
 
 
 def find_near_duplicates(pretraining: Tensor, test: Tensor) -> NearDuplicates:
-    """Of thumbnails, n c h w and m c h w. Ids are their rows."""
+    """Compares thumbnails, n c h w and m c h w. Ids are their rows."""
     if pretraining.shape[1:] != test.shape[1:]:
         raise ValueError(f"thumbnails of shapes {tuple(pretraining.shape[1:])} and {tuple(test.shape[1:])} differ")
     flat, twins = test.flatten(1), torch.zeros(len(test), dtype=torch.int64)

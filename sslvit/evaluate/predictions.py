@@ -74,7 +74,7 @@ def _opened(table: pa.Table) -> Predictions:
 
 
 def _seal(table: pa.Table, about: bytes) -> str:
-    """Of the values, however a file chunks them."""
+    """A hash of the values, however a file chunks them."""
     digest = xxh3_128(about)
     for name in sorted(table.column_names):
         column = table[name].combine_chunks()

@@ -45,7 +45,7 @@ def stored(
     version: int = 0,
     batch_size: int = 256,
 ) -> Features:
-    """As `extract`, but read from the folder if they are there, and else written there."""
+    """The features of `extract`, read from the folder if they are there, else written to it."""
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     readouts = tuple(readouts or backbone.readouts)
     about = {

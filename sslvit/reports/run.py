@@ -193,16 +193,20 @@ def as_page(run: Run) -> str:
 
 
 def as_markdown(run: Run) -> str:
-    lines = [f"# {markdown(run.title())}", *(f"- {markdown(text)}" for text in run.summary()), ""]
-    lines += [*escaped_table(*run.table()), "", "\\" + run.declared(), "", *escaped_table(*run.costs()), ""]
+    lines = [f"# {markdown(run.title())}", *(f"- {markdown(text)}" for text in run.summary()), "", *both_tables(run)]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
             lines += [f"![{caption}](pictures/{name})", ""]
     return "\n".join(lines)
 
 
+def both_tables(run: Run) -> list[str]:
+    """Accuracies and costs, in Markdown."""
+    return [*escaped_table(*run.table()), "", "\\" + run.declared(), "", *escaped_table(*run.costs()), ""]
+
+
 def escaped_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return markdown_table([markdown(cell) for cell in header], [[markdown(c) for c in row] for row in rows])
+    return markdown_table([markdown(cell) for cell in header], [[markdown(cell) for cell in row] for row in rows])
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -211,6 +215,5 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def as_card(run: Run) -> str:
-    tables = [*markdown_table(*run.table()), "", *markdown_table(*run.costs()), ""]
     architecture = config_of(run.folder / "model")["architecture"]
-    return card(run.folder.name, run.summary(), run.model["readout"], architecture, tables)
+    return card(run.folder.name, run.summary(), run.model["readout"], architecture, both_tables(run))
