@@ -16,14 +16,14 @@ from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.evaluate.probing import Protocols, probed
+from sslvit.evaluate.probing import ProbeOptions, probed
 from sslvit.experiments.jobs import check_numbers
 from sslvit.processes.collectives import start
 from sslvit.storage import sealed
 
 
 @dataclass(frozen=True)
-class Config(Protocols, DataConfig):
+class Config(ProbeOptions, DataConfig):
     """Read raw pixels, on labelled images; without a test split a tenth of the training images is held out."""
 
     out: Path = Path("runs/baselines")

@@ -23,7 +23,7 @@ from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, 
 from sslvit.preflight.dry_run import dry_run
 from sslvit.preflight.views import show_views
 from sslvit.processes.collectives import start_run
-from sslvit.reports.confusion import draw_confusion
+from sslvit.reports.figures import draw_confusion
 from sslvit.storage import sealed
 from sslvit.views.batching import Size
 from sslvit.weights.foreign.options import ModelConfig

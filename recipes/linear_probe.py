@@ -27,7 +27,7 @@ from sslvit.cli import parse, run_cli
 from sslvit.config import ImagesConfig, configuration
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.fewshot import fewshot
-from sslvit.evaluate.heads import Report, trained
+from sslvit.evaluate.heads import ProbeLog, run_probe
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
@@ -80,7 +80,7 @@ def main() -> None:
     readouts = {"logistic": pretrained.readouts, "attentive": ("patches",)}
     readouts |= {name: tuple(dict.fromkeys((*known.readouts, declared))) for name, known in PROTOCOLS.items()}
     readouts, plain = readouts[config.protocol], config.protocol == "logistic"
-    report = Report(config.out, configuration(config), accelerator)
+    report = ProbeLog(config.out, configuration(config), accelerator)
     few = [f"{config.shots}-shot", "20-nn"] if plain else []
     title = "linear" if plain else config.protocol
     report.say(f"{'accuracy, %':<24}" + "".join(f"{column:>10}" for column in (title, *few)))
@@ -96,12 +96,12 @@ def main() -> None:
         for readout in readouts:
             four = train.by_readout[readout], train.labels, test.by_readout[readout], test.labels
             augmented = torch.stack([one.by_readout[readout] for one in versions]) if versions else None
-            head = trained(config.protocol, *four[:3], augmented=augmented)
+            head = run_probe(config.protocol, *four[:3], augmented=augmented)
             others = {}
             if plain:
                 others = {few[0]: fewshot(*four, shots=config.shots).mean, few[1]: knn(*four)}
             told = {"model": str(config.model), "start": name, "data": sources[1].name, "protocol": config.protocol}
-            report.add(name, readout, head, test, others, told | {"readout": readout})
+            report.add(head, test, others, told | {"readout": readout})
     for sentence in filter(None, map(left_out, (train, test), sources)):
         report.say(sentence)
     report.finish()

@@ -22,19 +22,19 @@ from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.near_duplicates import near_duplicates_of_run
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.evaluate.probing import Protocols, probed
+from sslvit.evaluate.probing import ProbeOptions, probed
 from sslvit.evaluate.stored import stored
 from sslvit.experiments.jobs import check_numbers
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
-from sslvit.reports.confusion import draw_confusion
+from sslvit.reports.figures import draw_confusion
 from sslvit.storage import durable, sealed
 from sslvit.views.batching import Size
 from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(ModelConfig, Protocols, ImagesConfig):
+class Config(ModelConfig, ProbeOptions, ImagesConfig):
     """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
 
     out: Path = Path("runs/probe")

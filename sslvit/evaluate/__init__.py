@@ -1,1 +1,1 @@
-"""What a frozen or fine-tuned backbone is worth. Protocols are pure functions of Features: tensors in, numbers out."""
+"""The worth of frozen and fine-tuned backbones. Protocols are pure functions of Features: tensors in, numbers out."""

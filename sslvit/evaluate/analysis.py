@@ -1,12 +1,12 @@
-"""What the ViT paper looks at inside a model (its Figures 6, 7, 10, 11 and 14, https://arxiv.org/abs/2010.11929).
+"""Inside a ViT, as in the ViT paper (its Figures 6, 7, 10, 11 and 14, https://arxiv.org/abs/2010.11929).
 
-Filters, similarity of positions, how far heads look, and what the class token sees: pure functions of a ViT and of
-images in [0, 1]. figures.py draws what they return. Attention is looked at one block at a time while a few images pass
-through the model, so at no moment there is more of it than `b k n n` of one block.
+Filters, similarity of positions, attention distance, and attention maps of the class token: pure functions of a ViT and
+of images in [0, 1], drawn by reports/figures.py. Attention is computed one block at a time while a few images pass
+through the model, so that memory holds `b k n n` of one block only.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
+from sslvit.evaluate.features import evaluation_mode
 from sslvit.models.positions import Grid, join_2d
 from sslvit.models.vit import ViT
 
-AT_ONCE = 1 << 26  # bytes of one block's attention, so that it and what is computed from it stay small
+AT_ONCE = 1 << 26  # bytes of one block's attention
 
 
 class Filters(NamedTuple):
@@ -29,14 +30,14 @@ class Distances(NamedTuple):
     """Mean attention distance in pixels, and what is needed to judge it; by layer and head, l k."""
 
     renormalised: Tensor  # each patch's attention to the patches is made to sum to 1
-    plain: Tensor  # it is left as it is, less what goes to the class token and the registers
+    plain: Tensor  # as it is, less what goes to the class token and the registers
     on_patches: Tensor  # the share of the patches' attention that goes to patches
     images: int
 
 
 class Maps(NamedTuple):
-    """What the class token attends to; without a class token the mean of what the patches attend to. Each map is the
-    part of a distribution over all tokens that lies on patches, so it sums to 1 at most."""
+    """The class token's attention, or the mean attention of the patches without one. Each map is the patches' part of a
+    distribution over all tokens, so it sums to 1 at most."""
 
     rollout: Tensor  # b gh gw: through all layers
     last: Tensor  # b k gh gw: in the last layer, by head
@@ -44,11 +45,10 @@ class Maps(NamedTuple):
 
 @torch.no_grad()
 def filters(vit: ViT, count: int = 28) -> Filters:
-    """The first principal components of the patch embedding's filters, of which there are `width`.
+    """The first principal components of the patch embedding's filters; fewer than `count` where the filters span less.
 
-    Their mean is subtracted; the paper does not say whether it did that. Each component is rescaled by its own least
-    and greatest value, and its sign, which is arbitrary, is such that its largest weight is positive. There are fewer
-    than `count` where the filters span less. They are the weights themselves, which meet standardised pixels.
+    The filters' mean is subtracted (the paper does not say whether it did that). Each component is rescaled by its own
+    least and greatest value; its arbitrary sign makes its largest weight positive.
     """
     if vit.config.hybrid is not None:
         raise ValueError(f"hybrid {vit.config.hybrid!r} embeds features of a ResNet: it has no filters of pixels")
@@ -68,10 +68,8 @@ def filters(vit: ViT, count: int = 28) -> Filters:
 
 @torch.no_grad()
 def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
-    """Cosine similarity of the patches' positions, of each with all: gh gw gh gw. The class token's is no part of it.
-
-    Only positions at every layer have another table at another layer. Fixed tables can be looked at, too.
-    """
+    """Cosine similarity of the patches' positions, each with all: gh gw gh gw, without the class token. Only positions
+    at every layer have a table per layer."""
     if vit.position in ("none", "relative"):
         raise ValueError(f"position {vit.position!r} has no table with a row for each patch, so none to compare")
     h, w = vit.grid
@@ -86,9 +84,8 @@ def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
 
 
 def position_structure(similarity: Tensor) -> dict[str, float]:
-    """Of `gh gw gh gw`, the means over pairs of neighbours, of others in a row or a column, and of all others."""
-    h, w = similarity.shape[:2]
-    rows, columns = _offsets((h, w))
+    """Mean similarities of neighbours, of other pairs in a row or a column, and of all other pairs: gh gw gh gw"""
+    rows, columns = _offsets(similarity.shape[:2])
     line = (rows == 0) != (columns == 0)
     kinds = {"neighbours": rows + columns == 1, "same row or column": line & (rows + columns > 1)}
     kinds["elsewhere"] = (rows > 0) & (columns > 0)
@@ -97,7 +94,7 @@ def position_structure(similarity: Tensor) -> dict[str, float]:
 
 
 def pixel_distances(grid: Grid, patch_size: tuple[int, int]) -> Tensor:
-    """Between the centres of all patches: (gh gw) (gh gw)"""
+    """Between the centers of all patches: (gh gw) (gh gw)"""
     rows, columns = _offsets(grid)
     return torch.hypot(rows * float(patch_size[0]), columns * float(patch_size[1]))
 
@@ -108,38 +105,34 @@ def watch(vit: ViT, images: Tensor, look: Callable[[int, Tensor], None]) -> None
     In evaluation mode and in float32. The class token comes first, then registers, then patches.
     """
 
-    def before(layer: int) -> Callable[[Any, tuple[Any, ...]], None]:
-        def hook(attention: Any, given: tuple[Any, ...]) -> None:
-            # What the block itself hands to its attention: normed tokens with their positions, relative positions.
-            tokens, relative, _ = given
-            look(layer, attention.probabilities(tokens, relative))
+    def hook(layer: int, attention: Any, inputs: tuple[Any, ...]) -> None:
+        tokens, relative, _ = inputs  # normed tokens with their positions, relative positions
+        look(layer, attention.probabilities(tokens, relative))
 
-        return hook
-
-    hooks = [block.attn.register_forward_pre_hook(before(layer)) for layer, block in enumerate(vit.blocks)]
+    hooks = [block.attn.register_forward_pre_hook(partial(hook, layer)) for layer, block in enumerate(vit.blocks)]
     try:
-        with _as_evaluated(vit, images.device.type):
+        with evaluation_mode(vit, images.device.type):
             vit(images)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
-    """How far each head looks: the distance from a patch to the patches that it attends to, weighted by attention, in
-    the mean over all patches of all images. Pixels are those of the images given, `b c H W` each.
+    """The distance in pixels from a patch to the patches that it attends to, weighted by attention: for each head the
+    mean over all patches of all images `b c H W`.
 
-    The paper does not say what it did with the class token, whose row is left out here. `plain` is what the widespread
-    re-implementation computes, which leaves out its column and no more. Then the attention that goes to the class token
-    counts as if it went nowhere, at distance 0, and a head that rests on it looks local. `renormalised` asks only where
-    among the patches a head looks, so it compares models with and without prefix tokens. A patch that attends to no
-    patch at all, to the last bit, counts as 0.
+    The paper does not say what it did with the class token; its row is left out here. `plain` is what the widespread
+    re-implementation computes: it also leaves out the class token's column, so attention to it counts as
+    distance 0, and a head that rests on it looks local. `renormalised` asks only where among the patches a head looks,
+    so it compares models with and without prefix tokens. A patch that attends to no patch at all counts as 0.
     """
     sums, queries, count = torch.zeros(3, vit.depth, vit.heads, dtype=torch.float64), 0, 0
-    for images in (part for batch in batches for part in batch.split(_at_once(vit, batch))):
-        h, w = vit.grid_of(images)
-        sums += _summed_distances(vit, images)
-        count, queries = count + len(images), queries + len(images) * h * w
+    for batch in batches:
+        h, w = vit.grid_of(batch)
+        for images in batch.split(_at_once(vit, batch)):
+            sums += _summed_distances(vit, images)
+        count, queries = count + len(batch), queries + len(batch) * h * w
     if not count:
         raise ValueError("no images to measure attention distance on")
     if not sums.isfinite().all():
@@ -150,25 +143,25 @@ def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
 
 
 def _summed_distances(vit: ViT, images: Tensor) -> Tensor:
-    """Over patches and images, of all that Distances has: b c H W -> three l k"""
-    distances, rows = pixel_distances(vit.grid_of(images), vit.patch_size).to(images), []
+    """The fields of Distances, summed over patches and images: b c H W -> three l k"""
+    distances, layers = pixel_distances(vit.grid_of(images), vit.patch_size).to(images), []
 
     def look(layer: int, attention: Tensor) -> None:
         attention = attention[..., vit.prefix :, vit.prefix :]
         mass, plain = attention.sum(-1), einsum(attention, distances, "b k i j, i j -> b k i")
         each = torch.stack([plain / mass.clamp_min(torch.finfo(mass.dtype).tiny), plain, mass])
-        rows.append(reduce(each.double(), "three b k i -> three k", "sum"))
+        layers.append(reduce(each.double(), "three b k i -> three k", "sum"))
 
     watch(vit, images, look)
-    return torch.stack(rows, 1).cpu()
+    return torch.stack(layers, 1).cpu()
 
 
-def roll(below: Tensor, attention: Tensor) -> Tensor:
+def roll_out(below: Tensor, attention: Tensor) -> Tensor:
     """One layer of attention rollout (https://arxiv.org/abs/2005.00928) on the layers below: `b n n, b k n n -> b n n`.
 
-    Heads are averaged. Half of each token comes through the residual connection, by the identity; the ViT paper does
-    not repeat this term, without which its maps are others. The later layer multiplies from the left: row q of the
-    product says of which input tokens output token q is made.
+    Heads are averaged. Half of each token comes through the residual connection, a term that the ViT paper does not
+    repeat but needs for its maps. The later layer multiplies from the left: row q of the product says of which input
+    tokens output token q is made.
     """
     mixed = 0.5 * reduce(attention, "b k q n -> b q n", "mean") + 0.5 * torch.eye(attention.shape[-1]).to(attention)
     return mixed / mixed.sum(-1, keepdim=True) @ below
@@ -176,8 +169,8 @@ def roll(below: Tensor, attention: Tensor) -> Tensor:
 
 def attention_maps(vit: ViT, images: Tensor) -> Maps:
     """b c H W -> b gh gw and b k gh gw"""
-    parts = [_maps(vit, some) for some in images.split(_at_once(vit, images))]
-    return Maps(*(torch.cat(maps).cpu() for maps in zip(*parts, strict=True)))
+    batches = [_maps(vit, batch) for batch in images.split(_at_once(vit, images))]
+    return Maps(*(torch.cat(maps).cpu() for maps in zip(*batches, strict=True)))
 
 
 def _maps(vit: ViT, images: Tensor) -> Maps:
@@ -186,7 +179,7 @@ def _maps(vit: ViT, images: Tensor) -> Maps:
     def look(layer: int, attention: Tensor) -> None:
         nonlocal rolled, last
         below = torch.eye(attention.shape[-1]).to(attention) if rolled is None else rolled
-        rolled, last = roll(below, attention), _seen(vit, attention, grid)
+        rolled, last = roll_out(below, attention), _seen(vit, attention, grid)
 
     watch(vit, images, look)
     return Maps(_seen(vit, rolled, grid), last)
@@ -199,24 +192,12 @@ def _seen(vit: ViT, attention: Tensor, grid: Grid) -> Tensor:
 
 
 def _offsets(grid: Grid) -> tuple[Tensor, Tensor]:
-    """How many rows and how many columns lie between two patches: (gh gw) (gh gw) each"""
+    """The rows and the columns between two patches: (gh gw) (gh gw) each"""
     places = torch.cartesian_prod(*(torch.arange(size) for size in grid)).unbind(-1)
     return tuple((place.unsqueeze(1) - place).abs() for place in places)
 
 
 def _at_once(vit: ViT, images: Tensor) -> int:
+    """The images that pass through the model together."""
     h, w = vit.grid_of(images)
     return max(1, AT_ONCE // (4 * vit.heads * (vit.prefix + h * w) ** 2))
-
-
-@contextmanager
-def _as_evaluated(vit: ViT, device: str) -> Iterator[None]:
-    """No dropout, no gradient, no lower precision; then every module goes back to the mode that it was in."""
-    training = [module for module in vit.modules() if module.training]
-    vit.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,9 +1,9 @@
-"""An attentive probe: a learned query reads all patches, and one linear layer classifies what it gathered.
+"""Attentive probe: a learned query reads all patches, and one linear layer classifies what it gathered.
 
-For objectives that never train the class token (MAE, MPP), where cls means little and the plain mean buries what a few
+For objectives that never train the class token (MAE, MPP), where cls means little and the mean buries what a few
 patches know. As in AIM (https://arxiv.org/abs/2401.08541): batch norm without scale and shift (eps 1e-6) on the tokens,
-keys and values linear without bias, one query a head, a linear layer (AIM's has no bias); no other output projection.
-AIM averages its last blocks' tokens before the final norm; here the tokens are those that `extract` gives as patches.
+keys and values linear without bias, one query per head, a linear layer (AIM's has no bias); no other output projection.
+AIM averages its last blocks' tokens before the final norm; here the tokens are `extract`'s patches.
 """
 
 from dataclasses import dataclass
@@ -43,22 +43,22 @@ class AttentiveHead(nn.Module):
             self.classify = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(rearrange(tokens, "b p d -> b d p")), "b d p -> b p d")
-        key, value = (rearrange(part(tokens), "b p (k d) -> b k p d", k=self.heads) for part in (self.key, self.value))
+        tokens = self.norm(tokens.mT).mT
+        key, value = (rearrange(to(tokens), "b p (k d) -> b k p d", k=self.heads) for to in (self.key, self.value))
         gathered = F.scaled_dot_product_attention(self.query.expand(len(tokens), -1, -1, -1), key, value)
         return self.classify(rearrange(gathered, "b k 1 d -> b (k d)"))
 
     @torch.no_grad()
-    def probabilities(self, tokens: Tensor, batch_size: int = 1024) -> Tensor:
+    def probabilities(self, tokens: Tensor) -> Tensor:
         assert not self.training
-        return torch.cat([self(part).softmax(-1) for part in tokens.split(batch_size)])
+        return torch.cat([self(batch).softmax(-1) for batch in tokens.split(1024)])
 
 
 def attentive_probe(
     tokens: Tensor, labels: Tensor, settings: Settings, *, seed: int = 0
 ) -> tuple[AttentiveHead, dict[float, float]]:
     """A head trained on all of these labels, in eval mode, at the rate that is best on a held-out tenth of them, and
-    the accuracy of every rate there, none if there is one rate: n p d, n."""
+    the held-out accuracy by rate, empty for a single rate: n p d, n."""
     if tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)} and labels {tuple(labels.shape)} are not n p d and n")
     best, accuracy = settings.rates[0], {}
@@ -73,20 +73,19 @@ def attentive_probe(
 
 def _train(tokens: Tensor, labels: Tensor, rows: Tensor, rate: float, settings: Settings, seed: int) -> AttentiveHead:
     head = AttentiveHead(tokens.shape[2], int(labels.max()) + 1, heads=settings.heads, seed=seed).to(tokens.device)
-    matrices = [p for p in head.parameters() if p.ndim == 2]
-    others = [p for p in head.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": settings.decay}, {"params": others, "weight_decay": 0.0}], lr=rate
-    )
-    batches = -(-len(rows) // settings.batch_size)
-    for step in range(settings.epochs * batches):
-        epoch, batch = divmod(step, batches)
-        if batch == 0:
-            order = rows[rng.permutation(rng.key(seed, "attentive", epoch), len(rows)).to(rows.device)]
-        here = order[batch * settings.batch_size : (batch + 1) * settings.batch_size]
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.warmup_cosine(step / (settings.epochs * batches), rate, warmup=0.1)
-        F.cross_entropy(head(tokens[here]), labels[here]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    groups = [
+        {"params": [p for p in head.parameters() if p.ndim == 2], "weight_decay": settings.decay},
+        {"params": [p for p in head.parameters() if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    step, steps = 0, settings.epochs * -(-len(rows) // settings.batch_size)
+    for epoch in range(settings.epochs):
+        order = rows[rng.permutation(rng.key(seed, "attentive", epoch), len(rows)).to(rows.device)]
+        for batch in order.split(settings.batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.warmup_cosine(step / steps, rate, warmup=0.1)
+            F.cross_entropy(head(tokens[batch]), labels[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
     return head.eval()

@@ -1,10 +1,10 @@
-"""Whether an accuracy means anything: classes of unequal size, and classifiers that answer one class. Tensors in."""
+"""Accuracies that mislead: classes of unequal size, and classifiers that predict one class. Tensors in."""
 
 import torch
 from torch import Tensor
 
-NEARLY_ALL = 0.95  # of the predictions, from which a classifier is said to answer one class
-UNEQUAL = 1.5  # times the smallest class: the largest from which accuracy alone misleads
+NEARLY_ALL = 0.95  # a classifier with a larger share of its predictions in one class has collapsed
+UNEQUAL = 1.5  # accuracy alone misleads if the largest class is larger than this many times the smallest
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
@@ -16,7 +16,7 @@ def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
 
 
 def most_predicted(predicted: Tensor) -> tuple[int, float]:
-    """The class that is predicted most often, of equals the lowest, and its share of the predictions."""
+    """The most frequent class (the lowest if several are) and its share of the predictions."""
     _check(predicted, predicted)
     counts = predicted.bincount()
     best = int(counts.argmax())
@@ -24,15 +24,13 @@ def most_predicted(predicted: Tensor) -> tuple[int, float]:
 
 
 def collapsed(predicted: Tensor, labels: Tensor) -> str | None:
-    """A sentence if nearly all images are given one class, and fewer of them are of it."""
+    """A sentence if nearly all predictions are one class, and fewer of the images belong to it."""
     _check(predicted, labels)
     answer, share = most_predicted(predicted)
     own = (labels == answer).double().mean().item()
     if share <= NEARLY_ALL or own >= NEARLY_ALL:
         return None
-    return (
-        f"{100 * share:.1f} % of {len(labels):,} images are predicted as class {answer}; {100 * own:.1f} % belong to it"
-    )
+    return f"{share:.1%} of {len(labels):,} images are predicted as class {answer}; {own:.1%} belong to it"
 
 
 def commonest(train_labels: Tensor, test_labels: Tensor) -> float:
@@ -42,18 +40,17 @@ def commonest(train_labels: Tensor, test_labels: Tensor) -> float:
 
 
 def unbalanced(labels: Tensor) -> bool:
-    """Whether the largest class is more than 1.5 times the smallest, of those that occur."""
+    """The largest class is more than 1.5 times the smallest, of those that occur."""
     counts = labels.bincount()
     return counts.max().item() > UNEQUAL * counts[counts > 0].min().item()
 
 
 def remarks(name: str, predicted: Tensor, labels: Tensor) -> list[str]:
-    """What must be said beside the accuracy of a classifier of this name: the balanced one where classes are unequal,
-    and a warning where it answers one class."""
+    """Sentences beside a classifier's accuracy: the balanced one if classes are unequal, a warning if it collapsed."""
     lines, sizes = [], labels.bincount()
     if unbalanced(labels):
         spread = f"the test classes have {sizes[sizes > 0].min():,} to {sizes.max():,} images"
-        lines.append(f"{name}: balanced accuracy {100 * balanced_accuracy(predicted, labels):.1f} % ({spread})")
+        lines.append(f"{name}: balanced accuracy {balanced_accuracy(predicted, labels):.1%} ({spread})")
     if sentence := collapsed(predicted, labels):
         lines.append(f"warning: {name}: {sentence}")
     return lines

@@ -1,4 +1,4 @@
-"""What an accuracy is held against where no model has a part in it: the commonest class, and raw pixels."""
+"""Baselines without a model: the commonest class, and raw pixels."""
 
 from math import isqrt
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from sslvit.views.batching import to_pair
 from sslvit.views.pretraining import EvalView
 
 COMMONEST, PIXELS = "commonest class", "raw pixels"  # names of rows
-SIDE = 32  # pixels of an image that is read as it is; larger ones are reduced to it
-MOST = 1 << 28  # pixels of all training images (1 GiB): of millions of images each has fewer
-READOUT = "mean"  # of the one patch that an image is
+SIDE = 32  # pixels; larger images are reduced to it
+MOST = 1 << 28  # values of all training images (1 GiB): with millions of images each has fewer pixels
+READOUT = "mean"  # of an image's only patch
 
 
 class Pixels(nn.Module):
-    """In the place of a backbone: an image is one patch, whose token holds its pixels, reduced to a side that is not
-    longer than its own: b c H W -> b 1 (c s s)."""
+    """In the place of a backbone: an image is one patch, whose token is its pixels, reduced to this side:
+    b c H W -> b 1 (c s s)."""
 
     readouts = (READOUT,)
 
@@ -41,19 +41,15 @@ class Pixels(nn.Module):
 class Baselines(NamedTuple):
     train: Features  # raw pixels
     test: Features
-    side: int  # pixels that the images were read at
-    commonest: float  # accuracy of the commonest class on these test images
-    commonest_of_all: float  # and on all, answering the commonest class of all
+    side: int  # pixels of the images
+    commonest: float  # accuracy on these test images of always predicting the commonest class
+    commonest_of_all: float  # and the same on all images
 
 
 def baselines(
-    train: Source,
-    test: Source,
-    ids: tuple[np.ndarray, np.ndarray],
-    view: EvalView,
-    accelerator: Accelerator,
+    train: Source, test: Source, ids: tuple[np.ndarray, np.ndarray], view: EvalView, accelerator: Accelerator
 ) -> Baselines:
-    """Of labelled sources. ids: the training and the test images that are read; view: that of evaluations."""
+    """Baselines on two labelled sources. ids: the training and the test images; view: the evaluations'."""
     side = min(*to_pair(view.size), SIDE, max(1, isqrt(MOST // (len(ids[0]) * train.channels))))
     pixels = Pixels(side)
     x, y = (extract(pixels, s, view, accelerator, ids=i) for s, i in zip((train, test), ids, strict=True))

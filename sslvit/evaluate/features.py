@@ -1,9 +1,10 @@
-"""The one extractor: every image once, in order, through a backbone in eval mode, in float32; not augmented, unless a
-probe that trains on augmented versions asks for one.
+"""The one extractor: every image once, in order, through a backbone in evaluation mode, in float32.
 
-An image that cannot be read has no features: another that stood in for it would be counted as if it were this one.
+An image that cannot be read has no features: a substitute would be counted as if it were this one.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,29 +14,30 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sslvit import rng
-from sslvit.data.spec import Samples, Source
+from sslvit.data.spec import Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives
 from sslvit.views.pretraining import CropFlip, EvalView
 
 PIECE = 1 << 14  # rows that travel between processes at a time
+READOUT = re.compile(r"(cls|mean|both)(?::([1-9]\d*))?|(patches)")
 
 
 class Features(NamedTuple):
-    """Of the images that could be read."""
+    """Features of the images that could be read."""
 
     by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
     ids: Tensor  # n
-    unreadable: Tensor  # m: the ids of the others that were asked for
+    unreadable: Tensor  # m: ids of the requested images that could not be read
 
 
 def left_out(features: Features, source: Source) -> str:
-    """A sentence about the images that could not be read, with an example, or nothing."""
+    """A sentence about the images that could not be read, with an example; empty if there are none."""
     count = len(features.unreadable)
     if not count:
         return ""
@@ -44,20 +46,6 @@ def left_out(features: Features, source: Source) -> str:
     return f"{count:,} of {count + len(features.ids):,} images of {source.name} cannot be read and are left out{why}"
 
 
-class _Batches(Dataset):
-    """Item i is the i-th batch of these images."""
-
-    def __init__(self, source: Source, ids: np.ndarray, batch_size: int):
-        self.source, self.ids, self.batch_size = source, ids, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
-
-    def __getitem__(self, item: int) -> Samples:
-        return self.source.read(self.ids[item * self.batch_size : (item + 1) * self.batch_size])
-
-
-@torch.no_grad()
 def extract(
     backbone: nn.Module,
     source: Source,
@@ -70,79 +58,84 @@ def extract(
     batch_size: int = 256,
     workers: int = 0,
 ) -> Features:
-    """The features of these images (all of the source by default) that can be read, in their order, on every process.
+    """The features of these images (by default the whole source) in their order, on every process.
 
-    One forward pass serves all readouts: cls, mean and both; cls:4 and mean:4, of the last four blocks, joined; both:4,
-    cls of the last four and mean of the last, as DINOv2's probe; patches, all of them. The default is what the backbone
-    declares. Always in float32, whatever training runs in, so that monitored and later numbers are the same. version:
-    which one of an augmenting view, the same for any batching.
-
-    Each process takes one contiguous part; parts are padded for the collective and the padding is cut off again, so no
-    image is counted twice, whatever the number of processes.
+    readouts: by default those that the backbone declares. cls, mean and both; cls:4 and mean:4 join the last four
+    blocks; both:4 joins cls of the last four and mean of the last, as DINOv2's probe; patches are all of them.
+    version: which draw of an augmenting view, the same for any batching.
     """
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
-    readouts = tuple(readouts or backbone.readouts)
-    blocks = max(_blocks(readout) for readout in readouts)
     if len(ids) == 0:
         raise ValueError(f"no images of {source.name} to extract features from")
-    part = -(-len(ids) // collectives.processes())
-    mine = ids[collectives.rank() * part : (collectives.rank() + 1) * part]
-    if len(mine) == 0:  # more processes than images: another's image tells the shapes, and is cut off again
+    readouts = tuple(readouts or backbone.readouts)
+    # Each process takes one contiguous share. The last ones are padded for the collective, and cut off again.
+    share = -(-len(ids) // collectives.processes())
+    mine = ids[collectives.rank() * share : (collectives.rank() + 1) * share]
+    if len(mine) == 0:  # more processes than images: any image gives the shapes of the padding
         mine = ids[:1]
-    rows: dict[str, list[Tensor]] = {name: [] for name in readouts}
-    labels, replaced = [], []
-    batches = DataLoader(_Batches(source, mine, batch_size), batch_size=None, num_workers=workers)
-    with _eval_mode(backbone), torch.autocast(accelerator.device.type, enabled=False):
-        for samples in batches:
-            pixels = samples.pixels.to(accelerator.device, non_blocking=True)
-            # Plain draws nothing; views want a key all the same.
-            (images,) = view(pixels, rng.key(version, "version", samples.ids.to(pixels.device)), samples.extents)
-            last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
-            for name in readouts:
-                rows[name].append(_read(last, name).float().cpu())
-            if samples.labels is not None:
-                labels.append(samples.labels)
-            bad = torch.tensor([line.id for line in samples.bad], dtype=torch.int64)
-            replaced.append(torch.isin(samples.ids, bad).to(torch.uint8))  # gloo gathers no bools
-    gathered = {name: _everyone(rows[name], part, len(ids), accelerator.device) for name in readouts}
-    for name, values in gathered.items():
-        if not values.isfinite().all():
-            raise ValueError(
-                f"{int((~values.isfinite()).sum())} of the features {name} of {source.name} are not finite"
-            )
-    all_ids = torch.from_numpy(ids.copy())
-    good = ~_everyone(replaced, part, len(ids), accelerator.device).bool()
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    loader = DataLoader(batches, batch_size=None, collate_fn=source.read, num_workers=workers)
+    rows = _forward(backbone, loader, view, version, readouts, accelerator.device)
+    gathered = {name: _gather(values, share, len(ids), accelerator.device) for name, values in rows.items()}
+    for name in readouts:
+        if count := int((~gathered[name].isfinite()).sum()):
+            raise ValueError(f"{count} of the features {name} of {source.name} are not finite")
+    good = ~gathered["unreadable"].bool()
     if not good.any():
-        raise DataError(f"not one of the {len(ids):,} images of {source.name} to be looked at can be read")
+        raise DataError(f"none of the {len(ids):,} images of {source.name} to be evaluated can be read")
     return Features(
-        {name: values[good] for name, values in gathered.items()},
-        None if source.labels is None else _everyone(labels, part, len(ids), accelerator.device)[good],
-        all_ids[good],
-        all_ids[~good],
+        {name: gathered[name][good] for name in readouts},
+        gathered["labels"][good] if "labels" in gathered else None,
+        torch.from_numpy(ids)[good],
+        torch.from_numpy(ids)[~good],
     )
 
 
+def _forward(
+    backbone: nn.Module,
+    loader: DataLoader,
+    view: EvalView | CropFlip,
+    version: int,
+    readouts: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The rows of this process: features by readout, all of one forward pass, labels, and which are unreadable."""
+    blocks = max(_blocks(readout) for readout in readouts)
+    batches: dict[str, list[Tensor]] = defaultdict(list)
+    with evaluation_mode(backbone, device.type):
+        for samples in loader:
+            pixels = samples.pixels.to(device, non_blocking=True)
+            (images,) = view(pixels, rng.key(version, "version", samples.ids.to(device)), samples.extents)
+            last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
+            for readout in readouts:
+                batches[readout].append(_read(last, readout).float().cpu())
+            if samples.labels is not None:
+                batches["labels"].append(samples.labels)
+            unreadable = torch.tensor([line.id for line in samples.bad], dtype=torch.int64)
+            batches["unreadable"].append(torch.isin(samples.ids, unreadable).to(torch.uint8))  # gloo gathers no bools
+    return {name: torch.cat(rows) for name, rows in batches.items()}
+
+
 @contextmanager
-def _eval_mode(backbone: nn.Module) -> Iterator[None]:
-    """Every module goes back to the mode of its own, also after an error: a frozen part of a model that trains stays
-    in evaluation mode."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
+def evaluation_mode(model: nn.Module, device: str) -> Iterator[None]:
+    """No dropout, no gradient, no lower precision. Then every module returns to its own mode, also after an error: the
+    frozen part of a model in training stays in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        yield
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
     finally:
         for module in training:
             module.training = True
 
 
 def _blocks(readout: str) -> int:
-    """How many of the last blocks it reads."""
-    name, _, count = readout.partition(":")
-    if name not in ("cls", "mean", "both", "patches") or (count and not count.isdecimal()) or count == "0":
-        raise ValueError(f"readout {readout!r} is none of cls, mean, both, patches, or of blocks as in cls:4")
-    if name == "patches" and count:
-        raise ValueError(f"readout {readout!r}: patches are read from the last block")
-    return int(count or 1)
+    """The number of last blocks that a readout reads."""
+    match = READOUT.fullmatch(readout)
+    if match is None:
+        raise ValueError(f"readout must be cls, mean, both, patches, or of several blocks as cls:4, got {readout!r}")
+    return int(match[2] or 1)
 
 
 def _read(last: list[Encoded], readout: str) -> Tensor:
@@ -155,14 +148,13 @@ def _read(last: list[Encoded], readout: str) -> Tensor:
     return torch.cat([read(block, name) for block in blocks], -1)
 
 
-def _everyone(rows: list[Tensor], part: int, total: int, device: torch.device) -> Tensor:
-    """The rows of all processes in order, on the CPU; each holds up to `part` of the `total`."""
-    mine = torch.cat(rows)
+def _gather(mine: Tensor, share: int, total: int, device: torch.device) -> Tensor:
+    """The rows of all processes in order, on the CPU; each holds up to `share` of the `total`."""
     if collectives.processes() == 1:
         return mine
-    whole = mine.new_empty(collectives.processes(), part, *mine.shape[1:])
-    for start in range(0, part, PIECE):
-        size = min(PIECE, part - start)
+    whole = mine.new_empty(collectives.processes(), share, *mine.shape[1:])
+    for start in range(0, share, PIECE):
+        size = min(PIECE, share - start)
         piece = torch.zeros(size, *mine.shape[1:], dtype=mine.dtype, device=device)
         here = mine[start : start + size]
         piece[: len(here)] = here.to(device)

@@ -1,4 +1,4 @@
-"""A linear probe by its protocol's name: trained on the training images, asked about the test images, and kept."""
+"""Linear probes by name, and what the recipe linear_probe.py writes of them: numbers, heads, predictions, a log."""
 
 import json
 from pathlib import Path
@@ -13,55 +13,56 @@ from sslvit.evaluate.attentive import Settings, attentive_probe
 from sslvit.evaluate.balance import balanced_accuracy, remarks
 from sslvit.evaluate.features import Features
 from sslvit.evaluate.linear import probe
-from sslvit.evaluate.logistic import standardised_probe
+from sslvit.evaluate.logistic import standardized_probe
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.storage import durable
 
 
-class Trained(NamedTuple):
+class ProbeResult(NamedTuple):
     probabilities: Tensor  # of the test images' classes
     weights: dict[str, Tensor]  # torch's Linear's, for features as they are extracted; or an AttentiveHead's
-    settings: dict[str, float]  # what was chosen
-    held_out: list[tuple[dict[str, float], float]]  # by which accuracies, where there was a choice
+    settings: dict[str, float]  # the chosen ones
+    held_out: list[tuple[dict[str, float], float]]  # accuracies that they were chosen by; empty without a choice
 
 
-def trained(protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, augmented: Tensor | None = None) -> Trained:
+def run_probe(
+    protocol: str, train: Tensor, labels: Tensor, test: Tensor, *, augmented: Tensor | None = None
+) -> ProbeResult:
     """protocol: logistic, attentive, or a name of PROTOCOLS. Features n d and m d, of attentive n p d and m p d."""
     if protocol == "attentive":
-        attentive, tried = attentive_probe(train, labels, Settings())
-        held_out = [({"rate": rate}, accuracy) for rate, accuracy in tried.items()]
+        attentive, accuracies = attentive_probe(train, labels, Settings())
+        held_out = [({"rate": rate}, accuracy) for rate, accuracy in accuracies.items()]
         settings, _ = max(held_out, key=lambda one: one[1])
-        return Trained(attentive.probabilities(test), attentive.state_dict(), settings, held_out)
+        return ProbeResult(attentive.probabilities(test), attentive.state_dict(), settings, held_out)
     if protocol == "logistic":
-        head, mean, deviation = standardised_probe(train, labels)
+        head, mean, deviation = standardized_probe(train, labels)
         probabilities, weights = head.probabilities((test - mean) / deviation), head.weights / deviation[:, None]
         bias = head.bias - mean @ weights
     else:
         head = probe(train, labels, PROTOCOLS[protocol], augmented=augmented)
         probabilities, weights, bias = head.probabilities(test), head.weights, head.bias
-    return Trained(probabilities, {"weight": weights.T.contiguous(), "bias": bias}, head.settings, head.held_out)
+    return ProbeResult(probabilities, {"weight": weights.T.contiguous(), "bias": bias}, head.settings, head.held_out)
 
 
-class Report:
-    """What linear_probe.py leaves in its folder: numbers, heads, predictions, and all that it said."""
+class ProbeLog:
+    """The folder of linear_probe.py, and the table that it prints."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], accelerator: Accelerator):
         self.folder, self.accelerator = folder, accelerator
         self.lines: list[str] = []
         self.numbers: dict[str, dict[str, Any]] = {}
-        self._write("config.json", json.dumps(settings | {"version": __version__}, indent=1))  # fails now if at all
+        self._write("config.json", json.dumps(settings | {"version": __version__}, indent=1))  # before hours of work
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
         self.lines.append(line)
 
-    def add(
-        self, start: str, readout: str, head: Trained, test: Features, others: dict[str, float], about: dict[str, Any]
-    ) -> None:
-        """A row of the table, of a backbone read in one way. others: accuracies beside that of the head."""
-        predicted, name = head.probabilities.argmax(-1), f"{start.split()[0]}-{readout.replace(':', '-')}"
+    def add(self, head: ProbeResult, test: Features, others: dict[str, float], about: dict[str, Any]) -> None:
+        """A row of the table. others: accuracies beside the head's; about: metadata, with start and readout."""
+        start, readout, predicted = about["start"], about["readout"], head.probabilities.argmax(-1)
+        name = f"{start.split()[0]}-{readout.replace(':', '-')}"
         numbers = {"accuracy": top(head.probabilities, test.labels)} | others
         text = "".join(f"{100 * number:>10.1f}" for number in numbers.values())
         if not others:
@@ -77,8 +78,8 @@ class Report:
             "images": len(predicted),
         }
         if self.accelerator.is_main_process:
-            found = Predictions(test.ids, test.labels, head.probabilities.float(), about)
-            save_predictions(self.folder / f"{name}.parquet", found)
+            predictions = Predictions(test.ids, test.labels, head.probabilities.float(), about)
+            save_predictions(self.folder / f"{name}.parquet", predictions)
             durable.replace(self.folder / f"{name}.safetensors", durable.tensor_pieces(head.weights))
 
     def finish(self) -> None:

@@ -3,12 +3,12 @@
 DINO's protocol (https://github.com/facebookresearch/dino, eval_knn.py): k 20 and temperature 0.07 there; InstDisc and
 lightly take 200 and 0.1. Numbers with another k or temperature do not compare, so both belong beside a number.
 
-The same result for any chunk size, bit for bit: directions are rounded to multiples of 2^-25. Their products are then
-multiples of 2^-50 and no partial sum exceeds 1 by much, so float64 holds each exactly, in whatever order a matrix
-product adds them up. The rounding is as fine as float32's own error in a similarity.
+The result is the same for any chunk size, bit for bit: directions are rounded to multiples of 2^-25, as fine as
+float32's own error in a similarity. Their products are multiples of 2^-50 and no partial sum exceeds 1 by much, so
+float64 adds them exactly, in any order.
 
-float32 looks first, at twice the speed: it finds more candidates than are needed, of which float64 takes the nearest.
-Where the last of them is not nearer than the best that was left out can be, by float32's error, float64 looks at all.
+float32 searches first, at twice the speed, for more candidates than needed, of which float64 takes the nearest. Where
+float32's error could have left out a nearer one, float64 searches all.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,11 @@ from torch import Tensor
 
 from sslvit.evaluate.metrics import check, top
 
-SPARE = 44  # candidates beyond k: with few, features that lie close together leave float32 unsure
-GROUP = 16
+SPARE = 44  # candidates beyond k: with few, float32 is often unsure about features that lie close together
 
 
-class Neighbours(NamedTuple):
-    """Of the rows first, first + 1, ... of the test set, the nearest first."""
+class Neighbors(NamedTuple):
+    """Neighbours of the test rows first, first + 1, ...; the nearest first."""
 
     first: int
     similarity: Tensor  # m k, float64
@@ -37,10 +36,10 @@ def directions(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=-1).mul_(2.0**25).round_().mul_(2.0**-25)
 
 
-def neighbours(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iterator[Neighbours]:
+def neighbors(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iterator[Neighbors]:
     """The k nearest rows of train, or all if there are fewer, for `chunk` rows of test at a time."""
     if k < 1 or chunk < 1:
-        raise ValueError(f"k {k} and chunk {chunk} must be at least 1")
+        raise ValueError(f"k and chunk must be at least 1, got k {k} and chunk {chunk}")
     train, test = directions(train.detach()), directions(test.detach())
     k = min(k, len(train))
     candidates = min(k + SPARE, len(train))
@@ -48,38 +47,22 @@ def neighbours(train: Tensor, test: Tensor, *, k: int, chunk: int = 256) -> Iter
     rough = train if exact else train.float()
     # A float32 product of unit vectors of d numbers is off by less than (d + 2) 2^-24, whatever the order of its sums.
     error = (train.shape[1] + 2) * 2.0**-24
-    kept = rough.new_empty(min(chunk, len(test)), len(train))  # fresh memory of this size costs as much as the product
+    buffer = rough.new_empty(min(chunk, len(test)), len(train))  # allocating it anew costs as much as the product
     for first in range(0, len(test), chunk):
-        part = test[first : first + chunk]
-        found, rows = largest(torch.mm(part.to(rough.dtype), rough.T, out=kept[: len(part)]), candidates)
+        batch = test[first : first + chunk]
+        best, rows = torch.mm(batch.to(rough.dtype), rough.T, out=buffer[: len(batch)]).topk(candidates)
         rows = rows.sort(dim=-1).values
-        similarity, rows = nearest_first((train[rows] @ part[:, :, None]).squeeze(-1), rows, k)
+        similarity, rows = nearest_first((train[rows] @ batch[:, :, None]).squeeze(-1), rows, k)
         if candidates < len(train):
-            unsure = similarity[:, -1] <= found[:, -1].double() + error
+            unsure = similarity[:, -1] <= best[:, -1].double() + error
             for some in unsure.nonzero().squeeze(1).split(64):
                 every = torch.arange(len(train), device=train.device).expand(len(some), -1)
-                similarity[some], rows[some] = nearest_first(part[some] @ train.T, every, k)
-        yield Neighbours(first, similarity, rows)
-
-
-def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each line and their places: m n -> m count, m count. As topk, at half the cost: the
-    largest are in those `count` groups that have the largest maxima."""
-    groups = values.shape[1] // GROUP
-    if groups < 4 * count:
-        found = values.topk(count, dim=-1)
-        return found.values, found.indices
-    grouped = values[:, : GROUP * groups].unflatten(1, (GROUP, groups))  # one of each run of `groups` makes a group
-    best = grouped.amax(1).topk(count, dim=-1, sorted=False).indices.unsqueeze(1)
-    inside = grouped.gather(2, best.expand(-1, GROUP, -1)).flatten(1)
-    places = (best + groups * torch.arange(GROUP, device=values.device).unsqueeze(1)).flatten(1)
-    rest = torch.arange(GROUP * groups, values.shape[1], device=values.device).expand(len(values), -1)
-    found = torch.cat([inside, values[:, GROUP * groups :]], 1).topk(count, dim=-1)
-    return found.values, torch.cat([places, rest], 1).gather(1, found.indices)
+                similarity[some], rows[some] = nearest_first(batch[some] @ train.T, every, k)
+        yield Neighbors(first, similarity, rows)
 
 
 def nearest_first(similarity: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each line; of equals the lower row, where the rows of a line ascend: m n, m n -> m k, m k"""
+    """The k most similar of each line, ties by the lower row: m n, m n (rows of a line ascend) -> m k, m k"""
     order = similarity.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return similarity.gather(1, order), rows.gather(1, order)
 
@@ -87,13 +70,13 @@ def nearest_first(similarity: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Ten
 def knn_votes(
     train: Tensor, labels: Tensor, test: Tensor, *, k: int = 20, temperature: float = 0.07, chunk: int = 256
 ) -> Tensor:
-    """The share of the votes for each class: train n d, labels n, test m d -> m classes, float64."""
+    """The share of the votes for each class: train n d, labels n, test m d -> m classes, float64"""
     check(train, labels)
     check(test)
     if temperature <= 0:
-        raise ValueError(f"temperature {temperature} must be above 0")
+        raise ValueError(f"temperature must be above 0, got temperature {temperature}")
     votes = torch.zeros(len(test), int(labels.max()) + 1, device=test.device, dtype=torch.float64)
-    for first, similarity, rows in neighbours(train, test, k=k, chunk=chunk):
+    for first, similarity, rows in neighbors(train, test, k=k, chunk=chunk):
         # A softmax over the neighbours: divided by their sum, exp cannot overflow, and the winner is the same.
         weights = (similarity / temperature).softmax(-1)
         votes[first : first + len(rows)].scatter_add_(1, labels[rows], weights)

@@ -1,12 +1,13 @@
-"""Linear classifiers on frozen features: many learning rates and weight decays trained at once, one chosen.
+"""Linear probe: heads with many learning rates and weight decays are trained at once on frozen features, one is chosen.
 
 All heads see the same batches: the features are read once, and the logits of all are one matrix product, (k c) d
-times d b. No head meets another's numbers, so each comes out as if it were trained alone. The choice is made on a
-held-out part of the training labels, and then the one that was chosen is trained again on all of them, as the papers'
-probes are; where there is nothing to choose, nothing is held out. Nothing here is ever given a test set.
+times d b. Each head comes out as if it were trained alone. The choice is made on a held-out tenth of the training
+labels, and the chosen head is trained again on all of them, as the papers' probes are; with a single setting nothing is
+held out. No function here takes a test set.
 """
 
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,8 @@ MOMENTUM, TRUST, EPSILON = 0.9, 0.001, 1e-6
 
 
 class Heads(NamedTuple):
-    """A norm in front of the heads is folded into them."""
+    """One for each rate and decay. A norm in front of the heads is folded into them."""
 
-    rates: Tensor  # k, as in the protocol
-    decays: Tensor  # k
     weights: Tensor  # k d c
     biases: Tensor  # k c
 
@@ -34,9 +33,8 @@ class Heads(NamedTuple):
 class Head(NamedTuple):
     weights: Tensor  # d c
     bias: Tensor  # c
-    settings: dict[str, float]  # what was chosen
-    held_out: list[tuple[dict[str, float], float]]  # all that were tried, with the accuracies that it was chosen by;
-    # of one setting there is nothing to choose, and this is empty
+    settings: dict[str, float]  # the chosen ones
+    held_out: list[tuple[dict[str, float], float]]  # accuracies of all settings; empty if there was one
 
     def probabilities(self, features: Tensor) -> Tensor:
         check(features)
@@ -57,32 +55,25 @@ def probe(
         rows, held = hold_out(labels, seed=seed)
         heads = train_heads(versions[:, rows], labels[rows], protocol, classes=classes, seed=seed)
         logits = einsum(features[held], heads.weights, "n d, k d c -> k n c") + rearrange(heads.biases, "k c -> k 1 c")
-        # A head that diverged is worth nothing, and never chosen.
         finite = logits.isfinite().all(-1).all(-1)
         if not finite.any():
-            raise ValueError(
-                f"every head diverged (NaN or inf): the rates {protocol.rates} are too high for these features"
-            )
-        accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite
-        tried = [
-            ({"rate": rate, "decay": decay}, value)
-            for rate, decay, value in zip(heads.rates.tolist(), heads.decays.tolist(), accuracy.tolist(), strict=True)
-        ]
-        settings, _ = max(tried, key=lambda one: one[1])  # of equals the first
+            raise ValueError(f"every head diverged (NaN or inf): the rates {protocol.rates} are too high")
+        accuracy = (logits.argmax(-1) == labels[held]).double().mean(-1) * finite  # a head that diverged is never best
+        grid = [{"rate": rate, "decay": decay} for rate, decay in product(protocol.rates, protocol.decays)]
+        tried = list(zip(grid, accuracy.tolist(), strict=True))
+        settings, _ = max(tried, key=lambda one: one[1])  # ties: the first
     chosen = replace(protocol, rates=(settings["rate"],), decays=(settings["decay"],))
     best = train_heads(versions, labels, chosen, classes=classes, seed=seed)
     weights, bias = best.weights[0], best.biases[0]
     if not (weights.isfinite().all() and bias.isfinite().all()):
-        raise ValueError(
-            f"the head diverged (NaN or inf): the rate {settings['rate']:g} is too high for these features"
-        )
+        raise ValueError(f"the head diverged (NaN or inf): the rate {settings['rate']:g} is too high")
     return Head(weights, bias, settings, tried)
 
 
 def train_heads(versions: Tensor, labels: Tensor, protocol: Protocol, *, classes: int, seed: int = 0) -> Heads:
     """A head for each rate and decay: v n d, n. Epoch e reads version e modulo v."""
     n, d = versions.shape[1:]
-    grid = [(rate, decay) for rate in protocol.rates for decay in protocol.decays]
+    grid = list(product(protocol.rates, protocol.decays))
     rates, decays = torch.tensor(grid, dtype=torch.float64, device=versions.device).unbind(1)
     start = rng.normal(rng.key(seed, "linear", "start"), d, classes).mul_(0.01).to(versions.device)
     heads = _Heads(start, rates, decays, protocol.optimizer)
@@ -101,17 +92,17 @@ def train_heads(versions: Tensor, labels: Tensor, protocol: Protocol, *, classes
             heads.step(x, F.one_hot(labels[rows], classes).to(start), factor)
     weights, biases = rearrange(heads.weights, "k c d -> k d c"), rearrange(heads.biases, "k c 1 -> k c")
     if protocol.norm:
-        # MAE evaluates with running averages over batches. Of cached features we have what those approach, and in a
-        # short training those would still hold some of their start, 0.9^batches of it.
+        # MAE evaluates with running averages over batches. Cached features give what those approach, without the
+        # share of their start, 0.9^batches, that they would still hold after a short training.
         variance, mean = torch.var_mean(versions, (0, 1), correction=0)
         weights = weights / rearrange((variance + EPSILON).sqrt(), "d -> d 1")
         biases = biases - einsum(mean, weights, "d, k d c -> k c")
-    return Heads(rates, decays, weights, biases)
+    return Heads(weights, biases)
 
 
 class _Heads:
-    """k softmax classifiers with the gradient of their cross-entropy written out, which is two matrix products. The
-    batch is the last axis of the logits, along which a softmax over few classes is fastest."""
+    """k softmax classifiers with the gradient of their cross-entropy written out as two matrix products. The batch is
+    the last axis of the logits, along which a softmax over few classes is fastest."""
 
     def __init__(self, start: Tensor, rates: Tensor, decays: Tensor, optimizer: str):
         self.weights = repeat(start, "d c -> k c d", k=len(rates)).contiguous()
@@ -129,13 +120,12 @@ class _Heads:
         to_biases = (probabilities.sum(2, keepdim=True) - targets.sum(0)[:, None]).div_(len(x))
         if self.decaying:
             to_weights += self.decays * self.weights
-            if not self.lars:  # which spares vectors
+            if not self.lars:  # which exempts vectors
                 to_biases += self.decays * self.biases
         if self.lars:
             size, change = (t.square().sum((1, 2), keepdim=True).sqrt() for t in (self.weights, to_weights))
             to_weights *= torch.where((size > 0) & (change > 0), TRUST * size / change, 1.0)
-        for values, speed, gradient in zip(
-            (self.weights, self.biases), self.speeds, (to_weights, to_biases), strict=True
-        ):
+        own, gradients = (self.weights, self.biases), (to_weights, to_biases)
+        for values, speed, gradient in zip(own, self.speeds, gradients, strict=True):
             speed.mul_(MOMENTUM).add_(gradient)
             values.sub_(speed * (self.rates * factor))

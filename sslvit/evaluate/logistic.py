@@ -1,7 +1,7 @@
-"""Logistic regression on frozen features by L-BFGS, to the optimum: no rate, no epochs, only the penalty.
+"""Logistic regression on frozen features by L-BFGS, to the optimum: no learning rate, no epochs, only the penalty.
 
-C is scikit-learn's: the loss is C times the summed cross-entropy, plus half the squared norm of the weights, not of the
-bias. DINOv2 chooses it from 45 values on a tenth of the training labels, DINO's low-shot numbers are of this kind too.
+C is scikit-learn's: the loss is C times the summed cross-entropy, plus half the squared norm of the weights without the
+bias. DINOv2 chooses it from 45 values on a tenth of the training labels; DINO's low-shot numbers are of this kind too.
 """
 
 import logging
@@ -16,9 +16,9 @@ from sslvit.evaluate.metrics import check, top
 from sslvit.evaluate.split import hold_out
 
 log = logging.getLogger(__name__)
-PENALTIES = tuple(10.0**exponent for exponent in range(-6, 4))  # of DINOv2's range 10^-6 to 10^5
-WHOLE = 4096  # weights of which the whole curvature is looked at
-SAMPLE = 4000  # images that it is looked at on
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+WHOLE = 4096  # weights, up to which the whole curvature is computed
+SAMPLE = 4000  # images that it is computed on
 
 
 def fit(
@@ -31,10 +31,10 @@ def fit(
     steps: int = 1000,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The weights d c and bias c of the optimum, in the dtype of the features; from `start` it is reached sooner."""
+    """The weights d c and bias c of the optimum, in the dtype of the features; from a near `start` in fewer steps."""
     check(features, labels)
     if c <= 0:
-        raise ValueError(f"c {c} must be above 0")
+        raise ValueError(f"c must be above 0, got {c}")
     n, d = features.shape
     classes = classes or int(labels.max()) + 1
     mean = features.mean(0)
@@ -44,13 +44,12 @@ def fit(
     penalty = torch.cat([features.new_full((d,), 1 / (c * n)), features.new_zeros(1)])
     back, point = whitened(inputs, first, penalty)
     point = point.requires_grad_()
-    # The mean, which is the sum up to a factor, keeps L-BFGS's first step and tolerances at the same scale for any n.
-    # The tolerance is of the largest entry of the gradient by these coordinates.
+    # The tolerance is of the gradient's largest entry in these coordinates.
     optimizer = torch.optim.LBFGS(
         [point], max_iter=steps, tolerance_grad=tolerance, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
-    def loss() -> Tensor:
+    def loss() -> Tensor:  # the mean, not the sum: L-BFGS's first step and tolerances keep their scale for any n
         optimizer.zero_grad()
         both = back(point)
         value = F.cross_entropy(F.linear(inputs, both), labels) + (penalty * both.square()).sum() / 2
@@ -66,11 +65,10 @@ def fit(
 
 def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Coordinates in which the loss curves alike in all directions, so that L-BFGS needs few steps: the way back from
-    them to weights k d, and where the first weights are in them. n d, k d, d -> ..., k d
+    them to weights k d, and the first weights in them. n d, k d, d -> ..., k d
 
-    With several times more images than weights, by the curvature at the first weights, on a part of the images; else by
-    the features' covariance alone, which would be the curvature if all classes were alike. Any would reach the same
-    optimum.
+    With several times more images than weights, by the curvature at the first weights on a sample of the images; else
+    by the features' covariance, the curvature if all classes were alike. The optimum is the same in any coordinates.
     """
     n, (k, d) = len(inputs), first.shape
     some = inputs[:: max(1, n // SAMPLE)]
@@ -90,8 +88,8 @@ def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[
 
 
 def root_of(curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """The Cholesky root of the curvature with the penalty's part, and its inverse. Directions that have next to none,
-    such as one more bias for all classes, are given a little: more where rounding asks for it."""
+    """The Cholesky root of the curvature with the penalty, and its inverse. Flat directions, such as the same bias for
+    all classes, get a little curvature, and more if rounding asks for it."""
     own = curvature.diagonal().clone()
     for share in 10.0 ** torch.arange(-5, 1):
         least = share * own.mean()
@@ -101,7 +99,7 @@ def root_of(curvature: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
         if not failed:
             break
     else:
-        raise ValueError("these features have no curvature that can be worked with: are they finite?")
+        raise ValueError("the curvature of these features has no Cholesky root: are they finite?")
     return root, torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
 
 
@@ -121,22 +119,20 @@ def logistic_probe(
     for c in sorted(penalties):
         fitted = starts[c] = fit(features[rows], labels[rows], c, classes=classes, start=fitted, tolerance=1e-4)
         tried.append(({"c": c}, top(torch.addmm(fitted[1], features[held], fitted[0]), labels[held])))
-    settings, _ = max(tried, key=lambda one: one[1])  # of equals the smallest
+    settings, _ = max(tried, key=lambda one: one[1])  # ties: the smallest
     best = fit(features, labels, settings["c"], classes=classes, start=starts[settings["c"]], tolerance=1e-5)
     return Head(*best, settings, tried)
 
 
-def standardised_probe(
+def standardized_probe(
     train: Tensor, labels: Tensor, *, classes: int | None = None, seed: int = 0
 ) -> tuple[Head, Tensor, Tensor]:
-    """The head of the recipes, for features standardised by these features' mean and deviation, which it comes with."""
+    """The recipes' head for standardised features, with the mean and deviation that standardise them."""
     mean, deviation = train.mean(0), train.std(0) + 1e-5
-    penalties = (0.001, 0.01, 0.1, 1.0)
-    head = logistic_probe((train - mean) / deviation, labels, penalties=penalties, classes=classes, seed=seed)
-    return head, mean, deviation
+    return logistic_probe((train - mean) / deviation, labels, classes=classes, seed=seed), mean, deviation
 
 
 def logistic(train: Tensor, labels: Tensor, test: Tensor, *, classes: int | None = None, seed: int = 0) -> Tensor:
-    """Probabilities of the test images, of features standardised by the training images': n d, n, m d -> m classes"""
-    head, mean, deviation = standardised_probe(train, labels, classes=classes, seed=seed)
+    """Probabilities, from features standardised by the training images': n d, n, m d -> m classes"""
+    head, mean, deviation = standardized_probe(train, labels, classes=classes, seed=seed)
     return head.probabilities((test - mean) / deviation)

@@ -1,4 +1,4 @@
-"""What predictions are worth: top-1 and top-5, mean per class, calibration, confusion. Tensors in, numbers out."""
+"""Metrics of predictions: top-1 and top-5, mean per class, calibration, confusion. Tensors in, numbers out."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ class Metrics(NamedTuple):
 
 
 def check(features: Tensor, labels: Tensor | None = None) -> None:
-    """What would be a bad number is an error at the door."""
+    """Raises ValueError if these would give meaningless numbers."""
     if features.ndim != 2 or len(features) == 0:
-        raise ValueError(f"features of shape {tuple(features.shape)} are not n d with n above 0")
+        raise ValueError(f"features must be n d with n above 0, got shape {tuple(features.shape)}")
     if not features.isfinite().all():
         raise ValueError(f"{int((~features.isfinite()).sum())} of the features are not finite")
     if labels is None:
@@ -32,23 +32,18 @@ def check(features: Tensor, labels: Tensor | None = None) -> None:
 
 
 def top(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """How often the label is among the k highest scores: n classes, n -> accuracy. Of equal scores the lower class
-    wins, so that a constant prediction is worth no more than one class."""
+    """Top-k accuracy: n classes, n -> [0, 1]. Ties go to the lower class, so that constant scores are right about k
+    classes only."""
     check(scores, labels)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :k] if k > 1 else scores.argmax(-1)[:, None]
     return (best == labels[:, None]).any(-1).double().mean().item()
-
-
-def mean_per_class(scores: Tensor, labels: Tensor) -> float:
-    """The mean of the accuracies of the classes, over those that occur."""
-    return balanced_accuracy(scores.argmax(-1), labels)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """The expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599): |accuracy - confidence| in
     bins of equal width, weighted by their images."""
     if probabilities.min() < 0 or (probabilities.sum(-1) - 1).abs().max() > 1e-3:
-        raise ValueError("calibration is that of probabilities: not negative, and of sum 1")
+        raise ValueError("calibration needs probabilities: not negative, and of sum 1")
     confidence, predicted = probabilities.double().max(-1)
     right = (predicted == labels).double()
     bin = (confidence * bins).ceil().long().clamp(1, bins) - 1  # as in the paper, a bin holds its upper end
@@ -57,7 +52,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def confusion(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many images of class i (row) were taken for class j (column): classes classes."""
+    """The number of images of class i (row) predicted as class j (column): classes classes"""
     classes = max(scores.shape[1], int(labels.max()) + 1)
     return (labels * classes + scores.argmax(-1)).bincount(minlength=classes**2).view(classes, classes)
 
@@ -67,6 +62,6 @@ def metrics(probabilities: Tensor, labels: Tensor) -> Metrics:
     return Metrics(
         top(probabilities, labels),
         top(probabilities, labels, 5),
-        mean_per_class(probabilities, labels),
+        balanced_accuracy(probabilities.argmax(-1), labels),
         calibration_error(probabilities, labels),
     )

@@ -1,7 +1,7 @@
-"""What a run looks at before, during and after training: kNN and few-shot accuracy of each readout, and their table."""
+"""The evaluation of a run before, during and after training: kNN and few-shot accuracy of each readout, as a table."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from sslvit.views.pretraining import eval_view
 
 
 def draw_ids(source: Source, limit: int) -> np.ndarray:
-    """At most so many images of a source (0: all), by a seeded draw that is the same for every run and every probe."""
+    """Up to `limit` images of a source (0: all), the same random ones for every run and every probe."""
     return np.asarray(rng.permutation(rng.key(0, "monitor"), len(source))[: limit or None].sort().values)
 
 
 class Monitor:
-    """Callable by the loop. Images beyond the limits are left out by a seeded draw that is the same for every run."""
+    """Called by the loop with the backbone. Of larger sources it reads the same random images every time."""
 
     def __init__(
         self,
@@ -39,42 +39,40 @@ class Monitor:
         limit_train: int = 10_000,
         limit_test: int = 5_000,
         k: int = 20,
-        temperature: float = 0.07,
         shots: int = 10,
     ):
         for source in (train, test):
             if source.labels is None:
                 raise ValueError(f"{source.name} has no labels to evaluate with")
-        self.sources, self.limits = (train, test), (limit_train, limit_test)
+        self.sources, self.ids = (train, test), (draw_ids(train, limit_train), draw_ids(test, limit_test))
         self.view, self.accelerator = eval_view(image_size, eval_crop), accelerator
-        self.k, self.temperature, self.shots = k, temperature, shots
-        self.told: set[str] = set()
+        self.k, self.shots = k, shots
+        self.reported: set[str] = set()
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        parts = []
-        for source, limit in zip(self.sources, self.limits, strict=True):
-            parts.append(extract(backbone, source, self.view, self.accelerator, ids=draw_ids(source, limit)))
-            if (problem := left_out(parts[-1], source)) and problem not in self.told:
+        train, test = (
+            extract(backbone, source, self.view, self.accelerator, ids=ids)
+            for source, ids in zip(self.sources, self.ids, strict=True)
+        )
+        for problem in map(left_out, (train, test), self.sources):
+            if problem and problem not in self.reported:
                 self.accelerator.print(f"warning: {problem}")
-                self.told.add(problem)
-        train, test = parts
+                self.reported.add(problem)
         numbers: dict[str, float] = {}
         if unreadable := len(train.unreadable) + len(test.unreadable):
             numbers["evaluated without"] = unreadable
         for readout in backbone.readouts:
-            x, y = train.by_readout[readout], test.by_readout[readout]
-            nearest = knn(x, train.labels, y, test.labels, k=self.k, temperature=self.temperature)
-            few = fewshot(x, train.labels, y, test.labels, shots=self.shots)
-            numbers[f"eval/{readout}/{self.shots}-shot"] = few.mean
-            numbers[f"eval/{readout}/{self.k}-nn"] = nearest
+            four = train.by_readout[readout], train.labels, test.by_readout[readout], test.labels
+            numbers[f"eval/{readout}/{self.shots}-shot"] = fewshot(*four, shots=self.shots).mean
+            numbers[f"eval/{readout}/{self.k}-nn"] = knn(*four, k=self.k)
         return numbers
 
 
 def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, hold_out: bool = True) -> Monitor | None:
-    """The monitor of a run on these images, or None with a sentence that says why.
+    """The monitor of a run on these images, or None and a printed reason.
 
-    Where there is no test split a tenth of the labelled images is asked about. hold_out: whether that is fair, as it is
-    while labels are not trained on.
+    Without a test split a tenth of the labelled images is evaluated on. hold_out: whether that is fair, as it is while
+    labels are not trained on.
     """
     say = accelerator.print
     if config.eval_data:  # another table has other columns
@@ -92,28 +90,49 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
             say(f"Nothing is evaluated: {error}")
             return None
         try:
-            kept, held = split.hold_out(torch.tensor(train.labels))
+            rows, held = split.hold_out(torch.tensor(train.labels))
         except ValueError as why:
             say(f"Nothing is evaluated: {error}; and {why}")
             return None
         say(f"Evaluated on {len(held):,} images held out of {len(train):,} labelled ones: {error}")
-        train, test = Subset(train, kept.numpy()), Subset(train, held.numpy())
+        train, test = Subset(train, rows.numpy()), Subset(train, held.numpy())
     return Monitor(train, test, config.image_size, accelerator, eval_crop=config.eval_crop)
 
 
+class Row(NamedTuple):
+    """Accuracies in [0, 1] of one protocol and readout, at the start and at the end."""
+
+    protocol: str
+    readout: str
+    start: float
+    end: float
+
+    def cells(self, declared: str) -> tuple[str, str, str]:
+        """Title and percentages; the readout that the objective declares is marked."""
+        mark = " *" if self.readout == declared else ""
+        return f"{self.protocol} of {self.readout}{mark}", f"{100 * self.start:.1f}", f"{100 * self.end:.1f}"
+
+
+def rows_of(evaluations: list[dict[str, Any]]) -> list[Row]:
+    """The rows that both the first and the last evaluation have."""
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    rows = []
+    for name in (name for name in last if name.startswith("eval/") and name in first):
+        _, readout, protocol = name.split("/")
+        rows.append(Row(protocol, readout, first[name], last[name]))
+    return rows
+
+
 def table(evaluations: list[dict[str, Any]], readout: str, start: str = "random start") -> str:
-    """The start against the end, for each readout; the objective's own is marked."""
+    """Accuracies at the start and at the end, for a terminal."""
     if not evaluations:
         return "Nothing was evaluated."
-    first, last = evaluations[0], evaluations[-1]
+    last = evaluations[-1]
     lines = [f"{'accuracy, %':<28}{start:>13}   after {last['step']:,} steps"]
-    for name in (name for name in last if name.startswith("eval/")):
-        _, read, protocol = name.split("/")
-        mark = " *" if read == readout else ""
-        label = f"{protocol} of {read}{mark}"
-        lines.append(f"{label:<28}{100 * first[name]:>13.1f}{100 * last[name]:>15.1f}")
-    if last.get("evaluated without"):
-        lines.append(
-            f"{last['evaluated without']:,.0f} of the images that are evaluated with cannot be read and are left out"
-        )
+    for title, before, after in (row.cells(readout) for row in rows_of(evaluations)):
+        lines.append(f"{title:<28}{before:>13}{after:>15}")
+    if unreadable := last.get("evaluated without"):
+        lines.append(f"{unreadable:,.0f} of the evaluation images cannot be read and are left out")
     return "\n".join([*lines, f"* the readout that this objective declares ({readout})"])

@@ -1,8 +1,8 @@
 """Predictions in a parquet file, by sample id, so that two models can be compared image by image.
 
-One row an image: id, label, prediction, and a probability for each class. The file's metadata say what was predicted
-with what, data, model, protocol; and hold a seal, a hash of that and of all columns (files of earlier versions have
-none), since parquet does not notice a changed byte. `python -m sslvit pair FIRST.parquet SECOND.parquet` compares two.
+One row per image: id, label, prediction, and a probability for each class. The file's metadata name data, model and
+protocol, and hold a seal, a hash of that and of all columns (files of earlier versions have none), since parquet does
+not notice a changed byte. `python -m sslvit pair FIRST.parquet SECOND.parquet` compares two.
 """
 
 import json
@@ -38,19 +38,12 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
     check(probabilities, labels)
     if ids.shape != labels.shape or len(ids.unique()) != len(ids):
         raise ValueError(f"ids of shape {tuple(ids.shape)} for {len(labels)} images, or not all different")
-    table = pa.table(
-        {
-            "id": ids.numpy(),
-            "label": labels.numpy(),
-            "prediction": probabilities.argmax(-1).numpy(),
-            "probabilities": pa.FixedSizeListArray.from_arrays(
-                probabilities.float().contiguous().view(-1).numpy(), probabilities.shape[1]
-            ),
-        }
-    )
-    told = json.dumps(about)
+    flat = probabilities.float().contiguous().view(-1).numpy()
+    columns = {"id": ids.numpy(), "label": labels.numpy(), "prediction": probabilities.argmax(-1).numpy()}
+    table = pa.table(columns | {"probabilities": pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])})
+    text = json.dumps(about)
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"about": told, SEAL: _seal(table, told.encode())}), sink)
+    pq.write_table(table.replace_schema_metadata({"about": text, SEAL: _seal(table, text.encode())}), sink)
     durable.replace(path, [memoryview(sink.getvalue())])
 
 
@@ -66,12 +59,12 @@ def load_predictions(path: Path) -> Predictions:
 def _opened(table: pa.Table) -> Predictions:
     if missing := {"id", "label", "probabilities"} - set(table.column_names):
         raise ValueError(f"it has no columns {sorted(missing)}")
-    told = table.schema.metadata or {}
-    if b"about" not in told:
-        raise ValueError("its metadata do not say what was predicted with what")
-    if SEAL.encode() in told and told[SEAL.encode()].decode() != _seal(table, told[b"about"]):
+    metadata = table.schema.metadata or {}
+    if b"about" not in metadata:
+        raise ValueError("its metadata do not name data, model and protocol")
+    if SEAL.encode() in metadata and metadata[SEAL.encode()].decode() != _seal(table, metadata[b"about"]):
         raise ValueError("its content does not fit its seal: it is damaged, or was edited")
-    about = json.loads(told[b"about"])
+    about = json.loads(metadata[b"about"])
     if not isinstance(about, dict):
         raise ValueError(f"its metadata hold a {type(about).__name__}, not an object")
     flat = torch.tensor(table["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False))
@@ -81,7 +74,7 @@ def _opened(table: pa.Table) -> Predictions:
 
 
 def _seal(table: pa.Table, about: bytes) -> str:
-    """Of the values, whatever pieces a file holds them in."""
+    """A hash of the values, however a file chunks them."""
     digest = xxh3_128(about)
     for name in sorted(table.column_names):
         column = table[name].combine_chunks()
@@ -92,34 +85,34 @@ def _seal(table: pa.Table, about: bytes) -> str:
     return MARK + digest.hexdigest()
 
 
+def _by_id(predictions: Predictions) -> Predictions:
+    ids, labels, probabilities, about = predictions
+    order = ids.argsort()
+    return Predictions(ids[order], labels[order], probabilities[order], about)
+
+
 def paired(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
     """Both in the order of their ids, if they are of the same images."""
-    both = [
-        Predictions(one.ids.sort().values, one.labels[order], one.probabilities[order], one.about)
-        for one in (first, second)
-        for order in [one.ids.argsort()]
-    ]
-    if not torch.equal(both[0].ids, both[1].ids) or not torch.equal(both[0].labels, both[1].labels):
-        common = len(set(first.ids.tolist()) & set(second.ids.tolist()))
+    a, b = _by_id(first), _by_id(second)
+    if not torch.equal(a.ids, b.ids) or not torch.equal(a.labels, b.labels):
+        common = len(set(a.ids.tolist()) & set(b.ids.tolist()))
         raise ValueError(
-            f"predictions of {first.about} and {second.about} are not of the same images, or differ in labels: "
-            f"{len(first.ids)} and {len(second.ids)} ids, {common} in common"
+            f"predictions of {a.about} and {b.about} are not of the same images, or differ in labels: "
+            f"{len(a.ids)} and {len(b.ids)} ids, {common} in common"
         )
-    return both[0], both[1]
+    return a, b
 
 
 def pair(first: Path, second: Path) -> str:
-    """What two files of predictions say of each other, image by image."""
-    both = paired(load_predictions(first), load_predictions(second))
-    right = [one.probabilities.argmax(-1) == one.labels for one in both]
-    lines = [
-        f"{name}: {path}, {100 * hits.double().mean():.2f} %, {', '.join(f'{k} {v}' for k, v in one.about.items())}"
-        for name, path, hits, one in zip(("first", "second"), (first, second), right, both, strict=True)
-    ]
-    only = [int((right[i] & ~right[1 - i]).sum()) for i in range(2)]
+    """The comparison of two files of predictions, image by image, in sentences."""
+    a, b = paired(load_predictions(first), load_predictions(second))
+    lines, right = [], [one.probabilities.argmax(-1) == one.labels for one in (a, b)]
+    for name, path, hits, one in zip(("first", "second"), (first, second), right, (a, b), strict=True):
+        about = ", ".join(f"{key} {value}" for key, value in one.about.items())
+        lines.append(f"{name}: {path}, {hits.double().mean():.2%}, {about}")
+    x, y = right
     lines.append(
-        f"of {len(right[0]):,} images both are right on {int((right[0] & right[1]).sum()):,}, the first alone on "
-        f"{only[0]:,}, the second alone on {only[1]:,}, neither on {int((~right[0] & ~right[1]).sum()):,}"
+        f"of {len(x):,} images both are right on {int((x & y).sum()):,}, the first alone on {int((x & ~y).sum()):,}, "
+        f"the second alone on {int((~x & y).sum()):,}, neither on {int((~x & ~y).sum()):,}"
     )
-    found = difference([right[0]], [right[1]])
-    return "\n".join([*lines, sentence("first", "second", found, f"on these {len(right[0]):,} images")])
+    return "\n".join([*lines, sentence("first", "second", difference([x], [y]), f"on these {len(x):,} images")])

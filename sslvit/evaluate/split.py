@@ -1,7 +1,7 @@
-"""Which labelled images a protocol may use: shots, fractions, a held-out part. Stratified, seeded and nested.
+"""Labelled images for a protocol: shots, fractions, a held-out tenth. Stratified, seeded and nested.
 
-Every image has a place in a random order of its own class, which the seed decides; a part takes the first places. So
-one shot is among the five, and 1 % within 10 %: what a curve over them shows is the number of labels, not the luck.
+Every image has a place in a seeded random order of its class, and a subset takes the first places. So one shot is among
+the five, and 1% within 10%: a curve over them shows the number of labels, not the luck of the draw.
 """
 
 import torch
@@ -24,23 +24,23 @@ def places(labels: Tensor, seed: int, name: str) -> Tensor:
 def choose_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     """Rows of `shots` random images of each class; all of a class that has fewer."""
     if shots < 1:
-        raise ValueError(f"shots {shots} must be at least 1")
+        raise ValueError(f"shots must be at least 1, got {shots}")
     return (places(labels, seed, "shots") < shots).nonzero().squeeze(1)
 
 
 def choose_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Rows of this fraction of each class, rounded, and at least one image of each."""
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction} is not in (0, 1]")
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
     size = (labels.bincount() * fraction).round().clamp(min=1)
     return (places(labels, seed, "shots") < size[labels]).nonzero().squeeze(1)
 
 
 def hold_out(labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to choose by. Of each class the fraction is held out, rounded, but at least one image
-    and never the last one: a class of a single image is only trained on."""
+    """Rows to train on, and rows held out: this fraction of each class, rounded, but at least one image and never its
+    only one."""
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction {fraction} is not in (0, 1)")
+        raise ValueError(f"fraction must be in (0, 1), got {fraction}")
     counts = labels.bincount()
     size = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
     held = places(labels, seed, "held out") < size[labels]

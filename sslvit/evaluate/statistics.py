@@ -1,12 +1,12 @@
-"""What numbers support: means and intervals over seeds, and differences between two methods on the same test images.
+"""Statistics of results: means and intervals over seeds, and differences between two methods on the same test images.
 
-A difference has two sources of chance: which test images there are, and which seed was drawn. The first is measured by
-a paired bootstrap over the images, the second by how the difference varies over seeds, which share their starting
-weights between methods. Their variances add, and Student's t has the degrees of freedom of Satterthwaite: many if the
-images decide, seeds - 1 if the seeds do. With one seed the second is not measured, and every sentence says so.
+A difference has two sources of chance: the test images, and the seed. The first is measured by a paired bootstrap over
+the images, the second by the variance over seeds, which share their starting weights between methods. The variances
+add, and Student's t has Satterthwaite's degrees of freedom: many if the images decide, seeds - 1 if the seeds do. With
+one seed the second is not measured, and every sentence says so.
 
-Student's interval of few seeds can reach beyond what an accuracy (0 to 1) or a difference (-1 to 1) can be. It ends
-there: the truth is never outside, so the interval holds it as often as before.
+Student's interval of few seeds can reach beyond the range of an accuracy (0 to 1) or a difference (-1 to 1). It is
+clipped there, which leaves its coverage as it is.
 """
 
 from statistics import NormalDist
@@ -17,40 +17,39 @@ import torch
 from torch import Tensor
 
 LEVEL = 0.95
+RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
-    """In the unit of what was measured."""
-
     mean: float
     low: float
     high: float
 
 
 def t_quantile(level: float, degrees: float) -> float:
-    """How many standard errors the two-sided interval of this level reaches to either side."""
+    """The half-width of the two-sided interval of this level, in standard errors."""
     if degrees > 1e4:
         return NormalDist().inv_cdf((1 + level) / 2)
-    # With t = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1), on a bounded range and smooth.
+    # With t = sqrt(degrees) tan(angle) the density is cos(angle)^(degrees - 1): smooth, on a bounded range.
     angle = np.linspace(0, np.pi / 2, 200_001)
     mass = np.cumsum(np.cos((angle[1:] + angle[:-1]) / 2) ** (degrees - 1))
     return float(np.sqrt(degrees) * np.tan(np.interp(level * mass[-1], mass, angle[1:])))
 
 
-def over_seeds(values: list[float], level: float = LEVEL) -> Interval | None:
-    """The mean accuracy and Student's interval for it, or None for one seed, of which there is no spread."""
+def over_seeds(values: list[float]) -> Interval | None:
+    """The mean accuracy and Student's interval for it; None for one seed."""
     if len(values) < 2:
         return None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = t_quantile(level, len(values) - 1) * error
+    reach = t_quantile(LEVEL, len(values) - 1) * error
     return Interval(mean, max(mean - reach, 0.0), min(mean + reach, 1.0))
 
 
-def bootstrap_means(values: Tensor, resamples: int = 10_000, seed: int = 0) -> Tensor:
-    """Means of so many samples drawn from the values with replacement: n -> resamples, float64. Of hits and their
-    differences few values are distinct; how often each is drawn is multinomial, and drawn at once."""
+def bootstrap_means(values: Tensor) -> Tensor:
+    """Means of samples drawn from the values with replacement: n -> RESAMPLES, float64. Few values are distinct, and
+    the counts of each are multinomial."""
     distinct, counts = values.double().unique(return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts.double().numpy() / len(values), resamples)
+    drawn = np.random.default_rng(0).multinomial(len(values), counts.double().numpy() / len(values), RESAMPLES)
     return torch.from_numpy(drawn).double() @ distinct / len(values)
 
 
@@ -68,45 +67,42 @@ class Difference(NamedTuple):
 
     @property
     def measured(self) -> str:
-        """What its numbers do not hold."""
+        """The remark at the end of a sentence about it."""
         return "" if self.seeds > 1 else "; seeds were not measured"
 
 
-def difference(first: list[Tensor], second: list[Tensor], level: float = LEVEL) -> Difference:
-    """Of whether each test image was right, a tensor of booleans a seed; seeds and images pair up."""
+def difference(first: list[Tensor], second: list[Tensor]) -> Difference:
+    """first, second: which test images were right, a tensor of booleans per seed; seeds and images pair up."""
     if not first or len(first) != len(second) or len({len(right) for right in [*first, *second]}) != 1:
         sizes = [[len(right) for right in side] for side in (first, second)]
         raise ValueError(f"predictions do not pair up: images by seed are {sizes[0]} and {sizes[1]}")
     gaps = torch.stack([a.double() - b.double() for a, b in zip(first, second, strict=True)])
     seeds, mean = len(gaps), gaps.mean().item()
     if seeds == 1:
-        by_image = bootstrap_means(gaps[0])
-        low, high = by_image.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+        ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+        low, high = bootstrap_means(gaps[0]).quantile(ends).tolist()
         return Difference(mean, low, high, seeds)
-    # The variance of bootstrapped means without the bootstrap: that of the values over their number.
+    # The variance of bootstrapped means is that of the values over their number.
     of_images, of_seeds = gaps.mean(0).var(correction=0).item() / gaps.shape[1], gaps.mean(1).var().item() / seeds
     degrees = (of_images + of_seeds) ** 2 / (of_seeds**2 / (seeds - 1)) if of_seeds else float("inf")
-    reach = t_quantile(level, degrees) * (of_images + of_seeds) ** 0.5
+    reach = t_quantile(LEVEL, degrees) * (of_images + of_seeds) ** 0.5
     return Difference(mean, max(mean - reach, -1.0), min(mean + reach, 1.0), seeds)
 
 
-def sentence(first: str, second: str, found: Difference, where: str) -> str:
-    """What the data supports, e.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
-    if not found.significant:
-        return no_difference([(first, second, found)], where)
-    if found.mean < 0:
-        first, second = second, first
-        found = Difference(-found.mean, -found.high, -found.low, found.seeds)
-    return (
-        f"{first} is ahead of {second} by {100 * found.mean:.1f} points {where} "
-        f"[{100 * found.low:.1f}, {100 * found.high:.1f}]{found.measured}"
-    )
+def sentence(first: str, second: str, gap: Difference, where: str) -> str:
+    """E.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
+    if not gap.significant:
+        return no_difference([(first, second, gap)], where)
+    if gap.mean < 0:
+        first, second, gap = second, first, Difference(-gap.mean, -gap.high, -gap.low, gap.seeds)
+    points = f"{100 * gap.mean:.1f} points {where} [{100 * gap.low:.1f}, {100 * gap.high:.1f}]"
+    return f"{first} is ahead of {second} by {points}{gap.measured}"
 
 
 def no_difference(pairs: list[tuple[str, str, Difference]], where: str) -> str:
-    """All pairs that nothing is claimed of, in one sentence: first and second of each, and their difference."""
+    """All pairs without a significant difference in one sentence: first and second of each, and their difference."""
     named = ", ".join(
-        f"{first} and {second} ({100 * found.mean:+.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}])"
-        for first, second, found in pairs
+        f"{first} and {second} ({100 * gap.mean:+.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}])"
+        for first, second, gap in pairs
     )
     return f"No significant difference {where} between {named}{pairs[0][2].measured}"

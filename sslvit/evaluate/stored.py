@@ -1,9 +1,8 @@
-"""Features kept in a folder, under a name that is a hash of all that they depend on.
+"""Features on disk, in a folder named by a hash of all that they depend on, so that none is ever out of date.
 
-Of the weights and the configuration of the backbone, of the data's files and how they are decoded, the ids, the view,
-the readouts, the kind of device and the version of the package. So nothing is ever out of date: what has changed has
-another name. (Files are told apart by size and time: whoever rewrites one and sets its clock back is not noticed.)
-Labels are not kept: they are the source's. A damaged file is noticed by its hash or its seal, and made again.
+That is the backbone's weights and configuration, the data's files and how they are decoded, ids, view, readouts, kind
+of device and the package's version. (Files are identified by size and time: a rewrite with the clock set back goes
+unnoticed.) Labels are the source's and are not stored. A damaged file is noticed by its hash or seal, and made again.
 
     <hash>/features.safetensors    by readout, with ids
            about.json              its size and hash, and in words what it holds
@@ -11,7 +10,6 @@ Labels are not kept: they are the source's. A damaged file is noticed by its has
 
 import json
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,9 +43,9 @@ def stored(
     ids: np.ndarray | None = None,
     readouts: tuple[str, ...] | None = None,
     version: int = 0,
-    **options: Any,
+    batch_size: int = 256,
 ) -> Features:
-    """What `extract` gives, read from the folder if it is there, and else written there."""
+    """The features of `extract`, read from the folder if they are there, else written to it."""
     ids = np.arange(len(source)) if ids is None else np.asarray(ids)
     readouts = tuple(readouts or backbone.readouts)
     about = {
@@ -61,14 +59,13 @@ def stored(
         "device": accelerator.device.type,
     }
     place = folder / xxh3_128(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    found = _read(place, readouts, source)
-    # All processes read, or all extract: extraction is a collective.
-    if (
-        collectives.all_mean(torch.tensor(float(found is not None), device=accelerator.device)) == 1
-        and found is not None
-    ):
-        return found
-    features = extract(backbone, source, view, accelerator, ids=ids, readouts=readouts, version=version, **options)
+    features = _read(place, readouts, source)
+    everywhere = collectives.all_mean(torch.tensor(float(features is not None), device=accelerator.device)) == 1
+    if features is not None and everywhere:  # extraction is a collective: all processes read, or all extract
+        return features
+    features = extract(
+        backbone, source, view, accelerator, ids=ids, readouts=readouts, version=version, batch_size=batch_size
+    )
     if collectives.rank() == 0:
         _write(place, features, about)
     return features
@@ -92,15 +89,6 @@ def _read(place: Path, readouts: tuple[str, ...], source: Source) -> Features | 
 def _write(place: Path, features: Features, about: dict[str, Any]) -> None:
     tensors = {f"readout {readout}": values for readout, values in features.by_readout.items()}
     tensors |= {"ids": features.ids, "unreadable": features.unreadable}
-    durable.make_folder(place.parent)
-    temporary = durable.temporary(place.parent, place.name)
-    try:
-        about = about | {"file": durable.write(temporary / FILE, durable.tensor_pieces(tensors))}
-        durable.write(temporary / ABOUT, [sealed.text(about)])
-        if place.exists():
-            durable.delete(durable.hide(place))
-        os.rename(temporary, place)
-        durable.sync_folder(place.parent)
-    finally:
-        if temporary.exists():
-            durable.discard(temporary)
+    with durable.whole_folder(place) as folder:
+        file = durable.write(folder / FILE, durable.tensor_pieces(tensors))
+        durable.write(folder / ABOUT, [sealed.text(about | {"file": file})])

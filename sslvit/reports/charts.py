@@ -1,16 +1,18 @@
-"""Charts as SVG text: readable on paper, on a phone and in the dark, with nothing but this file.
+"""Charts as SVG text, for paper, phones and dark mode, with no library.
 
-Lines are told apart by colour, by marker and by a label at their end; text and axes take the page's colour.
+Lines differ in color, in marker and in a label at their end; text and axes take the page's color.
 """
 
 import math
+from collections.abc import Callable
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
 MARKERS = ("circle", "square", "diamond", "triangle")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 50, 148, 12, 42
+Scale = Callable[[float], float]  # from values to pixels
 
 
 class Line(NamedTuple):
@@ -18,77 +20,59 @@ class Line(NamedTuple):
     x: list[float]
     y: list[float]
     spread: list[float] | None = None  # to either side of y
+    connected: bool = True
 
 
 def line_chart(
     lines: list[Line], *, x: str, y: str, logarithmic: bool = False, ticks: list[float] | None = None
 ) -> str:
-    """x, y: what the axes are. logarithmic: the x axis. ticks: where the x axis is labelled, if not where it fits."""
+    """x, y: titles of the axes. logarithmic: the x axis. ticks: labels of the x axis, instead of round numbers."""
     lines = [clean(line) for line in lines]
     lines = [line for line in lines if line.x]
     if not lines:
         return ""
-    xs, spreads = [v for line in lines for v in line.x], [line.spread or [0.0] * len(line.y) for line in lines]
-    lows = [v - s for line, spread in zip(lines, spreads, strict=True) for v, s in zip(line.y, spread, strict=True)]
-    highs = [v + s for line, spread in zip(lines, spreads, strict=True) for v, s in zip(line.y, spread, strict=True)]
-    y_ticks = nice_ticks(min(lows), max(highs))
-    x_ticks = ticks or nice_ticks(min(xs), max(xs))
-    across = Scale(min([*xs, *(ticks or [])]), max([*xs, *(ticks or [])]), LEFT, WIDTH - RIGHT, logarithmic)
-    up = Scale(min(y_ticks[0], *lows), max(y_ticks[-1], *highs), HEIGHT - BOTTOM, TOP)
-    parts = [axes(across, up, x_ticks, y_ticks, x, y)]
-    for number, line in enumerate(lines):
-        colour, marker = look(number)
-        points = [(across(a), up(b)) for a, b in zip(line.x, line.y, strict=True)]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        if len(points) <= 20:
-            parts += [mark(marker, a, b, colour) for a, b in points]
-        for a, b, s in zip(line.x, line.y, line.spread or [], strict=bool(line.spread)):
-            ends = f'y1="{up(b - s):.1f}" y2="{up(b + s):.1f}"'
-            parts.append(f'<line x1="{across(a):.1f}" x2="{across(a):.1f}" {ends} stroke="{colour}"/>')
-    for place, number in zip(apart([up(line.y[-1]) for line in lines]), range(len(lines)), strict=True):
-        (colour, marker), name = look(number), escape(lines[number].name)
-        parts.append(mark(marker, WIDTH - RIGHT + 12, place, colour))
-        parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{name}</text>')
+    xs = [*(value for line in lines for value in line.x), *(ticks or [])]
+    bars = [bar for line in lines for bar in zip(line.y, line.spread or [0.0] * len(line.y), strict=True)]
+    low, high = min(value - s for value, s in bars), max(value + s for value, s in bars)
+    y_ticks = nice_ticks(low, high)
+    across = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic)
+    up = scale(min(y_ticks[0], low), max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
+    elements = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y)]
+    elements += [plot(line, across, up, *look(i)) for i, line in enumerate(lines)]
+    for i, place in enumerate(apart([up(line.y[-1]) for line in lines])):
+        color, marker = look(i)
+        elements.append(mark(marker, WIDTH - RIGHT + 12, place, color))
+        elements.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4:.1f}">{escape(lines[i].name)}</text>')
     width = WIDTH - RIGHT + max(RIGHT, 26 + 7 * max(len(line.name) for line in lines))
-    label = escape(f"{y} over {x}: {', '.join(line.name for line in lines)}")
-    return f'<svg viewBox="0 0 {width} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return svg(width, HEIGHT, f"{y} over {x}: {', '.join(line.name for line in lines)}", elements)
 
 
-def column_chart(series: dict[str, list[list[float]]], *, x: str, y: str, level: tuple[str, float]) -> str:
-    """A dot per value, in numbered columns: series -> columns -> values, the series side by side. level: the name and
-    height of a dashed line that the dots are read against."""
-    columns = max(len(values) for values in series.values())
-    ticks = nice_ticks(0.0, max(level[1], *(value for each in series.values() for values in each for value in values)))
-    across = Scale(0.5, columns + 0.5, LEFT, WIDTH - RIGHT)
-    up = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
-    numbered = [float(column) for column in range(1, columns + 1, math.ceil(columns / 12))]
-    parts = [axes(across, up, numbered, ticks, x, y)]
-    dashes = f'y1="{up(level[1]):.1f}" y2="{up(level[1]):.1f}" stroke="currentColor" stroke-dasharray="6 4"'
-    parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" {dashes}/>')
-    for i, each in enumerate(series.values()):
-        (colour, marker), aside = look(i), 0.5 * (i - (len(series) - 1) / 2) / len(series)
-        for column, values in enumerate(each, start=1):
-            parts += [mark(marker, across(column + aside), up(value), colour) for value in values]
-    for i, name in enumerate((*series, level[0])):
-        place = TOP + 8 + 18 * i
-        if i < len(series):
-            colour, marker = look(i)
-            parts.append(mark(marker, WIDTH - RIGHT + 12, place, colour))
-        words = escape(name if i < len(series) else f"- - {name}")
-        parts.append(f'<text x="{WIDTH - RIGHT + 20}" y="{place + 4}">{words}</text>')
-    width = WIDTH - RIGHT + max(RIGHT, 46 + 7 * max(len(name) for name in (*series, level[0])))
-    label = escape(f"{y} over {x}: {', '.join(series)}")
-    return f'<svg viewBox="0 0 {width} {HEIGHT}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+def plot(line: Line, across: Scale, up: Scale, color: str, marker: str) -> str:
+    """A line with its markers, unless there are too many, and its error bars."""
+    points, elements = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)], []
+    if line.connected:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        elements.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+    if len(points) <= 20 or not line.connected:
+        elements += [mark(marker, x, y, color) for x, y in points]
+    for x, y, s in zip(line.x, line.y, line.spread or [], strict=bool(line.spread)):
+        ends = f'y1="{up(y - s):.1f}" y2="{up(y + s):.1f}"'
+        elements.append(f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" {ends} stroke="{color}"/>')
+    return "".join(elements)
+
+
+def svg(width: float, height: float, label: str, elements: list[str]) -> str:
+    box = f'viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{escape(label)}"'
+    return f"<svg {box}>{''.join(elements)}</svg>"
 
 
 def look(number: int) -> tuple[str, str]:
-    """Colour and marker of a line: no two of 32 are the same."""
-    return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    """Color and marker of a line: no two of 32 are the same."""
+    return COLORS[number % len(COLORS)], MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
 class Dot(NamedTuple):
-    """A row: its name, its value, and from where to where the value may be."""
+    """A row: its name, its value, and the interval of the value."""
 
     name: str
     value: float
@@ -97,55 +81,46 @@ class Dot(NamedTuple):
 
 
 def dot_chart(rows: list[Dot], *, x: str, origin: float | None = None) -> str:
-    """origin: a value that is always shown, as a line that the others are read against."""
+    """origin: a value that is always shown, as a line."""
     if not rows:
         return ""
     left, height = max(90, 12 + 7 * max(len(name) for name, *_ in rows)), TOP + 24 * len(rows) + BOTTOM
     width = max(WIDTH, WIDTH - 190 + left)
     shown = [] if origin is None else [origin]
     ticks = nice_ticks(min([*shown, *(dot.low for dot in rows)]), max([*shown, *(dot.high for dot in rows)]))
-    across, bottom = Scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
-    parts = []
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{across(tick):.1f}" x2="{across(tick):.1f}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>')
-    if origin is not None:
-        parts.append(
-            f'<line class="axis" x1="{across(origin):.1f}" x2="{across(origin):.1f}" y1="{TOP}" y2="{bottom}"/>'
-        )
+    across, bottom = scale(ticks[0], ticks[-1], left, width - 20), height - BOTTOM
+    elements = []
+    for kind, value in [*(("grid", tick) for tick in ticks), *(("axis", value) for value in shown)]:
+        at = f"{across(value):.1f}"
+        elements.append(f'<line class="{kind}" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
+        if kind == "grid":
+            elements.append(f'<text x="{at}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>')
     for row, (name, value, low, high) in enumerate(rows):
         y, ends = TOP + 24 * row + 12, f'x1="{across(low):.1f}" x2="{across(high):.1f}"'
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLOURS[0]}"/>')
-        parts.append(mark("circle", across(value), y, COLOURS[0]))
-    parts.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
-    label = escape(f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows))
-    return f'<svg viewBox="0 0 {width} {height}" class="chart" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+        elements.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        elements.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{COLORS[0]}"/>')
+        elements.append(mark("circle", across(value), y, COLORS[0]))
+    elements.append(f'<text x="{(left + width - 20) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
+    return svg(width, height, f"{x}: " + ", ".join(f"{dot.name} {number(dot.value)}" for dot in rows), elements)
 
 
-class Scale:
-    """From values to pixels."""
-
-    def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool = False):
-        self.of = math.log if logarithmic else float
-        self.low, self.high = self.of(low), self.of(high)
-        if self.high == self.low:
-            self.low, self.high = self.low - 0.5, self.high + 0.5
-        self.start, self.end = start, end
-
-    def __call__(self, value: float) -> float:
-        return self.start + (self.of(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+def scale(low: float, high: float, start: float, end: float, logarithmic: bool = False) -> Scale:
+    to = math.log if logarithmic else float
+    first, last = to(low), to(high)
+    if first == last:
+        first, last = first - 0.5, last + 0.5
+    return lambda value: start + (to(value) - first) / (last - first) * (end - start)
 
 
 def clean(line: Line) -> Line:
-    """Without what cannot be drawn."""
-    kept = [i for i, (a, b) in enumerate(zip(line.x, line.y, strict=True)) if math.isfinite(a) and math.isfinite(b)]
-    spread = [line.spread[i] for i in kept] if line.spread else None
-    return Line(line.name, [line.x[i] for i in kept], [line.y[i] for i in kept], spread)
+    """Without values that are not finite."""
+    drawn = [i for i, point in enumerate(zip(line.x, line.y, strict=True)) if all(map(math.isfinite, point))]
+    x, y, spread = ([values[i] for i in drawn] if values else [] for values in (line.x, line.y, line.spread))
+    return line._replace(x=x, y=y, spread=spread or None)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About so many round numbers that cover the range."""
+    """About `count` round numbers that cover the range."""
     span = high - low or abs(high) or 1.0
     step = 10 ** math.floor(math.log10(span / count))
     step *= min((f for f in (1, 2, 5, 10) if span / (step * f) <= count), default=10)
@@ -155,31 +130,31 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x: str, y: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = []
+    elements = []
     for tick in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    parts += [
+        elements.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
+        elements.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    elements += [
         f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
         for tick in x_ticks
         if LEFT - 1 <= across(tick) <= right + 1
     ]
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    elements.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
+    elements.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
     upright = f'transform="rotate(-90)" x="{-(TOP + bottom) / 2}" y="12" text-anchor="middle"'
-    return "".join([*parts, f"<text {upright}>{escape(y)}</text>"])
+    return "".join([*elements, f"<text {upright}>{escape(y)}</text>"])
 
 
-def mark(shape: str, x: float, y: float, colour: str) -> str:
+def mark(shape: str, x: float, y: float, color: str) -> str:
     if shape == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>'
     shapes: dict[str, list[tuple[float, float]]] = {
         "square": [(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
         "diamond": [(0, -5), (5, 0), (0, 5), (-5, 0)],
         "triangle": [(0, -5), (4.5, 4), (-4.5, 4)],
     }
-    return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in shapes[shape])}" fill="{colour}"/>'
+    return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in shapes[shape])}" fill="{color}"/>'
 
 
 def apart(places: list[float], gap: float = 16) -> list[float]:

@@ -1,9 +1,7 @@
-"""Pictures of what analysis.py finds.
-
-Drawn with Pillow and NumPy alone, so that the package needs no plotting library.
-"""
+"""Figures of evaluate/analysis.py's results and of a confusion matrix, drawn with Pillow and NumPy."""
 
 from math import ceil, floor
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
@@ -11,16 +9,21 @@ from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# Five stops of a scale whose brightness rises evenly, dark blue to yellow: it reads in grey and by the colour-blind.
+from sslvit.storage import durable
+
+# A color scale from dark blue to yellow whose brightness rises evenly: readable in grey and with color blindness.
 STOPS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
 INK = (40, 40, 40)
 TEXT = 13  # pixels of letters
 GAP = 4  # white pixels between tiles
-TILE = 128  # pixels that the shorter side of an image is shown with, or up to twice as many: in whole multiples
+TILE = 128  # pixels of an image's shorter side, or up to twice as many: images are enlarged in whole multiples
+RIGHT, WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])  # distinct with color blindness too
+LONGEST = 18  # characters of a class's name
+LARGEST = 1200  # pixels of a confusion matrix, if each cell can have a pixel
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Colours of values from 0 to 1: ... -> ... 3, uint8"""
+    """Colors of values from 0 to 1: ... -> ... 3, uint8"""
     places = np.linspace(0, 1, len(STOPS))
     return np.stack([np.interp(values, places, STOPS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
@@ -29,18 +32,20 @@ def filter_sheet(components: Tensor, columns: int = 7) -> Image.Image:
     """Filters n p q c from 0 to 1, row by row, the first one top left. Each weight is a square of pixels."""
     n, p, q, _ = components.shape
     cell = max(1, 64 // max(p, q))
-    sheet = Image.new("RGB", (columns * (q * cell + GAP) + GAP, ceil(n / columns) * (p * cell + GAP) + GAP), "white")
-    for i, tile in enumerate(_rgb(rearrange(components, "n p q c -> n c p q"))):
-        row, column = divmod(i, columns)
-        place = GAP + column * (q * cell + GAP), GAP + row * (p * cell + GAP)
-        sheet.paste(_enlarged(tile, cell), place)
-    return sheet
+    tiles = np.full((columns * ceil(n / columns), p, q, 3), 255, np.uint8)
+    tiles[:n] = _rgb(rearrange(components, "n p q c -> n c p q"))
+    sheet = np.pad(
+        _grid(rearrange(tiles, "(r c) p q k -> r c p q k", c=columns), cell),
+        ((GAP, 0), (GAP, 0), (0, 0)),
+        constant_values=255,
+    )
+    return Image.fromarray(sheet)
 
 
 def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Image:
-    """A tile for each patch, which shows the cosine similarity of its position with those of all patches, gh gw gh gw.
+    """A tile for each patch: the cosine similarity of its position with those of all patches, gh gw gh gw.
 
-    Colours go from `least` to 1, by default from the least there is, rounded down to a tenth; the paper's go from -1.
+    Colors go from `least` to 1, by default from the least similarity, rounded down to a tenth; the paper's go from -1.
     Of more than 16 patches in a direction the tiles of 16, evenly spaced, are shown.
     """
     gh, gw = similarity.shape[:2]
@@ -50,12 +55,10 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
     high, wide = gh * cell + GAP, gw * cell + GAP
     left, top, bar = 54, 46, 92
     size = left + len(columns) * wide + bar, top + max(len(rows) * high, 120) + 12
-    sheet, font = Image.new("RGB", size, "white"), _font(TEXT)
+    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(TEXT)
     draw = ImageDraw.Draw(sheet)
-    colours = heat((similarity.double().numpy() - least) / (1 - least))
-    for r, i in enumerate(rows):
-        for c, j in enumerate(columns):
-            sheet.paste(_enlarged(colours[i, j], cell), (left + c * wide, top + r * high))
+    colors = heat((similarity.double().numpy() - least) / (1 - least))
+    sheet.paste(Image.fromarray(_grid(colors[np.ix_(rows, columns)], cell)), (left, top))
     for c, j in _spaced(columns, wide, 24):
         draw.text((left + c * wide + gw * cell / 2, top - 5), f"{j + 1}", INK, font, "ms")
     for r, i in _spaced(rows, high, 16):
@@ -65,8 +68,8 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
     right, length = left + len(columns) * wide + 14, size[1] - top - 12 - GAP
     sheet.paste(Image.fromarray(repeat(heat(np.linspace(1, 0, length)), "h c -> h w c", w=14)), (right, top))
     for share in (0, 0.5, 1):
-        words = f"{least + share * (1 - least):.2g}"
-        draw.text((right + 20, top + (1 - share) * (length - 1)), words, INK, font, "lm")
+        value = f"{least + share * (1 - least):.2g}"
+        draw.text((right + 20, top + (1 - share) * (length - 1)), value, INK, font, "lm")
     _upright(sheet, "cosine similarity", font, (right + 66, top + length // 2))
     return sheet
 
@@ -74,8 +77,8 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
 def attention_sheet(images: Tensor, maps: dict[str, Tensor], over: bool = True) -> Image.Image:
     """Images b c H W from 0 to 1, a row each, and maps b gh gw of them by name, a column each.
 
-    A map is shown from 0, dark, to its greatest value: one that is nearly even looks even. `over` puts beside it the
-    image multiplied by the map, interpolated and divided by its greatest value, as in the ViT paper.
+    A map is drawn from 0, dark, to its greatest value: one that is nearly even looks even. `over` adds the image
+    multiplied by the map, interpolated and divided by its greatest value, as in the ViT paper.
     """
     shown = _rgb(images)
     (height, width), columns = shown.shape[1:3], {"image": shown}
@@ -85,27 +88,52 @@ def attention_sheet(images: Tensor, maps: dict[str, Tensor], over: bool = True) 
         columns[name] = heat(shares.numpy())
         if over:
             fine = F.interpolate(rearrange(shares, "b h w -> b 1 h w"), (height, width), mode="bilinear")
-            columns[f"{name} on image"] = (
-                (shown * rearrange(fine, "b 1 h w -> b h w 1").numpy()).round().astype(np.uint8)
-            )
+            product = shown * rearrange(fine, "b 1 h w -> b h w 1").numpy()
+            columns[f"{name} on image"] = product.round().astype(np.uint8)
     least = min(height, width)
     times = 1 / (least // TILE) if least >= TILE else ceil(TILE / least)
     size = round(width * times), round(height * times)
-    font, heading = _font(TEXT), TEXT + 10
+    font, heading = ImageFont.load_default(TEXT), TEXT + 10
     sheet = Image.new("RGB", (len(columns) * (size[0] + GAP) + GAP, heading + len(shown) * (size[1] + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (name, tiles) in enumerate(columns.items()):
         left = GAP + column * (size[0] + GAP)
         draw.text((left + size[0] / 2, heading / 2), name, INK, font, "mm")
         for row, tile in enumerate(tiles):
-            # Enlarged pixels stay squares: a map has no more than its patches, nor a small image than its pixels.
+            # Enlarged pixels stay squares: there is no more detail than a map's patches or a small image's pixels.
             how = Image.Resampling.NEAREST if tile.shape[0] <= size[1] else Image.Resampling.LANCZOS
             sheet.paste(Image.fromarray(tile).resize(size, how), (left, heading + row * (size[1] + GAP)))
     return sheet
 
 
+def draw_confusion(counts: Tensor, classes: tuple[str, ...] | None, file: Path) -> None:
+    """counts: i j, images of class i that were predicted as j. A row is a class, a column a prediction; the darker a
+    cell, the larger its share of the row."""
+    size = len(counts)
+    names = [str(name)[:LONGEST] for name in classes or range(size)]
+    cell = min(max(LARGEST // size, 1), 36)
+    named, font = cell >= 12, ImageFont.load_default(min(max(cell - 4, 8), 13))
+    margin = 12 + max(int(font.getlength(name)) for name in names) if named else 8
+    share = counts.double().numpy() / np.maximum(counts.sum(1, keepdim=True).numpy(), 1)
+    ink = np.where(np.eye(size, dtype=bool)[..., None], RIGHT, WRONG)
+    pixels = (255 - share[..., None] ** 0.5 * (255 - ink)).astype(np.uint8)  # the root shows rare mistakes
+    side = margin + size * cell + 8
+    picture = Image.new("RGB", (side, side), "white")
+    picture.paste(_enlarged(pixels, cell), (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(names if named else []):
+        middle = margin + row * cell + cell // 2
+        draw.text((margin - 6, middle), name, INK, font, "rm")
+        _upright(picture, name, font, (middle, margin - 6 - int(font.getlength(name)) // 2))
+        for column in range(size if cell >= 30 else 0):
+            if count := int(counts[row, column]):
+                color = "white" if share[row, column] > 0.3 else "black"
+                draw.text((margin + column * cell + cell // 2, middle), f"{count}", color, font, "mm")
+    durable.replace_picture(file, picture)
+
+
 def _rgb(images: Tensor) -> np.ndarray:
-    """b c h w from 0 to 1 -> b h w 3, uint8; of other than three channels the first is shown, in grey."""
+    """b c h w from 0 to 1 -> b h w 3, uint8; of other than three channels the first, in grey."""
     if images.shape[1] != 3:
         images = repeat(images[:, :1], "b 1 h w -> b c h w", c=3)
     return rearrange((images.float().cpu() * 255).round().clamp(0, 255).byte().numpy(), "b c h w -> b h w c")
@@ -115,21 +143,24 @@ def _enlarged(pixels: np.ndarray, times: int) -> Image.Image:
     return Image.fromarray(repeat(pixels, "h w c -> (h y) (w x) c", y=times, x=times))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _grid(tiles: np.ndarray, times: int) -> np.ndarray:
+    """Tiles r c h w 3 in rows and columns, enlarged, each with a gap to the right and below."""
+    enlarged = repeat(tiles, "r c h w k -> r c (h y) (w x) k", y=times, x=times)
+    padded = np.pad(enlarged, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    return rearrange(padded, "r c h w k -> (r h) (c w) k")
 
 
 def _upright(
-    picture: Image.Image, words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, centre: tuple[int, int]
+    picture: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, center: tuple[int, int]
 ) -> None:
-    left, top, right, bottom = font.getbbox(words)
+    left, top, right, bottom = font.getbbox(text)
     strip = Image.new("L", (ceil(right - left) + 2, ceil(bottom - top) + 2))
-    ImageDraw.Draw(strip).text((1 - left, 1 - top), words, 255, font)
+    ImageDraw.Draw(strip).text((1 - left, 1 - top), text, 255, font)
     strip = strip.rotate(90, expand=True)
-    picture.paste(INK, (centre[0] - strip.width // 2, centre[1] - strip.height // 2), strip)
+    picture.paste(INK, (center[0] - strip.width // 2, center[1] - strip.height // 2), strip)
 
 
 def _spaced(labels: np.ndarray, apart: float, room: float) -> list[tuple[int, int]]:
-    """Of labels that stand so far apart those that have room, with their places."""
+    """The labels that have room, with their places, of labels that are so far apart."""
     every = ceil(room / apart)
     return [(i, int(label)) for i, label in enumerate(labels) if i % every == 0]

@@ -1,12 +1,9 @@
-"""One HTML file that needs nothing else: text, tables, charts and pictures in it, for phones, paper and the dark."""
+"""A page in one HTML file with its charts and pictures in it, for screens, phones, paper and dark mode."""
 
 import base64
 from collections.abc import Set
 from html import escape
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -36,12 +33,12 @@ summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; backgroun
 """
 
 
-def page(title: str, parts: list[str]) -> str:
+def page(title: str, sections: list[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        + "\n".join(filter(None, parts))
+        + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )
 
@@ -59,7 +56,7 @@ def bullets(sentences: list[str]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]], best: Set[tuple[int, int]] = frozenset()) -> str:
-    """best: cells, by row and column, that are shown bold."""
+    """best: cells, by row and column, in bold."""
     head = "".join(f"<th>{escape(cell).replace(' %', '&nbsp;%')}</th>" for cell in header)
     body = []
     for i, row in enumerate(rows):
@@ -69,20 +66,15 @@ def table(header: list[str], rows: list[list[str]], best: Set[tuple[int, int]] =
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rest}</tbody></table></div>'
 
 
-def picture(image: Path | Image.Image, caption: str, *, small: bool = False) -> str:
-    """small: of few pixels, which are shown as squares. A file that is not there leaves no gap."""
-    if isinstance(image, Path):
-        if not image.exists():
-            return ""
-        data, form = image.read_bytes(), "svg+xml" if image.suffix == ".svg" else "png"
-    else:
-        buffer = BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        data, form = buffer.getvalue(), "png"
-    text = base64.b64encode(data).decode()
-    kind = ' class="small"' if small else ""
-    shown = f'<img alt="{escape(caption)}" src="data:image/{form};base64,{text}">'
-    return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+def picture(file: Path, caption: str, *, small: bool = False) -> str:
+    """small: of few pixels, shown as squares. Empty if there is no such file."""
+    if not file.exists():
+        return ""
+    vector = file.suffix == ".svg"
+    data = f"data:image/{'svg+xml' if vector else 'png'};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    kind = ' class="small"' if small and not vector else ""
+    text = escape(caption)
+    return f'<figure{kind}><img alt="{text}" src="{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def alone(svg: str) -> str:
@@ -97,8 +89,8 @@ def chart(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" if svg else ""
 
 
-def folded(title: str, *parts: str) -> str:
-    inside = "".join(filter(None, parts))
+def folded(title: str, *sections: str) -> str:
+    inside = "".join(filter(None, sections))
     return f"<details><summary>{escape(title)}</summary>{inside}</details>" if inside else ""
 
 
@@ -106,6 +98,6 @@ def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
-def columns(*parts: str) -> str:
-    inside = "".join(f"<div>{part}</div>" for part in parts if part)
+def columns(*sections: str) -> str:
+    inside = "".join(f"<div>{part}</div>" for part in sections if part)
     return f'<div class="columns">{inside}</div>' if inside else ""

@@ -1,31 +1,33 @@
-"""The pictures of a run: what was seen, what was made of it, and what the model looks at. They lie in its pictures/."""
+"""The pictures/ of a run: its views, reconstructions, nearest neighbours, and the inside of its model."""
 
 import logging
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images, Source
 from sslvit.evaluate import analysis
-from sslvit.evaluate.knn import neighbours
+from sslvit.evaluate.knn import neighbors
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.preflight.views import draw
 from sslvit.reports import figures, page
-from sslvit.reports.charts import column_chart
+from sslvit.reports.charts import Line, line_chart
 from sslvit.storage import durable
 from sslvit.training.batches import sampler_for
 from sslvit.views.pretraining import EvalView, eval_view
 
 log = logging.getLogger(__name__)
-SHOWN = 8  # images of a picture
-SEARCHED = 1000  # images among which nearest neighbours are shown
+SHOWN = 8  # images per picture
+SEARCHED = 1000  # images among which nearest neighbours are searched
 
 
 @torch.no_grad()
@@ -35,40 +37,39 @@ def draw_pictures(
     folder, device = config.out / "pictures", accelerator.device
     folder.mkdir(exist_ok=True)
     samples = sampler_for(source, config, accelerator).first(SHOWN)
-    samples = samples._replace(pixels=samples.pixels[:SHOWN].to(device), ids=samples.ids[:SHOWN])
-    extents = None if samples.extents is None else samples.extents[:SHOWN].to(device)
-    key = rng.key(config.seed, samples.ids.to(device))
-    seen = views(samples.pixels, key, extents)
-    (whole,) = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, key, extents)
+    pixels, extents = samples.pixels[:SHOWN].to(device), samples.extents[:SHOWN].to(device)
+    key = rng.key(config.seed, samples.ids[:SHOWN].to(device))
+    seen = views(pixels, key, extents)
+    (whole,) = EvalView(tuple(seen[0].shape[-2:]))(pixels, key, extents)
     draw(tuple(x.cpu() for x in (whole, *seen)), folder / "views.png", across=True)
     objective.eval()
-    if made := objective.reconstructed(Batch(seen, key)):
-        draw(tuple(x.cpu() for x in (seen[0], *made)), folder / "reconstructions.png", across=True)
+    if reconstructions := objective.reconstructed(Batch(seen, key)):
+        draw(tuple(x.cpu() for x in (seen[0], *reconstructions)), folder / "reconstructions.png", across=True)
     if isinstance(source, Source):
         draw(nearest(objective, source, device), folder / "neighbours.png")
     if isinstance(objective.backbone, ViT):
         look_inside(objective.backbone, whole, folder)
 
 
-def nearest(objective: Objective, source: Source, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """A few images, each with those that are nearest by the declared readout: the image, then the nearest first."""
+def nearest(objective: Objective, source: Source, device: torch.device) -> tuple[Tensor, ...]:
+    """A few images, and their nearest ones by the declared readout, the nearest first: each b c h w."""
     backbone = objective.backbone
-    ids = np.random.default_rng(0).permutation(len(source))[:SEARCHED]
-    view, parts, images = eval_view(backbone.image_size), [], []
-    for some in np.array_split(np.sort(ids), -(-len(ids) // 100)):
-        samples = source.read(some)
-        extents = None if samples.extents is None else samples.extents.to(device)
-        (batch,) = view(samples.pixels.to(device), rng.key(0, samples.ids.to(device)), extents)
-        parts.append(read(backbone(batch), objective.readout).float().cpu())
-        images.append(batch.cpu())
-    features, images = torch.cat(parts), torch.cat(images)
-    asked = torch.linspace(0, len(features) - 1, min(SHOWN, len(features))).long()
-    (found,) = neighbours(features, features[asked], k=min(7, len(features)))
-    return tuple(images[found.rows[:, place]] for place in range(found.rows.shape[1]))
+    view, ids = eval_view(backbone.image_size), np.random.default_rng(0).permutation(len(source))[:SEARCHED]
+    rows, batches = [], []
+    for batch_ids in np.array_split(np.sort(ids), -(-len(ids) // 100)):
+        samples = source.read(batch_ids)
+        pixels, extents = samples.pixels.to(device), samples.extents.to(device)
+        (images,) = view(pixels, rng.key(0, samples.ids.to(device)), extents)
+        rows.append(read(backbone(images), objective.readout).float().cpu())
+        batches.append(images.cpu())
+    features, images = torch.cat(rows), torch.cat(batches)
+    queries = torch.linspace(0, len(features) - 1, min(SHOWN, len(features))).long()
+    (neighbor,) = neighbors(features, features[queries], k=min(7, len(features)))
+    return tuple(images[column] for column in neighbor.rows.unbind(1))
 
 
-def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
-    """The ViT paper's figures of this model, those that it has."""
+def look_inside(vit: ViT, images: Tensor, folder: Path) -> None:
+    """The ViT paper's figures, as far as this model has them."""
     start = ViT(vit.config).to(images.device)
     distances = {
         name: analysis.mean_attention_distance(model, [images]).renormalised.tolist()
@@ -77,8 +78,7 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
     even = analysis.pixel_distances(vit.grid_of(images), vit.patch_size).mean().item()
     durable.replace_text(folder / "distances.svg", page.alone(distance_chart(distances, even)))
     maps = analysis.attention_maps(vit, images)
-    both = {"rollout": maps.rollout, "last layer": maps.last.mean(1)}
-    sheet = figures.attention_sheet(images.cpu(), {name: x.cpu() for name, x in both.items()})
+    sheet = figures.attention_sheet(images, {"rollout": maps.rollout, "last layer": maps.last.mean(1)})
     durable.replace_picture(folder / "attention.png", sheet)
     try:
         durable.replace_picture(folder / "filters.png", figures.filter_sheet(analysis.filters(vit).components))
@@ -89,6 +89,14 @@ def look_inside(vit: ViT, images: torch.Tensor, folder: Path) -> None:
 
 
 def distance_chart(distances: dict[str, list[list[float]]], even: float) -> str:
-    """Mean attention distances in pixels by model: a list per layer, a number per head."""
-    level = ("attention spread evenly", even)
-    return column_chart(distances, x="layer", y="mean attention distance, pixels", level=level)
+    """Mean attention distances in pixels by model: a list per layer, a number per head, dots side by side.
+    even: that of attention spread evenly, as a line."""
+    layers = max(len(by_layer) for by_layer in distances.values())
+    lines = []
+    for i, (name, by_layer) in enumerate(distances.items()):
+        aside = 0.5 * (i - (len(distances) - 1) / 2) / len(distances)
+        x = [layer + aside for layer, heads in enumerate(by_layer, start=1) for _ in heads]
+        lines.append(Line(name, x, [distance for heads in by_layer for distance in heads], connected=False))
+    lines.append(Line("attention spread evenly", [0.5, layers + 0.5], [even, even]))
+    ticks = [float(layer) for layer in range(1, layers + 1, ceil(layers / 12))]
+    return line_chart(lines, x="layer", y="mean attention distance, pixels", ticks=ticks)

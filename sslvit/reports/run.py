@@ -1,6 +1,6 @@
-"""What a run came to: a table in the terminal, a page for the eye, and a card for the model.
+"""A run's results: a table in the terminal, a page (report.html, and report.md for Markdown), and the model's card.
 
-The page (report.html, and report.md for where no browser is) is made of the run's folder alone.
+The page is made of the run's folder alone.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from sslvit.config import TrainConfig, configuration
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.errors import CannotWrite, DataError
-from sslvit.evaluate.monitor import table
+from sslvit.evaluate.monitor import rows_of, table
 from sslvit.objectives.objective import Objective
 from sslvit.reports import page
 from sslvit.reports.charts import Line, line_chart
@@ -29,14 +29,13 @@ from sslvit.weights.folder import CONFIG, card, config_of, load_described
 
 CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",
-    "reconstructions.png": "A view, what the objective was shown of it, and what it predicted.",
-    "neighbours.png": "A few images, each with those whose features are nearest, the nearest first.",
+    "reconstructions.png": "A view, what the objective saw of it, and what it predicted.",
+    "neighbours.png": "A few images, each with its nearest neighbours by features, the nearest first.",
     "attention.png": "What the class token attends to, through all layers (rollout) and in the last one.",
     "filters.png": "Principal components of the patch filters.",
-    "positions.png": "How alike the positions' embeddings are: each tile is one patch against all.",
+    "positions.png": "Similarity of the positions' embeddings: each tile is one patch against all.",
     "distances.svg": "Mean attention distance of each head, by layer.",
 }
-HARDWARE = {"process": "processes", "thread": "threads"}
 INSIDE = ("attention.png", "filters.png", "positions.png", "distances.svg")
 
 
@@ -48,7 +47,7 @@ def finish(
     evaluations: list[dict[str, Any]],
     accelerator: Accelerator,
 ) -> None:
-    """The end of a recipe that trains: what was learned, in the terminal and in the run's folder."""
+    """The end of a recipe that trains: the table in the terminal, and the report in the run's folder."""
     accelerator.print(table(evaluations, objective.readout, beginning(configuration(config))))
     if not accelerator.is_main_process:
         return
@@ -59,18 +58,18 @@ def finish(
     try:
         draw_pictures(config, objective, source, views, accelerator)
         write_report(config.out)
-    except (OSError, DataError) as error:  # the model is there; a full disk must not make a failure of the run
+    except (OSError, DataError) as error:  # the model is saved: a full disk must not turn the run into a failure
         why = getattr(error, "strerror", None) or error
         report = f"and no report was written ({why}): the same command with --resume writes it"
     accelerator.print(f"The model is in {config.out / 'model'}, {report}")
 
 
 def beginning(config: dict[str, Any]) -> str:
-    return "given start" if config.get("init_from") or config.get("start") else "random start"
+    return "initial model" if config.get("init_from") or config.get("start") else "random start"
 
 
 class Run:
-    """What a run's folder holds."""
+    """The contents of a run's folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -79,16 +78,18 @@ class Run:
         self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
         self.lines = [line for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
-        last = self.row(-1)
-        self.accuracies = [name for name in last if name.startswith("eval/") and name in self.row(0)]
         backbone, self.model = load_described(folder)
         with readable(folder / "model" / CONFIG):
             check(self.model, objective=str, data=str)
         self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
+        self.small = max(to_pair(self.config["image_size"])) < 100
 
     def _read(self, name: str, **kinds: Any) -> dict[str, Any]:
         with readable(self.folder / name):
             return read(self.folder / name, **kinds)
+
+    def title(self) -> str:
+        return f"{self.model['objective']} on {self.model['data']}"
 
     def summary(self) -> list[str]:
         cost, model = self.cost, self.model
@@ -98,42 +99,35 @@ class Run:
             f"{model['data']}: {cost['images']:,} images of {pixels} px in "
             f"{duration(cost['seconds'])} on {cost['device']}."
         ]
-        for name in self.accuracies:
-            _, readout, protocol = name.split("/")
-            if readout != model["readout"]:
-                continue
-            sentences.append(
-                f"By {protocol} of the {readout} readout, which the objective declares, {self.row(-1)[name]:.1%} of "
-                f"test images are told right; at the start it was {self.row(0)[name]:.1%}."
-            )
+        sentences += [
+            f"By {row.protocol} of the {row.readout} readout, which the objective declares, {row.end:.1%} of test "
+            f"images are classified correctly; at the start it was {row.start:.1%}."
+            for row in rows_of(self.evaluations)
+            if row.readout == model["readout"]
+        ]
         sentences += self.environment.get("lengths", [])
         verdicts = [line["health"] for line in self.lines if line.get("health")]
         return sentences + (verdicts or ["Its features did not collapse."])
 
-    def row(self, which: int) -> dict[str, Any]:
-        return self.evaluations[which] if self.evaluations else {}
-
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Accuracies at the start and at the end."""
-        first, last = self.row(0), self.row(-1)
-        rows = []
-        for name in self.accuracies:
-            _, readout, protocol = name.split("/")
-            mark = " *" if readout == self.model["readout"] else ""
-            rows.append([f"{protocol} of {readout}{mark}", f"{100 * first[name]:.1f}", f"{100 * last[name]:.1f}"])
+        rows = [list(row.cells(self.model["readout"])) for row in rows_of(self.evaluations)]
         return ["accuracy, %", beginning(self.config), "trained"], rows
+
+    def declared(self) -> str:
+        return f"* the readout that the objective declares ({self.model['readout']})"
 
     def costs(self) -> tuple[list[str], list[list[str]]]:
         cost = self.cost
-        used = [f"1 {one}" if cost[many] == 1 else f"{cost[many]} {many}" for one, many in HARDWARE.items()]
-        operations = "not counted" if cost["flops"] is None else f"{cost['flops']:.2e}"
+        processes = "1 process" if cost["processes"] == 1 else f"{cost['processes']} processes"
+        threads = "1 thread" if cost["threads"] == 1 else f"{cost['threads']} threads"
         rows = [
             ["images seen", f"{cost['images']:,}"],
             ["time", duration(cost["seconds"])],
-            ["images a second", f"{cost['images_per_second']:,.0f}"],
-            ["operations", operations],
+            ["images per second", f"{cost['images_per_second']:,.0f}"],
+            ["FLOPs", "not counted" if cost["flops"] is None else f"{cost['flops']:.2e}"],
             ["peak memory", f"{cost['peak_memory_bytes'] / 2**20:,.0f} MiB"],
-            ["device", ", ".join([cost["device"], *used])],
+            ["device", f"{cost['device']}, {processes}, {threads}"],
         ]
         return ["cost", ""], rows
 
@@ -152,71 +146,67 @@ def write_report(folder: Path) -> None:
 
 
 def curves(run: Run) -> str:
-    evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in run.row(-1) if "eval/" in name]
-    monitor = [line for line in evaluated if line.name.startswith(run.model["readout"]) and len(line.x) > 2]
+    prefix = f"eval/{run.model['readout']}"
+    names = [name for name in (run.evaluations or [{}])[-1] if name.startswith(prefix)]
+    evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in names]
+    monitor = [line for line in evaluated if len(line.x) > 2]
     return page.columns(
-        page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The loss that is trained on."),
-        page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy while training."),
+        page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The training loss."),
+        page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy during training."),
     )
 
 
 def pictures(run: Run) -> dict[str, str]:
-    folder, small = run.folder / "pictures", max(to_pair(run.config["image_size"])) < 100
-    small_of = {name: small and not name.endswith(".svg") for name in CAPTIONS}
-    return {name: page.picture(folder / name, text, small=small_of[name]) for name, text in CAPTIONS.items()}
+    folder = run.folder / "pictures"
+    return {name: page.picture(folder / name, caption, small=run.small) for name, caption in CAPTIONS.items()}
 
 
 def files(run: Run) -> list[str]:
     names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
-    found = {name: run.folder / file for name, file in names.items() if (run.folder / file).exists()}
-    return [page.folded(name, page.code(file.read_text("utf-8", "replace"))) for name, file in found.items()]
+    present = {title: run.folder / name for title, name in names.items() if (run.folder / name).exists()}
+    return [page.folded(title, page.code(file.read_text("utf-8", "replace"))) for title, file in present.items()]
 
 
 def as_page(run: Run) -> str:
     last = run.lines[-1] if run.lines else {}
     names = [name for name in last if isinstance(last[name], float) and not name.startswith("eval/")]
-    others = [name for name in names if name not in ("loss", "epoch", "seconds")]
+    others = [run.curve(name) for name in names if name not in ("loss", "epoch", "seconds")]
     shown = pictures(run)
-    inside = [shown[name] for name in INSIDE if name in shown]
-    return page.page(
-        f"{run.model['objective']} on {run.model['data']}",
-        [
-            page.bullets(run.summary()),
-            page.table(*run.table()) if run.evaluations else page.paragraph("Nothing was evaluated."),
-            page.paragraph(f"* the readout that the objective declares ({run.model['readout']})", "faint"),
-            page.heading("Training"),
-            curves(run),
-            page.heading("What it sees and makes of it"),
-            *(picture for name, picture in shown.items() if name not in INSIDE),
-            page.folded("Inside the model", *inside),
-            page.heading("Cost"),
-            page.table(*run.costs()),
-            page.folded(
-                "Other curves",
-                page.columns(*(page.chart(line_chart([run.curve(n)], x="step", y=n), n) for n in others)),
-            ),
-            *files(run),
-        ],
-    )
+    sections = [
+        page.bullets(run.summary()),
+        page.table(*run.table()) if run.evaluations else page.paragraph("Nothing was evaluated."),
+        page.paragraph(run.declared(), "faint"),
+        page.heading("Training"),
+        curves(run),
+        page.heading("Views and features"),
+        *(picture for name, picture in shown.items() if name not in INSIDE),
+        page.folded("Inside the model", *(shown[name] for name in INSIDE)),
+        page.heading("Cost"),
+        page.table(*run.costs()),
+        page.folded(
+            "Other curves",
+            page.columns(*(page.chart(line_chart([one], x="step", y=one.name), one.name) for one in others)),
+        ),
+        *files(run),
+    ]
+    return page.page(run.title(), sections)
 
 
 def as_markdown(run: Run) -> str:
-    title = markdown(f"{run.model['objective']} on {run.model['data']}")
-    parts = [f"# {title}", *(f"- {markdown(text)}" for text in run.summary()), ""]
-    parts += [
-        *escaped_table(*run.table()),
-        "",
-        f"\\* the readout that the objective declares ({run.model['readout']})",
-    ]
-    parts += ["", *escaped_table(*run.costs()), ""]
+    lines = [f"# {markdown(run.title())}", *(f"- {markdown(text)}" for text in run.summary()), "", *both_tables(run)]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
-            parts += [f"![{caption}](pictures/{name})", ""]
-    return "\n".join(parts)
+            lines += [f"![{caption}](pictures/{name})", ""]
+    return "\n".join(lines)
+
+
+def both_tables(run: Run) -> list[str]:
+    """Accuracies and costs, in Markdown."""
+    return [*escaped_table(*run.table()), "", "\\" + run.declared(), "", *escaped_table(*run.costs()), ""]
 
 
 def escaped_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return markdown_table([markdown(cell) for cell in header], [[markdown(c) for c in row] for row in rows])
+    return markdown_table([markdown(cell) for cell in header], [[markdown(cell) for cell in row] for row in rows])
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -225,6 +215,5 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def as_card(run: Run) -> str:
-    tables = [*markdown_table(*run.table()), "", *markdown_table(*run.costs()), ""]
     architecture = config_of(run.folder / "model")["architecture"]
-    return card(run.folder.name, run.summary(), run.model["readout"], architecture, tables)
+    return card(run.folder.name, run.summary(), run.model["readout"], architecture, both_tables(run))

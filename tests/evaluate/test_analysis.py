@@ -18,7 +18,7 @@ from sslvit.evaluate.analysis import (
     pixel_distances,
     position_similarity,
     position_structure,
-    roll,
+    roll_out,
     watch,
 )
 from sslvit.models.vit import ViT
@@ -75,7 +75,7 @@ def timms_attention(twin: nn.Module, vit: ViT, images: torch.Tensor) -> list[tor
     seen = []
     for block in twin.blocks:
         block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+        block.attn.attn_drop.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     mean, std = (torch.tensor(getattr(vit.config, name)).view(-1, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         twin.forward_features((images - mean) / std)
@@ -96,16 +96,16 @@ def test_attention_times_values_is_what_every_kind_of_block_computes(kind):
     values, outputs = [], []
     for block in vit.blocks:
         block.attn.qkv.register_forward_hook(lambda _, __, qkv: values.append(qkv.chunk(3, -1)[2]))
-        block.attn.proj.register_forward_hook(lambda _, given, __: outputs.append(given[0]))
+        block.attn.proj.register_forward_hook(lambda _, inputs, __: outputs.append(inputs[0]))
     images = images_of(vit)
     vit(images)
-    given = list(zip(values, outputs, strict=True))
-    for attention, (value, output) in zip(watched(vit, images), given, strict=True):
+    inputs = list(zip(values, outputs, strict=True))
+    for attention, (value, output) in zip(watched(vit, images), inputs, strict=True):
         heads = attention @ rearrange(value, "b n (k d) -> b k n d", k=vit.heads)
         torch.testing.assert_close(rearrange(heads, "b k n d -> b n (k d)"), output, rtol=1e-5, atol=1e-5)
 
 
-def test_watching_leaves_a_model_as_it_was_and_a_training_one_is_watched_in_evaluation_mode():
+def test_watching_is_in_evaluation_mode_and_leaves_a_model_as_it_was():
     vit = drawn(dropout=0.5, drop_path=0.5)
     images = images_of(vit)
     expected = watched(vit, images)
@@ -138,14 +138,14 @@ def all_alike(**changes) -> ViT:
 @pytest.mark.parametrize("changes", [{}, {"class_token": False}, {"registers": 3}])
 def test_even_attention_has_the_mean_distance_of_two_patches(patch, pixels, changes):
     vit = all_alike(image_size=224, patch_size=patch, **changes)
-    found = mean_attention_distance(vit, [torch.rand(1, 3, 224, 224)])
+    actual = mean_attention_distance(vit, [torch.rand(1, 3, 224, 224)])
     patches = (224 // patch) ** 2
     share = patches / (patches + vit.prefix)
-    assert found.renormalised.shape == (2, 2)
-    assert found.renormalised.numpy() == pytest.approx(pixels, abs=0.005)
-    assert found.plain.numpy() == pytest.approx(float(found.renormalised[0, 0]) * share, rel=1e-6)
-    assert found.on_patches.numpy() == pytest.approx(share, rel=1e-6)
-    assert found.images == 1
+    assert actual.renormalised.shape == (2, 2)
+    assert actual.renormalised.numpy() == pytest.approx(pixels, abs=0.005)
+    assert actual.plain.numpy() == pytest.approx(float(actual.renormalised[0, 0]) * share, rel=1e-6)
+    assert actual.on_patches.numpy() == pytest.approx(share, rel=1e-6)
+    assert actual.images == 1
 
 
 def shifted(offset: int, **changes) -> ViT:
@@ -163,10 +163,10 @@ def shifted(offset: int, **changes) -> ViT:
 
 @pytest.mark.parametrize("changes", [{}, {"class_token": False}, {"registers": 2}])
 def test_a_head_that_looks_at_itself_has_distance_nought(changes):
-    found = mean_attention_distance(shifted(0, **changes), [torch.rand(2, 3, 12, 32)])
-    assert not found.renormalised.any()
-    assert not found.plain.any()
-    assert (found.on_patches == 1).all()
+    actual = mean_attention_distance(shifted(0, **changes), [torch.rand(2, 3, 12, 32)])
+    assert not actual.renormalised.any()
+    assert not actual.plain.any()
+    assert (actual.on_patches == 1).all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"class_token": False}, {"registers": 2}])
@@ -174,11 +174,11 @@ def test_a_head_that_looks_to_the_right_has_the_width_of_a_patch(changes):
     """Three rows of four patches of 4 x 8 pixels. Nine of twelve have a right neighbour. Two at the right border
     look at the first patch of the next row, 4 pixels below and 24 to the left; the last looks everywhere."""
     vit = shifted(1, **changes)
-    found = mean_attention_distance(vit, [torch.rand(2, 3, 12, 32)])
+    actual = mean_attention_distance(vit, [torch.rand(2, 3, 12, 32)])
     everywhere = sum(math.hypot(4 * y, 8 * x) for y in range(3) for x in range(4))
     certain = 9 * 8 + 2 * math.hypot(4, 24)
-    assert found.renormalised.numpy() == pytest.approx((certain + everywhere / 12) / 12, rel=1e-6)
-    assert found.plain.numpy() == pytest.approx((certain + everywhere / (12 + vit.prefix)) / 12, rel=1e-6)
+    assert actual.renormalised.numpy() == pytest.approx((certain + everywhere / 12) / 12, rel=1e-6)
+    assert actual.plain.numpy() == pytest.approx((certain + everywhere / (12 + vit.prefix)) / 12, rel=1e-6)
 
 
 def test_distances_are_a_plain_loops_over_timms_attention():
@@ -192,16 +192,16 @@ def test_distances_are_a_plain_loops_over_timms_attention():
             reach = [math.dist(places[i], places[j]) for j in range(6)]
             expected[:, layer, k] += row @ reach / row.sum() / 30, row @ reach / 30
     batches = images.split([2, 3])
-    found = mean_attention_distance(vit, batches)
-    np.testing.assert_allclose(found.renormalised, expected[0], rtol=1e-5)
-    np.testing.assert_allclose(found.plain, expected[1], rtol=1e-5)
-    assert found.images == 5
+    actual = mean_attention_distance(vit, batches)
+    np.testing.assert_allclose(actual.renormalised, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(actual.plain, expected[1], rtol=1e-5)
+    assert actual.images == 5
 
 
 def test_distance_is_in_pixels_of_the_images_given():
     vit = all_alike(image_size=16, patch_size=4)
-    found = mean_attention_distance(vit, [torch.rand(1, 3, 4, 12)])  # three patches in a row: 0 4 8, 4 0 4, 8 4 0
-    assert found.renormalised.numpy() == pytest.approx(32 / 9, rel=1e-6)
+    actual = mean_attention_distance(vit, [torch.rand(1, 3, 4, 12)])  # three patches in a row: 0 4 8, 4 0 4, 8 4 0
+    assert actual.renormalised.numpy() == pytest.approx(32 / 9, rel=1e-6)
     assert pixel_distances((2, 2), (3, 4)).tolist() == [[0, 4, 3, 5], [4, 0, 5, 3], [3, 5, 0, 4], [5, 3, 4, 0]]
 
 
@@ -210,14 +210,14 @@ def test_how_many_images_pass_at_once_changes_nothing(monkeypatch):
     images = images_of(vit, 7)
     distances, maps = mean_attention_distance(vit, [images]), attention_maps(vit, images)
     sizes = []
-    vit.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    vit.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(analysis, "AT_ONCE", 3 * 4 * 3 * 18**2)  # three images of three heads and 18 tokens
     torch.testing.assert_close(mean_attention_distance(vit, [images])[:3], distances[:3], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(attention_maps(vit, images), maps, rtol=1e-5, atol=1e-6)
     assert sizes == [3, 3, 1] * 2
 
 
-def test_what_cannot_be_measured_says_why():
+def test_attention_that_cannot_be_measured_is_refused():
     vit = drawn()
     with pytest.raises(ValueError, match="no images"):
         mean_attention_distance(vit, [])
@@ -230,15 +230,15 @@ def test_a_later_layer_of_rollout_stands_on_the_left():
     """Layer 1 looks at token 0 only, layer 2 at token 1 only; by hand, with half of each token from itself."""
     one = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     two = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
-    below = roll(torch.eye(2), one)
+    below = roll_out(torch.eye(2), one)
     assert below.tolist() == [[[1.0, 0.0], [0.5, 0.5]]]
     # Token 0 is half itself, half token 1, which is half token 0: three quarters. The other order would give a half.
-    assert roll(below, two).tolist() == [[[0.75, 0.25], [0.5, 0.5]]]
+    assert roll_out(below, two).tolist() == [[[0.75, 0.25], [0.5, 0.5]]]
 
 
 def test_rows_of_rollout_are_normalised_and_heads_averaged():
     unnormalised = torch.tensor([[[[6.0, 0.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]]])  # mean 3 0, 1 1
-    torch.testing.assert_close(roll(torch.eye(2), unnormalised), torch.tensor([[[1.0, 0.0], [1 / 3, 2 / 3]]]))
+    torch.testing.assert_close(roll_out(torch.eye(2), unnormalised), torch.tensor([[[1.0, 0.0], [1 / 3, 2 / 3]]]))
 
 
 @pytest.mark.parametrize("kind", OF_TIMM)
@@ -272,10 +272,10 @@ def test_filters_are_scikit_learns_principal_components_up_to_sign():
     vit = drawn(image_size=(8, 12), patch_size=(4, 6), width=48)
     weight = vit.patch_embed.proj.weight.detach().double().numpy()  # d c p q
     pca = PCA(28, svd_solver="full").fit(weight.reshape(48, -1))
-    found = filters(vit)
-    assert found.components.shape == (28, 4, 6, 3)
-    np.testing.assert_allclose(found.variance, pca.explained_variance_ratio_, rtol=1e-9)
-    for ours, theirs in zip(found.components.numpy(), pca.components_.reshape(28, 3, 4, 6), strict=True):
+    actual = filters(vit)
+    assert actual.components.shape == (28, 4, 6, 3)
+    np.testing.assert_allclose(actual.variance, pca.explained_variance_ratio_, rtol=1e-9)
+    for ours, theirs in zip(actual.components.numpy(), pca.components_.reshape(28, 3, 4, 6), strict=True):
         theirs = theirs * np.sign(theirs.flat[abs(theirs).argmax()])
         theirs = (theirs - theirs.min()) / (theirs.max() - theirs.min())
         np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), atol=1e-6)
@@ -286,10 +286,10 @@ def test_a_single_pattern_is_found_whole_and_lies_as_it_lay():
     pattern = torch.arange(24.0).reshape(2, 4, 3) - 5  # rows, columns, channels; its largest weight is positive
     scales = torch.tensor([1.0, -2.0, 3.0, 0.5, -1.0, 2.0, 0.0, 7.0])
     vit.patch_embed.proj.weight.data = torch.einsum("d,pqc->dcpq", scales, pattern) + 0.5
-    found = filters(vit, count=3)
-    torch.testing.assert_close(found.components[0], torch.arange(24.0).reshape(2, 4, 3) / 23)
-    assert found.variance[0] == pytest.approx(1)
-    assert found.components.shape == (3, 2, 4, 3)
+    actual = filters(vit, count=3)
+    torch.testing.assert_close(actual.components[0], torch.arange(24.0).reshape(2, 4, 3) / 23)
+    assert actual.variance[0] == pytest.approx(1)
+    assert actual.components.shape == (3, 2, 4, 3)
 
 
 def test_there_are_no_more_components_than_the_filters_span():
@@ -299,7 +299,7 @@ def test_there_are_no_more_components_than_the_filters_span():
     assert single.components.flatten().tolist() == [0.5]  # one weight has no range
 
 
-def test_what_has_no_filters_says_why():
+def test_a_model_without_filters_of_pixels_is_refused():
     with pytest.raises(ValueError, match="hybrid 'R' embeds features"):
         filters(drawn(**KINDS["hybrid"]))
     vit = ViT(ViTConfig(**TINY))
@@ -313,26 +313,26 @@ def test_position_similarity_is_the_cosine_of_the_patches_own_rows(changes):
     vit = drawn(image_size=(8, 12), **changes)
     table = vit.pos_embed[0, -6:].detach().double().numpy()
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-    found = position_similarity(vit)
-    np.testing.assert_allclose(found, (unit @ unit.T).reshape(2, 3, 2, 3), atol=1e-12)
-    assert [found[y, x, y, x].item() for y in range(2) for x in range(3)] == pytest.approx([1] * 6)
+    actual = position_similarity(vit)
+    np.testing.assert_allclose(actual, (unit @ unit.T).reshape(2, 3, 2, 3), atol=1e-12)
+    assert [actual[y, x, y, x].item() for y in range(2) for x in range(3)] == pytest.approx([1] * 6)
 
 
 def test_fixed_positions_have_the_similarity_of_their_formula():
     """sin a sin b + cos a cos b = cos(a - b), half for columns and half for rows."""
     vit = ViT(ViTConfig(image_size=(12, 20), patch_size=4, width=24, depth=1, heads=1, position="sincos_mae"))
-    found, waves = position_similarity(vit), [10000 ** (-i / 6) for i in range(6)]
+    actual, waves = position_similarity(vit), [10000 ** (-i / 6) for i in range(6)]
     for i, j, y, x in np.ndindex(3, 5, 3, 5):
         expected = sum(math.cos(wave * (y - i)) + math.cos(wave * (x - j)) for wave in waves) / 12
-        assert found[i, j, y, x].item() == pytest.approx(expected, abs=1e-6)
+        assert actual[i, j, y, x].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_learned_2d_positions_share_their_row_or_their_column():
     vit = ViT(ViTConfig(image_size=(8, 12), patch_size=4, width=8, depth=1, heads=1, position="learned_2d"))
     vit.pos_embed_x.data[0], vit.pos_embed_y.data[0] = torch.eye(4)[:3], 2 * torch.eye(4)[:2]  # all at right angles
-    found = position_similarity(vit)
+    actual = position_similarity(vit)
     for i, j, y, x in np.ndindex(2, 3, 2, 3):  # rows have lengths 1 and 2, together the root of 5
-        assert found[i, j, y, x].item() == pytest.approx(((j == x) + 4 * (i == y)) / 5, abs=1e-6)
+        assert actual[i, j, y, x].item() == pytest.approx(((j == x) + 4 * (i == y)) / 5, abs=1e-6)
 
 
 def test_each_layer_may_have_positions_of_its_own():
@@ -347,7 +347,7 @@ def test_each_layer_may_have_positions_of_its_own():
 
 
 @pytest.mark.parametrize("kind", ["relative", "none"])
-def test_what_has_no_table_of_positions_says_so(kind):
+def test_positions_without_a_table_are_refused(kind):
     changes = {"position": kind} | ({"position_at": "every_layer"} if kind == "relative" else {})
     with pytest.raises(ValueError, match=f"position '{kind}' has no table"):
         position_similarity(ViT(ViTConfig(**(TINY | changes))))
@@ -360,8 +360,8 @@ def test_the_structure_of_positions_by_hand():
     for i, j, y, x in np.ndindex(2, 3, 2, 3):
         if (i, j) != (y, x):
             similarity[i, j, y, x] = {1: 0.75, 2: 0.5 if i == y else 0.125, 3: 0.25}[abs(i - y) + abs(j - x)]
-    found = position_structure(similarity)
-    assert found == {
+    actual = position_structure(similarity)
+    assert actual == {
         "neighbours": 0.75,
         "same row or column": 0.5,
         "elsewhere": pytest.approx((8 * 0.125 + 4 * 0.25) / 12),

@@ -41,7 +41,7 @@ def test_a_classifier_that_answers_one_class_is_named_with_both_shares():
     predicted = torch.full((200,), 7)
     predicted[:4] = torch.arange(4)
     sentence = collapsed(predicted, labels)
-    assert sentence == "98.0 % of 200 images are predicted as class 7; 10.0 % belong to it"
+    assert sentence == "98.0% of 200 images are predicted as class 7; 10.0% belong to it"
 
 
 def test_a_class_that_most_images_belong_to_may_be_the_usual_answer():

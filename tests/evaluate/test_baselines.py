@@ -37,9 +37,9 @@ def found_of(data: str, size: int) -> tuple[module.Baselines, list]:
 
 
 def test_raw_pixels_are_the_images_themselves_flattened(tmp_path):
-    found, sources = found_of(unbalanced(tmp_path / "data.npz"), 8)
-    assert found.side == 8
-    for features, source in zip((found.train, found.test), sources, strict=True):
+    actual, sources = found_of(unbalanced(tmp_path / "data.npz"), 8)
+    assert actual.side == 8
+    for features, source in zip((actual.train, actual.test), sources, strict=True):
         pixels = source.read(np.arange(len(source))).pixels
         assert torch.equal(features.by_readout["mean"], pixels.flatten(1) / 255)
 
@@ -48,20 +48,18 @@ def test_large_images_are_reduced_to_32_pixels_as_pillow_does():
     """Pillow's bilinear filter is antialiased too, and rounds to whole numbers of 0 to 255."""
     draw = np.random.default_rng(1)
     pixels = draw.integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    found = Pixels(32)(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255).patches[0, 0].view(3, 32, 32)
+    actual = Pixels(32)(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255).patches[0, 0].view(3, 32, 32)
     expected = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
-    assert (255 * found.permute(1, 2, 0) - torch.from_numpy(expected.copy())).abs().max() < 1.01
+    assert (255 * actual.permute(1, 2, 0) - torch.from_numpy(expected.copy())).abs().max() < 1.01
 
 
-def test_the_side_of_raw_pixels_is_that_of_the_images_at_most_32_and_less_where_memory_would_not_do(
-    tmp_path, monkeypatch
-):
+def test_raw_pixels_have_at_most_32_a_side_and_fewer_if_memory_asks_for_it(tmp_path, monkeypatch):
     data = unbalanced(tmp_path / "data.npz", size=40)
     assert found_of(data, 40)[0].side == 32
     monkeypatch.setattr(module, "MOST", 200 * 3 * 5 * 5)
-    found, _ = found_of(data, 40)
-    assert found.side == 5
-    assert found.train.by_readout["mean"].shape == (200, 75)
+    actual, _ = found_of(data, 40)
+    assert actual.side == 5
+    assert actual.train.by_readout["mean"].shape == (200, 75)
 
 
 def test_the_recipes_numbers_are_scikit_learns_on_the_pixels(tmp_path):
@@ -89,6 +87,6 @@ def test_with_limits_the_commonest_class_of_the_probes_is_that_of_their_images(t
     arrays = {"train_images": np.zeros((100, 8, 8, 3), np.uint8), "train_labels": labels}
     np.savez(tmp_path / "data.npz", **arrays, test_images=arrays["train_images"][:40], test_labels=labels[:40])
     sources = [open_source(f"npz:{tmp_path / 'data.npz'}", split=split, image_size=8) for split in ("train", "test")]
-    found = baselines(*sources, (np.arange(40), np.arange(40)), EvalView(8), start(threads=1))
-    assert found.commonest == 30 / 40  # 30 of the 40 training images that are read are of class 1
-    assert found.commonest_of_all == 10 / 40
+    actual = baselines(*sources, (np.arange(40), np.arange(40)), EvalView(8), start(threads=1))
+    assert actual.commonest == 30 / 40  # 30 of the 40 training images that are read are of class 1
+    assert actual.commonest_of_all == 10 / 40

@@ -17,8 +17,8 @@ from sslvit.data.spec import ArraySource
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores
-from sslvit.evaluate.knn import knn, knn_votes, largest, neighbours
-from sslvit.evaluate.probing import Protocols, probed
+from sslvit.evaluate.knn import knn, knn_votes, neighbors
+from sslvit.evaluate.probing import ProbeOptions, probed
 from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
@@ -76,10 +76,10 @@ def test_knn_does_not_depend_on_its_chunks_by_a_single_bit(digits, chunk):
 def test_similarities_are_exact_sums(digits):
     # Whatever the order of summation: here backwards, one product at a time, against the matrix product.
     train, _, test, _ = digits
-    (found,) = neighbours(train, test[:3], k=5)
+    (actual,) = neighbors(train, test[:3], k=5)
     grid = [F.normalize(x.double(), dim=-1).mul(2**25).round().to(torch.int64) for x in (train, test[:3])]
     integers = (grid[1][:, None] * grid[0][None]).sum(-1)
-    torch.testing.assert_close(found.similarity * 2.0**50, integers.gather(1, found.rows).double(), rtol=0, atol=0)
+    torch.testing.assert_close(actual.similarity * 2.0**50, integers.gather(1, actual.rows).double(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-7, 0.0])
@@ -91,23 +91,8 @@ def test_neighbours_are_the_nearest_however_close_together_features_lie(spread):
     a, b = (F.normalize(x.double(), dim=-1).mul(2**25).round().to(torch.int64) for x in (train, test))
     products = (b[:, None] * a[None]).sum(-1)
     expected = products.argsort(dim=-1, descending=True, stable=True)[:, :20]
-    found = torch.cat([part.rows for part in neighbours(train, test, k=20, chunk=7)])
-    assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("columns", [3, 1023, 1024, 5000, 5003])
-def test_the_largest_by_groups_are_torchs_largest(columns):
-    draw = torch.Generator().manual_seed(columns)
-    values = torch.randn(7, columns, generator=draw)
-    values[0] = torch.arange(columns).float()  # the largest are neighbours
-    values[1, 13:] = -torch.inf
-    for count in (1, 3, 15):
-        found, places = largest(values, min(count, columns))
-        expected = values.topk(min(count, columns), dim=-1)
-        assert torch.equal(found, expected.values)
-        assert torch.equal(values.gather(1, places), found)
-        finite = found.isfinite()
-        assert torch.equal(places[finite], expected.indices[finite])
+    actual = torch.cat([part.rows for part in neighbors(train, test, k=20, chunk=7)])
+    assert torch.equal(actual, expected)
 
 
 def test_knn_takes_features_that_still_have_their_gradient():
@@ -132,7 +117,7 @@ def test_a_small_temperature_lets_the_nearest_win_and_a_large_one_the_majority()
     assert knn_votes(train, labels, test, temperature=10.0).argmax() == 1
 
 
-def test_what_would_be_a_bad_number_is_an_error(digits):
+def test_features_and_settings_without_meaning_are_refused(digits):
     train, labels, test, _ = digits
     broken = test.clone()
     broken[3, 1] = float("nan")
@@ -228,7 +213,7 @@ def test_images_come_in_the_order_that_was_asked_for():
 def test_readouts_of_several_blocks_are_their_normed_outputs_joined():
     accelerator, vit, source = start(threads=1), small().eval(), numbered(6)
     readouts = ("cls", "cls:4", "mean:2", "both:4", "patches")
-    found = extract(vit, source, EvalView(8), accelerator, readouts=readouts).by_readout
+    actual = extract(vit, source, EvalView(8), accelerator, readouts=readouts).by_readout
     # The blocks' own outputs, seen from outside: one class token, two registers, four patches.
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda module, inputs, output: outputs.append(output)) for block in vit.blocks]
@@ -245,7 +230,7 @@ def test_readouts_of_several_blocks_are_their_normed_outputs_joined():
         "patches": last[3][:, 3:],
     }
     for readout, features in expected.items():
-        torch.testing.assert_close(found[readout], features, msg=readout)
+        torch.testing.assert_close(actual[readout], features, msg=readout)
 
 
 @pytest.mark.parametrize("readout", ["class", "cls:0", "cls:x", "mean:-1", "patches:2", "cls:6"])
@@ -276,44 +261,44 @@ def test_features_are_those_of_eval_mode_and_float32_under_any_precision():
     assert not plain.by_readout["cls"].requires_grad
 
 
-def test_weights_that_left_the_numbers_are_an_error_and_no_number():
+def test_weights_that_are_not_finite_are_an_error_and_no_number():
     vit = small()
     nn.init.constant_(vit.norm.weight, float("inf"))
     with pytest.raises(ValueError, match="features cls of noise are not finite"):
         extract(vit, numbered(2), EvalView(8), start(threads=1))
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_told_of():
+def test_an_unreadable_image_is_left_out_and_reported():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
     source = ArraySource(
         pixels, name="one bad", fingerprint="", labels=Labels(np.arange(5), None, ""), bad={3: ("3.png", "truncated")}
     )
     vit, accelerator = small(), start(threads=1)
-    found = extract(vit, source, EvalView(8), accelerator, batch_size=2)
-    for values in (found.ids, found.labels):
+    actual = extract(vit, source, EvalView(8), accelerator, batch_size=2)
+    for values in (actual.ids, actual.labels):
         assert values.tolist() == [0, 1, 2, 4]
-    assert found.unreadable.tolist() == [3]
+    assert actual.unreadable.tolist() == [3]
     good = extract(vit, source, EvalView(8), accelerator, ids=np.array([0, 1, 2, 4]), batch_size=2)
-    torch.testing.assert_close(found.by_readout["cls"], good.by_readout["cls"])
-    assert left_out(found, source) == "1 of 5 images of one bad cannot be read and are left out, e.g. 3.png: truncated"
+    torch.testing.assert_close(actual.by_readout["cls"], good.by_readout["cls"])
+    assert left_out(actual, source) == "1 of 5 images of one bad cannot be read and are left out, e.g. 3.png: truncated"
     assert left_out(good, source) == ""
-    with pytest.raises(DataError, match="not one of the 1 images of one bad"):
+    with pytest.raises(DataError, match="none of the 1 images of one bad"):
         extract(vit, source, EvalView(8), accelerator, ids=np.array([3]))
 
 
 def test_an_augmented_version_is_one_thing_for_any_batching_and_another_one_each(tmp_path):
     accelerator, vit, source = start(threads=1), small(), numbered(9)
-    given = {"readouts": ("mean",)}
+    options = {"readouts": ("mean",)}
     first, again, second = (
-        extract(vit, source, CropFlip(8), accelerator, version=v, batch_size=b, **given).by_readout["mean"]
+        extract(vit, source, CropFlip(8), accelerator, version=v, batch_size=b, **options).by_readout["mean"]
         for v, b in ((0, 9), (0, 2), (1, 9))
     )
     torch.testing.assert_close(first, again, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(first, second, atol=1e-3)
-    kept = [stored(tmp_path, vit, source, CropFlip(8), accelerator, version=v, **given) for v in (0, 1)]
+    on_disk = [stored(tmp_path, vit, source, CropFlip(8), accelerator, version=v, **options) for v in (0, 1)]
     assert len(list(tmp_path.iterdir())) == 2
-    assert torch.equal(kept[0].by_readout["mean"], first)
-    assert torch.equal(kept[1].by_readout["mean"], second)
+    assert torch.equal(on_disk[0].by_readout["mean"], first)
+    assert torch.equal(on_disk[1].by_readout["mean"], second)
 
 
 def test_workers_change_nothing():
@@ -332,8 +317,8 @@ def numbers_of_digits(batch_size: int) -> dict[str, float]:
     ]
     vit = ViT(ViTConfig(image_size=8, patch_size=2, width=32, depth=2, heads=2, channels=1))
     x, y = (extract(vit, source, EvalView(8), start(threads=1), batch_size=batch_size) for source in sources)
-    found = [probed(x, y, readout, Protocols(), {}) for readout in ("cls", "mean")]
-    return {f"{i} {name}": value for i, one in enumerate(found) for name, value in one.numbers.items()}
+    actual = [probed(x, y, readout, ProbeOptions(), {}) for readout in ("cls", "mean")]
+    return {f"{i} {name}": value for i, one in enumerate(actual) for name, value in one.numbers.items()}
 
 
 def on_each(rank: int, folder: Path) -> None:
@@ -342,12 +327,12 @@ def on_each(rank: int, folder: Path) -> None:
     accelerator, vit = start(threads=1), small()
     results = []
     for size in range(1, 41):
-        found = extract(vit, numbered(size), EvalView(8), accelerator, readouts=("cls", "patches"), batch_size=7)
-        results.append((found.ids, found.labels, found.by_readout["cls"], found.by_readout["patches"]))
+        actual = extract(vit, numbered(size), EvalView(8), accelerator, readouts=("cls", "patches"), batch_size=7)
+        results.append((actual.ids, actual.labels, actual.by_readout["cls"], actual.by_readout["patches"]))
     torch.save(numbers_of_digits(7), folder / f"numbers {rank}.pt")
-    kept = stored(folder / "kept", vit, numbered(5), EvalView(8), accelerator)
+    on_disk = stored(folder / "kept", vit, numbered(5), EvalView(8), accelerator)
     again = stored(folder / "kept", vit, numbered(5), EvalView(8), accelerator)
-    assert torch.equal(kept.by_readout["cls"], again.by_readout["cls"])
+    assert torch.equal(on_disk.by_readout["cls"], again.by_readout["cls"])
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -158,7 +158,7 @@ def test_a_last_batch_of_one_image_has_no_deviation_and_is_left_out(digits):
     probe(x, y, replace(SMALL, rates=(0.1,), decays=(0.0,), norm=True, batch_size=64))
 
 
-def test_a_head_that_left_the_numbers_is_not_chosen(digits):
+def test_a_head_that_diverged_is_not_chosen(digits):
     x, y, *_ = digits
     head = probe(x, y, replace(SMALL, rates=(0.1, 1e38), decays=(0.0,)))
     assert head.settings["rate"] == pytest.approx(0.1)
@@ -288,7 +288,7 @@ def test_features_without_curvature_in_some_directions_are_fitted_too(c):
     assert top(dead @ fit(dead, labels, c)[0], labels) == 1.0
 
 
-def test_an_optimum_that_was_not_reached_is_said(digits, caplog):
+def test_an_optimum_that_was_not_reached_is_logged(digits, caplog):
     fit(digits[0], digits[1], 100.0, steps=2)
     assert "not at its optimum after 2 steps" in caplog.text
 
@@ -300,7 +300,7 @@ def test_the_curvature_at_the_first_weights_spares_most_steps(digits, monkeypatc
         monkeypatch.setattr(logistic, "WHOLE", whole)
         seen = []
         monkeypatch.setattr(
-            logistic.F, "cross_entropy", lambda *given, seen=seen: seen.append(1) or CROSS_ENTROPY(*given)
+            logistic.F, "cross_entropy", lambda *arguments, seen=seen: seen.append(1) or CROSS_ENTROPY(*arguments)
         )
         fit(train.repeat(4, 1), labels.repeat(4), 0.05, start=start, tolerance=1e-7)
         counts.append(len(seen))
@@ -335,7 +335,7 @@ def test_the_penalty_is_chosen_on_the_held_out_part_and_fitted_to_all(digits):
     torch.testing.assert_close(head.weights, weights, rtol=0, atol=1e-3)  # the same optimum, from another start
 
 
-def test_the_penalty_is_chosen_by_scikit_learns_accuracy_on_rows_that_it_was_not_fitted_to():
+def test_the_penalty_is_chosen_by_scikit_learns_held_out_accuracy():
     """Of few noisy features in many dimensions all that was fitted to is right, whatever the penalty."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
@@ -404,8 +404,8 @@ def test_many_heads_cost_little_more_than_one():
     seconds = {}
     for rates in ((0.1,), DINOV2.rates) * 3:
         began = time.perf_counter()
-        found = extract(vit, source, EvalView(32), accelerator, readouts=("mean",))
-        probe(found.by_readout["mean"], found.labels, replace(GRID, rates=rates, decays=(0.0,)))
+        actual = extract(vit, source, EvalView(32), accelerator, readouts=("mean",))
+        probe(actual.by_readout["mean"], actual.labels, replace(GRID, rates=rates, decays=(0.0,)))
         seconds[rates] = min(seconds.get(rates, 1e9), time.perf_counter() - began)
     assert seconds[DINOV2.rates] < 1.5 * seconds[(0.1,)]
     x, labels, alone = torch.randn(10_000, 384), torch.randint(10, (10_000,)), {}
@@ -422,9 +422,9 @@ def test_extraction_is_the_forward_pass_for_85_percent_of_its_time():
     accelerator, vit, forward, spent = start(), ViT.variant("XS/7", image_size=28), ViT.forward, []
 
     class Timed(ViT):
-        def forward(self, *given):
+        def forward(self, *arguments):
             began = time.perf_counter()
-            encoded = forward(self, *given)
+            encoded = forward(self, *arguments)
             spent.append(time.perf_counter() - began)
             return encoded
 

@@ -18,8 +18,8 @@ from sslvit.__main__ import main
 from sslvit.data.readers import shapes
 from sslvit.data.spec import ArraySource, open_source
 from sslvit.errors import NoInput
-from sslvit.evaluate.metrics import calibration_error, confusion, mean_per_class, metrics, top
-from sslvit.evaluate.near_duplicates import leaks, near_duplicates_of_run, thumbnails
+from sslvit.evaluate.metrics import calibration_error, confusion, metrics, top
+from sslvit.evaluate.near_duplicates import find_near_duplicates, near_duplicates_of_run, thumbnails
 from sslvit.evaluate.predictions import Predictions, load_predictions, paired, save_predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out, places
 
@@ -34,11 +34,11 @@ def scored(images: int = 500, classes: int = 10) -> tuple[torch.Tensor, torch.Te
 
 def test_metrics_are_scikit_learns():
     probabilities, labels = scored()
-    found = metrics(probabilities, labels)
+    actual = metrics(probabilities, labels)
     y, p = labels.numpy(), probabilities.numpy()
-    assert found.top1 == pytest.approx((p.argmax(1) == y).mean())
-    assert found.top5 == pytest.approx(top_k_accuracy_score(y, p, k=5))
-    assert found.mean_per_class == pytest.approx(balanced_accuracy_score(y, p.argmax(1)))
+    assert actual.top1 == pytest.approx((p.argmax(1) == y).mean())
+    assert actual.top5 == pytest.approx(top_k_accuracy_score(y, p, k=5))
+    assert actual.mean_per_class == pytest.approx(balanced_accuracy_score(y, p.argmax(1)))
     assert np.array_equal(confusion(probabilities, labels).numpy(), confusion_matrix(y, p.argmax(1)))
 
 
@@ -46,7 +46,7 @@ def test_mean_per_class_counts_a_rare_class_as_much_as_a_common_one():
     scores = torch.tensor([[1.0, 0.0]] * 10)
     labels = torch.tensor([0] * 9 + [1])
     assert top(scores, labels) == 0.9
-    assert mean_per_class(scores, labels) == 0.5
+    assert metrics(scores, labels).mean_per_class == 0.5
 
 
 def test_a_constant_score_is_right_about_as_many_classes_as_it_may_name():
@@ -76,9 +76,9 @@ def test_calibration_error_by_hand():
 
 def test_places_are_a_permutation_within_each_class():
     labels = torch.tensor([2, 0, 0, 2, 1, 0, 2, 2])
-    found = places(labels, 0, "shots")
+    actual = places(labels, 0, "shots")
     for label in range(3):
-        assert sorted(found[labels == label].tolist()) == list(range(int((labels == label).sum())))
+        assert sorted(actual[labels == label].tolist()) == list(range(int((labels == label).sum())))
     assert not torch.equal(places(torch.zeros(50).long(), 0, "a"), places(torch.zeros(50).long(), 1, "a"))
 
 
@@ -151,8 +151,8 @@ def test_two_files_of_predictions_are_compared_image_by_image(tmp_path, capsys, 
     monkeypatch.setattr(sys, "argv", ["sslvit", "pair", *map(str, files)])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"first: {files[0]}, 75.00 %, model one")
-    assert lines[1].startswith(f"second: {files[1]}, 60.00 %, model two")
+    assert lines[0].startswith(f"first: {files[0]}, 75.00%, model one")
+    assert lines[1].startswith(f"second: {files[1]}, 60.00%, model two")
     assert lines[2] == (
         "of 400 images both are right on 200, the first alone on 100, the second alone on 40, neither on 60"
     )
@@ -198,11 +198,11 @@ def test_planted_copies_are_found_in_any_guise_and_nothing_else_is():
         (seen[431].astype(np.float64) * 0.6 + 40).astype(np.uint8),  # of other contrast and brightness
     ]
     test = np.concatenate([photos(10_000, 200), np.stack(copies), np.full((1, 3, 48, 48), 9, np.uint8)])
-    found = leaks(thumbnails(named(seen)), thumbnails(named(test)))
-    assert found.ids.tolist() == [200, 201, 202, 203]
-    assert found.twins.tolist() == [17, 99, 250, 431]
-    assert found.similarity.min() > 0.99
-    assert str(found) == "4 of 205 test images (1.95 %) have a near-duplicate in pretraining"
+    actual = find_near_duplicates(thumbnails(named(seen)), thumbnails(named(test)))
+    assert actual.ids.tolist() == [200, 201, 202, 203]
+    assert actual.twins.tolist() == [17, 99, 250, 431]
+    assert actual.similarity.min() > 0.99
+    assert str(actual) == "4 of 205 test images (1.95%) have a near-duplicate in pretraining"
 
 
 def test_in_a_set_in_which_all_are_alike_only_copies_count():
@@ -212,25 +212,25 @@ def test_in_a_set_in_which_all_are_alike_only_copies_count():
     alike = F.normalize(alike - alike.mean(1, keepdim=True)).view(-1, 1, 16, 16)
     seen, test = alike[:450], alike[450:]
     assert (test.flatten(1) @ seen.flatten(1).T).max(1).values.min() > 0.99
-    assert len(leaks(seen, test).ids) == 0
+    assert len(find_near_duplicates(seen, test).ids) == 0
     nearly = F.normalize(seen[7].flatten() + 0.002 * torch.randn(256, generator=draw), dim=0).view(1, 1, 16, 16)
-    found = leaks(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
-    assert (found.ids.tolist(), found.twins.tolist()) == ([50, 51], [7, 9])
-    assert len(leaks(seen[7:8].repeat(40, 1, 1, 1), nearly).ids) == 1  # of 40 copies none stands out
+    actual = find_near_duplicates(seen, torch.cat([test, nearly, seen[9:10].flip(-1)]))
+    assert (actual.ids.tolist(), actual.twins.tolist()) == ([50, 51], [7, 9])
+    assert len(find_near_duplicates(seen[7:8].repeat(40, 1, 1, 1), nearly).ids) == 1  # of 40 copies none stands out
 
 
 def test_a_resized_copy_is_a_near_duplicate():
-    found = leaks(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
-    assert torch.equal(found.ids, found.twins)
-    assert len(found.ids) > 45  # rendered anew at another size, fine textures differ
+    actual = find_near_duplicates(thumbnails(named(photos(0, 50, 96))), thumbnails(named(photos(0, 50, 64))))
+    assert torch.equal(actual.ids, actual.twins)
+    assert len(actual.ids) > 45  # rendered anew at another size, fine textures differ
 
 
 def test_images_without_contrast_match_nothing():
     grey = named(np.full((5, 3, 32, 32), 128, np.uint8))
-    assert len(leaks(thumbnails(grey), thumbnails(grey)).ids) == 0
+    assert len(find_near_duplicates(thumbnails(grey), thumbnails(grey)).ids) == 0
 
 
-def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
+def test_near_duplicates_are_sought_among_the_images_that_a_run_was_trained_on(tmp_path):
     (tmp_path / "model").mkdir()
     draw = np.random.default_rng(0)
     np.savez(tmp_path / "set.npz", x_train=draw.integers(0, 256, (40, 32, 32, 3), np.uint8))
@@ -238,6 +238,6 @@ def test_only_the_images_that_a_run_was_trained_on_are_looked_at(tmp_path):
     for images, expected in ((0, 40), (15, 15)):
         config = {"data": f"npz:{tmp_path}/set.npz", "image_size": 32, "images": images}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        sentence, found = near_duplicates_of_run(tmp_path, "", source, np.arange(40))
+        sentence, actual = near_duplicates_of_run(tmp_path, "", source, np.arange(40))
         assert sentence.startswith(f"{expected} of 40 test images")
-        assert len(found.ids) == expected
+        assert len(actual.ids) == expected

@@ -28,7 +28,7 @@ def small() -> ViT:
     return ViT(ViTConfig(image_size=32, patch_size=8, width=16, depth=1, heads=1))
 
 
-def test_monitored_numbers_equal_the_protocols_on_the_same_weights_to_the_last_digit():
+def test_monitored_numbers_are_the_protocols_to_the_last_digit():
     accelerator, backbone = start(threads=1), small()
     train, test = source(40), source(25)
     monitored = Monitor(train, test, 32, accelerator, k=5, shots=3)(backbone)
@@ -40,7 +40,7 @@ def test_monitored_numbers_equal_the_protocols_on_the_same_weights_to_the_last_d
     assert len(monitored) == 6
 
 
-def test_images_that_cannot_be_read_are_not_scored_and_are_told_of(capsys):
+def test_unreadable_images_are_not_scored_and_are_reported(capsys):
     accelerator, backbone = start(threads=1), small()
     train, test = source(40), source(25)
     good = np.setdiff1d(np.arange(25), [3, 7])
@@ -50,10 +50,10 @@ def test_images_that_cannot_be_read_are_not_scored_and_are_told_of(capsys):
     monitor = Monitor(train, test, 32, accelerator, k=5, shots=3)
     assert monitor(backbone) == whole | {"evaluated without": 2}
     monitor(backbone)
-    told = "2 of 25 images of noise cannot be read and are left out, e.g. three.png: empty file"
-    assert capsys.readouterr().out.count(told) == 1
+    warning = "2 of 25 images of noise cannot be read and are left out, e.g. three.png: empty file"
+    assert capsys.readouterr().out.count(warning) == 1
     lines = table([{"step": 0} | whole, {"step": 9} | monitor(backbone)], "mean").splitlines()
-    assert "2 of the images that are evaluated with cannot be read and are left out" in lines
+    assert "2 of the evaluation images cannot be read and are left out" in lines
 
 
 def test_the_limits_leave_out_the_same_images_every_time():
@@ -68,7 +68,7 @@ def test_a_source_without_labels_is_refused_by_name():
         Monitor(blind, source(), 32, start(threads=1))
 
 
-def test_the_table_sets_random_start_against_pretrained_and_marks_the_readout():
+def test_the_table_shows_random_start_and_pretrained_and_marks_the_readout():
     first = {"step": 0, "eval/cls/10-shot": 0.1, "eval/mean/10-shot": 0.12}
     last = {"step": 1200, "eval/cls/10-shot": 0.3, "eval/mean/10-shot": 0.456}
     text = table([first, {"step": 5}, last], "mean").splitlines()
@@ -96,7 +96,7 @@ def pictures(folder, count: int) -> str:
     return str(folder)
 
 
-def test_images_without_labels_are_trained_on_and_another_set_can_be_asked_about(tmp_path, monkeypatch, capsys):
+def test_without_labels_nothing_is_evaluated_unless_eval_data_has_some(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     flat, accelerator = pictures(tmp_path / "flat", 6), start(threads=1)
     config = DataConfig(data=flat, image_size=8)
@@ -110,16 +110,16 @@ def test_images_without_labels_are_trained_on_and_another_set_can_be_asked_about
         monitor_of(config, config.open(), accelerator)
 
 
-def test_without_a_test_split_a_tenth_is_held_out_unless_its_labels_were_trained_on(tmp_path, monkeypatch, capsys):
+def test_without_a_test_split_a_tenth_is_held_out_unless_trained_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     for kind in ("a", "b"):
         pictures(tmp_path / "set" / kind, 20)
     accelerator, config = start(threads=1), DataConfig(data=str(tmp_path / "set"), image_size=8)
     source = config.open()
-    kept, held = monitor_of(config, source, accelerator).sources
-    assert (len(kept), len(held)) == (36, 4)
-    assert not set(kept.rows) & set(held.rows)
-    assert sorted(held.labels) == [0, 0, 1, 1]
+    train, test = monitor_of(config, source, accelerator).sources
+    assert (len(train), len(test)) == (36, 4)
+    assert not set(train.rows) & set(test.rows)
+    assert sorted(test.labels) == [0, 0, 1, 1]
     assert "Evaluated on 4 images held out of 40" in capsys.readouterr().out
     assert monitor_of(config, source, accelerator, hold_out=False) is None
     assert "has no test split" in capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_a_run_is_evaluated_by_the_crop_that_was_chosen(eval_crop, resize):
     assert monitor_of(config, config.open(), start(threads=1)).view == EvalView(112, resize)
 
 
-def test_monitor_and_fine_tuned_models_are_evaluated_on_torchvisions_centre_crop_of_oblong_photographs():
+def test_evaluations_of_oblong_photographs_see_torchvisions_center_crop():
     """112 px: the shorter side is resized to 128, as 256 is for 224."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (8, 3, 15, 20), np.uint8).repeat(10, 2).repeat(10, 3)
@@ -140,9 +140,9 @@ def test_monitor_and_fine_tuned_models_are_evaluated_on_torchvisions_centre_crop
     theirs, seen = v2.CenterCrop(112)(theirs).clamp(0, 1), []
 
     class Looking(ViT):
-        def forward(self, images, **given):
+        def forward(self, images, **arguments):
             seen.append(images)
-            return super().forward(images, **given)
+            return super().forward(images, **arguments)
 
     backbone, accelerator = ViT(ViTConfig(image_size=112, patch_size=56, width=16, depth=1, heads=1)), start(threads=1)
     backbone.__class__ = Looking

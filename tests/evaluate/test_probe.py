@@ -53,9 +53,7 @@ def printed(recipe: str, capsys, monkeypatch, *words: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the_last_digit(
-    tmp_path, capsys, monkeypatch
-):
+def test_probed_numbers_are_those_that_the_run_logged_to_the_last_digit(tmp_path, capsys, monkeypatch):
     data, run, accelerator = write(tmp_path / "data.npz"), tmp_path / "run", start(threads=1)
     train, test = (open_source(data, split=split, image_size=16) for split in ("train", "test"))
     config = TrainConfig(out=run, **(DEFAULTS | {"epochs": 0.3}))
@@ -70,16 +68,16 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     words = ["--model", str(run), "--data", data, "--cache", str(tmp_path / "kept"), "--blocks", "4"]
     words += ["--out", str(tmp_path / "probe")]
     lines = printed("probe.py", capsys, monkeypatch, *words)
-    found = sealed.read(tmp_path / "probe" / "numbers.json")
+    actual = sealed.read(tmp_path / "probe" / "numbers.json")
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in logged if "eval/mean/20-nn" in line]
     assert len(logged) == 2
     for name, line in zip(("random start", "pretrained"), logged, strict=True):
         for readout in ("cls", "mean", "both"):
             for protocol in ("20-nn", "10-shot"):
-                assert found[f"{name}/{readout}"][protocol] == line[f"eval/{readout}/{protocol}"]
-    assert {key.split("/")[1] for key in found} == {"cls", "mean", "both", "cls:4", "mean:4", "both:4"}
-    assert {key for key in found["pretrained/cls"] if "shot" in key} >= {"1-shot", "5-shot", "10-shot"}
+                assert actual[f"{name}/{readout}"][protocol] == line[f"eval/{readout}/{protocol}"]
+    assert {key.split("/")[1] for key in actual} == {"cls", "mean", "both", "cls:4", "mean:4", "both:4"}
+    assert {key for key in actual["pretrained/cls"] if "shot" in key} >= {"1-shot", "5-shot", "10-shot"}
     assert [line.split("  ")[0] for line in lines if "*" in line][:2] == ["random start, mean *", "pretrained, mean *"]
     assert any("exp(similarity / 0.07)" in line for line in lines)
     # The second time nothing is extracted, and nothing is another number.
@@ -87,7 +85,7 @@ def test_probed_numbers_are_those_that_the_run_logged_of_the_same_weights_to_the
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
 
-def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_without(tmp_path, capsys, monkeypatch):
+def test_a_foreign_checkpoint_is_probed_with_its_missing_facts_and_refused_without(tmp_path, capsys, monkeypatch):
     theirs = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0).eval()
     file = tmp_path / "theirs.safetensors"
     save_file(theirs.state_dict(), file)
@@ -98,16 +96,16 @@ def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_wit
     assert "nothing in it says heads, gelu, mean, std" in capsys.readouterr().err
     words += ["--foreign", "heads=2", "gelu=exact", "mean=0.5,0.5,0.5", "std=.25,.25,.25"]
     printed("probe.py", capsys, monkeypatch, *words)
-    found = sealed.read(tmp_path / "probe" / "numbers.json")
-    assert {key.split("/")[1] for key in found} == {"cls", "mean", "both"}
+    actual = sealed.read(tmp_path / "probe" / "numbers.json")
+    assert {key.split("/")[1] for key in actual} == {"cls", "mean", "both"}
     x, y = (open_source(words[3], split=split, image_size=16).read(np.arange(n)) for split, n in TABLE)
     with torch.no_grad():
         a, b = (theirs((samples.pixels / 255 - 0.5) / 0.25) for samples in (x, y))
-    assert found["pretrained/cls"]["20-nn"] == knn(a, x.labels, b, y.labels)
+    assert actual["pretrained/cls"]["20-nn"] == knn(a, x.labels, b, y.labels)
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "expected"),
     [
         ("image_size=16 mean=0,-1,.5", {"image_size": (16, 16), "mean": (0.0, -1.0, 0.5)}),
         ("family=mae leave_head=True", {"family": "mae", "leave_head": True}),
@@ -125,11 +123,11 @@ def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_wit
         ("image_size=16,16,3", "'16,16,3' is no value"),
     ],
 )
-def test_what_is_said_of_a_checkpoint_is_read_or_refused(words, found):
-    if isinstance(found, dict):
-        assert facts(tuple(words.split())) == found
+def test_options_about_a_checkpoint_are_parsed_or_refused(words, expected):
+    if isinstance(expected, dict):
+        assert facts(tuple(words.split())) == expected
     else:
-        with pytest.raises(ValueError, match=found):
+        with pytest.raises(ValueError, match=expected):
             facts(tuple(words.split()))
 
 
@@ -143,7 +141,7 @@ def test_what_is_said_of_a_checkpoint_is_read_or_refused(words, found):
         ("attentive", ["patches"]),
     ],
 )
-def test_a_linear_protocol_reads_what_its_paper_reads_and_the_declared_readout_and_chooses_without_the_test_set(
+def test_a_protocol_reads_its_papers_and_the_declared_readout_and_chooses_without_test(
     tmp_path, capsys, monkeypatch, protocol, readouts
 ):
     save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "mean"})
@@ -193,11 +191,11 @@ def test_a_linear_probe_leaves_its_numbers_heads_predictions_settings_and_log(tm
     assert json.loads((out / "config.json").read_text())["protocol"] == protocol
     readout = "patches" if protocol == "attentive" else "cls"
     numbers = json.loads((out / "numbers.json").read_text())[f"pretrained/{readout}"]
-    found = load_predictions(out / f"pretrained-{readout}.parquet")
-    predicted = found.probabilities.argmax(-1)
-    assert numbers["accuracy"] == accuracy_score(found.labels, predicted)
-    assert numbers["balanced accuracy"] == pytest.approx(balanced_accuracy_score(found.labels, predicted))
-    assert (len(found.labels), found.about["protocol"], found.about["readout"]) == (31, protocol, readout)
+    actual = load_predictions(out / f"pretrained-{readout}.parquet")
+    predicted = actual.probabilities.argmax(-1)
+    assert numbers["accuracy"] == accuracy_score(actual.labels, predicted)
+    assert numbers["balanced accuracy"] == pytest.approx(balanced_accuracy_score(actual.labels, predicted))
+    assert (len(actual.labels), actual.about["protocol"], actual.about["readout"]) == (31, protocol, readout)
     # Its weights, in torch's Linear, give the same predictions of the features that the model gives.
     samples = open_source(data, split="test", image_size=16).read(np.arange(31))
     with torch.no_grad():
@@ -211,7 +209,7 @@ def test_a_linear_probe_leaves_its_numbers_heads_predictions_settings_and_log(tm
         head = torch.nn.Linear(16, 2)
         head.load_state_dict(weights)
         again = head(encoded.cls).softmax(-1)
-    torch.testing.assert_close(again.detach(), found.probabilities, rtol=0, atol=1e-4)
+    torch.testing.assert_close(again.detach(), actual.probabilities, rtol=0, atol=1e-4)
 
 
 def test_a_linear_probe_that_could_not_keep_its_results_stops_before_it_computes(tmp_path, capsys, monkeypatch):
@@ -235,14 +233,12 @@ def unequal(file: Path) -> str:
 
 
 @pytest.mark.parametrize("recipe", ["probe", "linear_probe"])
-def test_a_probe_that_answers_one_class_is_warned_of_and_its_balanced_accuracy_told(
-    tmp_path, capsys, monkeypatch, recipe
-):
+def test_a_probe_that_predicts_one_class_is_warned_of_with_balanced_accuracy(tmp_path, capsys, monkeypatch, recipe):
     save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "cls"})
     words = ["--model", str(tmp_path / "model"), "--image_size", "16", "--data", unequal(tmp_path / "data.npz")]
     words += ["--cache", str(tmp_path / "kept"), "--out", str(tmp_path / "out")]
     text = "\n".join(printed(f"{recipe}.py", capsys, monkeypatch, *words))
-    assert "100.0 % of 31 images are predicted as class 0; 64.5 % belong to it" in text  # 20 of 31
+    assert "100.0% of 31 images are predicted as class 0; 64.5% belong to it" in text  # 20 of 31
     assert "balanced accuracy" in text
     assert "50.0" in text
 
@@ -273,9 +269,9 @@ def test_a_test_set_that_lacks_a_class_has_the_class_numbers_of_the_training_set
     words = ["--model", str(tmp_path / "model"), "--data", without_ants(tmp_path / "set"), *words]
     words += ["--out", str(tmp_path / "out"), *([] if recipe == "finetune" else ["--cache", str(tmp_path / "kept")])]
     printed(f"{recipe}.py", capsys, monkeypatch, *words)
-    found = [load_predictions(file) for file in (tmp_path / "out").rglob("*.parquet")]
-    assert found
-    assert all(one.labels.unique().tolist() == [1, 2] for one in found)
+    actual = [load_predictions(file) for file in (tmp_path / "out").rglob("*.parquet")]
+    assert actual
+    assert all(one.labels.unique().tolist() == [1, 2] for one in actual)
 
 
 def test_a_run_is_evaluated_by_the_class_numbers_of_the_training_set(tmp_path, monkeypatch):

@@ -25,12 +25,12 @@ def test_quantiles_are_scipys(degrees, level):
 def test_the_interval_over_seeds_is_scipys_and_one_seed_has_none():
     values = [0.71, 0.74, 0.69]
     expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    found = over_seeds(values)
-    assert (found.low, found.high) == (pytest.approx(expected[0], rel=1e-4), pytest.approx(expected[1], rel=1e-4))
+    actual = over_seeds(values)
+    assert (actual.low, actual.high) == (pytest.approx(expected[0], rel=1e-4), pytest.approx(expected[1], rel=1e-4))
     assert over_seeds([0.7]) is None
 
 
-def test_an_interval_over_two_seeds_that_scipy_has_leave_0_to_100_percent_ends_there():
+def test_an_interval_over_two_seeds_that_leaves_0_to_100_percent_is_clipped():
     low, high = stats.t.interval(0.95, 1, 0.485, stats.sem([0.4185, 0.5515]))
     assert (low, high) == (pytest.approx(-0.36, abs=0.001), pytest.approx(1.33, abs=0.001))
     assert over_seeds([0.4185, 0.5515])[1:] == (0, 1)
@@ -44,8 +44,8 @@ def test_a_difference_over_two_seeds_stays_between_minus_100_and_100_points():
     right, wrong = torch.ones(50) > 0, torch.zeros(50) > 0
     half = torch.arange(50) < 25
     assert stats.ttest_rel([1, 1], [0, 0.5]).confidence_interval().high > 1
-    found = difference([right, right], [wrong, half])
-    assert (found.mean, found.low, found.high) == (pytest.approx(0.75), -1, 1)
+    actual = difference([right, right], [wrong, half])
+    assert (actual.mean, actual.low, actual.high) == (pytest.approx(0.75), -1, 1)
     back = difference([wrong, half], [right, right])
     assert (back.mean, back.low, back.high) == (pytest.approx(-0.75), -1, 1)
 
@@ -54,9 +54,9 @@ def test_with_several_seeds_the_variance_of_images_is_that_of_pairs():
     """By hand: of 100 images the second is right on 50, the first on the same and on 10 more, at each of two seeds. The
     variance of a pair's gap is 0.1 - 0.01, of their mean 0.0009; of unpaired means it would be 0.0049."""
     first, second = torch.arange(100) < 60, torch.arange(100) < 50
-    found = difference([first, first], [second, second])
+    actual = difference([first, first], [second, second])
     reach = stats.norm.ppf(0.975) * 0.03
-    assert (found.low, found.high) == (pytest.approx(0.1 - reach, abs=1e-6), pytest.approx(0.1 + reach, abs=1e-6))
+    assert (actual.low, actual.high) == (pytest.approx(0.1 - reach, abs=1e-6), pytest.approx(0.1 + reach, abs=1e-6))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -73,8 +73,8 @@ def test_with_several_seeds_both_variances_add_and_t_has_satterthwaites_degrees(
     images, luck = np.var(gaps.mean(0)) / 400, stats.sem(gaps.mean(1)) ** 2
     degrees = (seeds - 1) * ((images + luck) / luck) ** 2
     low, high = stats.t.interval(0.95, degrees, gaps.mean(), (images + luck) ** 0.5)
-    found = difference(*([torch.from_numpy(row) for row in side] for side in (first, second)))
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+    actual = difference(*([torch.from_numpy(row) for row in side] for side in (first, second)))
+    assert (actual.low, actual.high) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
 
 
 def drawn(shares: list[float], images: int = 2000, seed: int = 0) -> list[torch.Tensor]:
@@ -86,14 +86,14 @@ def drawn(shares: list[float], images: int = 2000, seed: int = 0) -> list[torch.
 
 def test_with_one_seed_the_interval_is_scipys_paired_bootstrap():
     first, second = drawn([0.7])[0], drawn([0.6], seed=1)[0]
-    found = difference([first], [second])
+    actual = difference([first], [second])
     sample = (first.double().numpy(), second.double().numpy())
     oracle = stats.bootstrap(
         sample, lambda a, b, axis: (a - b).mean(axis), paired=True, method="percentile", n_resamples=10_000, rng=0
     ).confidence_interval
-    assert found.mean == pytest.approx((sample[0] - sample[1]).mean())
-    assert found.low == pytest.approx(oracle.low, abs=2e-3)
-    assert found.high == pytest.approx(oracle.high, abs=2e-3)
+    assert actual.mean == pytest.approx((sample[0] - sample[1]).mean())
+    assert actual.low == pytest.approx(oracle.low, abs=2e-3)
+    assert actual.high == pytest.approx(oracle.high, abs=2e-3)
     error = bootstrap_means(first).std().item()
     assert error == pytest.approx(first.double().std(correction=0).item() / 2000**0.5, rel=0.05)
 
@@ -102,14 +102,14 @@ def test_where_seeds_decide_the_interval_is_the_paired_t_tests():
     """Predictions that differ between seeds as a whole: every image right or every image wrong."""
     shares = [(0.9, 0.5), (0.7, 0.6), (0.8, 0.4), (0.6, 0.2)]
     first, second = ([torch.arange(100_000) % 1000 < 1000 * pair[side] for pair in shares] for side in (0, 1))
-    found = difference(first, second)
+    actual = difference(first, second)
     oracle = stats.ttest_rel(*zip(*shares, strict=True)).confidence_interval()
-    assert found.low == pytest.approx(oracle.low, abs=2e-3)
-    assert found.high == pytest.approx(oracle.high, abs=2e-3)
+    assert actual.low == pytest.approx(oracle.low, abs=2e-3)
+    assert actual.high == pytest.approx(oracle.high, abs=2e-3)
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    held = []
+def test_intervals_cover_the_truth_about_as_often_as_their_level():
+    covered = []
     for trial in range(200):
         draw = torch.Generator().manual_seed(trial)
         images, seeds = 400, 3
@@ -118,14 +118,14 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         chance = torch.rand(2, seeds, images, generator=draw)
         skill = torch.tensor([0.55, 0.50])[:, None, None]
         right = (0.5 * common + 0.5 * chance) < skill + luck
-        found = difference(list(right[0]), list(right[1]))
+        actual = difference(list(right[0]), list(right[1]))
         # The truth: P((u + v) / 2 < s) for uniform u, v is 2 s^2 up to 1/2 and 1 - 2 (1 - s)^2 above.
         truth = (1 - 2 * 0.45**2) - 0.5
-        held.append(found.low <= truth <= found.high)
-    assert 0.91 <= np.mean(held) <= 0.995
+        covered.append(actual.low <= truth <= actual.high)
+    assert 0.91 <= np.mean(covered) <= 0.995
 
 
-def test_a_known_difference_is_claimed_none_is_not_and_one_seed_is_confessed():
+def test_sentences_claim_known_differences_only_and_say_if_there_is_one_seed():
     ahead, behind, same = drawn([0.70, 0.71, 0.72]), drawn([0.60, 0.61, 0.59], seed=1), drawn([0.7, 0.71, 0.72], seed=2)
     claim = sentence("MoCo v3", "scratch", difference(ahead, behind), "at 1 % of the labels")
     assert claim.startswith("MoCo v3 is ahead of scratch by ")
@@ -139,9 +139,9 @@ def test_a_known_difference_is_claimed_none_is_not_and_one_seed_is_confessed():
 
 
 def test_a_sentence_by_hand():
-    found = Difference(0.081, 0.069, 0.093, 3)
+    actual = Difference(0.081, 0.069, 0.093, 3)
     expected = "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"
-    assert sentence("MoCo v3", "scratch", found, "at 1 % of the labels") == expected
+    assert sentence("MoCo v3", "scratch", actual, "at 1 % of the labels") == expected
     behind = Difference(-0.081, -0.093, -0.069, 3)
     assert sentence("scratch", "MoCo v3", behind, "at 1 % of the labels") == expected
     open_question = Difference(0.004, -0.011, 0.019, 2)

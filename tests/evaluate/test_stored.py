@@ -18,7 +18,7 @@ from sslvit.views.pretraining import EvalView
 
 
 @pytest.fixture
-def given(tmp_path) -> dict:
+def arguments(tmp_path) -> dict:
     vit = ViT(ViTConfig(image_size=16, patch_size=8, width=16, depth=2, heads=1))
     return {
         "folder": tmp_path / "kept",
@@ -29,49 +29,49 @@ def given(tmp_path) -> dict:
     }
 
 
-def entries(given: dict) -> dict[str, int]:
+def entries(arguments: dict) -> dict[str, int]:
     """What is kept, and when it was written."""
-    return {entry.name: os.stat(entry / "features.safetensors").st_ino for entry in given["folder"].iterdir()}
+    return {entry.name: os.stat(entry / "features.safetensors").st_ino for entry in arguments["folder"].iterdir()}
 
 
-def test_the_second_time_they_are_read(given):
-    first = stored(**given)
-    kept = entries(given)
-    again = stored(**given)
-    assert entries(given) == kept
+def test_the_second_time_features_are_read(arguments):
+    first = stored(**arguments)
+    first_entries = entries(arguments)
+    again = stored(**arguments)
+    assert entries(arguments) == first_entries
     for readout, features in first.by_readout.items():
         assert torch.equal(features, again.by_readout[readout])
     for name in ("labels", "ids", "unreadable"):
         assert torch.equal(getattr(first, name), getattr(again, name))
 
 
-def test_whatever_they_depend_on_gives_them_another_name(given):
-    stored(**given)
+def test_whatever_features_depend_on_gives_them_another_name(arguments):
+    stored(**arguments)
     changes = [{"source": source(1)}, {"view": EvalView(8)}, {"ids": np.arange(3)}, {"readouts": ("cls",)}]
     for count, change in enumerate(changes, 2):
-        stored(**(given | change))
-        assert len(entries(given)) == count, change
+        stored(**(arguments | change))
+        assert len(entries(arguments)) == count, change
     with torch.no_grad():
-        given["backbone"].blocks[1].mlp.fc1.bias[3] += 1e-6
-    stored(**given)
-    assert len(entries(given)) == 6
+        arguments["backbone"].blocks[1].mlp.fc1.bias[3] += 1e-6
+    stored(**arguments)
+    assert len(entries(arguments)) == 6
 
 
-def test_labels_are_the_sources_and_not_what_they_were(given):
-    stored(**given)
-    pixels, labels = given["source"].pixels, np.arange(6)[::-1].copy()
+def test_labels_are_the_sources_and_not_stored(arguments):
+    stored(**arguments)
+    pixels, labels = arguments["source"].pixels, np.arange(6)[::-1].copy()
     other = ArraySource(pixels, name="noise", fingerprint="0", labels=Labels(labels, None, ""))
-    assert stored(**(given | {"source": other})).labels.tolist() == [5, 4, 3, 2, 1, 0]
-    assert len(entries(given)) == 1
+    assert stored(**(arguments | {"source": other})).labels.tolist() == [5, 4, 3, 2, 1, 0]
+    assert len(entries(arguments)) == 1
 
 
-def test_files_that_were_rewritten_or_are_decoded_otherwise_give_other_features(given, tmp_path):
+def test_rewritten_or_differently_decoded_files_give_other_features(arguments, tmp_path):
     def write(name: str, value: int) -> None:
         Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(tmp_path / "set" / name, "BMP")
 
     def features(**options) -> torch.Tensor:
         source = open_source(f"folder:{tmp_path / 'set'}", image_size=16, **options)
-        return stored(**(given | {"source": source})).by_readout["cls"]
+        return stored(**(arguments | {"source": source})).by_readout["cls"]
 
     (tmp_path / "set").mkdir()
     for name, value in (("1.bmp", 10), ("2.bmp", 200)):
@@ -80,30 +80,30 @@ def test_files_that_were_rewritten_or_are_decoded_otherwise_give_other_features(
     write("1.bmp", 90)  # as many bytes, the same name
     os.utime(tmp_path / "set" / "1.bmp", ns=(1, 1))
     assert not torch.equal(features()[0], first[0])
-    count = len(entries(given))
+    count = len(entries(arguments))
     features(canvas=8)
     features(max_pixels=300)
-    assert len(entries(given)) == count + 2
+    assert len(entries(arguments)) == count + 2
 
 
-def test_how_they_are_computed_gives_them_no_other_name(given):
-    stored(**given, batch_size=2)
-    stored(**given, batch_size=3)
-    assert len(entries(given)) == 1
+def test_the_batch_size_gives_features_no_other_name(arguments):
+    stored(**arguments, batch_size=2)
+    stored(**arguments, batch_size=3)
+    assert len(entries(arguments)) == 1
 
 
-def test_a_changed_byte_is_noticed_and_made_good(given, caplog):
-    good = stored(**given)
-    (place,) = given["folder"].iterdir()
+def test_a_changed_byte_is_noticed_and_features_are_extracted_again(arguments, caplog):
+    good = stored(**arguments)
+    (place,) = arguments["folder"].iterdir()
     file = place / "features.safetensors"
     contents = bytearray(file.read_bytes())
     contents[-9] ^= 1
     file.write_bytes(contents)
-    found = stored(**given)
+    actual = stored(**arguments)
     assert "is damaged and is made again" in caplog.text
     for readout, features in good.by_readout.items():
-        assert torch.equal(features, found.by_readout[readout])
+        assert torch.equal(features, actual.by_readout[readout])
     caplog.clear()
-    stored(**given)
+    stored(**arguments)
     assert not caplog.text
-    assert [entry.name for entry in given["folder"].iterdir()] == [place.name]
+    assert [entry.name for entry in arguments["folder"].iterdir()] == [place.name]

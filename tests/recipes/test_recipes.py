@@ -192,7 +192,7 @@ def test_a_fine_tuned_model_that_answers_one_class_is_warned_of(model, data, tmp
     words = "--rates 1e-30 --steps 1 --batch_size 8 --threads 1"
     run("finetune", f"--model {model} --data {data} {words} --out {tmp_path / 'run'}")
     printed = capsys.readouterr().out
-    assert "warning: 100.0 % of 20 images are predicted as class 0; 50.0 % belong to it" in printed
+    assert "warning: 100.0% of 20 images are predicted as class 0; 50.0% belong to it" in printed
     assert "balanced accuracy 50.00 %" in printed
 
 

@@ -25,9 +25,13 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.figures import (
     GAP,
+    LARGEST,
+    RIGHT,
     STOPS,
     TEXT,
+    WRONG,
     attention_sheet,
+    draw_confusion,
     filter_sheet,
     heat,
     similarity_tiles,
@@ -99,6 +103,23 @@ def test_a_map_is_shown_beside_and_over_its_image(channels, size):
     assert attention_sheet(torch.ones(2, channels, *size), {"rollout": maps}, over=False).size[0] == 2 * 260 + GAP
 
 
+def test_a_confusion_matrix_shows_rare_mistakes_and_colors_right_and_wrong(tmp_path):
+    counts = torch.tensor([[90, 10], [0, 0]])  # a class of which there is no image
+    draw_confusion(counts, None, tmp_path / "new" / "c.png")
+    pixels = np.asarray(Image.open(tmp_path / "new" / "c.png")).reshape(-1, 3).astype(int)
+    shares = {"right": (0.9, RIGHT), "wrong": (0.1, WRONG)}
+    for share, ink in shares.values():
+        expected = (255 - share**0.5 * (255 - ink)).astype(int)
+        assert (abs(pixels - expected).max(1) <= 1).sum() > 200  # of a cell of 36 x 36, less what the number covers
+
+
+@pytest.mark.parametrize("classes", [1, 10, 100, 1000, 2000])
+def test_a_confusion_matrix_of_any_number_of_classes_fits_a_screen(classes, tmp_path):
+    draw_confusion(torch.eye(classes).long(), tuple("x" * 99 for _ in range(classes)), tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert max(picture.size) <= max(LARGEST, classes) + 200
+
+
 def run(words: str) -> None:
     """The recipe, as if started with these words."""
     program = runpy.run_path(str(RECIPE))
@@ -113,7 +134,7 @@ def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, cap
         torch.nn.init.normal_(parameter)
     save_backbone(vit, tmp_path / "model", {"readout": "cls"})
     run(f"--model {tmp_path / 'model'} --data shapes:n=60 --images 40 --shown 3 --out {tmp_path / 'new' / 'out'}")
-    found = json.loads((tmp_path / "new" / "out" / "analysis.json").read_text())
+    actual = json.loads((tmp_path / "new" / "out" / "analysis.json").read_text())
     source = open_source("shapes:n=60", image_size=16)
     images = source.read(draw_ids(source, 40)).pixels / 255
     for name, model in {
@@ -121,23 +142,23 @@ def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, cap
         "pretrained": load_backbone(tmp_path / "model"),
     }.items():
         distances = mean_attention_distance(model, [images])
-        assert found[name]["images"] == distances.images == 40
+        assert actual[name]["images"] == distances.images == 40
         for kind in ("renormalised", "plain", "on_patches"):
-            np.testing.assert_allclose(found[name]["attention distance"][kind], getattr(distances, kind), rtol=1e-5)
-        assert found[name]["filter variance"] == pytest.approx(filters(model).variance.tolist())
-        assert found[name]["position similarity"] == position_structure(position_similarity(model))
+            np.testing.assert_allclose(actual[name]["attention distance"][kind], getattr(distances, kind), rtol=1e-5)
+        assert actual[name]["filter variance"] == pytest.approx(filters(model).variance.tolist())
+        assert actual[name]["position similarity"] == position_structure(position_similarity(model))
         with Image.open(tmp_path / "new" / "out" / f"{name.split()[0]}-attention.png") as picture:
             shares = attention_maps(model, images[:3]).rollout
             shown = np.asarray(attention_sheet(images[:3], {"rollout": shares}))
             assert (np.asarray(picture)[:, : shown.shape[1]][TEXT + 10 :] == shown[TEXT + 10 :]).all()
     even = np.mean([4 * math.hypot(i - y, j - x) for i, j, y, x in np.ndindex(4, 4, 4, 4)])
-    assert found["spread evenly"] == pytest.approx(even)
+    assert actual["spread evenly"] == pytest.approx(even)
     files = {file.name for file in (tmp_path / "new" / "out").iterdir()}
     each = {f"{name}-{what}.png" for name in ("random", "pretrained") for what in ("filters", "positions", "heads")}
     assert files >= each | {"distances.svg"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "mean attention distance, pixels"
-    mean = np.mean(found["pretrained"]["attention distance"]["renormalised"], 1)
+    mean = np.mean(actual["pretrained"]["attention distance"]["renormalised"], 1)
     assert [line.split()[7] for line in lines[1:3]] == [f"{value:.1f}" for value in mean]
     assert "Attention spread evenly over the image would give 8.0. 40 images of shapes" in lines[3]
 
@@ -151,16 +172,16 @@ def test_the_recipe_leaves_out_what_a_model_does_not_have_and_what_cannot_be_rea
     vit = ViT(ViTConfig(**(SMALL | {"hybrid": "R", "position": "none", "class_token": False})))
     save_backbone(vit, tmp_path / "model", {"readout": "mean"})
     run(f"--model {tmp_path / 'model'} --data {tmp_path / 'set'} --out {tmp_path / 'out'}")
-    printed, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "analysis.json").read_text())
+    printed, actual = capsys.readouterr().out, json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert "1 of 13 images cannot be read and are left out" in printed
     assert "No filters: hybrid 'R' embeds features of a ResNet" in printed
     assert "No positions: position 'none' has no table" in printed
-    assert found["pretrained"]["images"] == 12
-    assert {"filter variance", "position similarity"}.isdisjoint(found["pretrained"])
+    assert actual["pretrained"]["images"] == 12
+    assert {"filter variance", "position similarity"}.isdisjoint(actual["pretrained"])
     assert not list((tmp_path / "out").glob("*-filters.png"))
 
 
-def test_what_the_recipe_cannot_do_is_one_sentence(tmp_path, capsys):
+def test_what_the_recipe_cannot_do_is_refused_in_one_sentence(tmp_path, capsys):
     save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "cls"})
     save_backbone(BiT(BiTConfig(blocks=(1, 1, 1), root="3x3", image_size=16)), tmp_path / "bit", {"readout": "mean"})
     (tmp_path / "file").touch()

@@ -67,12 +67,17 @@ def test_the_report_is_made_of_the_folder_alone_and_again_the_same(finished):
 
 def test_what_comes_from_files_cannot_become_markup():
     hostile = "<script>alert(1)</script>"
-    parts = [page.paragraph(hostile), page.bullets([hostile]), page.table([hostile], [[hostile]]), page.code(hostile)]
-    parts += [
+    sections = [
+        page.paragraph(hostile),
+        page.bullets([hostile]),
+        page.table([hostile], [[hostile]]),
+        page.code(hostile),
+    ]
+    sections += [
         page.folded(hostile, page.heading(hostile)),
         line_chart([Line(hostile, [1, 2], [1, 2])], x=hostile, y="y"),
     ]
-    assert "<script" not in page.page(hostile, parts)
+    assert "<script" not in page.page(hostile, sections)
 
 
 def test_a_chart_puts_values_where_they_belong():
@@ -131,7 +136,7 @@ def test_names_in_a_report_are_shown_as_they_are_in_markdown_and_html(finished, 
     assert all(row.count("<td") == 2 for row in rendered.split("<table>")[2].split("<tr>")[2:])
 
 
-def test_lines_of_a_log_whose_steps_or_numbers_are_damaged_are_left_out_of_its_report(finished, tmp_path):
+def test_damaged_lines_of_a_log_are_left_out_of_its_report(finished, tmp_path):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines.insert(1, '{"stdp": 2, "loss": 6.2}')  # of a flipped bit
