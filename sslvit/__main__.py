@@ -15,8 +15,8 @@ convert MODEL OUT --to X   a model in timm's, transformers' or torchvision's lay
 def main() -> None:
     command, *words = sys.argv[1:] or [""]
     if command == "doctor" and len(words) <= 1:
-        from sslvit.preflight.doctor import examine
         from sslvit.processes.collectives import start
+        from sslvit.reports.doctor import examine
 
         accelerator = start()
         code = examine(Path(words[0] if words else "runs"), accelerator.print)

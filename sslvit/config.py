@@ -161,6 +161,14 @@ class ImagesConfig:
             )
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
+    def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
+        """The training and the test images, both with labels, of the same classes."""
+        train = self.source(image_size=image_size, channels=channels)
+        test = self.source("test", classes=train.classes, image_size=image_size, channels=channels)
+        for split in (train, test):
+            split.required_labels()
+        return train, test
+
 
 @dataclass(frozen=True)
 class DataConfig(ImagesConfig):
@@ -183,6 +191,8 @@ class DataConfig(ImagesConfig):
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
 
     def open(self) -> Images:
+        if not isinstance(self.data, str):  # a preset of a paper, whose images everybody has elsewhere
+            raise ValueError("--data is missing; shapes are the built-in images, folder:/dir those of a folder")
         kind, _, spec = self.data.partition(":")
         if kind == "stream":
             given = self.reading(channels=self.channels or 3)
@@ -283,6 +293,7 @@ class TrainConfig:
     log_with: tuple[str, ...] = option((), FREE)
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""
+    chosen_by: ClassVar[str] = "preset"  # the option that names the defaults of the others
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option existed, where that is not its default now
 
     def learning_rate(self, progress: float) -> float:
@@ -302,6 +313,15 @@ class TrainConfig:
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and one or two workers "
                 "per core are usual"
             )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig, DataConfig):
+    """What every recipe lets its user choose that trains a backbone, from random weights or from --init_from."""
+
+    image_size: Size = 32
+    model: str = "XS/4"
+    """Width by name, and patch size: XS, mu, Ti, S, S-moco_v3 (12 heads), M, B, L, H, ..."""
 
 
 def plain(value: Any) -> Any:

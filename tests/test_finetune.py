@@ -32,7 +32,7 @@ from sslvit.evaluate.split import hold_out
 from sslvit.finetune import (
     PROTOCOLS,
     choose_rate,
-    chosen_part,
+    chosen_ids,
     classifier,
     finetune,
     lengthened,
@@ -166,7 +166,7 @@ def test_the_exported_classifier_is_the_same_here_and_in_timm_and_its_backbone_i
         value += 0.1 * rng.normal(rng.key(name), *value.shape)
     save_backbone(objective.backbone, tmp_path / "model", {"readout": readout}, head=objective.head_state_dict())
     ids = np.arange(6)
-    expected = predict(objective, source(), 32, start(threads=1), ids=ids).probabilities
+    expected = predict(objective, source(), EvalView(32), start(threads=1), ids=ids).probabilities
     images = source().read(ids).pixels.float() / 255
     ours = load_classifier(tmp_path / "model")(images).softmax(-1)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
@@ -217,7 +217,7 @@ def write_npz(file: Path, test_seed: int) -> None:
 def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refused():
     vit, modern = PROTOCOLS["vit"], PROTOCOLS["modern"]
     assert settled(vit) == vit
-    assert settled(modern) == modern
+    assert settled(modern) == modern.with_rate()
     assert settled(replace(vit, lr=0.5)).rates == ()
     assert settled(replace(vit, epochs=3)).steps == 0
     alone = settled(replace(vit, rates=(0.5,)))
@@ -261,8 +261,8 @@ def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
         return standardise(self, images)
 
     monkeypatch.setattr(ViT, "standardise", looking)
-    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run")
-    finetune(vit(), train, config, start(threads=1), **MEAN, eval_crop=0.5)
+    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run", eval_crop=0.5)
+    finetune(vit(), train, config, start(threads=1), **MEAN)
     samples = train.read(np.arange(len(train)))
     (cropped,) = EvalView(32, (64, 64))(samples.pixels, rng.key(samples.ids), samples.extents)
     held = hold_out(samples.labels)[1]
@@ -284,7 +284,7 @@ def test_the_recipe_tests_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
 def test_a_test_image_that_cannot_be_read_is_not_scored_as_another(capsys):
     objective, test = classifier(vit(), 4, PROTOCOLS["vit"], readout="cls", image_size=32), source(10)
     test.bad = {4: ("4.png", "torn")}
-    found = predict(objective, test, 32, start(threads=1))
+    found = predict(objective, test, EvalView(32), start(threads=1))
     assert found.ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert found.labels.tolist() == test.labels[found.ids].tolist()
     assert "1 of 10 images of noise cannot be read and are left out, e.g. 4.png: torn" in capsys.readouterr().out
@@ -307,10 +307,10 @@ def test_a_part_of_a_source_replaces_a_bad_image_from_within():
 
 def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
     labels = torch.arange(40) % 4
-    part = chosen_part(labels, replace(PROTOCOLS["vit"], shots=3))
+    part = chosen_ids(labels, replace(PROTOCOLS["vit"], shots=3))
     assert labels[part].bincount().tolist() == [3, 3, 3, 3]
     with pytest.raises(ValueError, match=r"--shots 3 and --fraction 0.5: give one"):
-        chosen_part(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
+        chosen_ids(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
 
 
 @pytest.mark.processes

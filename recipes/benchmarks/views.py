@@ -30,10 +30,11 @@ from sslvit.views.pretraining import ContrastivePair, ContrastiveView, CropFlip,
 from sslvit.views.supervised import SupervisedView
 
 CANVAS, COUNT = {32: 32, 96: 96, 224: 256}, {32: 256, 96: 64, 224: 32}
+SIGMA = (0.1, 2.0)  # the peers' at every size
 OURS = {
     "light": CropFlip,
-    "moco_v3": ContrastivePair,
-    "dino": lambda s: MultiCrop(s, s * 3 // 7),
+    "moco_v3": lambda s: ContrastivePair(s, sigma=SIGMA),
+    "dino": lambda s: MultiCrop(s, s * 3 // 7, sigma=SIGMA),
     "deit": SupervisedView.deit,
     "plain": EvalView,
 }

@@ -2,15 +2,14 @@
 
 import json
 import math
-import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sslvit.cli import run_cli
 from sslvit.data.spec import open_source
 from sslvit.evaluate.analysis import (
     attention_maps,
@@ -23,6 +22,7 @@ from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
+from sslvit.recipes import analyse
 from sslvit.reports.figures import (
     GAP,
     STOPS,
@@ -34,7 +34,6 @@ from sslvit.reports.figures import (
 )
 from sslvit.weights.folder import load_backbone, save_backbone
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "analyse.py"
 SMALL = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -101,10 +100,9 @@ def test_a_map_is_shown_beside_and_over_its_image(channels, size):
 
 def run(words: str) -> None:
     """The recipe, as if started with these words."""
-    program = runpy.run_path(str(RECIPE))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["analyse", *words.split(), "--threads", "1"])
-        program["run_cli"](program["main"])
+        run_cli(analyse.main, analyse.Config)
 
 
 def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, capsys):
