@@ -67,8 +67,12 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     @property
+    def points(self) -> str:
+        return f"{100 * self.mean:+.1f} points, 95% CI [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    @property
     def measured(self) -> str:
-        """What its numbers do not hold."""
+        """A reservation about the interval."""
         return "" if self.seeds > 1 else "; seeds were not measured"
 
 
@@ -90,23 +94,19 @@ def difference(first: list[Tensor], second: list[Tensor], level: float = LEVEL) 
     return Difference(mean, max(mean - reach, -1.0), min(mean + reach, 1.0), seeds)
 
 
-def sentence(first: str, second: str, found: Difference, where: str) -> str:
-    """What the data supports, e.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
-    if not found.significant:
-        return no_difference([(first, second, found)], where)
-    if found.mean < 0:
+def sentence(first: str, second: str, gap: Difference, where: str) -> str:
+    """What the data supports, e.g. "A is ahead of B, by 20-nn: +8.1 points, 95% CI [6.9, 9.3]"."""
+    if not gap.significant:
+        return f"No significant difference between {first} and {second}, {where}: {gap.points}{gap.measured}"
+    if gap.mean < 0:
         first, second = second, first
-        found = Difference(-found.mean, -found.high, -found.low, found.seeds)
-    return (
-        f"{first} is ahead of {second} by {100 * found.mean:.1f} points {where} "
-        f"[{100 * found.low:.1f}, {100 * found.high:.1f}]{found.measured}"
-    )
+        gap = Difference(-gap.mean, -gap.high, -gap.low, gap.seeds)
+    return f"{first} is ahead of {second}, {where}: {gap.points}{gap.measured}"
 
 
 def no_difference(pairs: list[tuple[str, str, Difference]], where: str) -> str:
-    """All pairs that nothing is claimed of, in one sentence: first and second of each, and their difference."""
-    named = ", ".join(
-        f"{first} and {second} ({100 * found.mean:+.1f} points [{100 * found.low:.1f}, {100 * found.high:.1f}])"
-        for first, second, found in pairs
-    )
-    return f"No significant difference {where} between {named}{pairs[0][2].measured}"
+    """All pairs without a significant difference in one sentence: first and second of each, and their difference."""
+    if len(pairs) == 1:
+        return sentence(*pairs[0], where)
+    named = ", ".join(f"{first} and {second} ({gap.points})" for first, second, gap in pairs)
+    return f"No significant difference, {where}, between {named}{pairs[0][2].measured}"

@@ -10,6 +10,7 @@ import torch
 from sslvit.cli import check_numbers
 from sslvit.config import ImagesConfig
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
+from sslvit.experiments.claims import EARLIER
 from sslvit.experiments.jobs import Job, check_words, flags, made_again, reading
 from sslvit.experiments.tables import NONE, cell
 from sslvit.models.resnet import BiT
@@ -206,11 +207,11 @@ def notes(results: dict) -> list[str]:
     """An explanation of the first rows."""
     sides = {one["side"] for one in results.get("baselines", []) if "side" in one}
     if not sides:
-        return [f"- An earlier version made these results: they have no rows of the {COMMONEST} and of {PIXELS}."]
+        return [f"- {EARLIER} rows of the {COMMONEST} and of {PIXELS}."]
     shown = " or ".join(f"{side} x {side}" for side in sorted(sides))
     return [
         f"- {COMMONEST.capitalize()}: always the class that is most frequent among the training labels.",
-        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, in the place of frozen features.",
+        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, instead of frozen features.",
     ]
 
 
