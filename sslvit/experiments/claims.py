@@ -141,7 +141,9 @@ def baselines_in_words(results: dict[str, Any]) -> list[str]:
     else:
         texts.append(f"{EARLIER} rows of the {COMMONEST} and of {PIXELS}.")
     if "one_class" not in results:
-        texts.append(f"{EARLIER} balanced accuracy, nor whether a classifier predicts the same class for all images.")
+        texts.append(
+            f"{EARLIER} balanced accuracy, and do not say whether a classifier predicts the same class for all images."
+        )
     elif any(results["one_class"].values()):
         texts.append(
             f"{MARK}: with one seed or more, the same class is predicted for {NEARLY}; such an accuracy says little "

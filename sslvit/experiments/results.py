@@ -60,7 +60,8 @@ def collect(
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
             where, file = prefix(place), out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
-                probe = sealed.read(file, **{f"pretrained/{readout}": dict})
+                probe = sealed.read(file)
+                sealed.check(probe, **{f"pretrained/{readout}": dict})
                 numbers = accuracies(probe[f"pretrained/{readout}"])
                 if set(numbers) != columns.setdefault(place, set(numbers)):
                     raise ValueError(f"its numbers are {list(numbers)}, others' {sorted(columns[place])}")
@@ -162,7 +163,8 @@ def add_baselines(out: Path, place: str, values: Columns, judged: Columns, neare
         return None
     where = prefix(place)
     with made_again(file):
-        baseline = sealed.read(file, **{PIXELS: dict, COMMONEST: NUMBER})
+        baseline = sealed.read(file)
+        sealed.check(baseline, **{PIXELS: dict, COMMONEST: NUMBER})
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
             values[column][COMMONEST] = [baseline[f"{COMMONEST} of all" if tuned else COMMONEST]]
