@@ -1,4 +1,4 @@
-"""End to end: from a command to its first step, and images a second from stored images to updated weights.
+"""End to end: from a command to its first step, and images per second from stored images to updated weights.
 
     python recipes/benchmarks/run.py
     python recipes/benchmarks/run.py --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
@@ -165,9 +165,9 @@ def main(
     source.read(np.arange(8))  # the built-in images are drawn when they are first read
     for name in objectives:
         sizes, how = Sizes(model, image_size, batch_size, heads), (TYPES[precision], compile)
-        found = training(name, sizes, source, workers, steps, rounds, *how)
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        measured = training(name, sizes, source, workers, steps, rounds, *how)
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "run")
 
 

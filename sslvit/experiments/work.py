@@ -65,18 +65,17 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
                     process = context.Process(target=run_job, args=(job, out, slot % gpus if gpus else None))
                     process.start()
                     running[job] = (process, slot, time.perf_counter())
+                    display.started(job)
             if signals.stop_requested() and not terminated:
                 terminated = True
                 for process, _, _ in running.values():
                     process.terminate()
-            display.running({job.name: time.perf_counter() - began for job, (_, _, began) in running.items()})
             if not running and (failed or terminated or not waiting):
                 break
             time.sleep(0.2)
     for job, code in failed.items():
         raise job_failed(job, code, out)
     if waiting or signals.stop_requested():
-        display.clear()
         done = sum(job.done for job in jobs)
         raise Preempted(f"asked to stop, with {done} of {len(jobs)} jobs done; the same command continues")
 

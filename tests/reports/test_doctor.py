@@ -48,7 +48,7 @@ def test_little_shared_memory_is_told_with_what_runs_need_and_the_way_out(tmp_pa
     done = with_shared_memory("64m", [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     (line,) = [line for line in done.stdout.splitlines() if "/dev/shm" in line]
     # 256 images of 224 px as float32 views are 154 MB, two workers hold up to ten such batches.
-    assert line.startswith("warn shared      0.1 GB free at /dev/shm, for what --workers hand over: little, 2 workers")
+    assert line.startswith("warn shared      0.1 GB free at /dev/shm, for the batches of --workers: little, 2 workers")
     assert "256 images of 224 px need 1.5. A run that lacks it copies batches through pipes" in line
     assert "docker run --shm-size=8g" in line
 
