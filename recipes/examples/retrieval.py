@@ -1,4 +1,4 @@
-"""The images of a folder most like image NUMBER of it, or FILE: python recipes/examples/retrieval.py MODEL FOLDER NUMBER|FILE"""
+"""The images most like image NUMBER of a folder: python recipes/examples/retrieval.py MODEL FOLDER NUMBER|FILE"""
 
 import os
 import sys
@@ -30,9 +30,7 @@ def main() -> None:
         (image,) = view(source.decode(read_file(sys.argv[3]))[None], torch.zeros(1, dtype=torch.int64))
         query = F.normalize(read(backbone(image.to(accelerator.device)), about["readout"]).detach().cpu()[0], dim=-1)
     else:
-        raise ValueError(
-            f"{sys.argv[3]} is neither a file nor the number, from 0, of one of {len(features.ids):,} images"
-        )
+        raise ValueError(f"{sys.argv[3]} is neither a file nor the number of an image, 0 to {len(features.ids) - 1}")
     for place in (unit @ query).argsort(descending=True)[:6].tolist():
         print(f"{unit[place] @ query:.3f} {source.store.where(int(features.ids[place]))}")
 

@@ -247,7 +247,7 @@ def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
     main.__globals__["find_spec"] = lambda name: None
     main(sizes=(32,), sets=("plain",), rounds=1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"{name} is not installed and takes no part" for name in ("kornia", "lightly", "timm")]
+    assert lines[:3] == [f"{name} is not installed and is left out" for name in ("kornia", "lightly", "timm")]
     assert [line.split()[3] for line in lines[3:]] == ["sslvit", "official", "torchvision"]
 
 
