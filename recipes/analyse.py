@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.cli import run_cli
-from sslvit.config import ImagesConfig
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate import analysis
@@ -43,11 +43,11 @@ class Config(ModelConfig, ImagesConfig):
     image_size: Size = 0
     """0 takes the model's own. Distances are in pixels of images of this size."""
     split: Literal["train", "test"] = "train"
-    images: int = 128
+    images: int = option(128, least=0)
     """Random images over which attention distance is averaged, 128 in the paper; 0 takes all."""
-    shown: int = 8
+    shown: int = option(8, above=0, most=32)
     """Images whose attention is drawn, at most 32."""
-    threads: int = 0
+    threads: int = option(0, least=0)
 
 
 def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.device) -> Iterator[Tensor]:
@@ -85,8 +85,7 @@ def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[s
 
 
 def main(config: Config) -> dict[str, Any]:
-    if config.images < 0 or not 1 <= config.shown <= 32:
-        raise ValueError(f"--images {config.images} --shown {config.shown}: they must be 0 or more, and 1 to 32")
+    check_bounds(config)
     accelerator = start(threads=config.threads)
     pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):

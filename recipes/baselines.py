@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslvit.cli import check_numbers, run_cli
-from sslvit.config import DataConfig
+from sslvit.cli import run_cli
+from sslvit.config import DataConfig, check_bounds, option
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
@@ -28,14 +28,14 @@ class Config(Protocols, DataConfig):
 
     out: Path = Path("runs/baselines")
     """A folder for numbers and predictions; files of these names are replaced."""
-    limit_train: int = 10_000
+    limit_train: int = option(10_000, least=0)
     """At most so many random training images; 0 takes all."""
-    limit_test: int = 5_000
-    threads: int = 0
+    limit_test: int = option(5_000, least=0)
+    threads: int = option(0, least=0)
 
 
 def main(config: Config) -> None:
-    check_numbers(config, above="k draws", from_zero="limit_train limit_test threads")
+    check_bounds(config)
     accelerator = start(threads=config.threads)
     train = config.open()
     monitor = monitor_of(config, train, accelerator)

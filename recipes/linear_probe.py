@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 
 from sslvit import rng
-from sslvit.cli import check_numbers, run_cli
-from sslvit.config import ImagesConfig, configuration
+from sslvit.cli import run_cli
+from sslvit.config import ImagesConfig, check_bounds, configuration, option
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.heads import Report, trained
 from sslvit.evaluate.protocols import PROTOCOLS
@@ -46,20 +46,20 @@ class Config(ModelConfig, ImagesConfig):
     image_size: Size = 0
     """0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
-    augmented: int = 0
+    augmented: int = option(0, least=0)
     """Versions of each training image, cropped and flipped, that the heads of a protocol learn from by turns; 0 takes
     the image as it is."""
     smallest_crop: float = 0.08
     """The smallest share of an image in these versions; the papers' is 0.08, and small images need a larger one."""
-    limit: int = 0
+    limit: int = option(0, least=0)
     """At most so many random training images; 0 takes all."""
     cache: Path = Path("runs/features")
     """Where features are kept, by hash of weights and data."""
-    threads: int = 0
+    threads: int = option(0, least=0)
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    check_numbers(config, from_zero="augmented limit threads")
+    check_bounds(config)
     if config.augmented and config.protocol not in PROTOCOLS:
         raise ValueError(f"--augmented {config.augmented} is for --protocol {', '.join(PROTOCOLS)}")
     accelerator = start(threads=config.threads)

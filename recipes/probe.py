@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sslvit.cli import check_numbers, run_cli
-from sslvit.config import ImagesConfig
+from sslvit.cli import run_cli
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.metrics import confusion, metrics
@@ -45,24 +45,24 @@ class Config(ModelConfig, Protocols, ImagesConfig):
     """A folder for numbers, predictions and pictures; files of these names are replaced."""
     image_size: Size = 0
     """0 takes the model's own."""
-    blocks: int = 1
+    blocks: int = option(1, above=0)
     """Also read the class tokens, and the mean patches, of this many last blocks, joined; 1 does not."""
     random: bool = True
     """Show the same architecture with random weights as well."""
     declared: bool = False
     """Read only by the readout that the model's objective declares."""
-    limit_train: int = 10_000
+    limit_train: int = option(10_000, least=0)
     """Use at most this many training images, drawn at random; 0 takes all."""
-    limit_test: int = 5_000
+    limit_test: int = option(5_000, least=0)
     """The same for the test images."""
     seen: str = ""
     """The images that the model was pretrained on, in the form of --data; by default those that its run names."""
     cache: Path = Path("runs/features")
-    threads: int = 0
+    threads: int = option(0, least=0)
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:
-    check_numbers(config, above="k draws blocks", from_zero="limit_train limit_test threads")
+    check_bounds(config)
     if config.declared and config.blocks > 1:
         raise ValueError(f"--declared reads no joined blocks: leave out --blocks {config.blocks}")
     accelerator = start(threads=config.threads)

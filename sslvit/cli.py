@@ -2,7 +2,6 @@
 
 import errno
 import io
-import math
 import os
 import re
 import signal
@@ -66,22 +65,6 @@ def with_new_name(word: str) -> str:
     renamed = f"--{'no-' if negated else ''}{new}"
     print(f"note: {flag} is now {renamed}; the old name works in this version only", file=sys.stderr)
     return f"{renamed}{equals}{value}"
-
-
-def check_numbers(config: Any, *, above: str = "", from_zero: str = "", shares: str = "") -> None:
-    """Refuses values out of bounds, and repeated ones, of the options named in these words: above 0, from 0 on, or
-    shares, which are above 0 and at most 1."""
-    bounds = {"above 0": (above, lambda x: x > 0), "0 or more": (from_zero, lambda x: x >= 0)}
-    bounds |= {"above 0 and at most 1": (shares, lambda x: 0 < x <= 1)}
-    for must_be, (names, fits) in bounds.items():
-        for name in names.split():
-            value = getattr(config, name)
-            values = value if isinstance(value, tuple) else (value,)
-            text = f"--{name} {' '.join(f'{x:g}' for x in values)}"
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{text}: name one value or more, and each once")
-            if wrong := [x for x in values if not (math.isfinite(x) and fits(x))]:
-                raise ValueError(f"{text}: {wrong[0]:g} must be {must_be}")
 
 
 # What a machine lacks, by the messages of Python, torch and CUDA.

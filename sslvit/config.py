@@ -63,20 +63,22 @@ def rules(kind: type) -> dict[str, Mapping[str, Any]]:
 
 
 def check_bounds(config: Any) -> None:
-    """Each option against its own bounds, and all numbers for being finite."""
+    """Each option against its own bounds, which every one of several values keeps, and all numbers for being finite."""
     for name, value in vars(config).items():
         if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
             raise ValueError(f"--{name} is {value}; it must be finite")
     for name, bounds in rules(type(config)).items():
-        value = getattr(config, name)
-        if not isinstance(value, int | float):
-            continue
-        if bounds["above"] is not None and not value > bounds["above"]:
-            raise ValueError(f"--{name} is {value}; it must be above {bounds['above']:g}")
-        if bounds["least"] is not None and not value >= bounds["least"]:
-            raise ValueError(f"--{name} is {value}; it must be at least {bounds['least']:g}")
-        if value > bounds["most"]:
-            raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
+        chosen = getattr(config, name)
+        above, least, values = bounds["above"], bounds["least"], chosen if isinstance(chosen, tuple) else (chosen,)
+        if isinstance(chosen, tuple) and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
+            raise ValueError(f"--{name} {' '.join(map(str, chosen))}: give one value or more, and each once")
+        for value in (value for value in values if isinstance(value, int | float)):
+            if above is not None and not value > above:
+                raise ValueError(f"--{name} is {value}; it must be above {above:g}")
+            if least is not None and not value >= least:
+                raise ValueError(f"--{name} is {value}; it must be at least {least:g}")
+            if value > bounds["most"]:
+                raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ class ImagesConfig:
     def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
         """The training and the test images, both with labels, of the same classes."""
         train = self.source(image_size=image_size, channels=channels)
+        train.required_labels()
         test = self.source("test", classes=train.classes, image_size=image_size, channels=channels)
-        for split in (train, test):
-            split.required_labels()
+        test.required_labels()
         return train, test
 
 

@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from sslvit.cli import check_numbers
-from sslvit.config import ImagesConfig
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.experiments.disk import needed
 from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
@@ -93,46 +92,43 @@ class ComparisonConfig(ImagesConfig):
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     methods: tuple[str, ...] = ("supervised", "mpp", "moco_v3")
     """Recipes, each with flags of its own if need be; scratch, with random weights, is always there."""
-    seeds: int = 1
+    seeds: int = option(1, above=0)
     """Number of seeds, from 0."""
-    epochs: float = 2
+    epochs: float = option(2, above=0)
     """Passes over the images in pretraining, of the first method."""
     budget: Literal["images", "flops", "seconds"] = "images"
     """What is the same for all methods: the images of these passes, or the FLOPs or the seconds that the first method
     needs for them. Seconds are measured beforehand, one method at a time."""
-    batch_size: int = 64
-    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    batch_size: int = option(64, above=0)
+    fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
     """Shares of the labels to learn from."""
-    finetune_steps: int = 100
+    finetune_steps: int = option(100, least=0)
     """Steps of fine-tuning, with each share of the labels; 0 leaves it out."""
-    finetune_rates: tuple[float, ...] = (0.1,)
+    finetune_rates: tuple[float, ...] = option((0.1,), above=0)
     """Fine-tuning's learning rate, the same for all; of several each method takes the best on held-out training labels,
     which takes that many trainings more."""
     finetune_everywhere: bool = True
     """Fine-tune on held-out classes and on other datasets too, not only on the classes that pretraining saw."""
-    finetune_crop: float = 0.5
+    finetune_crop: float = option(0.5, above=0, most=1)
     """The smallest crop in fine-tuning, as a share of the image."""
     held_out: tuple[int, ...] = ()
     """Classes, by number, of which pretraining sees no image. Models are evaluated on the classes that it saw and,
     separately, on these."""
     transfer: tuple[str, ...] = ()
     """Other labelled datasets to evaluate on, in the form of --data."""
-    limit_train: int = 0
+    limit_train: int = option(0, least=0)
     """Probe frozen features with at most this many training images, of which shares of the labels are then taken; 0
     takes all."""
-    limit_test: int = 0
+    limit_test: int = option(0, least=0)
     """The same for the test images."""
-    jobs: int = 0
+    jobs: int = option(0, least=0)
     """Jobs at a time: by default one per GPU, or per core."""
 
 
 def check(config: ComparisonConfig) -> None:
     """Refuses what cannot work before anything is trained or written."""
     check_methods(config.methods)
-    check_numbers(
-        config, above="seeds epochs batch_size image_size", from_zero="limit_train limit_test finetune_steps jobs"
-    )
-    check_numbers(config, above="finetune_rates", shares="fractions finetune_crop")
+    check_bounds(config)
     for method in map(Method, config.methods):
         flag = f"--methods {method.text}"
         names = [word for word in method.words if word.startswith("--")]

@@ -7,8 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit.cli import check_numbers
-from sslvit.config import ImagesConfig
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.experiments.claims import EARLIER
 from sslvit.experiments.jobs import Job, check_words, flags, made_again, reading
@@ -43,15 +42,15 @@ class StudyConfig(ImagesConfig):
     """The BiT ResNet in the study of amounts."""
     stem: str = "R"
     """The hybrid's stem."""
-    shares: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    shares: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0), above=0, most=1)
     """Shares of the images, in the study of amounts."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = option((3e-4, 1e-3, 3e-3, 1e-2), above=0)
     """Learning rates in the study of readouts."""
-    epochs: float = 3
+    epochs: float = option(3, above=0)
     """Passes over all images; over fewer images there are more passes, so that every run sees as many in all."""
-    batch_size: int = 64
-    seeds: int = 1
-    jobs: int = 0
+    batch_size: int = option(64, above=0)
+    seeds: int = option(1, above=0)
+    jobs: int = option(0, least=0)
     """Jobs at a time: by default one per GPU, or per core."""
 
 
@@ -121,7 +120,7 @@ def runs_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Jo
 
 def check(config: StudyConfig) -> None:
     """Refuses what cannot work before anything is trained or written."""
-    check_numbers(config, above="rates seeds epochs batch_size image_size", from_zero="jobs", shares="shares")
+    check_bounds(config)
     config.source(channels=config.channels).required_labels()
     ViT.variant(config.model, image_size=config.image_size)
     points = list(STUDIES[config.study](config))

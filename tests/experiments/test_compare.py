@@ -344,20 +344,20 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"fractions": (0.0, 1.0)}, "--fractions 0 1: 0 must be above 0 and at most 1"),
-        ({"fractions": (0.5, 0.5)}, "--fractions 0.5 0.5: name one value or more, and each once"),
+        ({"fractions": (0.0, 1.0)}, "--fractions is 0.0; it must be above 0"),
+        ({"fractions": (0.5, 0.5)}, "--fractions 0.5 0.5: give one value or more, and each once"),
         (
             {"fractions": (0.001,)},
             r"--fractions 0.001: the largest class .* has \d\d images .*, which leaves fewer than two",
         ),
-        ({"fractions": (float("nan"),)}, "--fractions nan: nan must be"),
-        ({"seeds": 0}, "--seeds 0: 0 must be above 0"),
-        ({"epochs": -1}, "--epochs -1"),
-        ({"jobs": -1}, "--jobs -1: -1 must be 0 or more"),
-        ({"limit_test": -5}, "--limit_test -5"),
-        ({"finetune_rates": (0.0,)}, "--finetune_rates 0"),
-        ({"finetune_crop": 7}, "--finetune_crop 7"),
-        ({"finetune_steps": -3}, "--finetune_steps -3"),
+        ({"fractions": (float("nan"),)}, r"--fractions is \(nan,\); it must be finite"),
+        ({"seeds": 0}, "--seeds is 0; it must be above 0"),
+        ({"epochs": -1}, "--epochs is -1"),
+        ({"jobs": -1}, "--jobs is -1; it must be at least 0"),
+        ({"limit_test": -5}, "--limit_test is -5"),
+        ({"finetune_rates": (0.0,)}, "--finetune_rates is 0"),
+        ({"finetune_crop": 7}, "--finetune_crop is 7; it must be at most 1"),
+        ({"finetune_steps": -3}, "--finetune_steps is -3"),
         ({"methods": ()}, "--methods : name one or more"),
         ({"methods": ("mpp", "mpp")}, "--methods mpp mpp: name one or more, and each once"),
         ({"methods": ("probe",)}, "--methods probe: recipes/probe.py has no presets"),
@@ -506,7 +506,7 @@ def test_a_study_shows_baselines_of_as_many_images_as_its_points_have(tmp_path):
         "| ViT | 150 | 10.0 | 50.0 | 10.0 | 60.0 |",
     ):
         assert line in text
-    assert "32 x 32 pixels, in the place of frozen features" in text
+    assert "32 x 32 pixels, instead of frozen features" in text
     assert "raw pixels" in drawn
     write(results, tmp_path)
     assert "- An earlier version made these results: they have no rows" in (tmp_path / "results.md").read_text()

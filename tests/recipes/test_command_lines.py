@@ -21,9 +21,9 @@ PROGRAM = "__import__('os').mkdir('canary')"
 BAD = [
     ("mpp", "--epchs 3", ("--epchs", "--epochs")),
     ("mpp", "--epochs three", ("--epochs", "three")),
-    ("baselines", "--limit_train -5", ("--limit_train", "-5", "0 or more")),
-    ("probe", "--limit_train -5", ("--limit_train", "-5", "0 or more")),
-    ("linear_probe", "--limit -5", ("--limit", "-5", "0 or more")),
+    ("baselines", "--limit_train -5", ("--limit_train", "-5", "at least 0")),
+    ("probe", "--limit_train -5", ("--limit_train", "-5", "at least 0")),
+    ("linear_probe", "--limit -5", ("--limit", "-5", "at least 0")),
     ("baselines", "--k 0", ("--k", "0", "above 0")),
     ("mpp", "--epochs 1e308", ("--epochs", "1e+308", "at most 1e+07")),
     ("mpp", "--timeout 1e18", ("--timeout", "1e+18", "at most 1e+07")),

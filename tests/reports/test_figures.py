@@ -164,8 +164,8 @@ def test_what_the_recipe_cannot_do_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
     for words, code, sentence in (
         (f"--model {tmp_path / 'bit'}", 78, "is a BiT, which has no attention to look at"),
-        (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown 0: they must be 0 or more, and 1 to 32"),
-        (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown 33: they must be 0 or more, and 1 to 32"),
+        (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown is 0; it must be above 0"),
+        (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown is 33; it must be at most 32"),
         (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size (18, 18) is not a multiple of patch_size"),
         (f"--model {tmp_path / 'model'} --out {tmp_path / 'file'}", 73, f"--out {tmp_path / 'file'} cannot be written"),
     ):
