@@ -39,8 +39,8 @@ def choose(presets: Mapping[str, Chosen], words: Sequence[str] | None = None) ->
         raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
     if base_lr and lr and config.lr:
         raise ValueError(
-            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} are both given: --lr is the rate itself, --base_lr "
-            "that per 256 images of a batch; give one of them"
+            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} both set the learning rate: give --lr, the rate "
+            "itself, or --base_lr, the rate per 256 images of a batch"
         )
     config = (replace(config, lr=0.0) if base_lr else config).with_rate()
     config.check()

@@ -55,7 +55,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
 
 
 @pytest.mark.parametrize("layer_decay", [0.65, 0.9])
-def test_every_scale_is_timms_but_for_the_last_norm_which_learns_like_the_head_as_in_mae(layer_decay):
+def test_every_scale_is_timms_but_for_the_last_norm_which_is_the_heads_as_in_mae(layer_decay):
     objective = classifier(vit(depth=3), 5, PROTOCOLS["vit"], readout="cls", image_size=32)
     ours = {}
     names = {id(p): name.removeprefix("backbone.") for name, p in objective.named_parameters()}
@@ -127,7 +127,7 @@ def test_a_run_killed_in_its_choice_or_after_it_ends_bit_identical(tmp_path, pro
             assert fingerprint(out / part) == fingerprint(tmp_path / "whole" / part)
 
 
-def test_it_starts_where_pretraining_ended_at_any_size_and_trains_positions_that_were_fixed():
+def test_it_starts_where_pretraining_ended_at_any_size_and_trains_fixed_positions():
     pretrained = vit(position="sincos_mae").eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     copy = prepare(pretrained, 64, drop_path=0.1)
@@ -157,9 +157,7 @@ def test_the_modern_head_norms_the_mean_of_unnormed_patches_afresh():
 
 @pytest.mark.parametrize(("protocol", "readout"), [("vit", "cls"), ("vit", "mean"), ("modern", "mean")])
 @torch.no_grad()
-def test_the_exported_classifier_is_the_same_here_and_in_timm_and_its_backbone_is_still_there(
-    tmp_path, protocol, readout
-):
+def test_the_exported_classifier_is_the_same_here_and_in_timm_with_its_backbone(tmp_path, protocol, readout):
     config = replace(PROTOCOLS[protocol], out=tmp_path)
     objective = classifier(vit(), 4, config, readout=readout, image_size=32).eval()
     for name, value in objective.head_state_dict().items():
@@ -184,7 +182,7 @@ def test_a_backbone_is_no_classifier(tmp_path):
         load_classifier(tmp_path / "model")
 
 
-def test_the_best_held_out_rate_is_taken_of_equals_the_first_and_never_one_that_diverges():
+def test_the_best_held_out_rate_wins_of_equals_the_first_and_none_that_diverges():
     def accuracy(rate: float) -> float:
         if rate > 1:
             raise Diverged("nan")
@@ -214,7 +212,7 @@ def write_npz(file: Path, test_seed: int) -> None:
     np.savez(file, **arrays, test_labels=other.permutation(np.arange(12) % 4))
 
 
-def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refused():
+def test_a_rate_or_epochs_replace_the_protocols_and_both_are_refused():
     vit, modern = PROTOCOLS["vit"], PROTOCOLS["modern"]
     assert settled(vit) == vit
     assert settled(modern) == modern.with_rate()
@@ -230,9 +228,7 @@ def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refuse
             settled(replace(vit, **both))
 
 
-def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_all_training_images(
-    tmp_path, monkeypatch, capsys
-):
+def test_another_test_set_changes_no_choice_and_no_weight(tmp_path, monkeypatch, capsys):
     save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
     words = ["--model", str(tmp_path / "pretrained"), "--rates", "0.01", "0.1", "--threads", "1"]
     words += ["--steps", "2", "--batch_size", "8"]

@@ -186,8 +186,7 @@ def pretraining(
     config: ComparisonConfig, method: Method, start: Path, out: Path, epochs: float, seed: int
 ) -> tuple[str, ...]:
     """The words of its recipe's command line."""
-    words = (*reading(sets(config)[OWN]), *flags(threads=1, init_from=start, seed=seed, out=out))
-    words += flags(channels=config.channels) if config.channels else ()
+    words = reading(sets(config)[OWN], config.channels) + flags(threads=1, init_from=start, seed=seed, out=out)
     long = flags(epochs=f"{epochs:g}", warmup_epochs=f"{epochs / 10:g}", evaluate_every=f"{epochs / 2:g}")
     return (*words, "--resume", "--preset", "small", *long, *flags(batch_size=config.batch_size), *method.words)
 
@@ -243,8 +242,8 @@ def limits(config: ComparisonConfig) -> tuple[str, ...]:
 def baseline(config: ComparisonConfig, place: str, images: ImagesConfig) -> Job:
     """Accuracies without a model, of images with the channels that the models see."""
     out, channels = config.out / BASELINES / place, config.source(channels=config.channels).channels
-    words = (*reading(images), *flags(threads=1), *(flags(channels=channels) if channels in (1, 3) else ()))
-    return Job(f"{BASELINES}/{place}", "baselines", (*words, *limits(config), *flags(out=out)), out / "numbers.json")
+    words = reading(images, channels) + limits(config) + flags(threads=1, out=out)
+    return Job(f"{BASELINES}/{place}", "baselines", words, out / "numbers.json")
 
 
 def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[str, ...]) -> list[Job]:

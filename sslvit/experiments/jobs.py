@@ -69,9 +69,10 @@ def flags(**options: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def reading(config: ImagesConfig) -> tuple[str, ...]:
-    """The words for the images of this configuration."""
+def reading(config: ImagesConfig, channels: int | None = None) -> tuple[str, ...]:
+    """The words for the images of this configuration, with this number of channels."""
     words = flags(data=config.data, image_size=config.image_size)
+    words += flags(channels=channels) if channels in (1, 3) else ()
     for one in fields(ImagesConfig):
         value = getattr(config, one.name)
         if one.name not in ("data", "image_size") and value != one.default:

@@ -93,9 +93,9 @@ def collect(
 
 def accuracies(numbers: dict[str, Any]) -> dict[str, float]:
     """The columns of a table, of a probe's numbers."""
-    found = {column: value for column, value in numbers.items() if COLUMN.fullmatch(column)}
-    sealed.check(found, **dict.fromkeys(found, NUMBER))
-    return found
+    columns = {name: value for name, value in numbers.items() if COLUMN.fullmatch(name)}
+    sealed.check(columns, **dict.fromkeys(columns, NUMBER))
+    return columns
 
 
 def share_of(column: str) -> float:

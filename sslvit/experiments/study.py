@@ -109,9 +109,8 @@ def runs_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Jo
     jobs = []
     for number, point in enumerate(points):
         epochs = float(point.words[point.words.index("--epochs") + 1])
-        same = (*reading(config), *flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}"))
-        same += flags(channels=config.channels) if config.channels else ()
-        same += ("--resume", "--preset", "small", *point.words)
+        same = (*reading(config, config.channels), "--resume", "--preset", "small", *point.words)
+        same += flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}")
         runs = {seed: out / "runs" / f"{number}-{seed}" for seed in range(config.seeds)}
         words = {seed: (*same, *flags(seed=seed, out=run)) for seed, run in runs.items()}
         jobs.append([Job(run.name, point.recipe, words[s], run / "report.md", run=run) for s, run in runs.items()])
@@ -135,8 +134,7 @@ def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[in
     jobs = {}
     for count in dict.fromkeys(images_of(point) for point in points):
         folder = out / "baselines" / str(count or "all")
-        words = (*reading(config), *flags(threads=1), *(flags(channels=config.channels) if config.channels else ()))
-        words += flags(images=count) if count else ()
+        words = reading(config, config.channels) + flags(threads=1) + (flags(images=count) if count else ())
         words += flags(shots=[SHOTS], fractions=[], out=folder)
         jobs[count] = Job(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
     return jobs

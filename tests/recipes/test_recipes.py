@@ -26,7 +26,7 @@ from sslvit.weights.folder import save_backbone
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
-def test_it_trains_says_what_came_of_it_and_leaves_a_model(recipe, tmp_path, capsys):
+def test_it_trains_prints_a_table_and_leaves_a_model(recipe, tmp_path, capsys):
     run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 4]
@@ -77,7 +77,7 @@ def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["moco_v3", "dino"])
-def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_trains_on_them(recipe, tmp_path, capsys):
+def test_five_channels_are_refused_with_a_flag_before_anything_is_deleted(recipe, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
     np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
     words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
@@ -159,7 +159,7 @@ def test_a_run_that_began_while_model_was_ignored_beside_init_from_continues(tmp
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
-def test_it_is_a_function_of_its_configuration_that_checks_and_returns_the_evaluations(recipe, tmp_path):
+def test_main_checks_its_configuration_and_returns_the_evaluations(recipe, tmp_path):
     module = importlib.import_module(f"sslvit.recipes.{recipe}")
     words = [*TRAINING[recipe].split(), "--out", str(tmp_path / "run")]
     config = parse(module.Config, args=words)  # which leaves the rate per 256 images as it is
