@@ -93,28 +93,11 @@ class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
 PROTOCOLS = {
     "vit": FinetuneConfig(),
     "modern": FinetuneConfig(
-        protocol="modern",
-        rates=(),
-        steps=0,
-        epochs=100,
-        warmup_epochs=5,
-        batch_size=1024,
-        smallest_crop=0.08,
-        randaugment=True,
-        erase=0.25,
-        drop_path=0.1,
-        label_smoothing=0.1,
-        mixup=0.8,
-        cutmix=1.0,
-        optimizer="adamw",
-        lr=0.0,
-        base_lr=5e-4,
-        final_lr=1e-6,
-        weight_decay=0.05,
-        layer_decay=0.65,
-        clip=0.0,
+        protocol="modern", rates=(), steps=0, epochs=100, warmup_epochs=5, batch_size=1024,
+        smallest_crop=0.08, randaugment=True, erase=0.25, drop_path=0.1, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
+        optimizer="adamw", lr=0.0, base_lr=5e-4, final_lr=1e-6, weight_decay=0.05, layer_decay=0.65, clip=0.0,
     ),
-}
+}  # fmt: skip
 
 
 def settled(config: FinetuneConfig) -> FinetuneConfig:
