@@ -11,21 +11,18 @@ are counted, where these are known.
 """
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sslvit.cli import run_cli
 from sslvit.config import ImagesConfig, check_bounds, option
-from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.features import left_out
-from sslvit.evaluate.metrics import confusion, metrics
+from sslvit.evaluate.metrics import confusion
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.near_duplicates import near_duplicates_of_run
 from sslvit.evaluate.predictions import save_predictions
+from sslvit.evaluate.probe_table import lines_of, numbers_of, row_of
 from sslvit.evaluate.probing import Probed, Protocols, probed
 from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
@@ -109,33 +106,6 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
             durable.replace(config.out / "leaks.json", [json.dumps(pairs).encode()])
         accelerator.print(f"All digits, predictions and confusion matrices are in {config.out}")
     return numbers
-
-
-def row_of(title: str, cells: Iterable[str]) -> str:
-    return f"{title:<26}" + "".join(f"{cell:>13}" for cell in cells)
-
-
-def numbers_of(one: Probed, labels: Tensor) -> dict[str, Any]:
-    numbers: dict[str, Any] = one.numbers | {f"{column} spread": value for column, value in one.spread.items()}
-    numbers["balanced accuracy"] = {
-        column: balanced_accuracy(predicted, labels) for column, predicted in one.answers.items()
-    }
-    if one.predictions:
-        *_, most = one.predictions.values()
-        numbers |= metrics(most.probabilities, most.labels)._asdict()
-    return numbers
-
-
-def lines_of(name: str, one: Probed, labels: Tensor, mark: str) -> Iterator[str]:
-    """Rows of the table, and warnings."""
-    spread = {column: f" ± {100 * value:3.1f}" for column, value in one.spread.items()}
-    yield row_of(f"{name}{mark}", [f"{100 * x:.1f}{spread.get(column, '')}" for column, x in one.numbers.items()])
-    if unbalanced(labels):
-        balanced = {column: balanced_accuracy(predicted, labels) for column, predicted in one.answers.items()}
-        yield row_of("  balanced accuracy", [f"{100 * balanced[c]:.1f}" if c in balanced else "" for c in one.numbers])
-    for column, predicted in one.answers.items():
-        if sentence := collapsed(predicted, labels):
-            yield f"warning: {name}, {column}: {sentence}"
 
 
 def save(one: Probed, classes: tuple[str, ...] | None, out: Path, name: str) -> None:

@@ -95,7 +95,6 @@ LACKS = {
 def run_cli(
     main: Callable[..., Any],
     options: type | Mapping[str, Any] | None = None,
-    words: Sequence[str] | None = None,
 ) -> None:
     """Runs a program, whose errors become one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where they came from.
 
@@ -106,7 +105,7 @@ def run_cli(
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        main(*configurations(options, words))
+        main(*configurations(options))
         if sys.stdout:  # None where it was closed before we began
             sys.stdout.flush()
     except SystemExit as end:
@@ -136,10 +135,11 @@ def run_cli(
         sys.exit(INTERNAL)
 
 
-def configurations(options: type | Mapping[str, Any] | None, words: Sequence[str] | None) -> list[Any]:
+def configurations(options: type | Mapping[str, Any] | None) -> list[Any]:
+    """The arguments of main."""
     if options is None:
         return []
-    return [parse(options, args=words) if isinstance(options, type) else choose(options, words)]
+    return [parse(options) if isinstance(options, type) else choose(options)]
 
 
 def lacking(error: Exception) -> str:
