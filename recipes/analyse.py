@@ -1,9 +1,9 @@
-"""What a pretrained ViT looks at: the pictures of the ViT paper, and their numbers.
+"""Looks into a pretrained ViT: the pictures of the ViT paper, and their numbers.
 
     python recipes/analyse.py --model runs/mpp/model --data shapes --out runs/analysis
 
 The principal components of its filters, the similarity of its positions, how far each head of each layer looks, and
-attention rollout beside the attention of the last layer; each also of the same architecture at its random start. What a
+attention rollout beside the attention of the last layer; each also of the same architecture with random weights. What a
 model does not have (a hybrid no filters of pixels, relative positions no table) is left out, with a sentence.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.cli import parse, run_cli
-from sslvit.config import ImagesConfig
+from sslvit.cli import run_cli
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate import analysis
@@ -43,11 +43,11 @@ class Config(ModelConfig, ImagesConfig):
     image_size: Size = 0
     """0 takes the model's own. Distances are in pixels of images of this size."""
     split: Literal["train", "test"] = "train"
-    images: int = 128
-    """How many random images attention distance is averaged over, 128 in the paper; 0 takes all."""
-    shown: int = 8
-    """How many of them have their attention drawn, 32 at most."""
-    threads: int = 0
+    images: int = option(128, least=0)
+    """Random images over which attention distance is averaged, 128 in the paper; 0 takes all."""
+    shown: int = option(8, above=0, most=32)
+    """Images whose attention is drawn, at most 32."""
+    threads: int = option(0, least=0)
 
 
 def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.device) -> Iterator[Tensor]:
@@ -70,9 +70,9 @@ def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[s
     pictures = {"attention": figures.attention_sheet(shown, both)}
     pictures["heads"] = figures.attention_sheet(shown, heads, over=False)
     try:
-        found = analysis.filters(vit)
-        numbers["filter variance"] = found.variance.tolist()
-        pictures["filters"] = figures.filter_sheet(found.components)
+        filters = analysis.filters(vit)
+        numbers["filter variance"] = filters.variance.tolist()
+        pictures["filters"] = figures.filter_sheet(filters.components)
     except ValueError as error:
         missing.append(f"No filters: {error}")
     try:
@@ -84,10 +84,8 @@ def analysed(vit: ViT, batches: Iterator[Tensor], shown: Tensor) -> tuple[dict[s
     return numbers, pictures, missing
 
 
-def main() -> None:
-    config = parse(Config)
-    if config.images < 0 or not 1 <= config.shown <= 32:
-        raise ValueError(f"--images {config.images} --shown {config.shown}: they must be 0 or more, and 1 to 32")
+def main(config: Config) -> dict[str, Any]:
+    check_bounds(config)
     accelerator = start(threads=config.threads)
     pretrained, _ = config.open()
     if not isinstance(pretrained, ViT):
@@ -97,11 +95,12 @@ def main() -> None:
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
     if shown is None:
-        raise DataError(f"not one of {len(ids):,} images of {source.name} can be read")
+        raise DataError(f"none of {len(ids):,} images of {source.name} can be read")
     shown = shown[: config.shown]
     even = analysis.pixel_distances(pretrained.grid_of(shown), pretrained.patch_size).mean().item()
     numbers = {"model": str(config.model), "data": source.name, "image size": list(size), "spread evenly": even}
-    files, distances = {}, {}
+    files: dict[str, Any] = {}
+    distances: dict[str, torch.Tensor] = {}
     for name, vit in {"random start": ViT(pretrained.config), "pretrained": pretrained}.items():
         vit.to(accelerator.device)
         numbers[name], pictures, missing = analysed(vit, readable(source, ids, view, accelerator.device), shown)
@@ -128,7 +127,8 @@ def main() -> None:
         except OSError as error:
             raise CannotWrite(f"--out {config.out} cannot be written: {error.strerror or error}") from error
     accelerator.print(f"All numbers and the pictures are in {config.out}")
+    return numbers
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, Config)

@@ -1,4 +1,4 @@
-"""What no model gives: always the commonest class of the training labels, and raw pixels by probe.py's protocols.
+"""Accuracies without a model: always the commonest class of the training labels; raw pixels by probe.py's protocols.
 
     python recipes/baselines.py --data shapes --image_size 32
 
@@ -8,16 +8,16 @@ reduced to at most 32 x 32. In --out are all digits (numbers.json), and the pred
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sslvit.cli import parse, run_cli
-from sslvit.config import DataConfig
+from sslvit.cli import run_cli
+from sslvit.config import DataConfig, check_bounds, option
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
 from sslvit.evaluate.monitor import draw_ids, monitor_of
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.evaluate.probing import ProbeOptions, probed
-from sslvit.experiments.jobs import check_numbers
 from sslvit.processes.collectives import start
 from sslvit.storage import sealed
 
@@ -28,15 +28,14 @@ class Config(ProbeOptions, DataConfig):
 
     out: Path = Path("runs/baselines")
     """A folder for numbers and predictions; files of these names are replaced."""
-    limit_train: int = 10_000
+    limit_train: int = option(10_000, least=0)
     """At most so many random training images; 0 takes all."""
-    limit_test: int = 5_000
-    threads: int = 0
+    limit_test: int = option(5_000, least=0)
+    threads: int = option(0, least=0)
 
 
-def main() -> None:
-    config = parse(Config)
-    check_numbers(config, above="k draws", from_zero="limit_train limit_test threads")
+def main(config: Config) -> None:
+    check_bounds(config)
     accelerator = start(threads=config.threads)
     train = config.open()
     monitor = monitor_of(config, train, accelerator)
@@ -44,23 +43,24 @@ def main() -> None:
         raise DataError(f"--data {config.data}: there is nothing to evaluate on")
     train, test = monitor.sources
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
-    found = baselines(train, test, ids, monitor.view, accelerator)
-    told = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
-    pixels = probed(found.train, found.test, READOUT, config, told)
-    for name, value in {COMMONEST: found.commonest, **pixels.numbers}.items():
+    baseline = baselines(train, test, ids, monitor.view, accelerator)
+    about = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
+    pixels = probed(baseline.train, baseline.test, READOUT, config, about)
+    for name, value in {COMMONEST: baseline.commonest, **pixels.numbers}.items():
         accelerator.print(f"{name:<20}{100 * value:>8.1f}")
     accelerator.print(
-        f"accuracy, %; all but the first of raw pixels, {found.side} x {found.side}. {len(found.train.ids):,} training "
-        f"and {len(found.test.ids):,} test images of {train.name}."
+        f"accuracy, %; all but the first of raw pixels, {baseline.side} x {baseline.side}. "
+        f"{len(baseline.train.ids):,} training and {len(baseline.test.ids):,} test images of {train.name}."
     )
     if accelerator.is_main_process:
-        for fraction, one in pixels.predictions.items():
-            save_predictions(config.out / f"pixels-{fraction:g}.parquet", one)
-        numbers = {"side": found.side, COMMONEST: found.commonest, f"{COMMONEST} of all": found.commonest_of_all}
-        balanced = {name: balanced_accuracy(one, found.test.labels) for name, one in pixels.answers.items()}
+        for fraction, predictions in pixels.predictions.items():
+            save_predictions(config.out / f"pixels-{fraction:g}.parquet", predictions)
+        numbers: dict[str, Any] = {"side": baseline.side, COMMONEST: baseline.commonest}
+        numbers |= {f"{COMMONEST} of all": baseline.commonest_of_all}
+        balanced = {name: balanced_accuracy(one, baseline.test.labels) for name, one in pixels.answers.items()}
         numbers |= {PIXELS: pixels.numbers | {"balanced accuracy": balanced}}
         sealed.write(config.out / "numbers.json", numbers)
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, Config)

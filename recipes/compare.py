@@ -1,39 +1,32 @@
-"""What did pretraining buy? Every method on the same images, from the same starting weights, at the same cost.
+"""A comparison of ways to pretrain: on the same images, from the same random weights, at the same cost.
 
     python recipes/compare.py                                                        the built-in images
     python recipes/compare.py --data folder:/my/images --image_size 224 --model S/16 --methods mpp mae moco_v3 dino \
         --seeds 3 --epochs 100
 
-Each method is trained from the weights that scratch has, on as many images, or --budget operations or seconds, as the
+Each method is trained from the weights that scratch has, on as many images, or with --budget flops or seconds, as the
 first one. All are read by the same protocols: nearest neighbours, few-shot and linear on frozen features, and
-fine-tuning, with 1 %, 10 % and all of the labels. An objective declares what is read of its model, class token or mean
-patch; scratch is read in both ways, and each method is held against scratch that is read as the method is. Beside them
-stand the commonest class and raw pixels (recipes/baselines.py).
+fine-tuning, with 1%, 10% and all of the labels. An objective declares what is read of its model, class token or mean
+patch; scratch is read in both ways, and each method is compared with scratch that is read as the method is. Beside
+them stand the commonest class and raw pixels (recipes/baselines.py).
 
 The report, with tables, curves and sentences about what the differences support, is in OUT/report.html and report.md,
-its numbers in results.json. Stopped at any moment, the same command goes on; several machines can work in one OUT. A
-method may carry flags of its recipe: mpp:target=pixels,corrupt=0.15.
+its numbers in results.json. After a stop the same command continues; several machines can work in one OUT. A method may
+have flags of its recipe: mpp:target=pixels,corrupt=0.15.
 """
 
-import os
-from pathlib import Path
-
-import torch
-
-from sslvit.cli import parse, run_cli
+from sslvit.cli import run_cli
 from sslvit.experiments.compare import ComparisonConfig, check, passes, plan, room, starts
 from sslvit.experiments.disk import check_room
 from sslvit.experiments.gather import gather, write
-from sslvit.experiments.jobs import check_settings, work_on
+from sslvit.experiments.jobs import at_a_time, check_settings
 from sslvit.experiments.report import as_markdown
 from sslvit.experiments.results import SCRATCH
+from sslvit.experiments.work import work_on
 
-HERE = Path(__file__).parent
 
-
-def main() -> None:
-    config = parse(ComparisonConfig)
-    check(config, HERE)
+def main(config: ComparisonConfig) -> None:
+    check(config)
     settings = check_settings(
         config,
         config.out / "compare.json",
@@ -41,16 +34,15 @@ def main() -> None:
         grows=("methods", "seeds"),
         appended=("transfer",),
     )
-    models = starts(config)
-    gpus = torch.cuda.device_count()
-    parts = plan(config, models, passes(config, models[f"{SCRATCH['mean']}-0"], HERE, gpus))
-    jobs = config.jobs or gpus or len(os.sched_getaffinity(0))
-    check_room(room(config, parts, models[f"{SCRATCH['mean']}-0"], jobs), config.out)
-    work_on(parts, config.out, HERE, jobs=jobs, devices=gpus)
-    results = gather(config, settings, [part.command() for part in parts])
+    models, together = starts(config), at_a_time(config.jobs)
+    start = models[f"{SCRATCH['mean']}-0"]
+    jobs = plan(config, models, passes(config, start))
+    check_room(room(config, jobs, start, together), config.out)
+    work_on(jobs, config.out, at_a_time=together)
+    results = gather(config, settings, [job.command() for job in jobs])
     write(results, config.out)
     print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, ComparisonConfig)

@@ -4,82 +4,80 @@
     accelerate launch recipes/finetune.py --protocol modern --model runs/mae/model --data folder:/imagenet
 
 The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
-same from a random start. The test set is looked at once, after everything is chosen and trained. The model that is
-left, with its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
+same from random weights. The test set is read once, after everything is chosen and trained. The trained model, with
+its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
 
-from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
-from sslvit.cli import choose, run_cli
-from sslvit.config import ImagesConfig
+from sslvit.cli import run_cli
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import PROTOCOLS, FinetuneConfig, chosen_part, classifier, finetune, lengthened, predict, settled
-from sslvit.preflight.dry_run import dry_run
-from sslvit.preflight.views import show_views
+from sslvit.finetune import (
+    PROTOCOLS,
+    FinetuneConfig,
+    chosen_ids,
+    classifier,
+    finetune,
+    lengthened,
+    predict,
+    settled,
+)
 from sslvit.processes.collectives import start_run
+from sslvit.reports.dry_run import preview
 from sslvit.reports.figures import draw_confusion
 from sslvit.storage import sealed
-from sslvit.views.batching import Size
-from sslvit.weights.foreign.options import ModelConfig
+from sslvit.weights.backbone import with_random_weights
+
+PRESETS = PROTOCOLS
 
 
-@dataclass(frozen=True)
-class Config(ModelConfig, FinetuneConfig, ImagesConfig):
-    """Fine-tune a pretrained model, on labelled images with a train and a test split."""
-
-    image_size: Size = 0
-    """0 takes the model's own; larger than it, positions are interpolated."""
-    scratch: bool = False
-    """Start the same architecture at random instead."""
-
-
-def main() -> None:
-    config = settled(choose({name: Config(**asdict(protocol)) for name, protocol in PROTOCOLS.items()}, by="protocol"))
+def main(config: FinetuneConfig) -> dict[str, Any]:
+    config = settled(config)
     accelerator = start_run(config)
-    backbone, written = config.open()
-    size, readout = config.image_size or backbone.image_size, config.readout
-    readout = written["readout"] if readout == "declared" else readout
+    backbone, about = config.open()
+    size = config.image_size or backbone.image_size
+    readout = about["readout"] if config.readout == "declared" else config.readout
     if config.scratch:
-        backbone = type(backbone)(replace(backbone.config, seed=config.seed))
-    like = {"image_size": size, "channels": backbone.channels}
-    train = config.source(**like)
-    test = config.source("test", classes=train.classes, **like)
-    if show_views(config, train, config.views(size), accelerator):
-        return
-    if config.dry_run:
-        part = Subset(train, chosen_part(torch.from_numpy(train.required_labels()), config).numpy())
-        objective = classifier(backbone, int(train.labels.max()) + 1, config, readout=readout, image_size=size)
-        dry_run(lengthened(config, len(part)), objective, part, config.views(size), accelerator)
-        return
-    classes, highest = len(set(train.required_labels().tolist())), int(test.required_labels().max())
-    if highest > train.labels.max():
-        raise DataError(f"{test.name} has label {highest}, beyond the training images' {train.labels.max()}")
-    given = {"eval_crop": config.eval_crop}
-    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size, **given)
-    rate = max(tried, key=tried.get) if tried else config.lr
+        backbone = with_random_weights(backbone, seed=config.seed)
+    train, test = config.labelled(size, backbone.channels)
+    labels, test_labels = train.required_labels(), test.required_labels()
+    highest = labels.max()
+    if config.show_views or config.dry_run:
+        images = Subset(train, chosen_ids(torch.from_numpy(labels), config).numpy())
+        objective = classifier(backbone, int(highest) + 1, config, readout=readout, image_size=size)
+        preview(lengthened(config, len(images)), objective, images, config.views(size), accelerator)
+        return {}
+    if test_labels.max() > highest:
+        raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")
+    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    rate = max(tried, key=tried.__getitem__) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
-    found = predict(objective, test, size, accelerator, about=about | {"readout": readout, "lr": rate}, **given)
-    numbers = metrics(found.probabilities, found.labels)
+    about |= {"readout": readout, "lr": rate}
+    predicted = predict(objective, test, config.eval_view(size), accelerator, about=about)
+    numbers = metrics(predicted.probabilities, predicted.labels)
+    tested = numbers._asdict() | {"images": len(predicted.labels), "lr": rate, "held out": tried}
     if accelerator.is_main_process:
-        save_predictions(config.out / "predictions.parquet", found)
-        draw_confusion(confusion(found.probabilities, found.labels), train.classes, config.out / "confusion.png")
-        tested = numbers._asdict() | {"images": len(found.labels), "lr": rate, "held out": tried}
+        save_predictions(config.out / "predictions.parquet", predicted)
+        draw_confusion(
+            confusion(predicted.probabilities, predicted.labels), train.classes, config.out / "confusion.png"
+        )
         sealed.write(config.out / "test.json", tested)
-    five = f"top-5 {100 * numbers.top5:.2f} %, " if classes > 5 else ""
-    if sentence := collapsed(found.probabilities.argmax(-1), found.labels):
+    five = f"top-5 {numbers.top5:.2%}, " if len(set(labels.tolist())) > 5 else ""
+    if sentence := collapsed(predicted.probabilities.argmax(-1), predicted.labels):
         accelerator.print(f"warning: {sentence}")
     accelerator.print(
-        f"test, {len(found.labels):,} images, lr {rate:g}, readout {readout}: top-1 {100 * numbers.top1:.2f} %, {five}"
-        f"balanced accuracy {100 * numbers.mean_per_class:.2f} %, calibration error "
-        f"{100 * numbers.calibration_error:.2f} %\nThe model is in {config.out / 'model'}"
+        f"test, {len(predicted.labels):,} images, lr {rate:g}, readout {readout}: top-1 {numbers.top1:.2%}, {five}"
+        f"balanced accuracy {numbers.mean_per_class:.2%}, calibration error {numbers.calibration_error:.2%}\n"
+        f"The model is in {config.out / 'model'}"
     )
+    return tested
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, PRESETS)

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from sslvit.cli import run_cli
 
-USAGE = """doctor [FOLDER]            whether this machine can train
-report FOLDER              the report of a run (and its model card), a comparison or a study again
-pair A.parquet B.parquet   two files of predictions, image by image
-info MODEL [FACT=VALUE..]  what a model is, ours or anybody's
-convert MODEL OUT --to X   a model in timm's, transformers' or torchvision's layout, ONNX, torch.export"""
+USAGE = """doctor [FOLDER]            checks this machine for training
+report FOLDER              writes the report of a run (and its model card), a comparison or a study again
+pair A.parquet B.parquet   compares two files of predictions, image by image
+info MODEL [FACT=VALUE..]  describes a model, ours or anybody's
+convert MODEL OUT --to X   writes a model in timm's, transformers' or torchvision's layout, ONNX, torch.export"""
 
 
 def main() -> None:
     command, *words = sys.argv[1:] or [""]
     if command == "doctor" and len(words) <= 1:
-        from sslvit.preflight.doctor import examine
         from sslvit.processes.collectives import start
+        from sslvit.reports.doctor import examine
 
         accelerator = start()
         code = examine(Path(words[0] if words else "runs"), accelerator.print)
@@ -44,9 +44,9 @@ def main() -> None:
             words = ["--model", words[0], "--out", words[1], *words[2:]]
         print(convert(tyro.cli(Convert, args=words, prog="python -m sslvit convert")))
     else:
-        said = " ".join(sys.argv[1:])
         raise ValueError(
-            f"{said!r} is no command: doctor, report, pair, info, convert; python -m sslvit --help tells more"
+            f"the command must be doctor, report, pair, info or convert, got {' '.join(sys.argv[1:])!r}; python -m "
+            "sslvit --help explains them"
         )
 
 

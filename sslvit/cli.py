@@ -1,16 +1,15 @@
-"""What a recipe is told, and what it answers: flags on top of a preset; an error as one sentence and an exit code."""
+"""The command line of a program: flags on top of a preset; an error as one sentence and an exit code."""
 
 import errno
 import io
 import os
 import re
-import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -22,32 +21,37 @@ Chosen = TypeVar("Chosen", bound=TrainConfig)
 Options = TypeVar("Options")
 
 
-def choose(presets: dict[str, Chosen], by: str = "preset") -> Chosen:
-    """The first preset is what is trained where the flag --preset (or `by`) names none.
+def parse(kind: type[Options], default: Options | None = None, args: Sequence[str] | None = None) -> Options:
+    """A configuration from the command line. Options that were renamed work by their old names too, and say so."""
+    args = sys.argv[1:] if args is None else args
+    return tyro.cli(kind, default=default, args=[with_new_name(word) for word in args])
 
-    Of --lr and --base_lr the one on the command line wins over the other in the preset; a base rate is for each 256
-    images of a batch.
+
+def choose(presets: Mapping[str, Chosen], words: Sequence[str] | None = None) -> Chosen:
+    """The preset named on the command line, by default the first, with the other flags on top of it; checked.
+
+    Of --lr and --base_lr the one on the command line wins over the other in the preset.
     """
-    first = next(iter(presets))
-    given = {rate: typed(rate) for rate in ("lr", "base_lr")}
-    config = parse(type(presets[first]), default=presets.get(typed(by), presets[first]))
-    if given["base_lr"] and not config.base_lr > 0:
+    first = next(iter(presets.values()))
+    lr, base_lr = typed("lr", words), typed("base_lr", words)
+    config = parse(type(first), presets.get(typed(first.chosen_by, words), first), words)
+    if base_lr and not config.base_lr > 0:
         raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
-    if given["base_lr"] and given["lr"] and config.lr:
+    if base_lr and lr and config.lr:
         raise ValueError(
-            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} are both given: --lr is the rate itself, --base_lr "
-            "that for each 256 images of a batch; give one of them"
+            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} both set the learning rate: give --lr, the rate "
+            "itself, or --base_lr, the rate per 256 images of a batch"
         )
-    base = config.base_lr * config.batch_size / 256
-    config = replace(config, lr=base if given["base_lr"] else config.lr or base)
+    config = (replace(config, lr=0.0) if base_lr else config).with_rate()
     config.check()
     return config
 
 
-def parse(kind: type[Options], default: Options | None = None, args: list[str] | None = None) -> Options:
-    """A configuration from the command line. Options that were renamed work by their old names too, and say so."""
-    words = sys.argv[1:] if args is None else args
-    return tyro.cli(kind, default=default, args=[with_new_name(word) for word in words])
+def typed(flag: str, words: Sequence[str] | None = None) -> str:
+    """The value of a flag on the command line itself, or nothing."""
+    alone = make_dataclass("Alone", [(flag, str, field(default=""))])
+    known, _ = tyro.cli(alone, args=words, return_unknown_args=True, add_help=False)
+    return getattr(known, flag)
 
 
 def with_new_name(word: str) -> str:
@@ -63,19 +67,7 @@ def with_new_name(word: str) -> str:
     return f"{renamed}{equals}{value}"
 
 
-def typed(flag: str) -> str:
-    """What the command line itself gives a flag, or nothing."""
-    alone = make_dataclass("Alone", [(flag, str, field(default=""))])
-    return getattr(tyro.cli(alone, return_unknown_args=True, add_help=False)[0], flag)
-
-
-def typed_model(config: TrainConfig) -> str:
-    """The --model that was typed: beside --init_from it must be the model that is there, while a preset's gives way.
-    Of a run that is resumed nothing: that its settings are the old ones is checked elsewhere."""
-    return "" if config.resume and (config.out / "checkpoints").exists() else typed("model")
-
-
-# What a machine lacks, by what Python, torch and CUDA say of it.
+# What a machine lacks, by the messages of Python, torch and CUDA.
 LACKS = {
     r"out of memory|can't allocate memory|cannot allocate memory": (
         "no memory is left. A smaller --batch_size needs less, and so do --accumulation, --grad_checkpointing and, on "
@@ -100,48 +92,62 @@ LACKS = {
 }
 
 
-def run_cli(main: Callable[[], None]) -> None:
-    """Runs a recipe: what stops it is one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where it came from."""
+def run_cli(
+    main: Callable[..., Any],
+    options: type | Mapping[str, Any] | None = None,
+) -> None:
+    """Runs a program, whose errors become one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where they came from.
+
+    options: the class of main's configuration, or its presets by name, of which the first is the default; without, main
+    takes no argument.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        main(*configurations(options))
         if sys.stdout:  # None where it was closed before we began
             sys.stdout.flush()
     except SystemExit as end:
         sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
     except KeyboardInterrupt:
-        _say("stopped: interrupted")
+        _print("stopped: interrupted")
         sys.exit(128 + signal.SIGINT)
     except (Stop, ValueError) as error:
         sentence = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}"
         _stop(sentence, error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
     except OSError as error:
-        if error.errno == errno.EPIPE and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(128 + signal.SIGPIPE)
         if lacks := lacking(error):
             _stop(f"error: {lacks}", INTERNAL)
         cannot_write = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {where}{error.strerror or in_a_line(error)}")
+        _print(f"error: {where}{error.strerror or in_a_line(error)}")
         traceback.print_exc()
         sys.exit(CANNOT_WRITE if cannot_write else INTERNAL)
     except Exception as error:
         if lacks := lacking(error):
             _stop(f"error: {lacks}", INTERNAL)
         what = f"{type(error).__name__}: {in_a_line(error)[:500]}"
-        _say(f"error: {what}. This is unexpected; please report it with this traceback:")
+        _print(f"error: {what}. This is unexpected; please report it with this traceback:")
         traceback.print_exc()
         sys.exit(INTERNAL)
 
 
+def configurations(options: type | Mapping[str, Any] | None) -> list[Any]:
+    """The arguments of main."""
+    if options is None:
+        return []
+    return [parse(options) if isinstance(options, type) else choose(options)]
+
+
 def lacking(error: Exception) -> str:
-    """A sentence about what the machine lacks, if that is what an error is about; with what was said of it."""
-    said = in_a_line(error).strip() or type(error).__name__
+    """What the machine lacks, if that is what an error is about, with the error's own words."""
+    message = in_a_line(error).strip() or type(error).__name__
     for pattern, sentence in LACKS.items():
-        if re.search(pattern, said, re.I) or (isinstance(error, MemoryError) and "memory" in pattern):
-            return f"{sentence}. The error was: {type(error).__name__}: {said.splitlines()[0][:300]}"
+        if re.search(pattern, message, re.I) or (isinstance(error, MemoryError) and "memory" in pattern):
+            return f"{sentence}. The error was: {type(error).__name__}: {message.splitlines()[0][:300]}"
     return ""
 
 
@@ -158,28 +164,27 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def _nobody_reads() -> bool:
-    """Whether what read our output, `head` for one, has gone."""
-    poll = select.poll()
-    try:
-        output = sys.stdout.fileno()
-    except (AttributeError, OSError, ValueError):  # it is something else, in a notebook for one
+def _output_is_closed() -> bool:
+    """Whether the broken pipe is our output, whose reader, `head` for one, has ended."""
+    if sys.stdout is None:
         return False
-    poll.register(output, 0)
-    if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python complains of it when it ends
-    return gone
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it when it ends
+        return True
+    return False
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
-    _say(sentence)
+    _print(sentence)
     if os.environ.get("SSLVIT_TRACEBACK"):
         traceback.print_exc()
     launcher.repeat_after_it(sentence)
     sys.exit(code)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     for bar in list(sys.modules["tqdm"].tqdm._instances) if "tqdm" in sys.modules else ():
         bar.close()  # which ends its line
     print(text, file=sys.stderr, flush=True)

@@ -63,20 +63,22 @@ def rules(kind: type) -> dict[str, Mapping[str, Any]]:
 
 
 def check_bounds(config: Any) -> None:
-    """Each option against its own bounds, and all numbers for being finite."""
+    """Each option against its own bounds, which every one of several values keeps, and all numbers for being finite."""
     for name, value in vars(config).items():
         if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
             raise ValueError(f"--{name} is {value}; it must be finite")
     for name, bounds in rules(type(config)).items():
-        value = getattr(config, name)
-        if not isinstance(value, int | float):
-            continue
-        if bounds["above"] is not None and not value > bounds["above"]:
-            raise ValueError(f"--{name} is {value}; it must be above {bounds['above']:g}")
-        if bounds["least"] is not None and not value >= bounds["least"]:
-            raise ValueError(f"--{name} is {value}; it must be at least {bounds['least']:g}")
-        if value > bounds["most"]:
-            raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
+        chosen = getattr(config, name)
+        above, least, values = bounds["above"], bounds["least"], chosen if isinstance(chosen, tuple) else (chosen,)
+        if isinstance(chosen, tuple) and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
+            raise ValueError(f"--{name} {' '.join(map(str, chosen))}: give one value or more, and each once")
+        for value in (value for value in values if isinstance(value, int | float)):
+            if above is not None and not value > above:
+                raise ValueError(f"--{name} is {value}; it must be above {above:g}")
+            if least is not None and not value >= least:
+                raise ValueError(f"--{name} is {value}; it must be at least {least:g}")
+            if value > bounds["most"]:
+                raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,14 @@ class ImagesConfig:
             )
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
+    def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
+        """The training and the test images, both with labels, of the same classes."""
+        train = self.source(image_size=image_size, channels=channels)
+        train.required_labels()
+        test = self.source("test", classes=train.classes, image_size=image_size, channels=channels)
+        test.required_labels()
+        return train, test
+
 
 @dataclass(frozen=True)
 class DataConfig(ImagesConfig):
@@ -183,6 +193,8 @@ class DataConfig(ImagesConfig):
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
 
     def open(self) -> Images:
+        if not isinstance(self.data, str):  # a preset of a paper, whose images everybody has elsewhere
+            raise ValueError("--data is missing; shapes are the built-in images, folder:/dir those of a folder")
         kind, _, spec = self.data.partition(":")
         if kind == "stream":
             given = self.reading(channels=self.channels or 3)
@@ -283,6 +295,7 @@ class TrainConfig:
     log_with: tuple[str, ...] = option((), FREE)
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""
+    chosen_by: ClassVar[str] = "preset"  # the option that names the defaults of the others
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option existed, where that is not its default now
 
     def learning_rate(self, progress: float) -> float:
@@ -302,6 +315,15 @@ class TrainConfig:
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and one or two workers "
                 "per core are usual"
             )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig, DataConfig):
+    """What every recipe lets its user choose that trains a backbone, from random weights or from --init_from."""
+
+    image_size: Size = 32
+    model: str = "XS/4"
+    """Width by name, and patch size: XS, mu, Ti, S, S-moco_v3 (12 heads), M, B, L, H, ..."""
 
 
 def plain(value: Any) -> Any:

@@ -4,32 +4,31 @@ Protocols by name, with the numbers of the papers:
 
 vit (https://arxiv.org/abs/2010.11929, table 4): momentum SGD without weight decay, batch 512, clipped to 1, a cosine
 after 500 steps of warm-up (a tenth of a short run: ours). The rate is chosen as in its appendix B.1.1: trained once
-with each on all but a held-out part of the training labels, and then with the best one on all of them. 10k steps are
+with each on all but some held-out training labels, and then with the best one on all of them. 10k steps are
 CIFAR's; ImageNet had 20k and rates up to .06, Pets and Flowers 500.
 modern (https://arxiv.org/abs/2111.06377, its released B): AdamW, layer decay, drop path, mixup, cutmix, RandAugment,
 erasing, smoothing. The mean patch has a fresh norm in the place of the pretrained one. Its head starts at N(0, 2e-5),
-ours at 0; mixup and cutmix draw once a pair, not once a batch.
+ours at 0; mixup and cutmix draw once per pair, not once per batch.
 
-Both are evaluated on the centre crop of every evaluation here (data/views.py), as modern is in MAE at 224 px; the ViT
-paper's code squeezes whole images into the size, which is --eval_crop 0.
+Both are evaluated on the centre crop of every evaluation here (views/pretraining.py), as modern is in MAE at 224 px;
+the ViT paper's code squeezes whole images into the size, which is --eval_crop 0.
 
-A rate that is given is taken instead of choosing one, and epochs that are given instead of steps.
-
-Nothing here that trains or chooses is given a test set.
+--lr replaces the choice of a rate, and --epochs the number of steps. Nothing here that trains or chooses sees a test
+set.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit.config import TrainConfig
+from sslvit.config import ImagesConfig, TrainConfig
 from sslvit.data.spec import Source
 from sslvit.data.subset import Subset
 from sslvit.errors import Diverged
@@ -45,16 +44,23 @@ from sslvit.objectives.supervised import Supervised
 from sslvit.runs.folder import prepare_folder
 from sslvit.train import pretrain
 from sslvit.views.batching import Size
-from sslvit.views.pretraining import eval_view
-from sslvit.views.supervised import SupervisedView as Views
+from sslvit.views.pretraining import EvalView
+from sslvit.views.supervised import SupervisedView
 from sslvit.weights.folder import load_strictly
+from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
+    """Fine-tune a pretrained model, on labelled images with a train and a test split."""
+
     out: Path = Path("runs/finetune")
     protocol: Literal["vit", "modern"] = "vit"
     """What the other options are by default."""
+    image_size: Size = 0
+    """0 takes the model's own; larger than it, positions are interpolated."""
+    scratch: bool = False
+    """Start the same architecture with random weights instead."""
     readout: Literal["declared", "cls", "mean"] = "declared"
     """What the head reads; by default what the model's objective declares."""
     fraction: float = 1.0
@@ -62,9 +68,9 @@ class FinetuneConfig(TrainConfig):
     shots: int = 0
     """How many training images of each class are used, instead of a share."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
-    """Learning rates to choose from on held-out labels; if there are none, --lr it is."""
+    """Learning rates to choose from on held-out labels; without any, --lr is the rate."""
     steps: int = 10_000
-    """How long, instead of epochs; 0 counts epochs."""
+    """Length of the run, instead of epochs; 0 counts epochs."""
     smallest_crop: float = 0.05
     """The smallest crop, as a share of the image."""
     randaugment: bool = False
@@ -77,44 +83,28 @@ class FinetuneConfig(TrainConfig):
     lr: float = 0.01
     optimizer: Literal["adamw", "sgd"] = "sgd"
     clip: float = 1.0
+    chosen_by: ClassVar[str] = "protocol"
 
-    def views(self, size: Size) -> Views:
-        views = Views.deit(size) if self.randaugment else Views(size)
+    def views(self, size: Size) -> SupervisedView:
+        views = SupervisedView.deit(size) if self.randaugment else SupervisedView(size)
         return replace(views, scale=(self.smallest_crop, 1.0), erase=self.erase)
 
 
 PROTOCOLS = {
     "vit": FinetuneConfig(),
     "modern": FinetuneConfig(
-        protocol="modern",
-        rates=(),
-        steps=0,
-        epochs=100,
-        warmup_epochs=5,
-        batch_size=1024,
-        smallest_crop=0.08,
-        randaugment=True,
-        erase=0.25,
-        drop_path=0.1,
-        label_smoothing=0.1,
-        mixup=0.8,
-        cutmix=1.0,
-        optimizer="adamw",
-        lr=0.0,
-        base_lr=5e-4,
-        final_lr=1e-6,
-        weight_decay=0.05,
-        layer_decay=0.65,
-        clip=0.0,
+        protocol="modern", rates=(), steps=0, epochs=100, warmup_epochs=5, batch_size=1024,
+        smallest_crop=0.08, randaugment=True, erase=0.25, drop_path=0.1, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
+        optimizer="adamw", lr=0.0, base_lr=5e-4, final_lr=1e-6, weight_decay=0.05, layer_decay=0.65, clip=0.0,
     ),
-}
+}  # fmt: skip
 
 
 def settled(config: FinetuneConfig) -> FinetuneConfig:
-    """Without the protocol's rates if a rate was given, and without its steps if epochs were; both is an error."""
-    protocol = PROTOCOLS[config.protocol]
-    not_given = (protocol.lr, protocol.lr or config.base_lr * config.batch_size / 256)
-    if config.rates and config.lr not in not_given:
+    """Without the protocol's rates if there is a --lr, and without its steps if there are --epochs; an error where both
+    were chosen."""
+    protocol, config = PROTOCOLS[config.protocol], config.with_rate()
+    if config.rates and config.lr not in (protocol.lr, replace(config, lr=protocol.lr).with_rate().lr):
         if config.rates != protocol.rates:
             raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
         config = replace(config, rates=())
@@ -135,48 +125,47 @@ def finetune(
     *,
     readout: Literal["cls", "mean"],
     image_size: Size,
-    eval_crop: float | None = None,
 ) -> tuple[Supervised, dict[float, float]]:
-    """The trained classifier, and the held-out accuracy of each rate that was tried; the best was taken.
+    """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice goes on too, bit for bit.
+    choice continues too, bit for bit.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
-    part = chosen_part(labels, config)
+    ids = chosen_ids(labels, config)
     if accelerator.is_main_process:  # before hours of choosing; then all that is in the folder is of this run
         with prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite):
             pass
     accelerator.wait_for_everyone()
 
-    def run(rows: Tensor, out: Path, lr: float) -> Supervised:
-        chosen = replace(lengthened(config, len(rows)), out=out, lr=lr, resume=True, overwrite=False)
+    def run(ids: Tensor, out: Path, lr: float) -> Supervised:
+        chosen = replace(lengthened(config, len(ids)), out=out, lr=lr, resume=True, overwrite=False)
         objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
-        pretrain(objective, Subset(train, rows.numpy()), config.views(image_size), chosen, accelerator)
+        pretrain(objective, Subset(train, ids.numpy()), config.views(image_size), chosen, accelerator)
         accelerator.free_memory()
         return objective
 
     rate = config.lr
     tried: dict[float, float] = {}
-    several = labels[part].bincount().max() > 1
+    several = labels[ids].bincount().max() > 1
     if config.rates and not several:
-        accelerator.print(f"{len(part)} images, one a class: none can be held out to choose a rate by, it is {rate:g}")
+        accelerator.print(f"{len(ids)} images, one per class: none is left to choose a rate by, it is {rate:g}")
     if config.rates and several:
-        kept, held = (part[rows] for rows in hold_out(labels[part], share_held_out(len(part)), config.seed))
+        trained_on, held_out = (ids[rows] for rows in hold_out(labels[ids], share_held_out(len(ids)), config.seed))
 
         def held_out_accuracy(lr: float) -> float:
-            objective = run(kept, config.out / "choice" / f"lr-{lr:g}", lr)
-            found = predict(objective, train, image_size, accelerator, eval_crop=eval_crop, ids=held.numpy())
-            accuracy = top(found.probabilities, found.labels)
-            accelerator.print(f"lr {lr:g}: {100 * accuracy:.2f} % of {len(held):,} held-out training images")
+            objective = run(trained_on, config.out / "choice" / f"lr-{lr:g}", lr)
+            predicted = predict(objective, train, config.eval_view(image_size), accelerator, ids=held_out.numpy())
+            accuracy = top(predicted.probabilities, predicted.labels)
+            accelerator.print(f"lr {lr:g}: {accuracy:.2%} of {len(held_out):,} held-out training images")
             return accuracy
 
         rate, tried = choose_rate(config.rates, held_out_accuracy)
-    return run(part, config.out, rate), tried
+    return run(ids, config.out, rate), tried
 
 
-def chosen_part(labels: Tensor, config: FinetuneConfig) -> Tensor:
+def chosen_ids(labels: Tensor, config: FinetuneConfig) -> Tensor:
     """The labelled images that are trained on."""
     if config.shots and config.fraction != 1:
         raise ValueError(f"--shots {config.shots} and --fraction {config.fraction:g}: give one of them")
@@ -207,7 +196,7 @@ def classifier(
 def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
     """A copy to fine-tune at this size, its positions resized and trained, also those that were fixed in pretraining.
 
-    changes: arguments of ViT, such as drop_path; without final_norm, the norm that was pretrained is left behind.
+    changes: of a ViT's configuration, such as drop_path; with final_norm=False the pretrained norm is left out.
     """
     if isinstance(backbone, BiT):
         if changes:
@@ -225,7 +214,7 @@ def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
 
 
 def lengthened(config: FinetuneConfig, images: int) -> FinetuneConfig:
-    """With as many epochs as its steps are for so many images."""
+    """With its steps as epochs of this number of images."""
     if not config.steps:
         return config
     epochs = config.steps * config.batch_size / images
@@ -235,40 +224,39 @@ def lengthened(config: FinetuneConfig, images: int) -> FinetuneConfig:
 
 
 def share_held_out(images: int) -> float:
-    """The part of the training set that a rate is chosen by: the ViT paper's 10 % of Pets and Flowers, 2 % of CIFAR,
+    """The share of the training set that a rate is chosen by: the ViT paper's 10 % of Pets and Flowers, 2 % of CIFAR,
     1 % of ImageNet."""
     return 0.1 if images < 10_000 else 0.02 if images < 1_000_000 else 0.01
 
 
 def choose_rate(rates: tuple[float, ...], accuracy: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """The rate with the best held-out accuracy, of equals the first, and all accuracies. One that diverges is none."""
-    found = {}
+    """The rate with the best held-out accuracy, of equals the first, and all accuracies: -1 where training diverged."""
+    accuracies = {}
     for rate in rates:
         try:
-            found[rate] = accuracy(rate)
+            accuracies[rate] = accuracy(rate)
         except Diverged:
-            found[rate] = -1.0
-    if max(found.values()) < 0:
+            accuracies[rate] = -1.0
+    if max(accuracies.values()) < 0:
         raise Diverged(f"training diverged at every learning rate of {rates}: try smaller ones")
-    return max(found, key=found.__getitem__), found
+    return max(accuracies, key=accuracies.__getitem__), accuracies
 
 
 @torch.no_grad()
 def predict(
     objective: Supervised,
     source: Source,
-    image_size: Size,
+    view: EvalView,
     accelerator: Accelerator,
     *,
-    eval_crop: float | None = None,
     ids: np.ndarray | None = None,
     about: dict[str, Any] | None = None,
 ) -> Predictions:
-    """Probabilities of the classes of these images, all by default, not augmented, in float32."""
+    """Probabilities of the classes of these images, all by default, in float32."""
     objective.to(accelerator.device)
-    readout, view = objective.readout, eval_view(image_size, eval_crop)
-    found = extract(objective.backbone, source, view, accelerator, ids=ids, readouts=(readout,))
-    if problem := left_out(found, source):
+    readout = objective.readout
+    features = extract(objective.backbone, source, view, accelerator, ids=ids, readouts=(readout,))
+    if problem := left_out(features, source):
         accelerator.print(f"warning: {problem}")
-    scores = [logits(objective, part.to(accelerator.device)).cpu() for part in found.by_readout[readout].split(4096)]
-    return Predictions(found.ids, found.labels, torch.cat(scores).float().softmax(-1), about or {})
+    scores = [logits(objective, x.to(accelerator.device)).cpu() for x in features.by_readout[readout].split(4096)]
+    return Predictions(features.ids, features.labels, torch.cat(scores).float().softmax(-1), about or {})

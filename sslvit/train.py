@@ -119,6 +119,7 @@ def pretrain(
 
 def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
     """The settings as they are recorded, and compared among processes and with a restart."""
+    config = config.with_rate()
     config.check()
     signals.listen()
     if config.log_with:

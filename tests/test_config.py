@@ -1,8 +1,8 @@
 """What a recipe's user says reaches the source, and what of it may change when a run goes on."""
 
+import importlib
 import inspect
 import re
-import runpy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -93,7 +93,7 @@ position_at position_resize preset protocol randaugment range rates readout scra
 smallest_crop steps tanh target teacher_temperature temperature_epochs warmup_epochs weight_decay
 """
 CONFIGS = [
-    runpy.run_path(str(Path(__file__).parent.parent / "recipes" / f"{recipe}.py"))["Config"]
+    type(next(iter(importlib.import_module(f"sslvit.recipes.{recipe}").PRESETS.values())))
     for recipe in ("mpp", "mae", "moco_v3", "dino", "supervised", "finetune")
 ]
 

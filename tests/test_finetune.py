@@ -32,7 +32,7 @@ from sslvit.evaluate.split import hold_out
 from sslvit.finetune import (
     PROTOCOLS,
     choose_rate,
-    chosen_part,
+    chosen_ids,
     classifier,
     finetune,
     lengthened,
@@ -55,7 +55,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
 
 
 @pytest.mark.parametrize("layer_decay", [0.65, 0.9])
-def test_every_scale_is_timms_but_for_the_last_norm_which_learns_like_the_head_as_in_mae(layer_decay):
+def test_every_scale_is_timms_but_for_the_last_norm_which_is_the_heads_as_in_mae(layer_decay):
     objective = classifier(vit(depth=3), 5, PROTOCOLS["vit"], readout="cls", image_size=32)
     ours = {}
     names = {id(p): name.removeprefix("backbone.") for name, p in objective.named_parameters()}
@@ -127,7 +127,7 @@ def test_a_run_killed_in_its_choice_or_after_it_ends_bit_identical(tmp_path, pro
             assert fingerprint(out / part) == fingerprint(tmp_path / "whole" / part)
 
 
-def test_it_starts_where_pretraining_ended_at_any_size_and_trains_positions_that_were_fixed():
+def test_it_starts_where_pretraining_ended_at_any_size_and_trains_fixed_positions():
     pretrained = vit(position="sincos_mae").eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     copy = prepare(pretrained, 64, drop_path=0.1)
@@ -157,16 +157,14 @@ def test_the_modern_head_norms_the_mean_of_unnormed_patches_afresh():
 
 @pytest.mark.parametrize(("protocol", "readout"), [("vit", "cls"), ("vit", "mean"), ("modern", "mean")])
 @torch.no_grad()
-def test_the_exported_classifier_is_the_same_here_and_in_timm_and_its_backbone_is_still_there(
-    tmp_path, protocol, readout
-):
+def test_the_exported_classifier_is_the_same_here_and_in_timm_with_its_backbone(tmp_path, protocol, readout):
     config = replace(PROTOCOLS[protocol], out=tmp_path)
     objective = classifier(vit(), 4, config, readout=readout, image_size=32).eval()
     for name, value in objective.head_state_dict().items():
         value += 0.1 * rng.normal(rng.key(name), *value.shape)
     save_backbone(objective.backbone, tmp_path / "model", {"readout": readout}, head=objective.head_state_dict())
     ids = np.arange(6)
-    expected = predict(objective, source(), 32, start(threads=1), ids=ids).probabilities
+    expected = predict(objective, source(), EvalView(32), start(threads=1), ids=ids).probabilities
     images = source().read(ids).pixels.float() / 255
     ours = load_classifier(tmp_path / "model")(images).softmax(-1)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
@@ -184,7 +182,7 @@ def test_a_backbone_is_no_classifier(tmp_path):
         load_classifier(tmp_path / "model")
 
 
-def test_the_best_held_out_rate_is_taken_of_equals_the_first_and_never_one_that_diverges():
+def test_the_best_held_out_rate_wins_of_equals_the_first_and_none_that_diverges():
     def accuracy(rate: float) -> float:
         if rate > 1:
             raise Diverged("nan")
@@ -214,10 +212,10 @@ def write_npz(file: Path, test_seed: int) -> None:
     np.savez(file, **arrays, test_labels=other.permutation(np.arange(12) % 4))
 
 
-def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refused():
+def test_a_rate_or_epochs_replace_the_protocols_and_both_are_refused():
     vit, modern = PROTOCOLS["vit"], PROTOCOLS["modern"]
     assert settled(vit) == vit
-    assert settled(modern) == modern
+    assert settled(modern) == modern.with_rate()
     assert settled(replace(vit, lr=0.5)).rates == ()
     assert settled(replace(vit, epochs=3)).steps == 0
     alone = settled(replace(vit, rates=(0.5,)))
@@ -230,9 +228,7 @@ def test_a_rate_or_epochs_that_are_given_count_and_two_ways_to_say_it_are_refuse
             settled(replace(vit, **both))
 
 
-def test_another_test_set_changes_no_choice_and_no_weight_and_the_last_run_has_all_training_images(
-    tmp_path, monkeypatch, capsys
-):
+def test_another_test_set_changes_no_choice_and_no_weight(tmp_path, monkeypatch, capsys):
     save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
     words = ["--model", str(tmp_path / "pretrained"), "--rates", "0.01", "0.1", "--threads", "1"]
     words += ["--steps", "2", "--batch_size", "8"]
@@ -261,8 +257,8 @@ def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
         return standardise(self, images)
 
     monkeypatch.setattr(ViT, "standardise", looking)
-    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run")
-    finetune(vit(), train, config, start(threads=1), **MEAN, eval_crop=0.5)
+    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.02), out=tmp_path / "run", eval_crop=0.5)
+    finetune(vit(), train, config, start(threads=1), **MEAN)
     samples = train.read(np.arange(len(train)))
     (cropped,) = EvalView(32, (64, 64))(samples.pixels, rng.key(samples.ids), samples.extents)
     held = hold_out(samples.labels)[1]
@@ -284,7 +280,7 @@ def test_the_recipe_tests_under_the_crop_that_was_chosen(tmp_path, monkeypatch):
 def test_a_test_image_that_cannot_be_read_is_not_scored_as_another(capsys):
     objective, test = classifier(vit(), 4, PROTOCOLS["vit"], readout="cls", image_size=32), source(10)
     test.bad = {4: ("4.png", "torn")}
-    found = predict(objective, test, 32, start(threads=1))
+    found = predict(objective, test, EvalView(32), start(threads=1))
     assert found.ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert found.labels.tolist() == test.labels[found.ids].tolist()
     assert "1 of 10 images of noise cannot be read and are left out, e.g. 4.png: torn" in capsys.readouterr().out
@@ -307,10 +303,10 @@ def test_a_part_of_a_source_replaces_a_bad_image_from_within():
 
 def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
     labels = torch.arange(40) % 4
-    part = chosen_part(labels, replace(PROTOCOLS["vit"], shots=3))
+    part = chosen_ids(labels, replace(PROTOCOLS["vit"], shots=3))
     assert labels[part].bincount().tolist() == [3, 3, 3, 3]
     with pytest.raises(ValueError, match=r"--shots 3 and --fraction 0.5: give one"):
-        chosen_part(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
+        chosen_ids(labels, replace(PROTOCOLS["vit"], shots=3, fraction=0.5))
 
 
 @pytest.mark.processes

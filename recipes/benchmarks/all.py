@@ -1,4 +1,4 @@
-"""What sslvit costs, beside what others do, in one run on this machine.
+"""The cost of sslvit and of its peers, in one run on this machine.
 
     python recipes/benchmarks/all.py          everything below, one after the other, into runs/benchmark
     python recipes/benchmarks/backbone.py     forward and a training step, against timm and transformers

@@ -65,7 +65,7 @@ def contestants(case: str, device: str, only: str = "") -> tuple[dict[str, tuple
         if find_spec(name):
             models[name] = build(vit)
         else:
-            print(f"{name} is not installed and takes no part")
+            print(f"{name} is not installed and is left out")
     return {who: (model.to(device), token) for who, (model, token) in models.items()}, int(size), int(batch)
 
 
@@ -88,9 +88,9 @@ def runner(
 
 
 def in_a_process_of_its_own(who: str, case: str, threads: int, steps: int) -> float:
-    """The median seconds of a training step of one contestant where nobody else has been, as its users run it."""
-    given = [sys.executable, __file__, "--alone", who, case, str(threads), str(steps)]
-    return float(subprocess.run(given, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    """The median seconds of a training step of one contestant in a process of its own, as its users run it."""
+    command = [sys.executable, __file__, "--alone", who, case, str(threads), str(steps)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def alone(who: str, case: str, threads: int, steps: int) -> None:
@@ -110,7 +110,7 @@ def main(
     precision: Literal["no", "bf16", "fp16"] = "no",
     out: Path | None = None,
 ) -> None:
-    """Measure forward and a training step: milliseconds, images a second, and how many times a peer's time."""
+    """Measure forward and a training step: milliseconds, images per second, and how many times a peer's time."""
     torch.set_num_threads(threads or torch.get_num_threads())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = matrix_rate(device, TYPES[precision])
@@ -127,9 +127,9 @@ def main(
                 runs[OURS]()
             seconds = in_turns(runs, rounds=rounds)
             about = {"images": batch, "flops": counter.get_total_flops(), "rate": rate}
-            found = compared(f"{kind} of {case}", seconds, **about)
-            print("\n".join(map(line, found)), flush=True)
-            results += found
+            measured = compared(f"{kind} of {case}", seconds, **about)
+            print("\n".join(map(line, measured)), flush=True)
+            results += measured
     whos = [who for who in (OURS, "timm", "transformers") if who == OURS or find_spec(who)]
     apart = (() if cases else APART) if apart is None else apart
     for case in apart if device == "cpu" else ():
@@ -138,9 +138,9 @@ def main(
             for who in whos:
                 seconds[who].append(in_a_process_of_its_own(who, case, torch.get_num_threads(), 8))
         about = {"images": int(case.rpartition(":")[2])}
-        found = compared(f"step of {case}, each in a process of its own", seconds, **about)
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        measured = compared(f"step of {case}, each in a process of its own", seconds, **about)
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "backbone")
 
 

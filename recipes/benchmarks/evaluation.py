@@ -4,7 +4,7 @@ linear probe of 13 rates against one, logistic regression against scikit-learn's
     python recipes/benchmarks/evaluation.py
     python recipes/benchmarks/evaluation.py --train 60000 --test 10000 --width 128
 
-Features for all but the first are random, in ten clouds that overlap; accuracies are printed, so that nobody is fast by
+Features for all but the first are random, in ten clouds that overlap; accuracies are printed, so that no one is fast by
 being wrong. scikit-learn's neighbours are those of the cosine, by brute force, unweighted.
 """
 
@@ -56,14 +56,14 @@ def clouds(count: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbours(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rounds: int) -> list[Result]:
-    said = {}
-    runs = {OURS: lambda: said.update({OURS: knn(*train, *test)})}
+    accuracies = {}
+    runs = {OURS: lambda: accuracies.update({OURS: knn(*train, *test)})}
     if find_spec("sklearn"):
         from sklearn.neighbors import KNeighborsClassifier
 
         def theirs() -> None:
             peer = KNeighborsClassifier(20, metric="cosine", algorithm="brute").fit(*(x.numpy() for x in train))
-            said["scikit-learn"] = peer.score(*(x.numpy() for x in test))
+            accuracies["scikit-learn"] = peer.score(*(x.numpy() for x in test))
 
         runs["scikit-learn"] = theirs
     if find_spec("lightly"):
@@ -71,16 +71,16 @@ def neighbours(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rounds
 
         def of_lightly() -> None:
             bank = torch.nn.functional.normalize(train[0]).T.contiguous()
-            parts = torch.nn.functional.normalize(test[0]).split(512)
-            found = torch.cat([knn_predict(part, bank, train[1], 10, knn_k=20, knn_t=0.07)[:, 0] for part in parts])
-            said["lightly"] = (found == test[1]).float().mean().item()
+            chunks = torch.nn.functional.normalize(test[0]).split(512)
+            predicted = torch.cat([knn_predict(x, bank, train[1], 10, knn_k=20, knn_t=0.07)[:, 0] for x in chunks])
+            accuracies["lightly"] = (predicted == test[1]).float().mean().item()
 
         runs["lightly"] = of_lightly
-    found = compared(
+    measured = compared(
         f"20-nn, {len(train[0]):,} and {len(test[0]):,} of {train[0].shape[1]}", in_turns(runs, rounds=rounds)
     )
-    print("20-nn accuracy: " + ", ".join(f"{who} {value:.4f}" for who, value in said.items()))
-    return found
+    print("20-nn accuracy: " + ", ".join(f"{who} {value:.4f}" for who, value in accuracies.items()))
+    return measured
 
 
 def heads(train: tuple[Tensor, Tensor], rounds: int) -> list[Result]:
@@ -94,8 +94,8 @@ def heads(train: tuple[Tensor, Tensor], rounds: int) -> list[Result]:
 
 
 def regression(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rounds: int) -> list[Result]:
-    said = {}
-    runs = {OURS: lambda: said.update({OURS: top(logistic(*train, test[0]), test[1])})}
+    accuracies = {}
+    runs = {OURS: lambda: accuracies.update({OURS: top(logistic(*train, test[0]), test[1])})}
     if find_spec("sklearn"):
         from sklearn.linear_model import LogisticRegressionCV
 
@@ -106,12 +106,12 @@ def regression(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rounds
             peer = LogisticRegressionCV(Cs=strengths, cv=held_out, max_iter=1000)
             with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 peer.fit(*(x.numpy() for x in train))
-            said["scikit-learn"] = peer.score(*(x.numpy() for x in test))
+            accuracies["scikit-learn"] = peer.score(*(x.numpy() for x in test))
 
         runs["scikit-learn"] = theirs
-    found = compared(f"logistic regression, {len(train[0]):,}", in_turns(runs, rounds=rounds, warm=1))
-    print("logistic regression's accuracy: " + ", ".join(f"{who} {value:.4f}" for who, value in said.items()))
-    return found
+    measured = compared(f"logistic regression, {len(train[0]):,}", in_turns(runs, rounds=rounds, warm=1))
+    print("logistic regression's accuracy: " + ", ".join(f"{who} {value:.4f}" for who, value in accuracies.items()))
+    return measured
 
 
 def main(
@@ -130,14 +130,14 @@ def main(
     learned, asked = clouds(train, width, 1), clouds(test, width, 2)
     some = tuple(x[:10_000] for x in learned)
     results = []
-    for found in (
+    for measured in (
         extraction(model, image_size, images, rounds),
         neighbours(learned, asked, rounds),
         heads(some, rounds),
         regression(some, asked, rounds),
     ):
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "evaluation")
 
 

@@ -2,10 +2,10 @@
 
     python recipes/benchmarks/growth.py
 
-A training step of MPP, by batch, resolution and model: milliseconds an image, and the operations a second that are
+A training step of MPP, by batch, resolution and model: milliseconds per image, and the FLOPs per second that are
 reached, which should not fall as work grows. Paths, 1 thousand to 1 million: opening a list of files, an epoch's order,
 and a batch from the middle of the row, in microseconds an image or a batch. Classes: few-shot and nearest neighbours.
-Processes: images a second of one and of two on this machine, at one global batch (on a GPU machine, of its GPUs).
+Processes: images per second of one and of two on this machine, at one global batch (on a GPU machine, of its GPUs).
 """
 
 import os
@@ -42,10 +42,10 @@ MODELS = [("XS/16", 224, 4), ("Ti/16", 224, 4), ("S/16", 224, 4), ("B/16", 224, 
 def step(model: str, size: int, batch: int, device: str) -> Callable[[], None]:
     objective = MPP(ViT.variant(model, image_size=size)).to(device)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-    given = Batch((torch.rand(batch, 3, size, size, device=device),), rng.key(0, torch.arange(batch, device=device)))
+    inputs = Batch((torch.rand(batch, 3, size, size, device=device),), rng.key(0, torch.arange(batch, device=device)))
 
     def run() -> None:
-        objective(given, 0.5)[0].backward()
+        objective(inputs, 0.5)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -53,20 +53,20 @@ def step(model: str, size: int, batch: int, device: str) -> Callable[[], None]:
 
 
 def steps(cases: list[tuple[str, int, int]], rounds: int, device: str, rate: float) -> list[Result]:
-    found = []
+    measured = []
     for model, size, batch in cases:
         run = step(model, size, batch, device)
         with counting() as counter:
             run()
         seconds = in_turns({"step": run}, rounds=rounds)
         case = f"{model} at {size} px, batch {batch}"
-        found += compared(case, seconds, images=batch, flops=counter.get_total_flops(), rate=rate)
-    return found
+        measured += compared(case, seconds, images=batch, flops=counter.get_total_flops(), rate=rate)
+    return measured
 
 
 def paths(counts: tuple[int, ...], rounds: int) -> list[Result]:
     """Of lists of one file by many names: what it costs to have them, not to read them."""
-    found = []
+    measured = []
     with tempfile.TemporaryDirectory() as folder:
         Image.new("RGB", (8, 8)).save(f"{folder}/one.png")
         for count in counts:
@@ -79,22 +79,24 @@ def paths(counts: tuple[int, ...], rounds: int) -> list[Result]:
             runs["a batch of 256"] = lambda row=row, count=count: row[count // 512]
             seconds = in_turns(runs, rounds=rounds, warm=1)
             batch = {"a batch of 256": seconds.pop("a batch of 256")}
-            found += compared(f"{count:,} paths", seconds, images=count)
-            found += compared(f"{count:,} paths", batch, images=256)
-    return found
+            measured += compared(f"{count:,} paths", seconds, images=count)
+            measured += compared(f"{count:,} paths", batch, images=256)
+    return measured
 
 
 def classes(counts: tuple[int, ...], rounds: int) -> list[Result]:
-    found = []
+    measured = []
     for count in counts:
         x, labels = torch.randn(20_000, 128), torch.arange(20_000) % count
         test, asked = torch.randn(2_000, 128), torch.arange(2_000) % count
         runs = {
-            "20-nn": lambda given=(x, labels, test, asked): knn(*given),
-            "10-shot": lambda given=(x, labels, test, asked): fewshot(*given, shots=10),
+            "20-nn": lambda features=(x, labels, test, asked): knn(*features),
+            "10-shot": lambda features=(x, labels, test, asked): fewshot(*features, shots=10),
         }
-        found += compared(f"{count:,} classes, 20,000 and 2,000", in_turns(runs, rounds=rounds, warm=1), images=22_000)
-    return found
+        measured += compared(
+            f"{count:,} classes, 20,000 and 2,000", in_turns(runs, rounds=rounds, warm=1), images=22_000
+        )
+    return measured
 
 
 def processes(rounds: int) -> list[Result]:
@@ -137,9 +139,9 @@ def main(
         lambda: classes((10, 100, 1_000), rounds),
         lambda: processes(min(rounds, 3)),
     ):
-        found = measure()
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        measured = measure()
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "growth")
 
 

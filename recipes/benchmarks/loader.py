@@ -1,4 +1,4 @@
-"""From files to views, in images a second: ours against torchvision's ImageFolder, in one run, in turns.
+"""From files to views, in images per second: ours against torchvision's ImageFolder, in one run, in turns.
 
     python recipes/benchmarks/loader.py photos               JPEGs of 500 x 375 to MoCo v3's pair at 224 px
     python recipes/benchmarks/loader.py arrays --data idx:/dir --image_size 28     the loader alone; with the light view
@@ -135,10 +135,10 @@ def main(
     epochs: int = 5,
     out: Path | None = None,
 ) -> None:
-    """Images a second, from files or arrays to views; starting the workers included."""
-    found = photos(images, rounds, workers) if what == "photos" else arrays(data, image_size, 0, epochs)
-    print("\n".join(map(line, found)))
-    save(found, out, "loader")
+    """Images per second, from files or arrays to views; starting the workers included."""
+    measured = photos(images, rounds, workers) if what == "photos" else arrays(data, image_size, 0, epochs)
+    print("\n".join(map(line, measured)))
+    save(measured, out, "loader")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""End to end: from a command to its first step, and images a second from stored images to updated weights.
+"""End to end: from a command to its first step, and images per second from stored images to updated weights.
 
     python recipes/benchmarks/run.py
     python recipes/benchmarks/run.py --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
@@ -35,11 +35,12 @@ from sslvit.training.batches import to_device
 from sslvit.views.pretraining import ContrastivePair, CropFlip, MultiCrop
 
 HERE = Path(__file__).parent
+SIGMA = (0.1, 2.0)  # the peers' at every size
 VIEWS = {
     "mpp": CropFlip,
     "mae": CropFlip,
     "supervised": CropFlip,
-    "moco_v3": ContrastivePair,
+    "moco_v3": lambda size: ContrastivePair(size, sigma=SIGMA),
 }
 
 
@@ -102,7 +103,7 @@ def of_ours(name: str, source: Source, sizes: Any, workers: int) -> Iterator[tup
     """As in training: a GPU makes its own views, workers those of a CPU."""
     row = EpochSampler(source, batch_size=sizes.batch_size, accumulation=1, rank=0, processes=1, seed=0)
     size, gpu = sizes.image_size, torch.cuda.is_available()
-    views = MultiCrop(size, sizes.small_crop) if name == "dino" else VIEWS[name](size)
+    views = MultiCrop(size, sizes.small_crop, sigma=SIGMA) if name == "dino" else VIEWS[name](size)
     ahead = None if gpu or not workers else views
     for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=gpu, views=ahead):
         one = to_device(one, torch.device("cuda" if gpu else "cpu"))
@@ -164,9 +165,9 @@ def main(
     source.read(np.arange(8))  # the built-in images are drawn when they are first read
     for name in objectives:
         sizes, how = Sizes(model, image_size, batch_size, heads), (TYPES[precision], compile)
-        found = training(name, sizes, source, workers, steps, rounds, *how)
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        measured = training(name, sizes, source, workers, steps, rounds, *how)
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "run")
 
 

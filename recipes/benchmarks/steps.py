@@ -4,7 +4,7 @@
 
 Forward, backward and AdamW (fused, for everybody), and the teacher's move, on the same images; views and reading are
 measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
-nothing on it (mpp, which nobody has faithfully; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
+nothing on it (mpp, of which there is no faithful peer; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
 backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads and
 decoders are the papers' or, with --heads small, those of our recipes' small presets. "floor" is what our step's
 operations would take at the rate at which timm's bare ViT of these sizes does its own, in the same rounds. lightly's
@@ -162,10 +162,10 @@ def lightly_mae(sizes: Sizes, device: str) -> Contestant:
 
     def loss(views: tuple[Tensor, ...]) -> Tensor:
         b, length = sizes.batch_size, encoder.sequence_length
-        kept, hidden = utils.random_token_mask(size=(b, length), mask_ratio=0.75, device=device)
-        seen = decoder.embed(encoder.encode(images=views[0], idx_keep=kept))
+        visible, hidden = utils.random_token_mask(size=(b, length), mask_ratio=0.75, device=device)
+        seen = decoder.embed(encoder.encode(images=views[0], idx_keep=visible))
         tokens = utils.repeat_token(decoder.mask_token, (b, length))
-        tokens = utils.set_at_index(tokens, kept, seen.type_as(tokens))
+        tokens = utils.set_at_index(tokens, visible, seen.type_as(tokens))
         predicted = decoder.predict(utils.get_at_index(decoder.decode(tokens), hidden))
         target = utils.get_at_index(utils.patchify(views[0], patch), hidden - 1)
         target = utils.normalize_mean_var(target, dim=-1)
@@ -231,7 +231,7 @@ def compile_blocks(trained: nn.Module, compile: bool) -> None:
 def stepper(
     who: str, name: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.float32, compile: bool = False
 ) -> Callable[[], None]:
-    """Takes one step. Everybody's blocks are compiled, or nobody's."""
+    """Takes one step. The blocks of all contestants are compiled, or of none."""
     contestant = (BY.get(who) or ours)(name, sizes, device)
     compile_blocks(contestant.trained, compile)
     views = sizes.views(name, device)
@@ -257,8 +257,8 @@ def counted(step: Callable[[], None]) -> int:
 
 def peak(who: str, name: str, sizes: Sizes, device: str, threads: int) -> float:
     """MiB that three steps need on a CPU beyond the imports, in a process of their own."""
-    given = json.dumps([who, name, sizes, device, threads])
-    done = subprocess.run([sys.executable, __file__, "--peak-of", given], capture_output=True, text=True, check=True)
+    options = json.dumps([who, name, sizes, device, threads])
+    done = subprocess.run([sys.executable, __file__, "--peak-of", options], capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
 
@@ -303,11 +303,11 @@ def main(
         steps, mebibytes = {}, {}
         for who in (OURS, *(who for who, has in PEERS.items() if name in has)):
             if who != OURS and not find_spec(who):
-                print(f"{who} is not installed and takes no part")
+                print(f"{who} is not installed and is left out")
                 continue
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-                held = torch.cuda.memory_allocated()
+                before = torch.cuda.memory_allocated()
             try:
                 step = stepper(who, name, *how)
                 for _ in range(3 if device == "cuda" else 1):
@@ -319,7 +319,7 @@ def main(
                 continue
             steps[who] = step
             if device == "cuda":
-                mebibytes[who] = (torch.cuda.max_memory_allocated() - held) / 2**20
+                mebibytes[who] = (torch.cuda.max_memory_allocated() - before) / 2**20
             elif memory:
                 mebibytes[who] = peak(who, name, sizes, device, torch.get_num_threads())
         if find_spec("timm"):
@@ -330,9 +330,9 @@ def main(
         seconds = in_turns(steps, rounds=rounds)
         if FLOOR in seconds:
             seconds[FLOOR] = [operations[OURS] / operations[FLOOR] * bare for bare in seconds[FLOOR]]
-        found = compared(case, seconds, **about)
-        print("\n".join(map(line, found)), flush=True)
-        results += found
+        measured = compared(case, seconds, **about)
+        print("\n".join(map(line, measured)), flush=True)
+        results += measured
     save(results, out, "steps")
 
 

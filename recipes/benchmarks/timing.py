@@ -60,7 +60,7 @@ def compared(
     rate: float = 0.0,
     mebibytes: dict[str, float] | None = None,
 ) -> list[Result]:
-    """flops: of one run; all contestants are taken to need as many. rate: the machine's, a second."""
+    """flops: of one run; all contestants are taken to need as many. rate: the machine's, per second."""
     results = []
     for who, numbers in seconds.items():
         middle = median(numbers)
@@ -76,7 +76,7 @@ def compared(
 
 
 def matrix_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 2048, rounds: int = 8) -> float:
-    """Floating-point operations a second of a matrix product: the best of some rounds."""
+    """Floating-point operations per second of a matrix product: the best of some rounds."""
     side *= 4 if device == "cuda" else 1
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     seconds = in_turns({"product": lambda: a @ b}, rounds=rounds)["product"]
@@ -84,17 +84,17 @@ def matrix_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 204
 
 
 def line(result: Result) -> str:
-    parts = [f"{result.case:44} {result.who:13} {result.milliseconds:9.1f} ms"]
-    parts.append(f"({result.low:.1f} to {result.high:.1f})")
+    cells = [f"{result.case:44} {result.who:13} {result.milliseconds:9.1f} ms"]
+    cells.append(f"({result.low:.1f} to {result.high:.1f})")
     if result.images_per_second:
-        parts.append(f"{result.images_per_second:9.1f} images/s")
+        cells.append(f"{result.images_per_second:9.1f} images/s")
     if result.share:
-        parts.append(f"{result.share:4.0%} of the matrix rate")
+        cells.append(f"{result.share:4.0%} of the matrix rate")
     if result.mebibytes:
-        parts.append(f"{result.mebibytes:.0f} MiB")
+        cells.append(f"{result.mebibytes:.0f} MiB")
     if result.ratio:
-        parts.append(f"ours takes {result.ratio:.2f} of it ({result.ratio_low:.2f} to {result.ratio_high:.2f})")
-    return " ".join(parts)
+        cells.append(f"ours takes {result.ratio:.2f} of it ({result.ratio_low:.2f} to {result.ratio_high:.2f})")
+    return " ".join(cells)
 
 
 def machine() -> dict[str, Any]:
@@ -121,7 +121,7 @@ def save(results: list[Result], out: Path | None, name: str) -> None:
     words = sys.argv[1:]
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
-    command = " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *words])
+    command = " ".join(["python", f"recipes/benchmarks/{Path(sys.argv[0]).name}", *words])
     durable.make_folder(out)
-    found = {"name": name, "command": command, "machine": machine(), "results": [one._asdict() for one in results]}
-    sealed.write(out / f"{name}.json", found)
+    content = {"name": name, "command": command, "machine": machine(), "results": [one._asdict() for one in results]}
+    sealed.write(out / f"{name}.json", content)

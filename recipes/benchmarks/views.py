@@ -1,10 +1,10 @@
-"""Views a second on one CPU core: ours and the same views by others, in one run, in turns.
+"""Views per second on one CPU core: ours and the same views by others, in one run, in turns.
 
     taskset -c 0 python recipes/benchmarks/views.py --sizes 32 96 224
 
 `official` is what the papers' code runs: PIL images and Pillow's own blur through torchvision, one sample at a time
 (timm's DeiT pipeline for `deit`). `torchvision` is v2 on uint8 tensors, one sample at a time, with the 17 taps that a
-sigma of 2 needs. kornia, lightly and timm take part where they are installed, or are named. Nobody standardises.
+sigma of 2 needs. kornia, lightly and timm take part where they are installed, or are named. None of them standardises.
 
 One core of an AMD EPYC (Zen 3), torch 2.15, kornia 0.9.0, lightly 1.6.0, 2026-11-21, the median of 5 rounds in
 multiples of the official pipeline (least to most); the README has all of them:
@@ -30,10 +30,11 @@ from sslvit.views.pretraining import ContrastivePair, ContrastiveView, CropFlip,
 from sslvit.views.supervised import SupervisedView
 
 CANVAS, COUNT = {32: 32, 96: 96, 224: 256}, {32: 256, 96: 64, 224: 32}
+SIGMA = (0.1, 2.0)  # the peers' at every size
 OURS = {
     "light": CropFlip,
-    "moco_v3": ContrastivePair,
-    "dino": lambda s: MultiCrop(s, s * 3 // 7),
+    "moco_v3": lambda s: ContrastivePair(s, sigma=SIGMA),
+    "dino": lambda s: MultiCrop(s, s * 3 // 7, sigma=SIGMA),
     "deit": SupervisedView.deit,
     "plain": EvalView,
 }
@@ -110,7 +111,7 @@ def contestants(name: str, size: int) -> dict[str, Callable]:
 
 
 def measure(name: str, size: int, rounds: int = 5) -> dict[str, list[float]]:
-    """Views a second of each contestant, one number a round; all run in every round."""
+    """Views per second of each contestant, one number per round; all run in every round."""
     canvas = CANVAS[size]
     noise = torch.rand(COUNT[size], 3, canvas // 4, canvas // 4, generator=torch.Generator().manual_seed(0))
     pixels = (v2.functional.resize(noise, [canvas, canvas]) * 255).to(torch.uint8)
@@ -132,12 +133,12 @@ def main(
     rounds: int = 5,
     out: Path | None = None,
 ) -> None:
-    """Measure views a second, and how many times the official pipeline's that is: medians (least to most)."""
+    """Measure views per second, and how many times the official pipeline's that is: medians (least to most)."""
     torch.set_num_threads(1)
     results = []
     for other in OTHERS:
         if not find_spec(other):
-            print(f"{other} is not installed and takes no part")
+            print(f"{other} is not installed and is left out")
     for name in sets:
         for size in sizes:
             speeds = measure(name, size, rounds)

@@ -20,11 +20,11 @@ def main() -> None:
     backbone, about = open_backbone(model)
     source = open_source(f"folder:{folder}", image_size=backbone.image_size, cache=False)
     accelerator = start()
-    found = extract(backbone.to(accelerator.device), source, eval_view(backbone.image_size), accelerator)
-    files = [source.store.where(id) for id in found.ids.tolist()]
-    pq.write_table(pa.table({"file": files, "features": list(found.by_readout[about["readout"]].numpy())}), out)
+    features = extract(backbone.to(accelerator.device), source, eval_view(backbone.image_size), accelerator)
+    files = [source.store.where(id) for id in features.ids.tolist()]
+    pq.write_table(pa.table({"file": files, "features": list(features.by_readout[about["readout"]].numpy())}), out)
     print(f"{len(files):,} of {len(source):,} images, readout {about['readout']}, in {out}")
-    for id in found.unreadable.split(1):  # those that could not be read are not in the table
+    for id in features.unreadable.split(1):  # those that could not be read are not in the table
         for bad in source.read(id.numpy()).bad:
             print(f"left out: {bad.path}: {bad.reason}")
 

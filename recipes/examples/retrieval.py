@@ -1,4 +1,4 @@
-"""What is most like image NUMBER of a folder, or FILE: python recipes/examples/retrieval.py MODEL FOLDER NUMBER|FILE"""
+"""The images most like image NUMBER of a folder: python recipes/examples/retrieval.py MODEL FOLDER NUMBER|FILE"""
 
 import os
 import sys
@@ -22,17 +22,17 @@ def main() -> None:
     backbone, about = open_backbone(sys.argv[1])
     source = open_source(f"folder:{sys.argv[2]}", image_size=backbone.image_size, cache=False)
     accelerator, view = start(), eval_view(backbone.image_size)
-    found = extract(backbone.to(accelerator.device), source, view, accelerator)
-    unit = F.normalize(found.by_readout[about["readout"]], dim=-1)
-    if sys.argv[3] in map(str, found.ids.tolist()):
-        query = unit[found.ids.tolist().index(int(sys.argv[3]))]
+    features = extract(backbone.to(accelerator.device), source, view, accelerator)
+    unit = F.normalize(features.by_readout[about["readout"]], dim=-1)
+    if sys.argv[3] in map(str, features.ids.tolist()):
+        query = unit[features.ids.tolist().index(int(sys.argv[3]))]
     elif os.path.exists(sys.argv[3]):
         (image,) = view(source.decode(read_file(sys.argv[3]))[None], torch.zeros(1, dtype=torch.int64))
         query = F.normalize(read(backbone(image.to(accelerator.device)), about["readout"]).detach().cpu()[0], dim=-1)
     else:
-        raise ValueError(f"{sys.argv[3]} is no file, nor the number, from 0, of one of {len(found.ids):,} images")
+        raise ValueError(f"{sys.argv[3]} is neither a file nor the number of an image, 0 to {len(features.ids) - 1}")
     for place in (unit @ query).argsort(descending=True)[:6].tolist():
-        print(f"{unit[place] @ query:.3f} {source.store.where(int(found.ids[place]))}")
+        print(f"{unit[place] @ query:.3f} {source.store.where(int(features.ids[place]))}")
 
 
 run_cli(main)

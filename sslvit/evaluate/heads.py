@@ -59,19 +59,19 @@ class ProbeLog:
         self.accelerator.print(line)
         self.lines.append(line)
 
-    def add(self, head: ProbeResult, test: Features, others: dict[str, float], about: dict[str, Any]) -> None:
-        """A row of the table. others: accuracies beside the head's; about: metadata, with start and readout."""
+    def add(self, head: ProbeResult, test: Features, about: dict[str, Any]) -> None:
+        """A row of the table. about: metadata, with start and readout."""
         start, readout, predicted = about["start"], about["readout"], head.probabilities.argmax(-1)
         name = f"{start.split()[0]}-{readout.replace(':', '-')}"
-        numbers = {"accuracy": top(head.probabilities, test.labels)} | others
-        text = "".join(f"{100 * number:>10.1f}" for number in numbers.values())
-        if not others:
-            text += "   " + ", ".join(f"{setting} {value:g}" for setting, value in head.settings.items())
-            text += f" (held out {100 * max(a for _, a in head.held_out):.1f})" if head.held_out else ""
+        accuracy = top(head.probabilities, test.labels)
+        text = f"{100 * accuracy:>10.1f}   "
+        text += ", ".join(f"{setting} {value:g}" for setting, value in head.settings.items())
+        text += f" (held out {100 * max(a for _, a in head.held_out):.1f})" if head.held_out else ""
         self.say(f"{f'{start}, {readout}':<24}{text}")
         for line in remarks(f"{start}, {readout}", predicted, test.labels):
             self.say(line)
-        self.numbers[f"{start}/{readout}"] = numbers | {
+        self.numbers[f"{start}/{readout}"] = {
+            "accuracy": accuracy,
             "balanced accuracy": balanced_accuracy(predicted, test.labels),
             "settings": head.settings,
             "held out": head.held_out,

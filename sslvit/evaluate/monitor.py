@@ -10,7 +10,7 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.config import DataConfig
-from sslvit.data.spec import Source
+from sslvit.data.source import Images, Source
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate import split
@@ -68,7 +68,7 @@ class Monitor:
         return numbers
 
 
-def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, hold_out: bool = True) -> Monitor | None:
+def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, hold_out: bool = True) -> Monitor | None:
     """The monitor of a run on these images, or None and a printed reason.
 
     Without a test split a tenth of the labelled images is evaluated on. hold_out: whether that is fair, as it is while
@@ -83,6 +83,7 @@ def monitor_of(config: DataConfig, train: Source, accelerator: Accelerator, *, h
             raise DataError(f"--eval_data {config.data} has no labels to evaluate with: {train.unlabelled}")
         say(f"Nothing is evaluated: {train.name} has no labels ({train.unlabelled}). --eval_data may name some that do")
         return None
+    assert isinstance(train, Source), "streams have no labels"
     try:
         test = config.source("test", channels=train.channels, classes=train.classes)
     except NoInput as error:

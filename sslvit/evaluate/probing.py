@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sslvit.config import option
 from sslvit.evaluate.features import Features
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn_votes
@@ -16,13 +17,13 @@ from sslvit.evaluate.split import choose_fraction
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    k: int = 20
+    k: int = option(20, above=0)
     """Nearest neighbours that vote."""
     temperature: float = 0.07
     """A vote is weighted by exp(cosine / temperature)."""
     shots: tuple[int, ...] = (1, 5, 10)
     """Labelled images per class."""
-    draws: int = 3
+    draws: int = option(3, above=0)
     """Random draws of the shots."""
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of each class's training labels for logistic regression; the smaller ones are subsets of the larger."""

@@ -66,6 +66,10 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     @property
+    def points(self) -> str:
+        return f"{100 * self.mean:+.1f} points, 95% CI [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    @property
     def measured(self) -> str:
         """The remark at the end of a sentence about it."""
         return "" if self.seeds > 1 else "; seeds were not measured"
@@ -90,19 +94,18 @@ def difference(first: list[Tensor], second: list[Tensor]) -> Difference:
 
 
 def sentence(first: str, second: str, gap: Difference, where: str) -> str:
-    """E.g. "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"."""
+    """What the data supports, e.g. "A is ahead of B, by 20-nn: +8.1 points, 95% CI [6.9, 9.3]"."""
     if not gap.significant:
-        return no_difference([(first, second, gap)], where)
+        return f"No significant difference between {first} and {second}, {where}: {gap.points}{gap.measured}"
     if gap.mean < 0:
-        first, second, gap = second, first, Difference(-gap.mean, -gap.high, -gap.low, gap.seeds)
-    points = f"{100 * gap.mean:.1f} points {where} [{100 * gap.low:.1f}, {100 * gap.high:.1f}]"
-    return f"{first} is ahead of {second} by {points}{gap.measured}"
+        first, second = second, first
+        gap = Difference(-gap.mean, -gap.high, -gap.low, gap.seeds)
+    return f"{first} is ahead of {second}, {where}: {gap.points}{gap.measured}"
 
 
 def no_difference(pairs: list[tuple[str, str, Difference]], where: str) -> str:
     """All pairs without a significant difference in one sentence: first and second of each, and their difference."""
-    named = ", ".join(
-        f"{first} and {second} ({100 * gap.mean:+.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}])"
-        for first, second, gap in pairs
-    )
-    return f"No significant difference {where} between {named}{pairs[0][2].measured}"
+    if len(pairs) == 1:
+        return sentence(*pairs[0], where)
+    named = ", ".join(f"{first} and {second} ({gap.points})" for first, second, gap in pairs)
+    return f"No significant difference, {where}, between {named}{pairs[0][2].measured}"

@@ -1,4 +1,4 @@
-"""How much of the disk a comparison needs: said before it begins, and refused where it is not there. An estimate."""
+"""An estimate of the disk that a comparison needs, which is refused where there is less."""
 
 import math
 import shutil
@@ -7,30 +7,33 @@ from pathlib import Path
 from sslvit.errors import CannotWrite
 from sslvit.experiments.jobs import Job
 
-SMALL = 2 << 20  # bytes of what lies beside a model: report, pictures, log
-KEPT = 3  # checkpoints of a run at a time: two, and the one that is being written
+BESIDE = 2 << 20  # bytes beside a model: report, pictures, log
+CHECKPOINTS = 3  # of a run at a time: two, and the one that is being written
 # A checkpoint in times the weights, two moments and a teacher with them; and what the heads and decoders of the small
 # presets take in it, bytes, whatever the width.
 TIMES, HEADS = {"moco_v3": 4, "dino": 4}, {"moco_v3": 11_000_000, "dino": 7_000_000, "mae": 6_000_000}
 
 
-def needed(parts: list[Job], jobs: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
-    """Bytes at most, of the parts that are not done: what they leave, and the checkpoints of those that run at a time.
+def needed(jobs: list[Job], at_a_time: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
+    """Bytes at most, of the jobs that are not done: what they leave, and the checkpoints of those that run together.
     weights: of a model. read: of its features and predictions, by a probe. predicted: of those of fine-tuning, which
     first trains `tries` models more to choose a rate."""
-    leaves, held = 0, []
-    for part in (part for part in parts if not part.product.exists()):
-        if part.run is None:
+    leaves, checkpoints = 0, []
+    for job in jobs:
+        if job.done:
+            continue
+        if job.run is None:
             leaves += read
             continue
-        models = 1 + tries * (part.recipe == "finetune")
-        leaves += models * (weights + SMALL) + predicted
-        held.append(models * KEPT * (TIMES.get(part.recipe, 3) * weights + HEADS.get(part.recipe, 1_000_000)))
-    return leaves + sum(sorted(held, reverse=True)[:jobs])
+        models = 1 + tries * (job.recipe == "finetune")
+        leaves += models * (weights + BESIDE) + predicted
+        whole = TIMES.get(job.recipe, 3) * weights + HEADS.get(job.recipe, 1_000_000)
+        checkpoints.append(models * CHECKPOINTS * whole)
+    return leaves + sum(sorted(checkpoints, reverse=True)[:at_a_time])
 
 
 def check_room(need: int, out: Path) -> None:
-    """Says what is needed, and refuses if the disk has less."""
+    """Prints what is needed, and refuses if the disk has less."""
     free = shutil.disk_usage(out).free
     if need > free:
         raise CannotWrite(

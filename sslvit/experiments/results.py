@@ -1,6 +1,7 @@
-"""The results of a comparison: every number of its parts, and the differences between methods."""
+"""The results of a comparison: every number of its jobs, and the differences between methods."""
 
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ from sslvit.storage.sealed import NUMBER
 from sslvit.training.cost import COST
 from sslvit.weights.folder import described
 
-SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by how it is read
+SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by readout
 OWN = "own"  # the labels of the images that pretraining saw
-TUNED = "fine-tuned"  # what names of such columns begin with
+TUNED = "fine-tuned"  # the beginning of such columns' names
 LINEAR = re.compile(r"linear \S+ %")
 NEAREST = re.compile(r"\d+-nn")
 COLUMN = re.compile(rf"{NEAREST.pattern}|\d+-shot|{LINEAR.pattern}")
@@ -31,96 +32,110 @@ class Judged(NamedTuple):
 
     right: Tensor
     balanced: float  # accuracy
-    one_class: bool  # nearly all images are given the same
+    one_class: bool  # predicted for nearly all images
     unbalanced: bool  # the test images
-    classes: int  # that they are of
+    classes: int  # of the test images
+
+
+Columns = dict[str, dict[str, list[Any]]]  # by column and method, one entry per seed
+
+
+def put(columns: Columns, column: str, name: str, entry: Any) -> None:
+    columns.setdefault(column, {}).setdefault(name, []).append(entry)
 
 
 def collect(
     out: Path, methods: dict[str, str], seeds: list[int], places: list[str], models: dict[str, Path]
 ) -> dict[str, Any]:
-    """methods: names by folder, besides scratch. places: what was learned. models: the model of a method and seed, by
-    "method-seed". Accuracies are lists, one for each seed; differences are of which test images were right."""
-    values: dict[str, dict[str, list[float]]] = {}
-    judged: dict[str, dict[str, list[Judged]]] = {}
-    nearest: dict[str, dict[str, list[float]]] = {}  # balanced accuracies of nearest neighbours, where they were kept
+    """methods: names by folder, besides scratch. places: names of the sets of labels. models: the model of a method and
+    seed, by "method-seed". Accuracies are lists, one per seed; differences are of which test images were right."""
+    values: Columns = {}
+    judged: Columns = {}
+    nearest: Columns = {}  # balanced accuracies of nearest neighbours, of probes that report them
     readouts: dict[str, str] = {}
-    columns: dict[str, list[str]] = {}  # of each place, the same for all
-    for method, name in ({folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods).items():
+    columns: dict[str, set[str]] = {}  # of each place, the same for all
+    named_methods = {folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods
+    for method, name in named_methods.items():
         for seed, place in ((seed, place) for seed in seeds for place in places):
             readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
-            where = named(place)
-            file = out / "probes" / f"{method}-{seed}" / place / "numbers.json"
+            where, file = prefix(place), out / "probes" / f"{method}-{seed}" / place / "numbers.json"
             with made_again(file):
-                found = sealed.read(file)
-                sealed.check(found, **{f"pretrained/{readout}": dict})
-                numbers = found[f"pretrained/{readout}"]
-                read = [column for column in numbers if COLUMN.fullmatch(column)]
-                sealed.check(numbers, **dict.fromkeys(read, NUMBER))
-                if set(read) != set(columns.setdefault(place, read)):
-                    raise ValueError(f"its numbers are {read}, others' {columns[place]}")
-                add_nearest(nearest, where, name, numbers)
-            for column in read:
-                values.setdefault(where + column, {}).setdefault(name, []).append(numbers[column])
-            for column in (column for column in read if LINEAR.fullmatch(column)):
-                share = float(column.split()[1]) / 100
-                one = judge(file.with_name(f"pretrained-{readout}-{share:g}.parquet"))
-                judged.setdefault(where + column, {}).setdefault(name, []).append(one)
+                probe = sealed.read(file)
+                sealed.check(probe, **{f"pretrained/{readout}": dict})
+                numbers = accuracies(probe[f"pretrained/{readout}"])
+                if set(numbers) != columns.setdefault(place, set(numbers)):
+                    raise ValueError(f"its numbers are {list(numbers)}, others' {sorted(columns[place])}")
+                add_nearest(nearest, where, name, probe[f"pretrained/{readout}"])
+            for column, accuracy in numbers.items():
+                put(values, where + column, name, accuracy)
+                if LINEAR.fullmatch(column):
+                    predictions = file.with_name(f"pretrained-{readout}-{share_of(column):g}.parquet")
+                    put(judged, where + column, name, judge(predictions))
             folder = out / "finetuned" / f"{method}-{seed}" / place
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
                 column = f"{where}{TUNED} {100 * float(file.parent.name):g} %"
                 with made_again(file):
-                    top1 = sealed.read(file, top1=NUMBER)["top1"]
-                values.setdefault(column, {}).setdefault(name, []).append(top1)
-                one = judge(file.with_name("predictions.parquet"))
-                judged.setdefault(column, {}).setdefault(name, []).append(one)
+                    put(values, column, name, sealed.read(file, top1=NUMBER)["top1"])
+                put(judged, column, name, judge(file.with_name("predictions.parquet")))
     for column, by_method in values.items():
         if short := [name for name in readouts if len(by_method.get(name, ())) < len(seeds)]:
-            raise DataError(
-                f"{out}: {column} is not there of {', '.join(short)}; the comparison's command makes the rest"
-            )
+            raise DataError(f"{out}: {column} of {', '.join(short)} is missing; the comparison's command adds it")
     costs: dict[str, list[dict[str, Any]]] = {name: [] for name in readouts}
     for method, name in methods.items():
         for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
             with made_again(file):
                 costs[name].append(sealed.read(file, **COST))
-    told = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
-    told |= {"differences": differences(judged)}
-    told |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
-    return told | whole(judged, nearest)
+    results = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
+    results |= {"differences": differences(judged)}
+    results |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
+    return results | balanced_and_one_class(judged, nearest)
 
 
-def add_nearest(nearest: dict[str, dict[str, list[float]]], where: str, name: str, numbers: dict[str, Any]) -> None:
+def accuracies(numbers: dict[str, Any]) -> dict[str, float]:
+    """The columns of a table, of a probe's numbers."""
+    columns = {name: value for name, value in numbers.items() if COLUMN.fullmatch(name)}
+    sealed.check(columns, **dict.fromkeys(columns, NUMBER))
+    return columns
+
+
+def share_of(column: str) -> float:
+    """0.1 of linear 10 %."""
+    return float(column.split()[1]) / 100
+
+
+def add_nearest(nearest: Columns, where: str, name: str, numbers: dict[str, Any]) -> None:
     for column, value in numbers.get("balanced accuracy", {}).items():
         if NEAREST.fullmatch(column):
-            nearest.setdefault(where + column, {}).setdefault(name, []).append(value)
+            put(nearest, where + column, name, value)
 
 
-def judge(predictions: Path) -> Judged:
-    with made_again(predictions):
-        found = load_predictions(predictions)
-    predicted = found.probabilities.argmax(-1)
-    right = (predicted == found.labels)[found.ids.argsort()]
-    one_class = collapsed(predicted, found.labels) is not None
-    balanced, classes = balanced_accuracy(predicted, found.labels), len(found.labels.unique())
-    return Judged(right, balanced, one_class, unbalanced(found.labels), classes)
+def judge(file: Path) -> Judged:
+    with made_again(file):
+        predictions = load_predictions(file)
+    predicted, labels = predictions.probabilities.argmax(-1), predictions.labels
+    return Judged(
+        right=(predicted == labels)[predictions.ids.argsort()],
+        balanced=balanced_accuracy(predicted, labels),
+        one_class=collapsed(predicted, labels) is not None,
+        unbalanced=unbalanced(labels),
+        classes=len(labels.unique()),
+    )
 
 
-def differences(judged: dict[str, dict[str, list[Judged]]]) -> list[dict[str, Any]]:
+def differences(judged: Columns) -> list[dict[str, Any]]:
     """Of each column all pairs of methods."""
-    found = []
+    gaps = []
     for column, by_method in judged.items():
         right = {name: [one.right for one in each] for name, each in by_method.items()}
-        for i, b in enumerate(right):
-            for a in list(right)[i + 1 :]:
-                gap = difference(right[a], right[b])._asdict()
-                found.append({"column": column, "first": a, "second": b} | gap)
-    return found
+        for second, first in combinations(right, 2):
+            gap = difference(right[first], right[second])._asdict()
+            gaps.append({"column": column, "first": first, "second": second} | gap)
+    return gaps
 
 
-def whole(judged: dict[str, dict[str, list[Judged]]], nearest: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def balanced_and_one_class(judged: Columns, nearest: Columns) -> dict[str, Any]:
     """Of each column the balanced accuracies, where its test classes are unbalanced, and the seeds whose classifiers
-    answer one class."""
+    predict one class."""
     balanced, one_class = {}, {}
     for column, by_method in nearest.items():
         place = column.rpartition(": ")[0]
@@ -140,36 +155,29 @@ def whole(judged: dict[str, dict[str, list[Judged]]], nearest: dict[str, dict[st
     return {"balanced": balanced, "one_class": one_class}
 
 
-def add_baselines(
-    out: Path,
-    place: str,
-    values: dict[str, dict[str, list[float]]],
-    judged: dict[str, dict[str, list[Judged]]],
-    nearest: dict[str, dict[str, list[float]]],
-) -> int | None:
-    """The rows of what no model gives, and the side that raw pixels were read at; nothing of an earlier comparison,
-    which has none."""
+def add_baselines(out: Path, place: str, values: Columns, judged: Columns, nearest: Columns) -> int | None:
+    """Adds the rows of the baselines without a model; returns the side of the raw pixels, or None for an earlier
+    comparison, which has no baselines."""
     file = out / BASELINES / place / "numbers.json"
     if not file.exists():
         return None
-    where = named(place)
+    where = prefix(place)
     with made_again(file):
-        found = sealed.read(file)
-        sealed.check(found, **{PIXELS: dict, COMMONEST: NUMBER})
+        baseline = sealed.read(file)
+        sealed.check(baseline, **{PIXELS: dict, COMMONEST: NUMBER})
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
-            values[column][COMMONEST] = [found[f"{COMMONEST} of all" if tuned else COMMONEST]]
-        add_nearest(nearest, where, PIXELS, found[PIXELS])
-        for column in (column for column in found[PIXELS] if COLUMN.fullmatch(column)):
-            values[where + column][PIXELS] = [found[PIXELS][column]]
+            values[column][COMMONEST] = [baseline[f"{COMMONEST} of all" if tuned else COMMONEST]]
+        add_nearest(nearest, where, PIXELS, baseline[PIXELS])
+        for column, accuracy in accuracies(baseline[PIXELS]).items():
+            values[where + column][PIXELS] = [accuracy]
             if LINEAR.fullmatch(column):
-                one = judge(file.with_name(f"pixels-{float(column.split()[1]) / 100:g}.parquet"))
-                judged[where + column][PIXELS] = [one]
-        return found["side"]
+                judged[where + column][PIXELS] = [judge(file.with_name(f"pixels-{share_of(column):g}.parquet"))]
+        return baseline["side"]
 
 
-def named(place: str) -> str:
-    """What the names of this place's columns begin with."""
+def prefix(place: str) -> str:
+    """The beginning of the names of this place's columns."""
     return "" if place == OWN else f"{place}: "
 
 

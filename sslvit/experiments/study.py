@@ -1,4 +1,4 @@
-"""The ViT paper's studies: what can be chosen, the points of each, and the table and the plot of what came out."""
+"""The ViT paper's studies: their settings, the points of each, and the table and the plot of the results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sslvit.config import ImagesConfig
+from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
-from sslvit.experiments.jobs import Job, check_numbers, check_words, flags, made_again, reading
+from sslvit.experiments.claims import EARLIER
+from sslvit.experiments.jobs import Job, check_words, flags, made_again, reading
 from sslvit.experiments.tables import NONE, cell
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
@@ -34,23 +35,23 @@ class StudyConfig(ImagesConfig):
     """A folder for everything; each study has one of its own in it."""
     image_size: Size = 32
     channels: Literal[1, 3] | None = None
-    """Of image files: 1 reads them as grey; by default 3. Arrays have their own."""
+    """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     resnet: str = "R20x0.5"
-    """The BiT ResNet of the study of amounts."""
+    """The BiT ResNet in the study of amounts."""
     stem: str = "R"
-    """The hybrid's."""
-    shares: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    """Of the images, in the study of amounts."""
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """The hybrid's stem."""
+    shares: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0), above=0, most=1)
+    """Shares of the images, in the study of amounts."""
+    rates: tuple[float, ...] = option((3e-4, 1e-3, 3e-3, 1e-2), above=0)
     """Learning rates in the study of readouts."""
-    epochs: float = 3
-    """Passes over all images; a part of them is passed over more often, for as many images in all."""
-    batch_size: int = 64
-    seeds: int = 1
-    jobs: int = 0
-    """Runs at a time: by default one for each GPU, or for each core."""
+    epochs: float = option(3, above=0)
+    """Passes over all images; over fewer images there are more passes, so that every run sees as many in all."""
+    batch_size: int = option(64, above=0)
+    seeds: int = option(1, above=0)
+    jobs: int = option(0, least=0)
+    """Jobs at a time: by default one per GPU, or per core."""
 
 
 class Point(NamedTuple):
@@ -63,13 +64,13 @@ class Point(NamedTuple):
 def amounts(config: StudyConfig) -> Iterator[Point]:
     images = len(config.source(channels=config.channels))
     models = {"ViT": config.model, "hybrid": f"{config.stem}+{config.model}", "BiT ResNet": config.resnet}
-    for model in models.values():  # what cannot be built is told now, and not after hours
+    for model in models.values():  # so that one that cannot be built is refused now, and not after hours
         (BiT if model == config.resnet else ViT).variant(model, image_size=config.image_size)
     for name, model in models.items():
         for share in sorted(config.shares):
             count = round(share * images)
             if not count:
-                raise ValueError(f"--shares {share:g} of {images} images are none")
+                raise ValueError(f"--shares {share:g}: of {images} images it leaves none")
             words = flags(model=model, images=count, epochs=f"{config.epochs * images / count:g}")
             yield Point(name, count, "supervised", words)
 
@@ -103,44 +104,40 @@ STUDIES = {"amounts": amounts, "positions": positions, "readouts": readouts, "ta
 AXES = {"amounts": "training images", "readouts": "learning rate"}
 
 
-def parts_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Job]]:
-    """Of each point, one run a seed."""
-    parts = []
+def runs_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Job]]:
+    """Of each point, one run per seed."""
+    jobs = []
     for number, point in enumerate(points):
         epochs = float(point.words[point.words.index("--epochs") + 1])
-        same = (*reading(config), *flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}"))
-        same += flags(channels=config.channels) if config.channels else ()
-        same += ("--resume", "--preset", "small", *point.words)
-        runs = [(seed, f"{number}-{seed}", out / "runs" / f"{number}-{seed}") for seed in range(config.seeds)]
-        words = [(*same, *flags(seed=seed, out=run)) for seed, _, run in runs]
-        parts.append(
-            [Job(n, point.recipe, w, run / "report.md", run=run) for w, (_, n, run) in zip(words, runs, strict=True)]
-        )
-    return parts
+        same = (*reading(config, config.channels), "--resume", "--preset", "small", *point.words)
+        same += flags(threads=1, batch_size=config.batch_size, warmup_epochs=f"{epochs / 10:g}")
+        runs = {seed: out / "runs" / f"{number}-{seed}" for seed in range(config.seeds)}
+        words = {seed: (*same, *flags(seed=seed, out=run)) for seed, run in runs.items()}
+        jobs.append([Job(run.name, point.recipe, words[s], run / "report.md", run=run) for s, run in runs.items()])
+    return jobs
 
 
-def check(config: StudyConfig, recipes: Path) -> None:
-    """Tells what is wrong before anything is trained or written."""
-    check_numbers(config, above="rates seeds epochs batch_size image_size", from_zero="jobs", shares="shares")
+def check(config: StudyConfig) -> None:
+    """Refuses what cannot work before anything is trained or written."""
+    check_bounds(config)
     config.source(channels=config.channels).required_labels()
     ViT.variant(config.model, image_size=config.image_size)
     points = list(STUDIES[config.study](config))
-    if any(point.recipe == "supervised" for point in points):  # which spares no training image to be evaluated on
+    if any(point.recipe == "supervised" for point in points):  # which holds out no training image to evaluate on
         config.source("test", channels=config.channels).required_labels()
-    for first, *_ in parts_of(config, points, config.out):
-        check_words(recipes / f"{first.recipe}.py", first.words, f"--study {config.study}")
+    for first, *_ in runs_of(config, points, config.out):
+        check_words(first.recipe, first.words, f"--study {config.study}")
 
 
 def baselines_of(config: StudyConfig, points: list[Point], out: Path) -> dict[int | None, Job]:
-    """What no model gives, by the number of training images where points differ in it."""
-    parts = {}
+    """Accuracies without a model, by the number of training images where points differ in it."""
+    jobs = {}
     for count in dict.fromkeys(images_of(point) for point in points):
         folder = out / "baselines" / str(count or "all")
-        words = (*reading(config), *flags(threads=1), *(flags(channels=config.channels) if config.channels else ()))
-        words += flags(images=count) if count else ()
+        words = reading(config, config.channels) + flags(threads=1) + (flags(images=count) if count else ())
         words += flags(shots=[SHOTS], fractions=[], out=folder)
-        parts[count] = Job(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
-    return parts
+        jobs[count] = Job(f"baselines/{count or 'all'}", "baselines", words, folder / "numbers.json")
+    return jobs
 
 
 def images_of(point: Point) -> int | None:
@@ -151,15 +148,15 @@ def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     """At the start and at the end, by the readout that the objective declares."""
     prefix = f"eval/{described(run)['readout']}/"
     lines = read_lines(run / "metrics.jsonl")
-    found = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
-    evaluated = [one for one in found if one]
+    of_lines = [{k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)} for line in lines]
+    evaluated = [one for one in of_lines if one]
     return evaluated[0], evaluated[-1]
 
 
-def results_of(points: list[Point], parts: list[list[Job]]) -> list[dict]:
+def results_of(points: list[Point], jobs: list[list[Job]]) -> list[dict]:
     """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
-    found = []
-    for point, runs in zip(points, parts, strict=True):
+    results = []
+    for point, runs in zip(points, jobs, strict=True):
         by_run = []
         for run in runs:
             with made_again(run.product.parent / "metrics.jsonl"):
@@ -167,22 +164,22 @@ def results_of(points: list[Point], parts: list[list[Job]]) -> list[dict]:
         starts, ends = zip(*by_run, strict=True)
         by_seed = {"start": starts, "values": ends}
         columns = {kind: {column: [one[column] for one in all] for column in all[0]} for kind, all in by_seed.items()}
-        found.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
-    return found
+        results.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
+    return results
 
 
-def baseline_rows(parts: dict[int | None, Job], columns: list[str]) -> list[dict]:
+def baseline_rows(jobs: dict[int | None, Job], columns: list[str]) -> list[dict]:
     """As points that have no start."""
-    found = []
-    for count, part in parts.items():
-        with made_again(part.product):
-            numbers = sealed.read(part.product)
+    rows = []
+    for count, job in jobs.items():
+        with made_again(job.product):
+            numbers = sealed.read(job.product)
             sealed.check(numbers, **{COMMONEST: NUMBER, PIXELS: dict, "side": int})
             same = {column: [numbers[COMMONEST]] for column in columns}
             pixels = {column: [numbers[PIXELS][column]] for column in columns}
-        found += [{"series": COMMONEST, "x": count, "values": same}]
-        found += [{"series": PIXELS, "x": count, "values": pixels, "side": numbers["side"]}]
-    return sorted(found, key=lambda one: one["series"])
+        rows += [{"series": COMMONEST, "x": count, "values": same}]
+        rows += [{"series": PIXELS, "x": count, "values": pixels, "side": numbers["side"]}]
+    return sorted(rows, key=lambda row: row["series"])
 
 
 def percent(values: list[float]) -> tuple[float, float]:
@@ -204,20 +201,20 @@ def table(results: dict) -> list[str]:
 
 
 def notes(results: dict) -> list[str]:
-    """What the first rows are."""
+    """An explanation of the first rows."""
     sides = {one["side"] for one in results.get("baselines", []) if "side" in one}
     if not sides:
-        return [f"- An earlier version made these results: they have no rows of the {COMMONEST} and of {PIXELS}."]
+        return [f"- {EARLIER} rows of the {COMMONEST} and of {PIXELS}."]
     shown = " or ".join(f"{side} x {side}" for side in sorted(sides))
     return [
         f"- {COMMONEST.capitalize()}: always the class that is most frequent among the training labels.",
-        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, in the place of frozen features.",
+        f"- {PIXELS.capitalize()}: the images themselves, {shown} pixels, instead of frozen features.",
     ]
 
 
 def plot(results: dict) -> str:
-    """Of one column. A start that all points have is shown beside them. On an axis, what no model gives is a level line
-    where it is the same for all."""
+    """One column. A start that all points share is shown beside them. On an axis, an accuracy without a model is a
+    level line where it is the same for all."""
     points, axis = results["points"], AXES.get(results["study"])
     places = sorted({point["x"] for point in points}) if axis else [None]
     level = [

@@ -6,7 +6,7 @@ import torch
 
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.evaluate.statistics import over_seeds
-from sslvit.experiments.claims import MARK, SUPERVISED, ahead_of, one_class
+from sslvit.experiments.claims import MARK, SUPERVISED, ahead_of, one_class, without_space
 from sslvit.experiments.results import TUNED
 from sslvit.runs.log import duration
 
@@ -28,24 +28,26 @@ def cost_in_short(costs: list[dict[str, Any]], *, timed: bool) -> str:
 
 
 def groups(results: dict[str, Any]) -> dict[str, list[str]]:
-    """The columns of each table, by its title: fine-tuned and frozen, of each set that is learned."""
-    found: dict[tuple[str, bool], list[str]] = {}
+    """The columns of each table, by its title: fine-tuned and frozen, on each set of labels."""
+    places: dict[str, dict[str, list[str]]] = {}
     for name in results["values"]:
         place, _, column = name.rpartition(": ")
-        found.setdefault((place, column.startswith(TUNED)), []).append(name)
-    places = list(dict.fromkeys(place for place, _ in found))
-    ordered = sorted(found, key=lambda one: (places.index(one[0]), not one[1]))
-    kinds = {True: TUNED, False: FROZEN}
-    return {f"{place}, {kinds[tuned]}" if place else kinds[tuned]: found[place, tuned] for place, tuned in ordered}
+        places.setdefault(place, {TUNED: [], FROZEN: []})[TUNED if column.startswith(TUNED) else FROZEN].append(name)
+    return {
+        f"{place}, {kind}" if place else kind: columns
+        for place, kinds in places.items()
+        for kind, columns in kinds.items()
+        if columns
+    }
 
 
 def rows_of(results: dict[str, Any], columns: list[str]) -> list[str]:
-    """Whose numbers these columns hold: first what no model gives, where it was measured."""
+    """The names of the rows of these columns: first the baselines without a model, where they were measured."""
     return [name for name in (COMMONEST, PIXELS, *results["methods"]) if name in results["values"][columns[0]]]
 
 
 def best_of(values: list[list[list[float]]]) -> set[tuple[int, int]]:
-    """The cells, by row and column of a table, of the highest accuracy as it is shown: all, where several are equal."""
+    """The cells, by row and column of a table, of the highest accuracy as it is rounded; of equals all."""
     best = set()
     for j, column in enumerate(zip(*values, strict=True)):
         shown = [round(100 * sum(each) / len(each), 1) for each in column]
@@ -54,15 +56,15 @@ def best_of(values: list[list[list[float]]]) -> set[tuple[int, int]]:
 
 
 def named(title: str, columns: list[str]) -> list[str]:
-    """The columns of a table, whose title says the rest."""
+    """The header of a table."""
     first = "accuracy, %" if title == FROZEN else f"{title}, %"
-    return [first, *(name.rpartition(": ")[2].removeprefix(TUNED).lstrip() for name in columns)]
+    return [first, *(without_space(name.rpartition(": ")[2].removeprefix(TUNED).lstrip()) for name in columns)]
 
 
 def accuracy_table(
     results: dict[str, Any], title: str, columns: list[str], *, timed: bool = True
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """timed: with seconds beside the numbers, which are never the same again, or with operations."""
+    """timed: with seconds beside the accuracies, which no other run repeats, instead of FLOPs."""
     names = rows_of(results, columns)
     values = [[results["values"][column][name] for column in columns] for name in names]
     rows = []
@@ -70,20 +72,20 @@ def accuracy_table(
         marks = [f" {MARK}" if name in one_class(results, column) else "" for column in columns]
         cells = [cell(one) + mark for one, mark in zip(each, marks, strict=True)]
         rows.append([name, *cells, cost_in_short(results["costs"].get(name, []), timed=timed)])
-    head = [*named(title, columns), f"images, {'time' if timed else 'operations'}"]
+    head = [*named(title, columns), f"images, {'time' if timed else 'FLOPs'}"]
     return head, rows, best_of(values)
 
 
 def balanced_table(
     results: dict[str, Any], title: str, columns: list[str]
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]] | None:
-    """Balanced accuracies, of columns whose predictions are kept, where the test classes are unbalanced."""
-    kept = results.get("balanced", {})
-    columns = [column for column in columns if column in kept]
+    """Balanced accuracies where the test classes are unbalanced, of columns that have them."""
+    balanced = results.get("balanced", {})
+    columns = [column for column in columns if column in balanced]
     if not columns:
         return None
-    names = [name for name in rows_of(results, columns) if name in kept[columns[-1]]]
-    values = [[kept[column][name] for column in columns] for name in names]
+    names = [name for name in rows_of(results, columns) if name in balanced[columns[-1]]]
+    values = [[balanced[column][name] for column in columns] for name in names]
     rows = [[name, *map(cell, each)] for name, each in zip(names, values, strict=True)]
     _, *rest = named(title, columns)
     return [f"{title}, balanced accuracy, %", *rest], rows, best_of(values)
@@ -109,30 +111,31 @@ def cost_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 ", ".join(devices),
             ]
         )
-    return ["pretraining", "images", "time", "images/s", "operations", "peak memory", "device"], rows
+    return ["pretraining", "images", "time", "images/s", "FLOPs", "peak memory", "device"], rows
 
 
 def header(first: str, columns: list[str]) -> list[str]:
-    """Of columns that are all of one set, which is said once."""
+    """With the set of labels, which is the same for all columns, in the first cell."""
     place = columns[0].rpartition(": ")[0]
-    return [f"{first}, {place}" if place else first, *(column.rpartition(": ")[2] for column in columns)]
+    names = [without_space(column.rpartition(": ")[2]) for column in columns]
+    return [f"{first}, {place}" if place else first, *names]
 
 
 def ahead_table(results: dict[str, Any], base: str, columns: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Without a number where either classifier answers one class."""
+    """Without a number where either classifier predicts one class."""
     by_column, rows = [ahead_of(results, base, column) for column in columns], []
     for name in results["methods"]:
-        found = [each.get(name) for each in by_column]
-        if any(found):
-            rows.append([name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" if x else NONE for x in found)])
+        gaps = [each.get(name) for each in by_column]
+        if any(gaps):
+            rows.append([name, *(f"{x.mean:+.1f} [{x.low:.1f}, {x.high:.1f}]" if x else NONE for x in gaps)])
     return header(f"points ahead of {base}", columns), rows
 
 
 def ahead_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Against scratch, and against supervised training where it took part."""
-    told = {one["column"] for one in results["differences"]}
+    compared = {one["column"] for one in results["differences"]}
     bases = ["scratch", *(name for name in results["methods"] if name.startswith(SUPERVISED))]
-    by_group = [[name for name in columns if name in told] for columns in groups(results).values()]
+    by_group = [[name for name in columns if name in compared] for columns in groups(results).values()]
     tables = [ahead_table(results, base, columns) for base in bases for columns in by_group if columns]
     return [(head, rows) for head, rows in tables if rows]
 
@@ -141,13 +144,13 @@ def interval_table(results: dict[str, Any], columns: list[str]) -> tuple[list[st
     """Means and Student's intervals for them over seeds."""
     rows = []
     for name in results["methods"]:
-        found = [over_seeds(results["values"][column][name]) for column in columns]
-        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in found if x is not None]
+        intervals = [over_seeds(results["values"][column][name]) for column in columns]
+        cells = [f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in intervals if x is not None]
         rows.append([name, *cells])
     return header("%, over seeds alone", columns), rows
 
 
 def interval_tables(results: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """None for one seed, of which there is no spread."""
+    """None with one seed, which has no spread."""
     several = len(results["seeds"]) > 1
     return [interval_table(results, columns) for columns in groups(results).values()] if several else []

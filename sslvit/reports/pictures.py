@@ -18,9 +18,9 @@ from sslvit.evaluate.knn import neighbors
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.preflight.views import draw
 from sslvit.reports import figures, page
 from sslvit.reports.charts import Line, line_chart
+from sslvit.reports.show_views import draw
 from sslvit.storage import durable
 from sslvit.training.batches import sampler_for
 from sslvit.views.pretraining import EvalView, eval_view

@@ -5,8 +5,8 @@ samples meet: neither the batch nor the order in which it is worked through can 
 the parameters of a view and `apply` carries them out.
 
 A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
-blur's sigma is in pixels of the output at every size, as it stands in the papers' code for 224 px: at 32 px the same
-sigma takes away far more, and a recipe for small images may want a smaller one.
+blur's sigma is in pixels of the output. A pair of views and multi-crop scale the papers' sigma, which is for 224 px, to
+their size, since at 32 px the same sigma would remove far more.
 """
 
 from abc import abstractmethod
@@ -202,9 +202,13 @@ def papers_blur(size: Size) -> tuple[float, float]:
 
 
 class SeveralViews(Scaled):
-    """More than one view of an image. Without colour (color=False) saturation, hue and grey are left out."""
+    """More than one view of an image. Without colour (color=False) saturation, hue and grey are left out.
 
-    sigma: tuple[float, float]
+    sigma: the range of the blur's, in pixels of the output; by default the papers' at this size.
+    """
+
+    size: Size
+    sigma: tuple[float, float] | None
     color: bool
 
     @property
@@ -221,7 +225,8 @@ class SeveralViews(Scaled):
         solarise: float = 0.0,
     ) -> ContrastiveView:
         """One of them."""
-        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarise=solarise)
+        sigma = self.sigma or papers_blur(self.size)
+        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=sigma, solarise=solarise)
         return view if self.color else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
@@ -239,7 +244,7 @@ class ContrastivePair(SeveralViews):
 
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[float, float] | None = None
     color: bool = True
 
     @property
@@ -257,7 +262,7 @@ class MultiCrop(SeveralViews):
     small: int = 8
     scale: tuple[float, float] = (0.4, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.4)
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[float, float] | None = None
     color: bool = True
 
     @property

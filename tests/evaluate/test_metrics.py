@@ -157,7 +157,7 @@ def test_two_files_of_predictions_are_compared_image_by_image(tmp_path, capsys, 
         "of 400 images both are right on 200, the first alone on 100, the second alone on 40, neither on 60"
     )
     # The gaps are +1, -1 and 0: mean 0.15, deviation sqrt(0.35 - 0.15^2) = 0.572, so 1.96 errors are 5.6 points.
-    low, high = map(float, re.search(r"by 15\.0 points .*\[(.*), (.*)\]", lines[3]).groups())
+    low, high = map(float, re.search(r"\+15\.0 points, 95% CI \[(.*), (.*)\]", lines[3]).groups())
     assert low == pytest.approx(15 - 5.6, abs=0.3)
     assert high == pytest.approx(15 + 5.6, abs=0.3)
     assert "seeds were not measured" in lines[3]

@@ -21,7 +21,7 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.supervised import Supervised
 from sslvit.processes.collectives import start
-from sslvit.views.pretraining import EvalView
+from sslvit.views.pretraining import EvalView, eval_view
 
 
 def small() -> ViT:
@@ -147,7 +147,7 @@ def test_evaluations_of_oblong_photographs_see_torchvisions_center_crop():
     backbone, accelerator = ViT(ViTConfig(image_size=112, patch_size=56, width=16, depth=1, heads=1)), start(threads=1)
     backbone.__class__ = Looking
     Monitor(photographs, photographs, 112, accelerator, k=3, shots=1)(backbone)
-    predict(Supervised(backbone, classes=2), photographs, 112, accelerator)
+    predict(Supervised(backbone, classes=2), photographs, eval_view(112), accelerator)
     assert len(seen) == 3
     for images in seen:
         assert (images - theirs).abs().max() < 2e-3

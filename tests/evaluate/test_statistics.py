@@ -127,30 +127,34 @@ def test_intervals_cover_the_truth_about_as_often_as_their_level():
 
 def test_sentences_claim_known_differences_only_and_say_if_there_is_one_seed():
     ahead, behind, same = drawn([0.70, 0.71, 0.72]), drawn([0.60, 0.61, 0.59], seed=1), drawn([0.7, 0.71, 0.72], seed=2)
-    claim = sentence("MoCo v3", "scratch", difference(ahead, behind), "at 1 % of the labels")
-    assert claim.startswith("MoCo v3 is ahead of scratch by ")
-    assert sentence("scratch", "MoCo v3", difference(behind, ahead), "at 1 % of the labels") == claim
-    assert sentence("MPP", "MAE", difference(ahead, same), "here").startswith("No significant difference here between")
+    claim = sentence("MoCo v3", "scratch", difference(ahead, behind), "at 1% of the labels")
+    assert claim.startswith("MoCo v3 is ahead of scratch, at 1% of the labels: +")
+    assert sentence("scratch", "MoCo v3", difference(behind, ahead), "at 1% of the labels") == claim
+    assert sentence("MPP", "MAE", difference(ahead, same), "here").startswith(
+        "No significant difference between MPP and MAE, here: "
+    )
     lone = sentence("MPP", "MAE", difference(ahead[:1], behind[:1]), "here")
     assert lone.endswith("seeds were not measured")
     assert "seeds were not" not in claim
     few = [torch.tensor([True, True, False, True])], [torch.tensor([False, True, False, True])]
-    assert "No significant difference with 4 images" in sentence("A", "B", difference(*few), "with 4 images")
+    assert "No significant difference between A and B, with 4 images: +25.0" in sentence(
+        "A", "B", difference(*few), "with 4 images"
+    )
 
 
 def test_a_sentence_by_hand():
     actual = Difference(0.081, 0.069, 0.093, 3)
-    expected = "MoCo v3 is ahead of scratch by 8.1 points at 1 % of the labels [6.9, 9.3]"
-    assert sentence("MoCo v3", "scratch", actual, "at 1 % of the labels") == expected
+    expected = "MoCo v3 is ahead of scratch, at 1% of the labels: +8.1 points, 95% CI [6.9, 9.3]"
+    assert sentence("MoCo v3", "scratch", actual, "at 1% of the labels") == expected
     behind = Difference(-0.081, -0.093, -0.069, 3)
-    assert sentence("scratch", "MoCo v3", behind, "at 1 % of the labels") == expected
+    assert sentence("scratch", "MoCo v3", behind, "at 1% of the labels") == expected
     open_question = Difference(0.004, -0.011, 0.019, 2)
-    expected = "No significant difference here between MPP and MAE (+0.4 points [-1.1, 1.9])"
+    expected = "No significant difference between MPP and MAE, here: +0.4 points, 95% CI [-1.1, 1.9]"
     assert sentence("MPP", "MAE", open_question, "here") == expected
     one = Difference(-0.01, -0.03, 0.01, 1)
     assert no_difference([("A", "B", open_question._replace(seeds=1)), ("C", "D", one)], "here") == (
-        "No significant difference here between A and B (+0.4 points [-1.1, 1.9]), C and D (-1.0 points [-3.0, 1.0]); "
-        "seeds were not measured"
+        "No significant difference, here, between A and B (+0.4 points, 95% CI [-1.1, 1.9]), C and D (-1.0 points, "
+        "95% CI [-3.0, 1.0]); seeds were not measured"
     )
 
 

@@ -1,4 +1,4 @@
-"""A comparison's parts are done once each, in an order that fits, whoever is killed, and however many work on them."""
+"""A comparison's jobs are done once each, in an order that fits, whoever is killed, and however many work on them."""
 
 import contextlib
 import json
@@ -19,45 +19,40 @@ import pytest
 import torch
 from PIL import Image
 from recipes_run import RECIPES, run
-from toy_parts import TOY, Settings, toys
+from toy_jobs import Settings, toy, toys
 
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
 from sslvit.experiments.compare import (
     ComparisonConfig,
     Method,
-    called,
     check,
     check_methods,
+    names_of,
     passes,
     plan,
     sets,
     starts,
 )
 from sslvit.experiments.disk import check_room, needed
-from sslvit.experiments.jobs import Job, JobFailed, check_settings, delete_checkpoints, locked, reading, work_on
+from sslvit.experiments.jobs import Job, check_settings, locked, reading
 from sslvit.experiments.study import (
     Point,
     StudyConfig,
     amounts,
     baseline_rows,
     baselines_of,
-    parts_of,
     results_of,
+    runs_of,
     write,
 )
+from sslvit.experiments.work import JobFailed, delete_checkpoints, work_on
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.charts import LEFT, RIGHT, WIDTH
 from sslvit.weights.folder import load_backbone, save_backbone
 
 WORKER = Path(__file__).parents[1] / "support" / "toy_worker.py"
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    (tmp_path / "toy.py").write_text(TOY)
-    return tmp_path
 
 
 def worker(out: Path, **environment: str) -> subprocess.Popen:
@@ -83,24 +78,23 @@ SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGIN
 @pytest.mark.processes
 @pytest.mark.parametrize("everybody", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW])
-def test_a_signal_reaches_the_parts_and_none_goes_on_alone(out, number, everybody):
-    process = worker(out, TOY_SECONDS="60")
+def test_a_signal_reaches_the_jobs_and_none_goes_on_alone(tmp_path, number, everybody):
+    process = worker(tmp_path, TOY_SECONDS="60")
     until = time.monotonic() + 60
-    while len((out / "started.txt").read_text().split() if (out / "started.txt").exists() else []) < 2:
+    while len((tmp_path / "started.txt").read_text().split() if (tmp_path / "started.txt").exists() else []) < 2:
         assert time.monotonic() < until
         time.sleep(0.05)
     os.killpg(process.pid, number) if everybody else process.send_signal(number)
     process.wait(timeout=30)
     if number != signal.SIGKILL:
         assert process.returncode == 75
-        assert (
-            "stopped: asked to stop, with 0 of 6 parts done; the same command goes on" in (out / "said.txt").read_text()
-        )
+        said = (tmp_path / "said.txt").read_text()
+        assert "stopped: asked to stop, with 0 of 6 jobs done; the same command continues" in said
     until = time.monotonic() + 10
     while left_of(process.pid) and time.monotonic() < until:
         time.sleep(0.1)
     assert left_of(process.pid) == []
-    assert not any((out / name).exists() for name in "ab")
+    assert not any((tmp_path / name).exists() for name in "ab")
 
 
 def test_a_place_that_cannot_be_written_and_settings_that_cannot_be_read_are_told(tmp_path):
@@ -113,113 +107,113 @@ def test_a_place_that_cannot_be_written_and_settings_that_cannot_be_read_are_tol
 
 
 @pytest.mark.processes
-def test_parts_are_done_in_an_order_that_fits_and_then_never_again(out, capsys):
-    work_on(toys(out), out, out, jobs=2, devices=0)
-    started = (out / "started.txt").read_text().split()
-    assert sorted(started) == sorted(part.name for part in toys(out))
+def test_jobs_are_done_in_an_order_that_fits_and_then_never_again(tmp_path, capsys):
+    work_on(toys(tmp_path), tmp_path, at_a_time=2)
+    started = (tmp_path / "started.txt").read_text().split()
+    assert sorted(started) == sorted(job.name for job in toys(tmp_path))
     assert "[6/6]" in capsys.readouterr().out
-    work_on(toys(out), out, out, jobs=2, devices=0)
-    assert (out / "started.txt").read_text().split() == started
-    assert "6 parts, 6 of them done" in capsys.readouterr().out
+    work_on(toys(tmp_path), tmp_path, at_a_time=2)
+    assert (tmp_path / "started.txt").read_text().split() == started
+    assert "6 jobs, 6 of them done" in capsys.readouterr().out
 
 
 @pytest.mark.processes
-def test_the_checkpoints_of_a_part_go_when_it_is_done_and_nothing_else_does(out):
-    """Also of a part that was killed before it could delete them, and not of one that is not done or is being done."""
-    parts = [part._replace(run=out / "runs" / part.name) for part in toys(out)]
+def test_the_checkpoints_of_a_job_go_when_it_is_done_and_nothing_else_does(tmp_path):
+    """Also of a job that was killed before it could delete them, and not of one that is not done or is being done."""
+    jobs = [job._replace(run=tmp_path / "runs" / job.name) for job in toys(tmp_path)]
     kept = []
-    for part in parts:
+    for job in jobs:
         for name in ("checkpoints/step-00000001/state.json", "tried/checkpoints/x", "model/config.json", "cost.json"):
-            (part.run / name).parent.mkdir(parents=True, exist_ok=True)
-            (part.run / name).write_text("x")
-        kept += [part.run / "model" / "config.json", part.run / "cost.json"]
-    (out / "a").write_text("a")
-    for part in parts:
-        delete_checkpoints(part, out)
-    has = {part.name for part in parts if (part.run / "checkpoints").exists()}
-    assert has == {part.name for part in parts} - {"a"}
-    (out / "b").write_text("b")
-    with locked(out / "locks" / "b"):
-        delete_checkpoints(parts[-1], out)
-        assert (parts[-1].run / "checkpoints").exists()
-    work_on(parts, out, out, jobs=2, devices=0)
-    assert sorted(path for path in (out / "runs").rglob("*") if path.is_file()) == sorted(kept)
+            (job.run / name).parent.mkdir(parents=True, exist_ok=True)
+            (job.run / name).write_text("x")
+        kept += [job.run / "model" / "config.json", job.run / "cost.json"]
+    (tmp_path / "a").write_text("a")
+    for job in jobs:
+        delete_checkpoints(job, tmp_path)
+    has = {job.name for job in jobs if (job.run / "checkpoints").exists()}
+    assert has == {job.name for job in jobs} - {"a"}
+    (tmp_path / "b").write_text("b")
+    with locked(tmp_path / "locks" / "b"):
+        delete_checkpoints(jobs[-1], tmp_path)
+        assert (jobs[-1].run / "checkpoints").exists()
+    work_on(jobs, tmp_path, at_a_time=2)
+    assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == sorted(kept)
 
 
-def test_the_disk_that_is_needed_is_what_is_left_to_do_and_is_refused_where_it_is_not_there(out, monkeypatch, capsys):
-    def part(name: str, recipe: str, run: bool) -> Job:
-        return Job(name, recipe, (), out / name / "done", run=out / name if run else None)
+def test_disk_is_needed_for_what_is_left_to_do_and_refused_where_there_is_less(tmp_path, monkeypatch, capsys):
+    def job(name: str, recipe: str, run: bool) -> Job:
+        return Job(name, recipe, (), tmp_path / name / "done", run=tmp_path / name if run else None)
 
-    parts = [
-        part("a", "mpp", True),
-        part("b", "supervised", True),
-        part("c", "finetune", True),
-        part("d", "probe", False),
+    jobs = [
+        job("a", "mpp", True),
+        job("b", "supervised", True),
+        job("c", "finetune", True),
+        job("d", "probe", False),
     ]
     sizes = {"weights": 10_000_000, "read": 5_000_000, "predicted": 1_000_000}
     # Models with what lies beside them, features; of two runs at a time three checkpoints: weights, two moments, heads.
     whole = 3 * (11_000_000 + 2 * 2**20) + 5_000_000 + 2 * 3 * (3 * 10_000_000 + 1_000_000)
-    assert needed(parts, 2, **sizes) == whole
+    assert needed(jobs, 2, **sizes) == whole
     for name in "abc":
-        (out / name).mkdir()
-        (out / name / "done").write_text("")
-    assert needed(parts, 2, **sizes) == 5_000_000
-    free = shutil.disk_usage(out)._replace(free=100_000_000)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "done").write_text("")
+    assert needed(jobs, 2, **sizes) == 5_000_000
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda place: free)
     with pytest.raises(
         CannotWrite, match=r"--out .*: 100 MB are free, and what is left to do needs about 231 MB\. Make"
     ):
-        check_room(whole, out)
-    check_room(5_000_000, out)
+        check_room(whole, tmp_path)
+    check_room(5_000_000, tmp_path)
     assert capsys.readouterr().out == "about 5 MB of disk are needed at most, 100 MB are free\n"
 
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_two_workers_in_one_folder_share_the_parts(out):
-    both = [worker(out), worker(out)]
+def test_two_workers_in_one_folder_share_the_jobs(tmp_path):
+    both = [worker(tmp_path), worker(tmp_path)]
     assert [one.wait(timeout=120) for one in both] == [0, 0]
-    assert len((out / "started.txt").read_text().split()) == 6
+    assert len((tmp_path / "started.txt").read_text().split()) == 6
 
 
 @pytest.mark.processes
-def test_a_worker_does_other_parts_while_another_has_the_one_that_it_would_take_first(out):
-    with locked(out / "locks" / "a") as mine:
+def test_a_worker_does_other_jobs_while_another_has_its_first(tmp_path):
+    with locked(tmp_path / "locks" / "a") as mine:
         assert mine
-        worker = threading.Thread(target=work_on, args=(toys(out), out, out), kwargs={"jobs": 1, "devices": 0})
+        worker = threading.Thread(target=work_on, args=(toys(tmp_path), tmp_path), kwargs={"at_a_time": 1})
         worker.start()
         until = time.monotonic() + 60
-        while not all((out / name).exists() for name in ("b", "b-0", "b-1")) and time.monotonic() < until:
+        while not all((tmp_path / name).exists() for name in ("b", "b-0", "b-1")) and time.monotonic() < until:
             time.sleep(0.05)
-        assert sorted(path.name for path in out.iterdir() if path.name[:1] in "ab") == ["b", "b-0", "b-1"]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name[:1] in "ab") == ["b", "b-0", "b-1"]
     worker.join(timeout=60)
     assert not worker.is_alive()
-    assert len((out / "started.txt").read_text().split()) == 6
+    assert len((tmp_path / "started.txt").read_text().split()) == 6
 
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(out):
+def test_killed_at_random_it_goes_on_and_repeats_only_what_was_running(tmp_path):
     draw = random.Random(0)
     for _ in range(4):
-        process = worker(out)
-        while not (out / "started.txt").exists():
+        process = worker(tmp_path)
+        while not (tmp_path / "started.txt").exists():
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert worker(out).wait(timeout=120) == 0
-    started = (out / "started.txt").read_text().split()
-    assert {part.name for part in toys(out)} == set(started)
+    assert worker(tmp_path).wait(timeout=120) == 0
+    started = (tmp_path / "started.txt").read_text().split()
+    assert {job.name for job in toys(tmp_path)} == set(started)
     assert len(started) <= 6 + 4 * 2  # two ran when it was killed
 
 
-def test_a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_lost(out):
-    broken = Job("broken", "toy", (str(out / "x"), str(out / "started.txt"), str(out / "nowhere")), out / "x")
-    with pytest.raises(JobFailed, match=r"(?s)broken ended with exit code 1.*what it needs is not there"):
-        work_on([*toys(out), broken], out, out, jobs=1, devices=0)
+def test_a_job_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_lost(tmp_path):
+    broken = toy(tmp_path, "broken", "nowhere")._replace(needs=())
+    with pytest.raises(JobFailed, match=r"(?s)broken ended with exit code 70.*what it needs is not there"):
+        work_on([*toys(tmp_path), broken], tmp_path, at_a_time=1)
     with pytest.raises(ValueError, match="need others that are not there"):
-        work_on([Job("a", "toy", (), out / "a", ("nobody",))], out, out, jobs=1, devices=0)
+        work_on([toy(tmp_path, "a", "missing")], tmp_path, at_a_time=1)
 
 
 def test_a_method_carries_flags_of_its_recipe():
@@ -229,15 +223,16 @@ def test_a_method_carries_flags_of_its_recipe():
     assert Method("moco_v3").words == ()
 
 
-def test_two_methods_that_would_be_called_alike_are_called_by_their_flags():
+def test_two_methods_of_the_same_name_are_named_by_their_flags():
     given = ("mpp:target=mean", "mpp:optimizer=mean", "mae")
     named = {"mpp-target-mean": given[0], "mpp-optimizer-mean": given[1], "mae": "MAE"}
-    assert called(given) == named
-    with pytest.raises(ValueError, match="--methods nobody:x=1: there is no recipe"):
-        check_methods(("nobody:x=1",), RECIPES)
+    assert names_of(given) == named
+    for missing in ("nobody:x=1", "../mpp", "examples.features"):
+        with pytest.raises(ValueError, match=f"--methods {missing}: .* one of dino, mae, moco_v3, mpp"):
+            check_methods((missing,))
 
 
-def test_a_method_is_called_as_its_paper_calls_it_with_what_was_chosen():
+def test_a_method_has_its_papers_name_with_its_flags():
     texts = {"moco_v3": "MoCo v3", "mpp:target=pixels,corrupt=0.15": "MPP (pixels, corrupt 0.15)"}
     texts |= {
         "dino:crops=4 14": "DINO (crops 4 14)",
@@ -255,7 +250,7 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
     assert check() == {"methods": ["mpp"], "transfer": [], "epochs": 3}
     both = {"methods": ("mpp", "mae"), "transfer": ("a", "b")}
     assert check(out="elsewhere", **both) == {"methods": ["mpp", "mae"], "transfer": ["a", "b"], "epochs": 3}
-    for other in (("b", "a"), ("a",), ()):  # parts of the first have numbers of a's
+    for other in (("b", "a"), ("a",), ()):  # jobs of the first have numbers of a's
         with pytest.raises(ValueError, match=r"transfer was \['a', 'b'\], is now"):
             check(transfer=other)
     check(transfer=("a", "b", "c"))
@@ -263,7 +258,7 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
         check(transfer=("a", "b", "c"), epochs=4)
 
 
-def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets_by_what_was_measured(tmp_path):
+def test_a_comparison_withholds_classes_from_pretraining_alone_and_measures_budgets(tmp_path):
     methods = ("supervised", "moco_v3", "mpp:target=pixels")
     given = {"data": "shapes:n=300", "out": tmp_path, "methods": methods, "held_out": (3, 5), "fractions": (0.1,)}
     config = ComparisonConfig(**given, budget="flops", epochs=6)
@@ -271,22 +266,22 @@ def test_a_comparison_withholds_classes_from_pretraining_alone_and_gives_budgets
         file = tmp_path / "measured" / f"{method}-dry_run" / "measured.json"
         file.parent.mkdir(parents=True)
         file.write_text(f'{{"flops_per_image": {flops}, "seconds_per_image": 1}}')
-    epochs = passes(config, tmp_path / "start", RECIPES, 0)
+    epochs = passes(config, tmp_path / "start")
     assert epochs == {"supervised": 6, "moco_v3": 2, "mpp-target-pixels": 12}
     starts = {f"{method}-0": tmp_path / "start" for method in ("scratch", "scratch-cls")}
-    parts = {part.name: part for part in plan(config, starts, epochs)}
-    trained = parts["pretrain/mpp-target-pixels-0"].command()
+    jobs = {job.name: job for job in plan(config, starts, epochs)}
+    trained = jobs["pretrain/mpp-target-pixels-0"].command()
     assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in trained
     assert "--epochs 12 --warmup_epochs 1.2" in trained
     assert trained.endswith("--target pixels")
-    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["probe/moco_v3-0/own"].command()
-    assert "--only_classes 3 5" in parts["probe/moco_v3-0/classes held out"].command()
-    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["finetune/scratch-0/own/0.1"].command()
-    assert parts["finetune/moco_v3-0/own/0.1"].needs == ("pretrain/moco_v3-0",)
-    assert "--only_classes 3 5" in parts["finetune/moco_v3-0/classes held out/0.1"].command()
-    assert parts["probe/scratch-cls-0/own"].needs == ()
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["probe/moco_v3-0/own"].command()
+    assert "--only_classes 3 5" in jobs["probe/moco_v3-0/classes held out"].command()
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["finetune/scratch-0/own/0.1"].command()
+    assert jobs["finetune/moco_v3-0/own/0.1"].needs == ("pretrain/moco_v3-0",)
+    assert "--only_classes 3 5" in jobs["finetune/moco_v3-0/classes held out/0.1"].command()
+    assert jobs["probe/scratch-cls-0/own"].needs == ()
     alone = plan(ComparisonConfig(**given, finetune_everywhere=False), starts, epochs)
-    assert not [part for part in alone if part.name.startswith("finetune") and "/own/" not in part.name]
+    assert not [job for job in alone if job.name.startswith("finetune") and "/own/" not in job.name]
     for held, words in {(3,): "hold out two", (3, 99): "are the classes 0 1 2", tuple(range(11)): "leave two"}.items():
         with pytest.raises(ValueError, match=words):
             sets(ComparisonConfig(**given | {"held_out": held}))
@@ -306,15 +301,15 @@ def test_seeds_start_from_different_weights_and_methods_of_a_seed_from_the_same(
     for seed in range(3):
         for name, values in weights[f"scratch-{seed}"].items():
             assert torch.equal(values, weights[f"scratch-cls-{seed}"][name])
-    parts = {part.name: part for part in plan(config, made, {"supervised": 1.0, "mpp": 1.0})}
+    jobs = {job.name: job for job in plan(config, made, {"supervised": 1.0, "mpp": 1.0})}
     for seed in range(3):
         for method in config.methods:
-            words = parts[f"pretrain/{method}-{seed}"].words
+            words = jobs[f"pretrain/{method}-{seed}"].words
             assert words[words.index("--init_from") + 1] == str(made[f"scratch-{seed}"])
             assert words[words.index("--seed") + 1] == str(seed)
         for name in (f"scratch-{seed}", f"scratch-cls-{seed}"):
-            for part in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
-                words = parts[part].words
+            for job in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
+                words = jobs[job].words
                 assert words[words.index("--model") + 1] == str(made[name])
 
 
@@ -323,7 +318,7 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
     config = ComparisonConfig(data="shapes:n=64", out=tmp_path, model="mu/8", methods=("mpp",), seeds=2, image_size=16)
     made = starts(config)
     words = plan(config, made, {"mpp": 1.0})
-    (pretrain,) = [part for part in words if part.name == f"pretrain/mpp-{seed}"]
+    (pretrain,) = [job for job in words if job.name == f"pretrain/mpp-{seed}"]
     entered = []
     given = {"pretrain": lambda *given: entered.extend(given) or [], "finish": lambda *_: None}
     run("mpp", " ".join(pretrain.words), **given)
@@ -332,45 +327,48 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
         assert torch.equal(backbone[name], values), name
 
 
-def test_what_no_model_gives_is_read_in_every_place_where_something_is_learned(tmp_path):
+def test_baselines_are_read_on_every_set_of_labels(tmp_path):
     other = f"shapes:texture,n={300}"
     given = {"data": "shapes:n=300", "out": tmp_path, "held_out": (3, 5), "transfer": (other,), "limit_test": 70}
     config = ComparisonConfig(**given, methods=("mpp",), fractions=(0.1, 1.0))
     begins = {f"{method}-0": tmp_path for method in ("scratch", "scratch-cls")}
-    parts = {part.name: part.command() for part in plan(config, begins, {"mpp": 1.0}) if part.recipe == "baselines"}
-    assert list(parts) == ["baselines/own", "baselines/classes held out", "baselines/transfer 1"]
-    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in parts["baselines/own"]
-    assert "--only_classes 3 5" in parts["baselines/classes held out"]
-    assert f"--data {other}" in parts["baselines/transfer 1"]
-    for command in parts.values():
+    jobs = {job.name: job.command() for job in plan(config, begins, {"mpp": 1.0}) if job.recipe == "baselines"}
+    assert list(jobs) == ["baselines/own", "baselines/classes held out", "baselines/transfer 1"]
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["baselines/own"]
+    assert "--only_classes 3 5" in jobs["baselines/classes held out"]
+    assert f"--data {other}" in jobs["baselines/transfer 1"]
+    for command in jobs.values():
         assert "--limit_train 0 --limit_test 70 --fractions 0.1 1.0" in command
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"fractions": (0.0, 1.0)}, "--fractions 0 1: 0 must be above 0 and at most 1"),
-        ({"fractions": (0.5, 0.5)}, "--fractions 0.5 0.5: name one value or more, and each once"),
+        ({"fractions": (0.0, 1.0)}, "--fractions is 0.0; it must be above 0"),
+        ({"fractions": (0.5, 0.5)}, "--fractions 0.5 0.5: give one value or more, and each once"),
         (
             {"fractions": (0.001,)},
-            r"largest class has \d\d images .*, --fractions 0.001 leave less than the two",
+            r"--fractions 0.001: the largest class .* has \d\d images .*, which leaves fewer than two",
         ),
-        ({"fractions": (float("nan"),)}, "--fractions nan: nan must be"),
-        ({"seeds": 0}, "--seeds 0: 0 must be above 0"),
-        ({"epochs": -1}, "--epochs -1"),
-        ({"jobs": -1}, "--jobs -1: -1 must be 0 or more"),
-        ({"limit_test": -5}, "--limit_test -5"),
-        ({"finetune_rates": (0.0,)}, "--finetune_rates 0"),
-        ({"finetune_crop": 7}, "--finetune_crop 7"),
-        ({"finetune_steps": -3}, "--finetune_steps -3"),
+        ({"fractions": (float("nan"),)}, r"--fractions is \(nan,\); it must be finite"),
+        ({"seeds": 0}, "--seeds is 0; it must be above 0"),
+        ({"epochs": -1}, "--epochs is -1"),
+        ({"jobs": -1}, "--jobs is -1; it must be at least 0"),
+        ({"limit_test": -5}, "--limit_test is -5"),
+        ({"finetune_rates": (0.0,)}, "--finetune_rates is 0"),
+        ({"finetune_crop": 7}, "--finetune_crop is 7; it must be at most 1"),
+        ({"finetune_steps": -3}, "--finetune_steps is -3"),
         ({"methods": ()}, "--methods : name one or more"),
         ({"methods": ("mpp", "mpp")}, "--methods mpp mpp: name one or more, and each once"),
-        ({"methods": ("probe",)}, "--methods probe: .*probe.py is no recipe that pretrains"),
-        ({"methods": ("mpp", "mpp:target=nothing")}, "--methods mpp:target=nothing: mpp.py does not take these words"),
-        ({"methods": ("mpp:target",)}, "--methods mpp:target: mpp.py does not take"),
+        ({"methods": ("probe",)}, "--methods probe: recipes/probe.py has no presets"),
+        (
+            {"methods": ("mpp", "mpp:target=nothing")},
+            "--methods mpp:target=nothing: recipes/mpp.py does not take",
+        ),
+        ({"methods": ("mpp:target",)}, "--methods mpp:target: recipes/mpp.py does not take"),
         ({"methods": ("mpp:lr=-1",)}, "--methods mpp:lr=-1: --lr is -1"),
-        ({"methods": ("mpp:out=/x",)}, "--methods mpp:out=/x: --out is given to all alike"),
-        ({"methods": ("mpp:image-size=8",)}, "mpp:image-size=8: --image-size is given to all alike"),
+        ({"methods": ("mpp:out=/x",)}, "--methods mpp:out=/x: --out is the same for all"),
+        ({"methods": ("mpp:image-size=8",)}, "mpp:image-size=8: --image-size is the same for all"),
         ({"model": "zz"}, "no variant 'zz'"),
         ({"model": "XS/7"}, "7"),
         ({"transfer": ("shapes:n=300",)}, "none that pretraining sees"),
@@ -379,7 +377,7 @@ def test_what_no_model_gives_is_read_in_every_place_where_something_is_learned(t
         ({"data": "ALONE"}, "has no test split"),
     ],
 )
-def test_a_comparison_tells_what_is_wrong_before_it_writes_or_trains_anything(tmp_path, given, words):
+def test_a_comparison_refuses_bad_settings_before_it_writes_or_trains_anything(tmp_path, given, words):
     for name in ("train/a/1.png", "train/b/2.png", "flat/1.png", "flat/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32)).save(tmp_path / name)
@@ -389,11 +387,11 @@ def test_a_comparison_tells_what_is_wrong_before_it_writes_or_trains_anything(tm
         given = {"data": f"folder:{folders[given['data']]}"}
     config = ComparisonConfig(**{"data": "shapes:n=300", "fractions": (0.5,), "out": tmp_path / "out"} | given)
     with pytest.raises(ValueError, match=words):
-        check(config, RECIPES)
+        check(config)
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_read_the_images_as_the_comparison_was_told():
+def test_jobs_read_the_images_as_the_comparison_does():
     config = ImagesConfig("folder:/x", 32, label_column="kind", only_classes=(1, 2), follow_links=True)
     assert reading(config) == (
         *(
@@ -444,7 +442,7 @@ def test_a_real_comparison_killed_ten_times_ends_byte_for_byte_as_one_that_was_n
     assert whole == killed
 
 
-def test_a_study_tells_what_cannot_be_built_before_it_trains_anything():
+def test_a_study_refuses_models_that_cannot_be_built_before_it_trains_anything():
     points = list(amounts(StudyConfig(data="shapes:n=300", shares=(0.5, 1))))
     assert [(point.series, point.x) for point in points[::2]] == [("ViT", 150), ("hybrid", 150), ("BiT ResNet", 150)]
     with pytest.raises(ValueError, match=r"width_factor 0\.25 gives 16 channels, not a multiple of 32"):
@@ -455,19 +453,19 @@ def test_a_study_tells_what_cannot_be_built_before_it_trains_anything():
 def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, alike):
     config = StudyConfig(data="shapes:n=300", study="targets", seeds=2)
     points = [Point(name, None, "mpp", ("--epochs", "1")) for name in ("this one", "that one")]
-    parts = parts_of(config, points, tmp_path)
-    for number, runs in enumerate(parts):
-        for seed, part in enumerate(runs):
-            assert f"--seed {seed}" in part.command()
+    jobs = runs_of(config, points, tmp_path)
+    for number, runs in enumerate(jobs):
+        for seed, job in enumerate(runs):
+            assert f"--seed {seed}" in job.command()
             start, end = 0.1 + (0 if alike else 0.05 * number), 0.3 + 0.2 * number + 0.02 * seed
-            folder = part.product.parent
+            folder = job.product.parent
             save_backbone(
                 ViT(ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=1)), folder, {"readout": "mean"}
             )
             told = [{"step": 0, "eval/mean/10-shot": start, "eval/cls/10-shot": 0.9}, {"step": 5, "loss": 1.0}]
             lines = [*told, {"step": 9, "eval/mean/10-shot": end, "eval/cls/10-shot": 0.9}]
             (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    write({"study": "targets", "points": results_of(points, parts)}, tmp_path)
+    write({"study": "targets", "points": results_of(points, jobs)}, tmp_path)
     table = (tmp_path / "results.md").read_text()
     assert "| this one | 10.0 | 31.0 ± 1.4 |" in table  # the deviation of 30 and 32
     assert f"| that one | {10 if alike else 15}.0 | 51.0 ± 1.4 |" in table
@@ -475,9 +473,7 @@ def test_a_study_shows_each_point_over_seeds_beside_its_random_start(tmp_path, a
 
 
 @pytest.mark.parametrize(("size", "kept"), [(224, 0.0), ((64, 128), 0.0), (32, None), ((32, 96), None)])
-def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_where_they_are_thumbnails(
-    size, kept, tmp_path
-):
+def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images(size, kept, tmp_path):
     file, config = tmp_path / "compare.json", ComparisonConfig(image_size=size)
     saved = check_settings(config, file, free=("out",))
     del saved["eval_crop"]
@@ -489,17 +485,17 @@ def test_a_comparison_from_before_centre_crops_goes_on_with_whole_images_or_wher
     assert check_settings(config, file, free=("out",))["eval_crop"] == kept
 
 
-def test_a_study_shows_what_no_model_gives_of_as_many_images_as_its_points_have(tmp_path):
+def test_a_study_shows_baselines_of_as_many_images_as_its_points_have(tmp_path):
     config = StudyConfig(data="shapes:n=300", study="amounts", shares=(0.5, 1))
     points = list(amounts(config))
-    parts = baselines_of(config, points, tmp_path)
-    assert list(parts) == [150, 300]
-    for count, part in parts.items():
-        assert f"--images {count} --shots 10 --fractions --out" in part.command()
-        part.product.parent.mkdir(parents=True)
+    jobs = baselines_of(config, points, tmp_path)
+    assert list(jobs) == [150, 300]
+    for count, job in jobs.items():
+        assert f"--images {count} --shots 10 --fractions --out" in job.command()
+        job.product.parent.mkdir(parents=True)
         numbers = {"side": 32, "commonest class": 0.1, "raw pixels": {"10-shot": count / 1000, "20-nn": 0.4}}
-        part.product.write_text(json.dumps(numbers))
-    rows = baseline_rows(parts, ["10-shot", "20-nn"])
+        job.product.write_text(json.dumps(numbers))
+    rows = baseline_rows(jobs, ["10-shot", "20-nn"])
     model = {"start": {"10-shot": [0.1], "20-nn": [0.1]}, "values": {"10-shot": [0.5], "20-nn": [0.6]}}
     results = {"study": "amounts", "points": [{"series": "ViT", "x": x} | model for x in (150, 300)]}
     write(results | {"baselines": rows}, tmp_path)
@@ -510,14 +506,14 @@ def test_a_study_shows_what_no_model_gives_of_as_many_images_as_its_points_have(
         "| ViT | 150 | 10.0 | 50.0 | 10.0 | 60.0 |",
     ):
         assert line in text
-    assert "32 x 32 pixels, in the place of frozen features" in text
+    assert "32 x 32 pixels, instead of frozen features" in text
     assert "raw pixels" in drawn
     write(results, tmp_path)
     assert "- An earlier version made these results: they have no rows" in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize("study", ["readouts", "targets"])
-def test_a_studys_plot_shows_what_no_model_gives_beside_all_points(tmp_path, study):
+def test_a_studys_plot_shows_baselines_beside_all_points(tmp_path, study):
     xs = (1e-3, 1e-2) if study == "readouts" else (None, None)
     model = {"start": {"10-shot": [0.1]}, "values": {"10-shot": [0.5]}}
     results = {"study": study, "points": [{"series": f"s{i}", "x": x} | model for i, x in enumerate(xs)]}
@@ -534,8 +530,8 @@ def test_a_studys_plot_shows_what_no_model_gives_beside_all_points(tmp_path, stu
 
 def test_a_studys_baselines_are_read_by_its_recipe(tmp_path):
     config = StudyConfig(data="shapes:n=64", image_size=16, study="targets")
-    (part,) = baselines_of(config, [Point("p", None, "mpp", ("--epochs", "1"))], tmp_path).values()
-    run("baselines", " ".join(part.words))
-    found = {row["series"]: row["values"] for row in baseline_rows({None: part}, ["10-shot", "20-nn"])}
+    (job,) = baselines_of(config, [Point("p", None, "mpp", ("--epochs", "1"))], tmp_path).values()
+    run("baselines", " ".join(job.words))
+    found = {row["series"]: row["values"] for row in baseline_rows({None: job}, ["10-shot", "20-nn"])}
     assert list(found) == ["commonest class", "raw pixels"]
     assert all(0 <= value <= 1 for values in found.values() for (value,) in values.values())

@@ -18,7 +18,7 @@ KEPT = Path(__file__).parents[2] / "recipes" / "results"
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> Path:
-    """A comparison's folder with all that its parts leave, made up, but no report."""
+    """A comparison's folder with all that its jobs leave, made up, but no report."""
     out = tmp_path_factory.mktemp("ended") / "compare"
     comparison(out, {"scratch": [0.6, 0.6], "mae": [0.8, 0.8]}, places=("own",), pixels=0.5)
     for model in (out / "models").iterdir():
@@ -43,10 +43,10 @@ def reported(folder: Path) -> str:
     return (folder / "report.md").read_text()
 
 
-def test_a_comparison_whose_parts_are_done_but_whose_report_is_missing_gets_it(folder):
+def test_a_comparison_whose_jobs_are_done_but_whose_report_is_missing_gets_it(folder):
     report_again(folder)
     text = (folder / "report.md").read_text()
-    assert "MAE is ahead of scratch (mean) by" in text
+    assert "MAE is ahead of scratch (mean), " in text
     assert "| raw pixels | 50.0 |" in text
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert json.loads((folder / "results.json").read_text())["methods"] == ["scratch (mean)", "scratch (cls)", "MAE"]
@@ -82,14 +82,14 @@ def test_a_studys_table_and_plot_are_written_again(tmp_path):
 def test_what_is_missing_or_damaged_is_named_with_the_way_out(folder, tmp_path):
     nothing = tmp_path / "nothing"
     nothing.mkdir()
-    with pytest.raises(NoInput, match=f"{nothing} holds no run that has ended, no comparison, and no study"):
+    with pytest.raises(NoInput, match=f"{nothing} contains no finished run, no comparison, and no finished study"):
         report_again(nothing)
     (folder / "runs" / "mae-1" / "report.md").unlink()
-    with pytest.raises(NoInput, match=r"compare is a comparison that has not ended: .*mae-1 is to be done"):
+    with pytest.raises(NoInput, match=r"compare is an unfinished comparison: .*mae-1 is missing"):
         report_again(folder)
     (folder / "runs" / "mae-1" / "report.md").write_text("")
     shutil.rmtree(folder / "finetuned" / "mae-1" / "own" / "0.01")
-    with pytest.raises(DataError, match="fine-tuned 1 % is not there of MAE; the comparison's command makes the rest"):
+    with pytest.raises(DataError, match="fine-tuned 1 % of MAE is missing; the comparison's command adds it"):
         report_again(folder)
     (folder / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results.json cannot be read \(.*\): delete it, and the command that made it"):

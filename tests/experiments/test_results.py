@@ -18,7 +18,7 @@ from sslvit.experiments.results import collect, judge
 from sslvit.experiments.tables import cost_in_short, cost_table, groups, interval_table
 
 
-def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_none(tmp_path):
+def test_a_difference_is_reported_with_its_interval_and_only_where_there_is_one(tmp_path):
     given = {"scratch": [0.60, 0.61, 0.59], "mae": [0.75, 0.76, 0.74], "mpp-target-pixels": [0.74, 0.75, 0.76]}
     results = comparison(tmp_path, given)
     values = {NAMES[name]: found for name, found in given.items()} | {"scratch (cls)": [0.0] * 3}
@@ -27,29 +27,29 @@ def test_a_known_difference_is_told_with_its_interval_and_none_where_there_is_no
     told = sentences(results, "fine-tuned 1 %", to_scratch=True)
     assert sentences(results, "fine-tuned 1 %")[:2] == told
     assert re.match(
-        r"MAE is ahead of scratch \(mean\) by 1[2-8]\.\d points when fine-tuned with 1 % of the labels "
-        r"\[\d+\.\d, \d+\.\d\]\.$",
+        r"MAE is ahead of scratch \(mean\), fine-tuned on 1% of the labels: \+1[2-8]\.\d points, "
+        r"95% CI \[\d+\.\d, \d+\.\d\]\.$",
         told[0],
     )
     assert re.match(
-        r"MPP \(pixels\) is ahead of scratch \(mean\) by 1[2-8]\.\d points when fine-tuned with 1 % of", told[1]
+        r"MPP \(pixels\) is ahead of scratch \(mean\), fine-tuned on 1% of the labels: \+1[2-8]\.\d", told[1]
     )
     told = sentences(results, "fine-tuned 1 %")
     assert len(told) == 6
     assert re.match(
-        r"No significant difference when fine-tuned with 1 % of the labels between MPP \(pixels\) and MAE "
-        r"\([+-]\d\.\d points \[",
+        r"No significant difference between MPP \(pixels\) and MAE, fine-tuned on 1% of the labels: "
+        r"[+-]\d\.\d points, 95% CI \[",
         told[-1],
     )
     linear, elsewhere = (sentences(results, place + "linear 100 %") for place in ("", "transfer 1: "))
-    assert linear == [one.replace("when fine-tuned with 1 %", "by a linear probe with 100 %") for one in told]
+    assert linear == [one.replace("fine-tuned on 1%", "by a linear probe on 100%") for one in told]
     assert elsewhere == [one.replace("of the labels", "of the labels of transfer 1") for one in linear]
-    assert sentences(results, "linear 1 %") == [one.replace("with 100 %", "with 1 %") for one in linear]
+    assert sentences(results, "linear 1 %") == [one.replace("on 100%", "on 1%") for one in linear]
     assert sentences(results, "transfer 1: fine-tuned 1 %")[0] == told[0].replace("labels", "labels of transfer 1")
     assert sentences(results, "20-nn") == []  # of which no predictions are kept
     text = as_markdown(results)
     assert all(sentence in text for sentence in [*told, *linear, *elsewhere])
-    assert "Mean ± deviation of 3 seeds; intervals are of 95 %, over test images and seeds." in text
+    assert "over 3 seeds; 95% confidence intervals (CI) are over test images and seeds." in text
 
 
 def test_two_methods_are_paired_by_image_whatever_the_order_in_their_files(tmp_path):
@@ -66,7 +66,7 @@ def test_two_methods_are_paired_by_image_whatever_the_order_in_their_files(tmp_p
     assert (found.mean, found.low, found.high) == (0, 0, 0)  # both are right at the same images
 
 
-def test_a_method_is_held_against_scratch_that_is_read_as_it_is(tmp_path):
+def test_a_method_is_compared_with_scratch_of_the_same_readout(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.6], "supervised": [0.8], "mae": [0.8]})
     assert results["readouts"] == {
         "scratch (mean)": "mean", "scratch (cls)": "cls", "supervised": "cls", "MAE": "mean"
@@ -76,10 +76,10 @@ def test_a_method_is_held_against_scratch_that_is_read_as_it_is(tmp_path):
     assert gains["supervised"].mean == pytest.approx(80, abs=5)  # scratch is never right by its class token
     assert gains["MAE"].mean == pytest.approx(20, abs=5)
     lead = sentences(results, "linear 100 %", to_scratch=True)
-    assert [text.split(" by ")[0] for text in lead] == [
+    assert [text.split(", ")[0] for text in lead] == [
         "supervised is ahead of scratch (cls)", "MAE is ahead of scratch (mean)"
     ]  # fmt: skip
-    assert "declares: mean of scratch (mean), MAE; cls of scratch (cls), supervised." in as_markdown(results)
+    assert "declares: mean for scratch (mean), MAE; cls for scratch (cls), supervised." in as_markdown(results)
 
 
 def test_gains_and_intervals_over_seeds_are_those_of_the_sentences_and_of_scipy(tmp_path):
@@ -89,7 +89,7 @@ def test_gains_and_intervals_over_seeds_are_those_of_the_sentences_and_of_scipy(
     assert list(by_supervised) == ["scratch (mean)", "scratch (cls)", "MAE"]
     one, back = by_scratch["MAE"], by_supervised["MAE"]
     told = " ".join(sentences(results, "fine-tuned 1 %"))
-    assert f"by {one.mean:.1f} points when fine-tuned with 1 % of the labels [{one.low:.1f}, {one.high:.1f}]" in told
+    assert f"fine-tuned on 1% of the labels: {one.mean:+.1f} points, 95% CI [{one.low:.1f}, {one.high:.1f}]" in told
     assert all(x.low < x.mean < x.high < 0 for x in by_supervised.values())
     assert back.mean - by_supervised["scratch (mean)"].mean == pytest.approx(one.mean)
     assert f"| MAE | {one.mean:+.1f} [{one.low:.1f}, {one.high:.1f}] |" in as_markdown(results)
@@ -104,7 +104,7 @@ def test_one_seed_says_in_every_sentence_that_seeds_were_not_measured(tmp_path):
     told = sentences(results, "fine-tuned 1 %", to_scratch=True)
     assert [("ahead" in text, "No significant difference" in text) for text in told] == [(1, 0), (0, 1)]
     assert all(text.endswith("; seeds were not measured.") for text in sentences(results, "fine-tuned 1 %"))
-    assert "One seed: what another seed would give was not measured" in as_markdown(results)
+    assert "One seed: the variation between seeds was not measured" in as_markdown(results)
     assert "Means and their intervals" not in as_page(results, {}, [])
 
 
@@ -113,7 +113,7 @@ def test_seeds_that_disagree_make_a_large_difference_uncertain(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.6, 0.6, 0.6], "mae": [0.54, 0.70, 0.86]})
     (told,) = sentences(results, "fine-tuned 1 %", to_scratch=True)
     assert told.startswith(
-        "No significant difference when fine-tuned with 1 % of the labels between MAE and scratch (mean)"
+        "No significant difference between MAE and scratch (mean), fine-tuned on 1% of the labels: +10"
     )
 
 
@@ -131,35 +131,35 @@ def test_the_page_stands_alone_and_holds_tables_figures_sentences_and_settings(t
         assert text in html
     assert html.count("<svg") == 2 + 4  # gains; fine-tuned and linear, here and there
     assert "500, 2 s" in html
-    assert "500, -" in as_markdown(results)  # whose operations were not counted
+    assert "500, -" in as_markdown(results)  # whose FLOPs were not counted
 
 
 @pytest.mark.parametrize("given", [{"fractions": (1,)}, {"tuned": False}, {"places": ("own",)}])
 def test_less_is_reported_too(tmp_path, given):
     results = comparison(tmp_path, {"scratch": [0.6], "mae": [0.8]}, **given)
-    assert "linear 100 %" in as_markdown(results)
+    assert "linear 100%" in as_markdown(results)
     assert "MAE is ahead of scratch (mean)" in as_page(results, {}, [])
 
 
-def test_a_table_for_each_set_that_is_learned_and_notes_on_what_it_is(tmp_path):
+def test_a_table_for_each_set_of_labels_and_notes_on_what_it_is(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.6], "mae": [0.8]}, places=("own", "classes held out", "transfer 1"))
     kinds = ("fine-tuned", "frozen features")
     titles = [place + kind for place in ("", "classes held out, ", "transfer 1, ") for kind in kinds]
     assert list(groups(results)) == titles
     assert groups(results)["classes held out, fine-tuned"][-1] == "classes held out: fine-tuned 100 %"
-    assert "| classes held out, frozen features, % | 20-nn | linear 1 % | linear 100 % |" in as_markdown(results)
-    assert "| classes held out, fine-tuned, % | 1 % | 100 % |" in as_markdown(results)
+    assert "| classes held out, frozen features, % | 20-nn | linear 1% | linear 100% |" in as_markdown(results)
+    assert "| classes held out, fine-tuned, % | 1% | 100% |" in as_markdown(results)
     results["settings"] = {"held_out": [2, 4], "transfer": ["idx:/x"], "limit_train": 1000, "limit_test": 0}
     told = " ".join(notes(results))
-    for text in ("of the classes 2, 4.", "Transfer 1 is idx:/x.", "at most 1,000 training images", "shares of these"):
+    for text in ("of the classes 2, 4,", "Transfer 1 is idx:/x.", "at most 1,000 training images", "shares of these"):
         assert text in told
     assert "test images, fine" not in told
-    assert "was given as many images" in told
+    assert "had the same number of images" in told
     results["settings"] = {"budget": "seconds"}
-    assert "about as many seconds as the first one" in notes(results)[0]
+    assert "about the seconds that the first one needs" in notes(results)[0]
 
 
-def test_a_file_of_a_part_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
+def test_a_file_of_a_job_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
     comparison(tmp_path, {"scratch": [0.6], "mae": [0.8]})
     models = {f"{name}-0": tmp_path / "models" / f"{name}-0" for name in ("scratch", "scratch-cls", "mae")}
     for name in (

@@ -38,29 +38,29 @@ def found(tmp_path_factory) -> dict:
     )
 
 
-def test_classifiers_that_answer_one_class_are_named_and_no_difference_to_them_is_told(found):
+def test_classifiers_that_predict_one_class_are_named_and_compared_with_none(found):
     assert warnings(found, ["linear 1 %"]) == [
-        "Warning: by a linear probe with 1 % of the labels these give nearly all test images (more than 95 %) the same "
-        "class: supervised (with 1 of 2 seeds), MAE. No difference to them is reported."
+        "Warning: by a linear probe on 1% of the labels, these predict the same class for nearly all test images (more "
+        "than 95%): supervised (with 1 of 2 seeds), MAE. No difference from them is reported."
     ]
     assert len(warnings(found)) == 4  # once per column
     text = as_markdown(found)
     for column in ("fine-tuned 1 %", "linear 100 %"):
         told = sentences(found, column)
-        assert any("MPP (pixels) is ahead of scratch (mean) by" in one for one in told)
+        assert any("MPP (pixels) is ahead of scratch (mean), " in one for one in told)
         assert not any("MAE" in one or "supervised" in one for one in told)
         assert list(ahead_of(found, "scratch", column)) == ["MPP (pixels)"]
-    assert not re.search("ahead of (MAE|supervised) by|(MAE|supervised) is ahead", text)
+    assert not re.search("ahead of (MAE|supervised),|(MAE|supervised) is ahead", text)
     assert text.index("Warning: ") < text.index("| fine-tuned, %")
     assert cells(text, "MAE")[0][:2] == ["90.0 ± 0.0 †"] * 2
     assert cells(text, "MPP (pixels)")[0][0][-1] != "†"
-    assert "†: with one seed or more, nearly all test images (more than 95 %)" in " ".join(notes(found))
+    assert "†: with one seed or more, the same class is predicted for nearly all test images" in " ".join(notes(found))
     html = as_page(found, {}, [])
     assert all(one in html for one in warnings(found))
     assert "90.0 ± 0.0 †" in html
 
 
-def test_a_comparison_in_which_all_classifiers_answer_one_class_claims_nothing(tmp_path):
+def test_a_comparison_in_which_all_classifiers_predict_one_class_claims_nothing(tmp_path):
     names = ("scratch-0", "scratch-cls-0", "mae-0")
     nothing = comparison(tmp_path, {"scratch": [0.5], "mae": [0.5]}, labels=LABELS, one_class=names, pixels=0.5)
     text, html = as_markdown(nothing), as_page(nothing, {}, [])
@@ -70,10 +70,10 @@ def test_a_comparison_in_which_all_classifiers_answer_one_class_claims_nothing(t
         assert "points ahead" not in one
     assert "<p>No difference is reported.</p>" in html
     for one in (text, html):
-        assert "scratch (mean), scratch (cls), MAE. No difference to them is reported." in one
+        assert "scratch (mean), scratch (cls), MAE. No difference from them is reported." in one
 
 
-def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_unequal_and_is_scikit_learns(tmp_path):
+def test_balanced_accuracy_is_shown_where_classes_are_unequal_and_is_scikit_learns(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.7], "mae": [0.8]}, places=("own",), labels=LABELS, pixels=0.6)
     _, rows, _ = balanced_table(results, "frozen features", groups(results)["frozen features"])
     assert [row[0] for row in rows] == ["commonest class", "raw pixels", "scratch (mean)", "scratch (cls)", "MAE"]
@@ -86,12 +86,12 @@ def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_unequal_and_
     assert rows[0] == ["commonest class", "33.3", "33.3", "33.3"]
     assert [row[1] for row in rows[1:]] == ["30.0", "35.0", "0.0", "40.0"]  # as the probes tell them
     text = as_markdown(results)
-    assert "| frozen features, balanced accuracy, % | 20-nn | linear 1 % | linear 100 % |" in text
-    assert "| fine-tuned, balanced accuracy, % | 1 % | 100 % |" in text
+    assert "| frozen features, balanced accuracy, % | 20-nn | linear 1% | linear 100% |" in text
+    assert "| fine-tuned, balanced accuracy, % | 1% | 100% |" in text
     assert "more than 1.5 times the images of the smallest" in text
 
 
-def test_balanced_accuracy_of_neighbours_is_left_out_where_a_probe_does_not_tell_it(tmp_path):
+def test_balanced_accuracy_of_neighbours_is_left_out_where_a_probe_has_none(tmp_path):
     file = tmp_path / "probes" / "mae-0" / "own" / "numbers.json"
     given = {"scratch": [0.7], "mae": [0.8]}
     comparison(tmp_path, given, places=("own",), labels=LABELS, pixels=0.6)
@@ -110,7 +110,7 @@ def test_of_equal_classes_there_is_no_balanced_accuracy(tmp_path):
     assert "alanced accuracy" not in as_page(results, {}, [])
 
 
-def test_each_table_holds_what_no_model_gives(found):
+def test_each_table_has_the_baselines_without_a_model(found):
     text = as_markdown(found)
     (tuned, _, frozen, _), (pixels, _) = cells(text, "commonest class"), cells(text, "raw pixels")
     assert tuned == ["85.0", "85.0", "none"]  # of all test images, as fine-tuned models are read on
@@ -132,11 +132,11 @@ def test_the_page_shows_every_equal_best_in_bold(found):
     assert f'<td class="best">{shown["MPP (pixels)"]}</td>' in html
 
 
-def test_all_pairs_without_a_significant_difference_are_in_one_sentence_of_their_column(tmp_path):
+def test_all_pairs_without_a_significant_difference_are_in_one_sentence_per_column(tmp_path):
     given = {"scratch": [0.7], "supervised": [0.7], "mae": [0.7], "mpp-target-pixels": [0.7]}
     results = comparison(tmp_path, given, places=("own",), tuned=False, fractions=(1,), seed=2)
     told = sentences(results, "linear 100 %")
-    level = [one for one in told if one.startswith("No significant difference by a linear probe with 100 % of the")]
+    level = [one for one in told if one.startswith("No significant difference, by a linear probe on 100% of the")]
     assert len(level) == 1
     assert as_markdown(results).count("No significant") == 1
     # scratch (cls) is never right; of the four others each pair is level.
@@ -166,7 +166,7 @@ def test_names_of_any_kind_stay_text_in_markdown_and_on_the_page(tmp_path):
         "s_open",
     }
     shown = ["".join(one.content for one in token.children) for token in tokens if token.type == "inline"]
-    assert f"What pretraining bought: {HOSTILE}" in shown
+    assert f"Gain from pretraining: {HOSTILE}" in shown
     assert shown.count(HOSTILE) >= 3  # in the tables, each a cell of its own
     assert f"Transfer 1 is {HOSTILE}." in shown
     widths = {
@@ -197,7 +197,7 @@ def test_ordinary_names_and_numbers_need_no_escapes(text):
     assert markdown(text) == text
 
 
-def test_kept_results_of_an_earlier_version_make_reports_that_say_what_they_lack():
+def test_results_of_an_earlier_version_make_reports_that_say_what_they_lack():
     folder = Path(__file__).parents[2] / "recipes" / "results"
     for file in ("built-in.json", "fashion-mnist.json"):
         results = json.loads((folder / file).read_text())
@@ -212,7 +212,7 @@ def test_kept_results_of_an_earlier_version_make_reports_that_say_what_they_lack
                 "An earlier version made these results: they have no rows of the commonest class and of raw pixels."
                 in one
             )
-            assert "do not say whether a classifier gives all images the same class" in one
+            assert "do not say whether a classifier predicts the same class for all images" in one
         assert cells(text, "commonest class") == []
 
 
@@ -222,5 +222,5 @@ def test_how_little_two_seeds_say_of_a_mean_is_written_down(tmp_path):
     # Student's t of one degree of freedom is tan(0.475 pi) = 12.7; 0.40 and 0.60 give more than all there is.
     assert "with 2 seeds 12.7 standard errors to either side, and the widest here spans 100 points." in text
     assert "[0.0, 100.0]" in text
-    assert "One without width only says that all seeds gave the same accuracy." in text  # as scratch (cls), 0 and 0
+    assert "One of width 0 only means that all seeds gave the same accuracy." in text  # as scratch (cls), 0 and 0
     assert re.search(r"\[-\d+\.\d, 1\d\d\.\d", text) is None

@@ -1,8 +1,10 @@
 """Every recipe runs from its command line to its last line, and shows the very views that it trains on."""
 
+import importlib
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,19 @@ from PIL import Image
 from recipes_run import RECIPES, TINY, TRAINING, run
 from torch import nn
 
+from sslvit.cli import parse
 from sslvit.data.loader import EpochSampler
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
-from sslvit.preflight.views import GAP, SHOWN
+from sslvit.reports.show_views import GAP, SHOWN
 from sslvit.storage import checkpoint, sealed
 from sslvit.views.pretraining import EvalView
 from sslvit.weights.folder import save_backbone
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
-def test_it_trains_says_what_came_of_it_and_leaves_a_model(recipe, tmp_path, capsys):
+def test_it_trains_prints_a_table_and_leaves_a_model(recipe, tmp_path, capsys):
     run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 4]
@@ -74,7 +77,7 @@ def test_the_paper_preset_has_the_backbone_of_the_papers_code(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["moco_v3", "dino"])
-def test_five_channels_are_refused_before_anything_is_deleted_with_a_flag_that_trains_on_them(recipe, tmp_path, capsys):
+def test_five_channels_are_refused_with_a_flag_before_anything_is_deleted(recipe, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 5), np.uint8)
     np.savez(tmp_path / "five.npz", x_train=pixels, y_train=np.arange(64) % 4)
     words = f"{TRAINING[recipe]} --data npz:{tmp_path / 'five.npz'} --out {tmp_path / 'run'} --overwrite"
@@ -125,28 +128,60 @@ def test_views_that_cannot_be_written_end_in_a_sentence_with_their_flag(recipe, 
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
-def test_a_model_that_is_not_that_of_start_is_refused_and_both_are_named(recipe, tmp_path, capsys):
+def test_another_model_than_that_of_init_from_is_refused_but_a_presets_gives_way(recipe, tmp_path, capsys):
     save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
+    words = f"--init_from {tmp_path / 'mu'} --out {tmp_path / 'run'}"
     with pytest.raises(SystemExit) as stopped:
-        run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'} --init_from {tmp_path / 'mu'}")
+        run(recipe, f"{TRAINING[recipe].replace('--model XS/8', '--model Ti/8')} {words}")
     assert stopped.value.code == 78
-    assert f"--model XS/8 is not the model of --init_from {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
+    assert f"--model Ti/8 is not the model of --init_from {tmp_path / 'mu'}, mu/8" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     entered = []
     instead = {"pretrain": lambda *given: entered.append(given) or [], "finish": lambda *_: None}
-    for words in ("", "--model mu/8", "--model=mu/8"):
-        words = TRAINING[recipe].replace("--model XS/8", words)
-        run(recipe, f"{words} --init_from {tmp_path / 'mu'} --out {tmp_path / 'run'}", **instead)
+    for model in ("", "--model mu/8", "--model=mu/8"):
+        run(recipe, f"{TRAINING[recipe].replace('--model XS/8', model)} {words}", **instead)
+        note = "note: the model is mu/8, from --init_from; the preset's would be XS/"
+        assert (note in capsys.readouterr().out) == (not model)
     assert [objective.backbone.name for objective, *_ in entered] == ["mu/8"] * 3
 
 
-def test_a_run_that_began_while_model_was_ignored_beside_start_goes_on(tmp_path):
+def test_a_run_that_began_while_model_was_ignored_beside_init_from_continues(tmp_path):
     save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
-    words = f"{TINY} --out {tmp_path / 'run'} --init_from {tmp_path / 'mu'} --save_every 2"
-    run("mpp", f"{words} --resume", typed_model=lambda config: "")  # as it was then
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
-    run("mpp", f"{words} --resume")
-    assert (tmp_path / "run" / "checkpoints" / "step-00000004").exists()
+    words, root = f"{TINY} --init_from {tmp_path / 'mu'} --save_every 2 --out {tmp_path / 'run'}", tmp_path / "run"
+    run("mpp", words.replace("--model XS/8", ""))
+    shutil.rmtree(root / "checkpoints" / "step-00000004")
+    begun = checkpoint.latest(root / "checkpoints")
+    shutil.rmtree(begun.path)
+    begun.state["config"]["model"] = "Ti/8"  # as it was then
+    checkpoint.save(root / "checkpoints", 2, begun.tensors, begun.state)
+    run("mpp", f"{words.replace('XS/8', 'Ti/8')} --resume")
+    assert (root / "checkpoints" / "step-00000004").exists()
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_main_checks_its_configuration_and_returns_the_evaluations(recipe, tmp_path):
+    module = importlib.import_module(f"sslvit.recipes.{recipe}")
+    words = [*TRAINING[recipe].split(), "--out", str(tmp_path / "run")]
+    config = parse(module.Config, args=words)  # which leaves the rate per 256 images as it is
+    with pytest.raises(ValueError, match="--keep is 0"):
+        module.main(replace(config, keep=0))
+    assert not (tmp_path / "run").exists()
+    first, last = module.main(config)
+    assert (first["step"], last["step"]) == (0, 4)
+    assert any(name.startswith("eval/") for name in last)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["lr"] == (config.lr or config.base_lr * 16 / 256)
+
+
+@pytest.mark.parametrize("recipe", TRAINING)
+def test_its_defaults_are_its_first_preset_and_a_papers_lacks_its_images(recipe):
+    module = importlib.import_module(f"sslvit.recipes.{recipe}")
+    assert next(iter(module.PRESETS.values())) == module.Config()
+    for name, preset in module.PRESETS.items():
+        assert preset.preset == name
+        if name != "small":
+            with pytest.raises(ValueError, match="--data is missing"):
+                preset.open()
 
 
 @pytest.fixture
@@ -193,7 +228,7 @@ def test_a_fine_tuned_model_that_answers_one_class_is_warned_of(model, data, tmp
     run("finetune", f"--model {model} --data {data} {words} --out {tmp_path / 'run'}")
     printed = capsys.readouterr().out
     assert "warning: 100.0% of 20 images are predicted as class 0; 50.0% belong to it" in printed
-    assert "balanced accuracy 50.00 %" in printed
+    assert "balanced accuracy 50.00%" in printed
 
 
 @pytest.mark.parametrize("recipe", ["probe", "linear_probe"])
@@ -204,7 +239,7 @@ def test_probing_scores_the_test_images_that_can_be_read(recipe, model, data, tm
     assert printed.count(LEFT_OUT.format(data=data)) == 1
     if recipe == "probe":
         assert "40 training and 20 test images" in printed
-    assert torch.tensor([float(line.split()[-1]) for line in printed.splitlines()[1:3]]).isfinite().all()
+    assert torch.tensor([float(line[24:].split()[0]) for line in printed.splitlines()[1:3]]).isfinite().all()
 
 
 def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
@@ -212,7 +247,7 @@ def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
     main.__globals__["find_spec"] = lambda name: None
     main(sizes=(32,), sets=("plain",), rounds=1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"{name} is not installed and takes no part" for name in ("kornia", "lightly", "timm")]
+    assert lines[:3] == [f"{name} is not installed and is left out" for name in ("kornia", "lightly", "timm")]
     assert [line.split()[3] for line in lines[3:]] == ["sslvit", "official", "torchvision"]
 
 
@@ -259,9 +294,9 @@ def test_images_may_be_wider_than_high(recipe, wide_photos, tmp_path, capsys):
     flags = TRAINING[recipe].replace("--data shapes:n=64 --image_size 16 --model XS/8", "--model mu/8")
     words = f"{flags} --data {wide_photos} --image_size 16 24 --batch_size 8 {OBLONG[recipe]} --out {tmp_path / 'run'}"
     seen = []
-    run(recipe, f"{words} --show_views {tmp_path / 'views.png'}", show_views=lambda *given: seen.extend(given) or True)
+    run(recipe, f"{words} --show_views {tmp_path / 'views.png'}", preview=lambda *given: seen.extend(given) or True)
     run(recipe, words)
-    batch = seen[2](torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.arange(2))
+    batch = seen[3](torch.zeros(2, 3, 20, 30, dtype=torch.uint8), torch.arange(2))
     assert {tuple(view.shape[2:]) for view in batch} == {(16, 24)} | ({(8, 16)} if recipe == "dino" else set())
     model = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert model["pretrained_cfg"]["input_size"] == [3, 16, 24]

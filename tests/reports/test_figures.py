@@ -2,15 +2,14 @@
 
 import json
 import math
-import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sslvit.cli import run_cli
 from sslvit.data.spec import open_source
 from sslvit.evaluate.analysis import (
     attention_maps,
@@ -23,6 +22,7 @@ from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
+from sslvit.recipes import analyse
 from sslvit.reports.figures import (
     GAP,
     LARGEST,
@@ -38,7 +38,6 @@ from sslvit.reports.figures import (
 )
 from sslvit.weights.folder import load_backbone, save_backbone
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "analyse.py"
 SMALL = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -122,10 +121,9 @@ def test_a_confusion_matrix_of_any_number_of_classes_fits_a_screen(classes, tmp_
 
 def run(words: str) -> None:
     """The recipe, as if started with these words."""
-    program = runpy.run_path(str(RECIPE))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sys, "argv", ["analyse", *words.split(), "--threads", "1"])
-        program["run_cli"](program["main"])
+        run_cli(analyse.main, analyse.Config)
 
 
 def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, capsys):
@@ -187,8 +185,8 @@ def test_what_the_recipe_cannot_do_is_refused_in_one_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
     for words, code, sentence in (
         (f"--model {tmp_path / 'bit'}", 78, "is a BiT, which has no attention to look at"),
-        (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown 0: they must be 0 or more, and 1 to 32"),
-        (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown 33: they must be 0 or more, and 1 to 32"),
+        (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown is 0; it must be above 0"),
+        (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown is 33; it must be at most 32"),
         (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size (18, 18) is not a multiple of patch_size"),
         (f"--model {tmp_path / 'model'} --out {tmp_path / 'file'}", 73, f"--out {tmp_path / 'file'} cannot be written"),
     ):

@@ -277,7 +277,7 @@ def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
 @pytest.mark.processes
 def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
     program = (
-        "import os, runpy, signal, sys, sslvit.preflight.dry_run as dry_run\n"
+        "import os, runpy, signal, sys, sslvit.reports.dry_run as dry_run\n"
         "dry_run.look = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.argv = ['mpp.py', *{(TINY + ' --dry_run --out ' + str(tmp_path / 'run')).split()!r}]\n"
         f"runpy.run_path({str(RECIPES / 'mpp.py')!r}, run_name='__main__')\n"

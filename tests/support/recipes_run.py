@@ -1,10 +1,13 @@
 """The recipes as a command line starts them, within the test's own process and on runs of a second."""
 
-import runpy
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
+
+from sslvit.cli import run_cli
+from sslvit.experiments.jobs import options_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = "--data shapes:n=64 --image_size 16 --model XS/8 --epochs 1 --warmup_epochs 0 --batch_size 16 --threads 1"
@@ -18,10 +21,10 @@ TRAINING = {
 
 
 def run(recipe: str, words: str, **names: object) -> None:
-    """main() of the recipe, as if started with these words."""
-    program = runpy.run_path(str(RECIPES / f"{recipe}.py"))
-    main = program["main"]
-    main.__globals__.update(names)
+    """main() of the recipe, as if started with these words; names: what stands in for things that it imports."""
+    module = importlib.import_module(f"sslvit.recipes.{recipe}")
     with pytest.MonkeyPatch.context() as patched:
+        for name, instead in names.items():
+            patched.setattr(module, name, instead)
         patched.setattr(sys, "argv", [recipe, *words.split()])
-        program["run_cli"](main)
+        run_cli(module.main, options_of(module))

@@ -88,7 +88,7 @@ def test_probabilities_and_sigmas_are_moco_v3s():
     count = 20_000
     extents = torch.tensor([32, 32]).expand(count, 2)
     for number, blur, solarise in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
-        draw = ContrastivePair(32).views[number].draw(rng.fold(keys(count), "view", number), extents)
+        draw = ContrastivePair(224).views[number].draw(rng.fold(keys(count), "view", number), extents)
         assert stats.kstest(draw.sigma, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
         for flags, expected in (
             (draw.blur, blur),

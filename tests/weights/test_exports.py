@@ -527,7 +527,7 @@ def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folde
     assert done.stdout.splitlines()[0] == f"1.000 {folder}/set/b/07.png"
     done = example("retrieval", "model", "set", "nowhere.png", cwd=folder)
     assert done.returncode == 78
-    assert "nowhere.png is no file, nor the number, from 0, of one of 24 images" in done.stderr
+    assert "nowhere.png is neither a file nor the number of an image, 0 to 23" in done.stderr
 
 
 @pytest.mark.processes

@@ -60,16 +60,9 @@ def is_ours(path: str | Path) -> bool:
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: Size, channels: int, model: str = "") -> ViT | BiT | None:
-    """The model given by --init_from, resized to this run's images; None without --init_from. model: what --model names
-    beside it, if that was given."""
-    if not folder:
-        return None
+def start_from(folder: str, *, image_size: Size, channels: int) -> ViT | BiT:
+    """The model given by --init_from, resized to this run's images."""
     backbone = _as_it_is(folder)
-    if model not in ("", backbone.name):
-        raise ValueError(
-            f"--model {model} is not the model of --init_from {folder}, {backbone.name}: leave one of them out"
-        )
     if backbone.channels != channels:
         raise ValueError(f"--init_from {folder} takes images of {backbone.channels} channels, these have {channels}")
     if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):

@@ -1,4 +1,4 @@
-"""What an objective really sees: a PNG of the first images of a run beside their views.
+"""The views that an objective sees: a PNG of the first images of a run beside their views.
 
     python recipes/dino.py --data folder:/my/images --show_views views.png
 
@@ -30,19 +30,15 @@ SHOWN = 8  # images
 GAP = 4  # white pixels between images
 
 
-def show_views(config: TrainConfig, source: Images, views: Views, accelerator: Accelerator) -> bool:
-    """Writes the picture if the user asked for it; the recipe then trains nothing."""
-    if config.show_views is None:
-        return False
+def show_views(config: TrainConfig, file: Path, source: Images, views: Views, accelerator: Accelerator) -> None:
     few = replace(config, batch_size=SHOWN * accelerator.num_processes, accumulation=1)
     samples, view_key, *_ = sampler_for(source, few, accelerator)[0]
     seen = views(samples.pixels, view_key, samples.extents)
     if accelerator.is_main_process:
         whole = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
-        draw((*whole, *seen), config.show_views)
+        draw((*whole, *seen), file)
     several = "1 view" if len(seen) == 1 else f"{len(seen)} views"
-    accelerator.print(f"{config.show_views}: {SHOWN} images of {source.name}, each whole and in {several}")
-    return True
+    accelerator.print(f"{file}: {SHOWN} images of {source.name}, each whole and in {several}")
 
 
 def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> None:

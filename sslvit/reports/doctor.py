@@ -1,6 +1,6 @@
-"""Whether this machine can train, in words: python -m sslvit doctor, also under a launcher, with all its processes.
+"""A check of this machine for training: python -m sslvit doctor, also under a launcher, with all its processes.
 
-Each check gives a line; one that fails says what to do, and the exit code is then not 0.
+Each check prints a line; one that fails says what to do, and the exit code is then not 0.
 """
 
 import os
@@ -20,7 +20,7 @@ from sslvit.runs.log import PACKAGES, environment
 from sslvit.storage import durable
 
 MEGABYTES = 64  # written and read back
-SLOW_DISK = 20.0  # MB a second, of writes that are on the disk
+SLOW_DISK = 20.0  # MB per second, of synced writes
 LITTLE_ROOM = 2.0  # GB
 TYPICAL = 10 * 256 * 3 * 224**2 * 4  # bytes of ten batches of float views: four ahead for each of two workers, two more
 
@@ -33,19 +33,18 @@ class Finding(NamedTuple):
 
 
 def packages() -> Iterator[Finding]:
-    found = environment()["packages"]
-    missing = [name for name in PACKAGES if found[name] is None]
-    text = ", ".join(f"{name} {found[name]}" for name in PACKAGES if found[name])
-    yield Finding(
-        "packages", text + (f"; not installed: {', '.join(missing)}" if missing else ""), warning=bool(missing)
-    )
+    versions = environment()["packages"]
+    missing = [name for name in PACKAGES if versions[name] is None]
+    text = ", ".join(f"{name} {versions[name]}" for name in PACKAGES if versions[name])
+    text += f"; not installed: {', '.join(missing)}" if missing else ""
+    yield Finding("packages", text, warning=bool(missing))
     try:
         from torchvision.ops import nms  # of torchvision's own compiled part, which must have been built for this torch
 
-        kept = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-        yield Finding("torchvision", f"its operators run with this torch ({len(kept)} of 1 box)")
+        boxes = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+        yield Finding("torchvision", f"its operators run with this torch ({len(boxes)} of 1 box)")
     except (ImportError, RuntimeError) as error:
-        wheels = f"torch {found['torch']} and torchvision {found['torchvision']}"
+        wheels = f"torch {versions['torch']} and torchvision {versions['torchvision']}"
         yield Finding("torchvision", f"{wheels} do not fit each other: {error}. Install both anew, together", INTERNAL)
 
 
@@ -66,7 +65,7 @@ def devices() -> Iterator[Finding]:
 
 
 def together() -> Iterator[Finding]:
-    """Every process tells its rank to all."""
+    """Every process sends its rank to all."""
     if collectives.processes() == 1:
         yield Finding("processes", "one; a launcher starts more (README, Many processes)")
         return
@@ -80,11 +79,11 @@ def together() -> Iterator[Finding]:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What a loader's workers hand their batches over in."""
+    """The memory through which a loader's workers pass their batches."""
     free = shared.room()
     if free is None:
         return
-    text = f"{free / 1e9:,.1f} GB free at {shared.SHARED}, for what --workers hand over"
+    text = f"{free / 1e9:,.1f} GB free at {shared.SHARED}, for the batches of --workers"
     if small := free < TYPICAL:
         text += f": little, 2 workers with 256 images of 224 px need {TYPICAL / 1e9:,.1f}. A run that lacks it copies "
         text += f"batches through pipes, which takes longer. {shared.MORE}"
@@ -106,20 +105,20 @@ def disk(folder: Path) -> Iterator[Finding]:
         yield Finding("disk", text, CANNOT_WRITE)
         return
     if not same:
-        yield Finding("disk", f"{existing(folder)} gave back other bytes than were written", CANNOT_WRITE)
+        yield Finding("disk", f"{existing(folder)}: other bytes were read than written", CANNOT_WRITE)
         return
     slow = " A checkpoint will take long" if speed < SLOW_DISK else ""
-    yield Finding("disk", f"{speed:,.0f} MB a second, written, synced and hashed.{slow}", warning=bool(slow))
+    yield Finding("disk", f"{speed:,.0f} MB per second, written, synced and hashed.{slow}", warning=bool(slow))
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     return folder if folder.is_dir() else existing(folder.parent)
 
 
 def learns() -> Iterator[Finding]:
-    """A linear layer that is trained for a moment: autograd, optimizer and device work together."""
+    """Trains a linear layer for a moment: autograd, optimizer and device work together."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 8, generator=generator).to(device)
@@ -137,7 +136,7 @@ def learns() -> Iterator[Finding]:
 
 
 def examine(folder: Path, say: Callable[[str], None]) -> int:
-    """Says what it finds, and returns the exit code. folder: where runs would be written."""
+    """Prints all findings, and returns the exit code. folder: where runs would be written."""
     code = 0
     for check in (packages(), devices(), together(), shared_memory(), disk(folder), learns()):
         for finding in check:
