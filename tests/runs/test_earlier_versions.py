@@ -1,13 +1,13 @@
 """Runs of every recipe that version 0.1 left half-way, under options that have other names now, are resumed."""
 
+import importlib
 import json
-import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from recipes_run import RECIPES, run
+from recipes_run import run
 from safetensors.torch import load_file
 
 from sslvit.cli import parse
@@ -68,8 +68,8 @@ def test_a_run_of_version_0_1_resumes_under_todays_names_as_it_would_have_gone_o
     ],
 )
 def test_an_option_works_by_its_old_name_and_the_new_one_is_said(recipe, old, new, capsys):
-    kind = runpy.run_path(str(RECIPES / f"{recipe}.py"))["Config"]
-    config = configuration(parse(kind, args=["--data", "shapes", *old.split()]))
+    kind = importlib.import_module(f"sslvit.recipes.{recipe}").Config
+    config = configuration(parse(kind, args=old.split()))
     assert {name: config[name] for name in new} == new
     notes = capsys.readouterr().err
     assert all(f"is now --{name};" in notes.replace("--no-", "--") for name in new)
