@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sslvit.data.image import BadImage
+from sslvit.data.image import ImageError
 from sslvit.data.labels import Labels
 from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import ArraySource, Mapped, Source
@@ -122,7 +122,7 @@ class _Chunks(Dataset):
         for slot, id in enumerate(ids):
             try:
                 image = self.source.image(id)
-            except BadImage as error:
+            except ImageError as error:
                 bad.append((id, self.source.store.where(id), str(error)))
                 continue
             if image.shape[1:] != self.source.canvas:

@@ -76,7 +76,7 @@ PNG_BITS = 24  # where a PNG says how many bits a channel has
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes
 
 
-class BadImage(ValueError):
+class ImageError(ValueError):
     """Why one image cannot be used, in words fit for a log line."""
 
 
@@ -95,7 +95,7 @@ def open_image(
         raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
     image: Image.Image = _open(data, max_pixels)
     if span and _largest(image, data) > WHITE and image.mode not in (*GREY_16, "I", "F"):
-        raise BadImage("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
+        raise ImageError("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
     orientation = _orientation(image)
     size = _shown_size(image, orientation)
     target = size if fit is None else fitted(*size, fit)
@@ -110,10 +110,10 @@ def open_image(
         image = _reduced(image, "L" if channels == 1 else "RGB", factor, span)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
-    except BadImage:
+    except ImageError:
         raise
     except Exception as error:  # on hostile bytes decoders raise anything: struct.error, KeyError, MemoryError, ...
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     pixels = rearrange(array(image), "H W c -> c H W")
     if pixels.shape[1:] == target:
         return torch.from_numpy(pixels.copy())
@@ -155,7 +155,7 @@ def levels(data: bytes, max_pixels: int = MAX_PIXELS) -> Levels | None:
         image.load()
         values = np.asarray(image)
     except Exception as error:  # as above
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     grey = image.mode in GREY_16
     factor = 1 if grey else largest // WHITE
     return Levels(int(values.min()) * factor, int(values.max()) * factor, largest, grey)
@@ -174,15 +174,15 @@ def read_file(path: str | bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise BadImage(f"not a regular file but a {_kind(status.st_mode)}")
+            raise ImageError(f"not a regular file but a {_kind(status.st_mode)}")
         if status.st_size > limit:
-            raise BadImage(f"{status.st_size:,} bytes > limit {limit:,}")
+            raise ImageError(f"{status.st_size:,} bytes > limit {limit:,}")
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadImage("not a regular file")
+                raise ImageError("not a regular file")
             return file.read(limit + 1)
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+        raise ImageError(error.strerror or str(error)) from error
 
 
 def _kind(mode: int) -> str:
@@ -194,19 +194,19 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
     """The file with its header read, by the class that its first bytes name. Pillow's own Image.open only warns of
     bombs, up to 179 million pixels."""
     if not data:
-        raise BadImage("empty file")
+        raise ImageError("empty file")
     opener = _format(data)
     if opener is None:
-        raise BadImage(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
+        raise ImageError(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
     if opener is PngImagePlugin.PngImageFile:
         _check_png(data)
     try:
         image = opener(BytesIO(data))
         decoded = _decoded_pixels(image)
     except Exception as error:  # as above
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     if decoded > max_pixels:
-        raise BadImage(f"{decoded:,} px > limit {max_pixels:,}")
+        raise ImageError(f"{decoded:,} px > limit {max_pixels:,}")
     return image
 
 
@@ -238,10 +238,10 @@ def _check_png(data: bytes) -> None:
         length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         end = place + 8 + length
         if end + 4 > len(data):
-            raise BadImage("cannot be decoded: the PNG file is truncated")
+            raise ImageError("cannot be decoded: the PNG file is truncated")
         checksum = int.from_bytes(data[end : end + 4], "big")
         if kind[:1].isupper() and zlib.crc32(memoryview(data)[place + 4 : end]) != checksum:
-            raise BadImage(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
+            raise ImageError(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
         place = end + 4
 
 
@@ -283,12 +283,12 @@ def _flatten(image: Image.Image, mode: str, file: Image.Image, span: Span | None
     elif image.mode in ("F", "I") and span:
         values = np.asarray(image)
         if not np.isfinite(values).all():
-            raise BadImage("it holds numbers that are not finite")
+            raise ImageError("it holds numbers that are not finite")
         image = Image.fromarray(to_bytes(values, span))
     elif image.mode == "F":
         image = _from_floats(image)
     elif image.mode == "I":
-        raise BadImage(
+        raise ImageError(
             "32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1], or give --range"
         )
     elif image.mode == "CMYK" and file.format == "JPEG" and "adobe" not in image.info:
@@ -322,5 +322,5 @@ def _from_floats(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):  # false for NaN as well
-        raise BadImage(f"floats must lie in [0, 1], these span {low:g} to {high:g}: store them so, or give --range")
+        raise ImageError(f"floats must lie in [0, 1], these span {low:g} to {high:g}: store them so, or give --range")
     return Image.fromarray(np.rint(values * 255).astype(np.uint8))

@@ -20,7 +20,9 @@ def no_labels(problem: str) -> Labels:
     return Labels(None, None, problem)
 
 
-def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, given: bool = False) -> Labels:
+def to_class_numbers(
+    values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, given: bool = False
+) -> Labels:
     """Class numbers are kept, booleans are 0 and 1, strings become their place among `classes`, or else among all of
     them sorted. `given` says that numbers index `classes`, as in a ClassLabel column."""
     array = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
@@ -29,7 +31,7 @@ def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] 
     if array.ndim != 1:
         return no_labels(f"column {column!r} has labels of shape {array.shape[1:]}, not one a row")
     if array.dtype.kind in "biu":
-        return _numbers(array.astype(np.int64), column, classes if given else None)
+        return _numbers(array.astype(np.int64), column, classes if indexed else None)
     if array.dtype.kind in "SU":
         array = array.astype(object)
     if array.dtype.kind == "f":
@@ -45,7 +47,7 @@ def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] 
         return no_labels(f"column {column!r}, row {wrong} is {what}: labels are integers or text")
     if max(map(int, array)) > np.iinfo(np.int64).max:
         return no_labels(f"column {column!r} has labels up to {max(map(int, array))}: not class numbers")
-    return _numbers(array.astype(np.int64), column, classes if given else None)
+    return _numbers(array.astype(np.int64), column, classes if indexed else None)
 
 
 def _numbers(numbers: np.ndarray, column: str, classes: tuple[str, ...] | None) -> Labels:

@@ -27,7 +27,7 @@ class Levels(NamedTuple):
     def __str__(self) -> str:
         return f"{self.low:,} to {self.high:,} of {self.full:,}"
 
-    def with_(self, other: "Levels | None") -> "Levels":
+    def merged(self, other: "Levels | None") -> "Levels":
         """Of several images: the one with the larger part of what its file can hold decides."""
         if other is None:
             return self

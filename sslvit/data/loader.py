@@ -29,7 +29,7 @@ from sslvit import rng
 from sslvit.data import shared
 from sslvit.data.readers import encoded
 from sslvit.data.source import Images, Samples, Source
-from sslvit.data.waiting import fetched
+from sslvit.data.waiting import fetch
 from sslvit.processes import signals
 
 log = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ def load(
         timeout=LOOK_EVERY if workers else 0,
         pin_memory=pin,
         prefetch_factor=AHEAD if workers else None,
-        collate_fn=partial(sent, views, piped=row.piped) if workers else None,
-        worker_init_fn=tell_what_is_read,
+        collate_fn=partial(to_trainer, views, piped=row.piped) if workers else None,
+        worker_init_fn=init_worker,
     )
     handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
     loaded = iter(loader)
@@ -208,10 +208,10 @@ def load(
         signal.signal(signal.SIGCHLD, ours)
     # In the order in which they were started: Process-9 comes before Process-10.
     started = sorted(set(active_children()) - others, key=lambda child: (len(child.name), child.name))
-    return awaited(row, items, fetched(loaded, len(items), started, timeout) if workers else loaded)
+    return awaited(row, items, fetch(loaded, len(items), started, timeout) if workers else loaded)
 
 
-def tell_what_is_read(worker: int) -> None:
+def init_worker(worker: int) -> None:
     signals.ignore_signals_in_worker()
     encoded.reading = get_worker_info().dataset.reading, worker
 
@@ -230,12 +230,12 @@ def bytes_of(row: MicroBatches, views: Views | None) -> int:
     return row.part * sum(tensor.nbytes for tensor in made)
 
 
-def sent(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
-    loaded = viewed(views, loaded) if views else loaded
+def to_trainer(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
+    loaded = with_views(views, loaded) if views else loaded
     return shared.into_pipe(loaded) if piped else shared.into_shared_memory(loaded)
 
 
-def viewed(views: Views, loaded: Loaded) -> Loaded:
+def with_views(views: Views, loaded: Loaded) -> Loaded:
     samples = loaded.samples
     made = views(samples.pixels, loaded.view_key, samples.extents)
     return loaded._replace(samples=samples._replace(pixels=samples.pixels.new_empty(0)), views=made)

@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from sslvit.data.cache import say
-from sslvit.data.image import MAX_PIXELS, BadImage, open_image
+from sslvit.data.image import MAX_PIXELS, ImageError, open_image
 from sslvit.data.levels import Span
 from sslvit.data.readers.columns import choose_image_column, choose_label_column
-from sslvit.data.readers.folders import SPLITS, of_split
+from sslvit.data.readers.folders import SPLITS, files_of_split
 from sslvit.data.readers.lists import check_root
 from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, matching
 from sslvit.data.readers.tars import Piece, TarRows, tar_files
@@ -113,13 +113,13 @@ class Stream(Images):
     def label(self, row: dict[str, Any]) -> int | None:
         return None if self.label_column is None else row[self.label_column]
 
-    def decode(self, row: dict[str, Any]) -> Tensor | BadImage:
+    def decode(self, row: dict[str, Any]) -> Tensor | ImageError:
         try:
             image = row[self.image_column]
             tarred = isinstance(image, Piece)
             data = image.read(self.max_pixels) if tarred else encoded_bytes(image, self.roots, self.max_pixels)
             return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
-        except BadImage as error:
+        except ImageError as error:
             return error
 
 
@@ -132,7 +132,7 @@ def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
         return choose_split(load_hub(rest, streaming=True), split, spec), []
     if kind != "parquet":
         raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
-    files = of_split(matching(rest, ".parquet"), split)
+    files = files_of_split(matching(rest, ".parquet"), split)
     if not files:
         raise NoInput(f"{spec} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
     try:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.data.image import BadImage
+from sslvit.data.image import ImageError
 from sslvit.data.loader import Loaded, MicroBatches
 from sslvit.data.source import Samples, Unreadable
 from sslvit.data.stream import SHARD, Stream
@@ -43,20 +43,20 @@ AHEAD = 64  # rows being decoded, or a micro-batch if that is more
 IN_A_ROW = 1000  # bad images before the set is called unusable
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a process is: all that its part of a checkpoint needs."""
 
     epoch: int
     rows: int  # taken of this epoch by this process
 
 
-class Picked(NamedTuple):
+class DecodedRow(NamedTuple):
     """A row of the stream as it comes, and where that leaves the process."""
 
     id: int
-    image: Tensor | BadImage  # uint8 c H W
+    image: Tensor | ImageError  # uint8 c H W
     label: int | None
-    place: Place  # after it, in the epoch that it is of
+    place: Position  # after it, in the epoch that it is of
 
 
 class StreamSampler(MicroBatches):
@@ -75,10 +75,10 @@ class StreamSampler(MicroBatches):
                 f"{self.source.name}: {len(places)} processes were reading it, {self.processes} would read other rows, "
                 f"some twice and some never: go on with {len(places)}"
             )
-        self.place = Place(*places[self.rank]) if places else Place(0, 0)
+        self.place = Position(*places[self.rank]) if places else Position(0, 0)
         self._batches = self._read(self.place)
         self._last: int | None = None
-        self._after: dict[int | None, Place] = {None: self.place}  # after each of the last items
+        self._after: dict[int | None, Position] = {None: self.place}  # after each of the last items
 
     def places(self, step: int, device: torch.device) -> list[list[int]]:
         """Of the next step, parts may have been taken already."""
@@ -97,14 +97,14 @@ class StreamSampler(MicroBatches):
         self._after.pop(item - self.accumulation - 1, None)
         return self.loaded(item, samples, epochs)
 
-    def _read(self, place: Place) -> Iterator[tuple[Samples, Tensor, Place]]:
+    def _read(self, place: Position) -> Iterator[tuple[Samples, Tensor, Position]]:
         """Micro-batches, the epoch of each of their images, and the place after them."""
-        good: list[Picked] = []
+        good: list[DecodedRow] = []
         bad: list[Unreadable] = []
-        refused: list[Picked] = []
+        refused: list[DecodedRow] = []
         filled = place.rows > 0  # whether this epoch had a micro-batch
         for picked in self._decoded(place):
-            if isinstance(picked.image, BadImage):
+            if isinstance(picked.image, ImageError):
                 refused.append(picked)
                 if len(refused) > IN_A_ROW:
                     many = f"{len(refused):,} rows in a row cannot be used, the last: {picked.image}"
@@ -127,9 +127,9 @@ class StreamSampler(MicroBatches):
                 yield self._samples(good, bad), torch.tensor([one.place.epoch for one in good]), picked.place
                 good, bad = [], []
 
-    def _samples(self, good: list[Picked], bad: list[Unreadable]) -> Samples:
+    def _samples(self, good: list[DecodedRow], bad: list[Unreadable]) -> Samples:
         pixels = torch.zeros(len(good), self.source.channels, *self.source.canvas, dtype=torch.uint8)
-        images = [picked.image for picked in good if not isinstance(picked.image, BadImage)]
+        images = [picked.image for picked in good if not isinstance(picked.image, ImageError)]
         for slot, image in enumerate(images):
             pixels[slot, :, : image.shape[1], : image.shape[2]] = image
         labels = [-1 if picked.label is None else picked.label for picked in good]
@@ -141,27 +141,27 @@ class StreamSampler(MicroBatches):
             bad=tuple(bad),
         )
 
-    def _decoded(self, place: Place) -> Iterator[Picked]:
+    def _decoded(self, place: Position) -> Iterator[DecodedRow]:
         """Rows in order, decoded by threads a little ahead: decoders leave Python's lock to others."""
         threads = ThreadPoolExecutor()
         try:
-            ahead: deque[tuple[int, Future, int | None, Place]] = deque()
+            ahead: deque[tuple[int, Future, int | None, Position]] = deque()
             for id, row, after in self._numbered(place):
                 ahead.append((id, threads.submit(self.source.decode, row), self.source.label(row), after))
                 if len(ahead) > max(AHEAD, self.part):
                     id, image, label, after = ahead.popleft()
-                    yield Picked(id, image.result(), label, after)
+                    yield DecodedRow(id, image.result(), label, after)
         finally:  # without waiting: what collects a forgotten stream may be one of its own threads
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _numbered(self, place: Place) -> Iterator[tuple[int, dict[str, Any], Place]]:
+    def _numbered(self, place: Position) -> Iterator[tuple[int, dict[str, Any], Position]]:
         """Rows of this process, epoch after epoch, each with its id and the place after it."""
         epoch, seen = place
         while True:
             number = -1
             for number, (id, row) in enumerate(self._shuffled(epoch)):
                 if number >= seen:
-                    yield id, row, Place(epoch, number + 1)
+                    yield id, row, Position(epoch, number + 1)
             if number < 0:
                 raise NoInput(f"{self.source.name}: there are no rows for process {self.rank} of {self.processes}")
             epoch, seen = epoch + 1, 0

@@ -78,7 +78,7 @@ class UnreadableImages:
                 jsonl.damaged(self.file, line.number, line.text)
         self._lines += whole.count(b"\n") + len(newline)
 
-    def borne(self, read: int) -> float:
+    def tolerated(self, read: int) -> float:
         """How many bad images may be among those met after `read` images.
 
         Before the first epoch's end the share is known from a sample: four standard deviations more are borne, and
@@ -90,7 +90,7 @@ class UnreadableImages:
 
     def too_many(self, read: int) -> str:
         """Why the run should stop, after `read` images, or nothing. All its processes must act on it at one step."""
-        if (count := len(self)) <= self.borne(read):
+        if (count := len(self)) <= self.tolerated(read):
             return ""
         return (
             f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "

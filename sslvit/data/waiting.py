@@ -19,7 +19,7 @@ FAREWELL = 5.0  # seconds for the end of workers that have nothing left to do
 NEWS = 0.5  # seconds in which the end of a process becomes known
 
 
-class NothingCame(RuntimeError):
+class WorkerTimedOut(RuntimeError):
     """For as many seconds as were allowed."""
 
     def __init__(self, seconds: float, workers: list[BaseProcess]):
@@ -28,7 +28,7 @@ class NothingCame(RuntimeError):
         self.stopped = {number: pid for number, pid in enumerate(self.pids) if pid and is_stopped(pid)}
 
 
-def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: float) -> Iterator:
+def fetch(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: float) -> Iterator:
     """What the workers make, count times. Their errors are raised here, and NothingCame after timeout seconds."""
     asked: queue.SimpleQueue = queue.SimpleQueue()
     came: queue.SimpleQueue = queue.SimpleQueue()
@@ -44,7 +44,7 @@ def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: f
             try:
                 found, error = came.get(timeout=timeout)
             except queue.Empty:
-                raise NothingCame(timeout, workers) from None
+                raise WorkerTimedOut(timeout, workers) from None
             if error is not None:
                 raise death(error, workers) or error
             yield found

@@ -15,7 +15,7 @@ from sslvit.data.loader import MicroBatches
 from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import Images
 from sslvit.data.subset import Subset
-from sslvit.data.waiting import NothingCame
+from sslvit.data.waiting import WorkerTimedOut
 from sslvit.errors import INTERNAL, Stop
 from sslvit.processes import collectives
 from sslvit.storage import durable
@@ -51,7 +51,7 @@ def watched(row: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[
 
 def of_workers(error: RuntimeError, row: MicroBatches) -> str:
     said, at = str(error), {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
-    if isinstance(error, NothingCame):
+    if isinstance(error, WorkerTimedOut):
         waited = f"within {error.seconds:g} seconds"
         if error.stopped:
             who = " and ".join(

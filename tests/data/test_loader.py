@@ -15,7 +15,7 @@ from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import EpochSampler, epoch_order, load, sample_ids
 from sslvit.data.spec import ArraySource
-from sslvit.data.waiting import fetched
+from sslvit.data.waiting import fetch
 from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 
@@ -239,7 +239,7 @@ def test_a_batch_that_breaks_off_because_its_worker_was_killed_is_that_workers_d
         worker.kill()
         raise torn
 
-    found = fetched(loaded(), 2, [worker], timeout=30)
+    found = fetch(loaded(), 2, [worker], timeout=30)
     assert next(found) == 1
     with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
         next(found)
@@ -254,4 +254,4 @@ def test_an_error_of_reading_is_itself_while_all_workers_live():
         raise PermissionError("no entry")
 
     with pytest.raises(PermissionError, match="no entry"):
-        list(fetched(loaded(), 2, [worker], timeout=30))
+        list(fetch(loaded(), 2, [worker], timeout=30))

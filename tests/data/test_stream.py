@@ -11,7 +11,7 @@ from image_zoo import png
 from sslvit import rng
 from sslvit.data.loader import Loaded
 from sslvit.data.stream import SHARD, Stream
-from sslvit.data.stream_order import Place, StreamSampler
+from sslvit.data.stream_order import Position, StreamSampler
 from sslvit.errors import DataError, NoInput
 
 datasets = pytest.importorskip("datasets")
@@ -44,7 +44,7 @@ def row(spec: str, part: int = 4, *, processes: int = 1, accumulation: int = 1, 
     return StreamSampler(source, **share, rank=rank, seed=seed)
 
 
-def take(row: StreamSampler, items: int, first: int = 0) -> list[tuple[Loaded, Place]]:
+def take(row: StreamSampler, items: int, first: int = 0) -> list[tuple[Loaded, Position]]:
     return [(row[item], row.place) for item in range(first, first + items)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_zoo import png, scene
 
-from sslvit.data.image import BadImage
+from sslvit.data.image import ImageError
 from sslvit.data.spec import EncodedSource, open_source
 from sslvit.data.stream import Stream
 from sslvit.errors import DataError, NoInput
@@ -283,7 +283,7 @@ def test_a_row_may_point_nowhere_else(tmp_path):
         with opened() as seen:
             samples = source.read(np.arange(len(attacks)))
             for id in range(len(files)):
-                with pytest.raises(BadImage):
+                with pytest.raises(ImageError):
                     files.image(id)
         server.shutdown()
     assert [line.id for line in samples.bad] == list(range(len(attacks)))

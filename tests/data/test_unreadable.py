@@ -107,7 +107,7 @@ def test_of_random_orders_of_a_set_with_just_as_many_as_are_borne_none_stops_ear
     for seed in range(100):
         met = np.random.default_rng(seed).permutation(rotten).cumsum()[7::8]  # after each batch of 8
         for read, count in enumerate(met.tolist(), 1):
-            assert count <= images.borne(8 * read)
+            assert count <= images.tolerated(8 * read)
 
 
 def test_a_rotten_set_stops_early_and_a_good_one_never_by_chance(tmp_path):

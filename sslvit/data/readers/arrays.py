@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.labels import Labels, no_labels, to_class_numbers
 from sslvit.data.levels import Levels, Span, check_levels, to_bytes
 from sslvit.data.readers import npz
 from sslvit.data.source import ArraySource, Mapped
@@ -61,7 +61,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
             pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}", span)
             labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
             if column is not None:
-                labels = number(_read_npy(archive, column), column, classes)
+                labels = to_class_numbers(_read_npy(archive, column), column, classes)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
@@ -112,7 +112,7 @@ def _labels(file: Path, size: int) -> Labels:
     values = _read_idx(file)
     if values.shape != (size,):
         raise DataError(f"{file} holds labels of shape {values.shape} for {size} images")
-    return number(values, file.name, None)
+    return to_class_numbers(values, file.name, None)
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.labels import Labels, no_labels, to_class_numbers
 
 LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 IMAGE_NAMES = (
@@ -71,7 +71,7 @@ def read_labels(table: Any, rows: np.ndarray | None, wanted: str | None, classes
         return no_labels(f"none of the columns {', '.join(table.features)} is known to hold them: say --label_column")
     values = column_of(table.with_format("arrow"), column).to_pylist()
     names = getattr(table.features[column], "names", None)
-    labels = number(values, column, tuple(names) if names else classes, given=names is not None)
+    labels = to_class_numbers(values, column, tuple(names) if names else classes, indexed=names is not None)
     return labels if rows is None or labels.numbers is None else labels._replace(numbers=labels.numbers[rows])
 
 

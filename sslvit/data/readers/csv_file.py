@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.labels import Labels, no_labels, to_class_numbers
 from sslvit.data.readers.columns import IMAGE_NAMES, LABEL_NAMES
-from sslvit.data.readers.folders import ENDINGS, SPLITS, FileStore, nearest, of_split
+from sslvit.data.readers.folders import ENDINGS, SPLITS, FileStore, files_of_split, nearest
 from sslvit.data.readers.lists import named_files
 from sslvit.errors import DataError, NoInput
 
@@ -84,8 +84,8 @@ def _of_folder(folder: Path, split: str) -> tuple[Path, bool]:
     found = sorted(file for file in folder.iterdir() if file.suffix in (".csv", ".tsv") and file.is_file())
     if not found:
         raise NoInput(f"csv:{folder} holds no .csv file; paths in one are taken from its own folder, or from --root")
-    parted = of_split(found, "train") != found
-    chosen = of_split(found, split) if parted else found
+    parted = files_of_split(found, "train") != found
+    chosen = files_of_split(found, split) if parted else found
     if not chosen:
         raise NoInput(f"csv:{folder} has no {split} split: no file is named {' or '.join(SPLITS[split])}.csv")
     if len(chosen) > 1:
@@ -191,6 +191,6 @@ def _labels(file: Path, rows: list[Row], columns: Columns, classes: tuple[str, .
     # Beside words a number is a word too, also in a test set that happens to hold only such.
     numbered = classes is None or classes == tuple(map(str, range(len(classes))))
     if numbered and all(map(WHOLE.fullmatch, texts)):
-        return number([int(text) for text in texts], "label", None)
+        return to_class_numbers([int(text) for text in texts], "label", None)
     shown = [text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for text in texts]
-    return number(shown, "label", classes)
+    return to_class_numbers(shown, "label", classes)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sslvit.data.image import MAX_PIXELS, BadImage, fitted, levels, measure, open_image
+from sslvit.data.image import MAX_PIXELS, ImageError, fitted, levels, measure, open_image
 from sslvit.data.levels import Levels, Span
 from sslvit.data.readers.folders import Skipped
 from sslvit.data.source import Samples, Source, Unreadable, check_ids, substitutes
@@ -81,7 +81,7 @@ class EncodedSource(Source):
                 now[worker] = id
             try:
                 image = self.image(id)
-            except BadImage as error:
+            except ImageError as error:
                 shown[slot], image = self._substitute(id, str(error))
                 bad.append(Unreadable(id, self.store.where(id), str(error), int(shown[slot])))
             _, height, width = image.shape
@@ -105,14 +105,14 @@ class EncodedSource(Source):
                 break
             try:
                 return other, self.image(other)
-            except BadImage as error:
+            except ImageError as error:
                 tried, last = tried + 1, str(error)
         raise DataError(
             f"{self.name}: image {id} and {tried:,} others in its place cannot be used, the last because: {last}"
         )
 
 
-def sample_ids(size: int, count: int) -> np.ndarray:
+def spread_ids(size: int, count: int) -> np.ndarray:
     """At most count ids spread evenly over the set."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
@@ -120,12 +120,12 @@ def sample_ids(size: int, count: int) -> np.ndarray:
 def seen_levels(store: Store, max_pixels: int) -> Levels | None:
     """Of the files of more than eight bits, by a sample."""
     seen = None
-    for id in sample_ids(len(store), 64).tolist():
+    for id in spread_ids(len(store), 64).tolist():
         try:
             here = levels(store.read(id, max_pixels), max_pixels)
-        except BadImage:
+        except ImageError:
             continue
-        seen = here.with_(seen) if here else seen
+        seen = here.merged(seen) if here else seen
     return seen
 
 
@@ -133,10 +133,10 @@ def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[
     """The box, or less where the images, by a sample, all have one size: padding costs time in every later step.
     And whether they lie on that canvas unreduced."""
     sizes, given = set(), set()
-    for id in sample_ids(len(store), 64).tolist():
+    for id in spread_ids(len(store), 64).tolist():
         try:
             _, _, height, width = measure(store.read(id, max_pixels), max_pixels)
-        except BadImage:
+        except ImageError:
             continue
         sizes.add(fitted(height, width, box))
         given.add((height, width))

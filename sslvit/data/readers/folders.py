@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sslvit.data.image import BadImage, read_file
+from sslvit.data.image import ImageError, read_file
 from sslvit.data.labels import Labels, match_classes, no_labels
 from sslvit.errors import NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
-KINDS_TOLD = 8  # of what is not read
+MOST_KINDS = 8  # of what is not read
 
 
 class Names:
@@ -57,8 +57,8 @@ class Skipped:
     def __str__(self) -> str:
         # Endings last: there may be many, and an unreadable folder among them is what one must see.
         kinds = sorted(self.counts, key=lambda kind: (kind.startswith("*"), -self.counts[kind]))
-        told = [f"{self.counts[kind]:,} {kind}: {printable(self.first[kind])[-80:]}" for kind in kinds[:KINDS_TOLD]]
-        more = sum(self.counts[kind] for kind in kinds[KINDS_TOLD:])
+        told = [f"{self.counts[kind]:,} {kind}: {printable(self.first[kind])[-80:]}" for kind in kinds[:MOST_KINDS]]
+        more = sum(self.counts[kind] for kind in kinds[MOST_KINDS:])
         return "; ".join(told + [f"{more:,} of other kinds"] * bool(more)) or "nothing"
 
 
@@ -106,7 +106,7 @@ class FileStore:
     def read(self, id: int, max_pixels: int) -> bytes:
         data = read_file(self.path(id), max_pixels)
         if len(data) != self.sizes[id]:
-            raise BadImage(f"changed since it was listed: {len(data):,} bytes, then {self.sizes[id]:,}")
+            raise ImageError(f"changed since it was listed: {len(data):,} bytes, then {self.sizes[id]:,}")
         return data
 
 
@@ -207,7 +207,7 @@ def nearest(path: Path) -> str:
     return f"the nearest folder is {above}, which holds {', '.join(held[:5]) or 'nothing'}" + " ..." * (len(held) > 5)
 
 
-def of_split(files: list[Path], split: str) -> list[Path]:
+def files_of_split(files: list[Path], split: str) -> list[Path]:
     """The files whose names begin with the split's. Files that name no split are the train split."""
     named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
     if any(named.values()):

@@ -16,7 +16,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.labels import Labels, no_labels, to_class_numbers
 from sslvit.data.readers.folders import ENDINGS, FileStore, Skipped, lies_inside, nearest, printable, stamp
 from sslvit.errors import DataError, NoInput
 
@@ -35,7 +35,7 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
     texts = [text.decode("utf-8", "backslashreplace") for _, tab, text in parts if tab]
     labels = no_labels(f"{len(texts):,} of {len(lines):,} lines of {file} have a label")
     if len(texts) == len(lines):
-        labels = number(texts, "label", classes)
+        labels = to_class_numbers(texts, "label", classes)
     names, elsewhere = [name for name, _, _ in parts], f"say list:{file},/that/folder"
     return named_files(names, root or file.parent, labels, file=str(file), elsewhere=elsewhere)
 

@@ -17,9 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from sslvit.data.image import BadImage, read_file
+from sslvit.data.image import ImageError, read_file
 from sslvit.data.readers.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
-from sslvit.data.readers.folders import SPLITS, FileStore, Skipped, lies_inside, nearest, of_split, printable, stamp
+from sslvit.data.readers.folders import (
+    SPLITS,
+    FileStore,
+    Skipped,
+    files_of_split,
+    lies_inside,
+    nearest,
+    printable,
+    stamp,
+)
 from sslvit.data.readers.lists import named_files
 from sslvit.errors import DataError, NoInput
 
@@ -98,16 +107,16 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     if value is not None:
         return value
     if not path:
-        raise BadImage("the row holds no image")
+        raise ImageError("the row holds no image")
     if "://" in path or "\0" in path:
-        raise BadImage("the row points at a URL, which is not fetched")
+        raise ImageError("the row points at a URL, which is not fetched")
     for root in roots:
         real = os.path.realpath(os.path.join(root, os.fsencode(path)))
         if lies_inside(real, roots):
             if not os.path.lexists(real):
-                raise BadImage("no such file in the data's own folder; --root names another one")
+                raise ImageError("no such file in the data's own folder; --root names another one")
             return read_file(real, max_pixels)
-    raise BadImage("the row points outside the data's own folder, which is not read; --root names another one")
+    raise ImageError("the row points outside the data's own folder, which is not read; --root names another one")
 
 
 def open_table(
@@ -234,7 +243,7 @@ def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileS
     import datasets
 
     files = matching(pattern, ".parquet")
-    files = of_split(files, split)
+    files = files_of_split(files, split)
     if not files:
         raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
     # As Arrow, `datasets` keeps them under their names and times, by which it would take other files for these.

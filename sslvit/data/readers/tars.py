@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslvit.data.image import BYTES_A_PIXEL, BadImage
-from sslvit.data.labels import no_labels, number
-from sslvit.data.readers.folders import ENDINGS, SPLITS, Names, Skipped, of_split, printable, stamp
+from sslvit.data.image import BYTES_A_PIXEL, ImageError
+from sslvit.data.labels import no_labels, to_class_numbers
+from sslvit.data.readers.folders import ENDINGS, SPLITS, Names, Skipped, files_of_split, printable, stamp
 from sslvit.data.readers.tables import matching
 from sslvit.data.readers.tar_index import Member, check_end, members
 from sslvit.errors import DataError, NoInput
@@ -42,14 +42,14 @@ class Piece(NamedTuple):
 
     def read(self, max_pixels: int) -> bytes:
         if self.size > BYTES_A_PIXEL * max_pixels:
-            raise BadImage(f"{self.size:,} bytes > limit {BYTES_A_PIXEL * max_pixels:,}")
+            raise ImageError(f"{self.size:,} bytes > limit {BYTES_A_PIXEL * max_pixels:,}")
         try:
             with open(self.file, "rb", buffering=0) as stream:
                 data = os.pread(stream.fileno(), self.size, self.offset)
         except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
+            raise ImageError(error.strerror or str(error)) from error
         if len(data) != self.size:
-            raise BadImage(f"the archive ends after {len(data):,} of {self.size:,} bytes")
+            raise ImageError(f"the archive ends after {len(data):,} of {self.size:,} bytes")
         return data
 
 
@@ -76,8 +76,8 @@ class TarStore:
         if missing := len(texts) - len(known):
             return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
         if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in known):
-            return number(np.array(known).astype(np.int64), ".cls", None)
-        return number(known, ".cls", classes)
+            return to_class_numbers(np.array(known).astype(np.int64), ".cls", None)
+        return to_class_numbers(known, ".cls", classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -159,7 +159,7 @@ def tar_files(pattern: str, split: str) -> list[Path]:
         raise DataError(
             f"{compressed[0]} is compressed, so its images cannot be reached one by one: unpack it to a .tar"
         )
-    files = of_split(files, split)
+    files = files_of_split(files, split)
     if not files:
         raise NoInput(f"webdataset:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
     return files
