@@ -21,10 +21,10 @@ def no_labels(problem: str) -> Labels:
 
 
 def to_class_numbers(
-    values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, given: bool = False
+    values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, indexed: bool = False
 ) -> Labels:
-    """Class numbers are kept, booleans are 0 and 1, strings become their place among `classes`, or else among all of
-    them sorted. `given` says that numbers index `classes`, as in a ClassLabel column."""
+    """Class numbers are kept, booleans are 0 and 1, strings become their index in `classes`, or else among all of
+    them sorted. `indexed`: numbers index `classes`, as in a ClassLabel column."""
     array = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]

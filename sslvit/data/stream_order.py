@@ -118,11 +118,12 @@ class StreamSampler(MicroBatches):
                 if not filled:
                     raise DataError(
                         f"{self.source.name}: {len(good)} rows are all that process {self.rank} of {self.processes} "
-                        f"has, and its share of a batch is {self.part}, none of them twice: take a smaller --batch_size"
+                        f"has, and a "
+                        f"micro-batch needs {self.micro_batch_size} different ones: use a smaller --batch_size"
                     )
                 good, filled = [], False
             good.append(picked)
-            if len(good) == self.part:
+            if len(good) == self.micro_batch_size:
                 filled = True
                 yield self._samples(good, bad), torch.tensor([one.place.epoch for one in good]), picked.place
                 good, bad = [], []
@@ -148,7 +149,7 @@ class StreamSampler(MicroBatches):
             ahead: deque[tuple[int, Future, int | None, Position]] = deque()
             for id, row, after in self._numbered(place):
                 ahead.append((id, threads.submit(self.source.decode, row), self.source.label(row), after))
-                if len(ahead) > max(AHEAD, self.part):
+                if len(ahead) > max(AHEAD, self.micro_batch_size):
                     id, image, label, after = ahead.popleft()
                     yield DecodedRow(id, image.result(), label, after)
         finally:  # without waiting: what collects a forgotten stream may be one of its own threads

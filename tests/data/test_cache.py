@@ -145,9 +145,9 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path
         cached(source)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
-    assert [folder.suffix for folder in folders(root)] == [".new"]
+    assert [folder.name[:5] for folder in folders(root)] == [".tmp-"]
     assert values(open_source(spec, image_size=8)) == list(range(30))
-    assert [folder.suffix for folder in folders(root)] == [""]
+    assert [folder.name[0] == "." for folder in folders(root)] == [False]
 
 
 def _open_in_process(spec: str, queue) -> None:

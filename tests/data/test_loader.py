@@ -15,7 +15,7 @@ from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import EpochSampler, epoch_order, load, sample_ids
 from sslvit.data.spec import ArraySource
-from sslvit.data.waiting import fetch
+from sslvit.data.waiting import WorkerDied, fetch
 from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 
@@ -199,12 +199,12 @@ def test_the_endless_row_repeats_images_within_a_batch_which_is_why_there_are_wh
 
 @pytest.mark.parametrize(("size", "processes", "way_out"), [(7, 1, "--batch_size 7"), (5, 2, "--batch_size 4")])
 def test_fewer_images_than_a_whole_batch_are_refused_with_a_batch_size_that_fits(size, processes, way_out):
-    with pytest.raises(ValueError, match=f"{size} images.*--batch_size 8.*{way_out}"):
+    with pytest.raises(ValueError, match=f"--batch_size 8: {size} images.*{way_out}"):
         rows(numbered(size), processes)[0].only_whole_batches()
 
 
 def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match="batch_size 8 does not split into 3 processes x 1"):
+    with pytest.raises(ValueError, match="--batch_size 8 must be divisible by 3 processes x 1"):
         rows(numbered(9), processes=3)
 
 
@@ -241,7 +241,7 @@ def test_a_batch_that_breaks_off_because_its_worker_was_killed_is_that_workers_d
 
     found = fetch(loaded(), 2, [worker], timeout=30)
     assert next(found) == 1
-    with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
+    with pytest.raises(WorkerDied, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
         next(found)
 
 

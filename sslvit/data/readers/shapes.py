@@ -29,7 +29,7 @@ KIND_COLOURS = torch.tensor([[0.5 + 0.35 * cos(2 * pi * (k / 12 - c / 3)) for c 
 PIXELS = 1 << 20  # rendered at a time, so that the planes of a piece stay near the cache
 
 
-# --- Shapes: distance to the outline, negative inside, in the object's own coordinates (it spans about [-1, 1]). ---
+# --- Shapes: distance to the outline, negative inside, in the object's own coordinates (it spans about [-1, 1]) ---
 
 
 def _length(x: Tensor, y: Tensor) -> Tensor:
@@ -38,38 +38,6 @@ def _length(x: Tensor, y: Tensor) -> Tensor:
 
 def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
     return torch.maximum(x.abs().sub_(half_width), y.abs().sub_(half_height))
-
-
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return _length(x, y) - 0.85
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (_length(x, y) - 0.68).abs() - 0.24
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(_length(x, y) - 0.95, 0.78 - _length(x - 0.45, y))
-
-
-def _half_disc(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(_length(x, y + 0.45) - 1.0, -0.45 - y)
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs() * (3**0.5 / 2) + y * 0.5, -y) - 0.52
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.74, 0.74)
-
-
-def _bar(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.98, 0.34)
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95))
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
@@ -93,10 +61,6 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(tilted, _length(x - lobe, y - lobe) - 0.6)
 
 
-def _corner(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x + 0.52, y, 0.28, 0.85), _box(x, y + 0.57, 0.8, 0.28))
-
-
 def _arrow(x: Tensor, y: Tensor) -> Tensor:
     head = torch.maximum(x.abs() * 0.8 + y * 0.6 - 0.6, -0.05 - y)
     return torch.minimum(head, _box(x, y + 0.5, 0.22, 0.5))
@@ -114,34 +78,6 @@ def _edge(signed: Tensor, sharp: Tensor) -> Tensor:
     return signed.mul_(sharp).add_(0.5).clamp_(0, 1)
 
 
-def _stripes(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u).sub_(0.25), sharp)
-
-
-def _zigzag(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u + _near(v * 0.6).mul_(1.7)).sub_(0.25), sharp)
-
-
-def _checks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u * 0.7).sub_(0.25).mul_(_near(v * 0.7).sub_(0.25)).mul_(5), sharp)
-
-
-def _lattice(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(0.15 - torch.minimum(_near(u), _near(v)), sharp)
-
-
-def _plaid(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u).sub_(0.25), sharp).add_(_edge(_near(v).sub_(0.25), sharp)).mul_(0.5)
-
-
-def _dots(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(0.32 - _length(_near(u), _near(v)), sharp)
-
-
-def _rings(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(_length(u, v)).sub_(0.25), sharp)
-
-
 def _bricks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
     row = v.floor()
     along = _near((u + row) * 0.5).mul_(2)  # every other row is shifted by half a brick
@@ -153,10 +89,6 @@ def _cell(u: Tensor, v: Tensor) -> Tensor:
     mixed = u.to(torch.int32) * 374761393 + v.to(torch.int32) * 668265263  # wraps modulo 2**32
     mixed = (mixed ^ ((mixed >> 13) & 0x7FFFF)) * 1274126177
     return ((mixed >> 16) & 0xFF).to(torch.float32) * (1 / 255)
-
-
-def _mosaic(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _cell((u * 1.4).floor_(), (v * 1.4).floor_())
 
 
 def _clouds(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
@@ -171,29 +103,29 @@ def _clouds(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
 
 
 OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "crescent": _crescent,
-    "half disc": _half_disc,
-    "triangle": _triangle,
-    "square": _square,
-    "bar": _bar,
-    "cross": _cross,
+    "disc": lambda x, y: _length(x, y) - 0.85,
+    "ring": lambda x, y: (_length(x, y) - 0.68).abs() - 0.24,
+    "crescent": lambda x, y: torch.maximum(_length(x, y) - 0.95, 0.78 - _length(x - 0.45, y)),
+    "half disc": lambda x, y: torch.maximum(_length(x, y + 0.45) - 1.0, -0.45 - y),
+    "triangle": lambda x, y: torch.maximum(x.abs() * (3**0.5 / 2) + y * 0.5, -y) - 0.52,
+    "square": lambda x, y: _box(x, y, 0.74, 0.74),
+    "bar": lambda x, y: _box(x, y, 0.98, 0.34),
+    "cross": lambda x, y: torch.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95)),
     "star": _star,
     "heart": _heart,
-    "corner": _corner,
+    "corner": lambda x, y: torch.minimum(_box(x + 0.52, y, 0.28, 0.85), _box(x, y + 0.57, 0.8, 0.28)),
     "arrow": _arrow,
 }
 PATTERNS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "stripes": _stripes,
-    "zigzag": _zigzag,
-    "checks": _checks,
-    "lattice": _lattice,
-    "plaid": _plaid,
-    "dots": _dots,
-    "rings": _rings,
+    "stripes": lambda u, v, sharp: _edge(_near(u).sub_(0.25), sharp),
+    "zigzag": lambda u, v, sharp: _edge(_near(u + _near(v * 0.6).mul_(1.7)).sub_(0.25), sharp),
+    "checks": lambda u, v, sharp: _edge(_near(u * 0.7).sub_(0.25).mul_(_near(v * 0.7).sub_(0.25)).mul_(5), sharp),
+    "lattice": lambda u, v, sharp: _edge(0.15 - torch.minimum(_near(u), _near(v)), sharp),
+    "plaid": lambda u, v, sharp: _edge(_near(u).sub_(0.25), sharp).add_(_edge(_near(v).sub_(0.25), sharp)).mul_(0.5),
+    "dots": lambda u, v, sharp: _edge(0.32 - _length(_near(u), _near(v)), sharp),
+    "rings": lambda u, v, sharp: _edge(_near(_length(u, v)).sub_(0.25), sharp),
     "bricks": _bricks,
-    "mosaic": _mosaic,
+    "mosaic": lambda u, v, sharp: _cell((u * 1.4).floor_(), (v * 1.4).floor_()),
     "clouds": _clouds,
 }
 SHAPES = tuple(OUTLINES)
@@ -215,7 +147,7 @@ def make(ids: Tensor, size: int, seed: int = 0) -> Tensor:
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
     if size < 8:
-        raise ValueError(f"size {size} is below 8 pixels, where the shapes cannot be told apart")
+        raise ValueError(f"size {size} is below 8 pixels, where shapes are indistinguishable")
     images = torch.empty(len(ids), 3, size, size, dtype=torch.uint8, device=ids.device)
     piece = max(1, PIXELS // size**2)
     for start in range(0, len(ids), piece):
