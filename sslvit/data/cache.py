@@ -9,7 +9,6 @@ nothing else does it.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from sslvit.data.image import ImageError
 from sslvit.data.labels import Labels
 from sslvit.data.readers.encoded import EncodedSource
-from sslvit.data.source import ArraySource, Mapped, Source
+from sslvit.data.source import ArraySource, Mapped, Source, digest
 from sslvit.errors import Stop
 from sslvit.storage import durable, sealed
 
@@ -62,7 +61,7 @@ def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] =
     """The same images from the cache, decoded now if they are not in it. If that is impossible (no room, or images of
     several sizes) the source itself, and a line that says why."""
     wanted = json.dumps([FORMAT, source.version])
-    folder = cache_root() / hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
+    folder = cache_root() / digest(wanted.encode())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.lock", "w") as lock:

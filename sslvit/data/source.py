@@ -1,5 +1,6 @@
 """What a source is: images by number. And the two that have nothing to decode: arrays, and the built-in shapes."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from math import gcd
@@ -16,6 +17,14 @@ from sslvit.data.readers import shapes
 from sslvit.errors import DataError
 
 IN_MEMORY = 1 << 28  # bytes: a built-in set up to this size is drawn once, a larger one whenever it is read
+
+
+def digest(*pieces: bytes | memoryview, size: int = 16) -> str:
+    """Of which fingerprints are made: blake2b of all pieces after one another."""
+    content = hashlib.blake2b(digest_size=size)
+    for piece in pieces:
+        content.update(piece)
+    return content.hexdigest()
 
 
 class Unreadable(NamedTuple):

@@ -11,7 +11,6 @@ Where the set fits on the disk, a source (source.py) is better: it is shuffled a
 restart, with any number of processes, and it can be evaluated.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,13 @@ from torch import Tensor
 from sslvit.data.cache import say
 from sslvit.data.image import MAX_PIXELS, ImageError, open_image
 from sslvit.data.levels import Span
-from sslvit.data.readers.columns import choose_image_column, choose_label_column
-from sslvit.data.readers.folders import SPLITS, files_of_split
+from sslvit.data.readers.columns import ReadOptions, choose_image_column, choose_label_column
+from sslvit.data.readers.folders import real_paths
 from sslvit.data.readers.lists import check_root
-from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, matching
+from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, load_parquet
 from sslvit.data.readers.tars import Piece, TarRows, tar_files
 from sslvit.data.source import Images
-from sslvit.errors import DataError, NoInput
+from sslvit.errors import DataError
 from sslvit.processes import collectives
 
 SHARD = 1 << 40  # ids of a shard: more than any has rows
@@ -54,8 +53,8 @@ class Stream(Images):
     ):
         if epoch_images < 1:
             raise ValueError(
-                f"--epoch_images is {epoch_images}; of a stream it must say how many images count as one pass, because "
-                f"nobody knows how many are in {spec} before it is read"
+                f"--epoch_images is {epoch_images}; a stream needs it, the number of images that count as one pass, "
+                f"because how many are in {spec} is unknown before it is read"
             )
         self.name, self.epoch_images = f"{spec} ({split}, streamed)", epoch_images
         self.canvas, self.channels, self.max_pixels, self.span = (canvas, canvas), channels, max_pixels, span
@@ -64,39 +63,42 @@ class Stream(Images):
             raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
         if root is not None:
             check_root(root, kind)
+        options = ReadOptions(split, None if root is None else Path(root), image_column, label_column)
         if kind == "webdataset":
-            self._open_tars(tar_files(rest, split), image_column, label_column)
+            self._open_tars(tar_files(rest, split), options)
+        elif kind == "hf":
+            self._open_table(choose_split(load_hub(rest, streaming=True), split, spec), [], options)
+        elif kind == "parquet":
+            self._open_table(*load_parquet(rest, split, streaming=True), options)
         else:
-            rows, own = _load(spec, split)
-            roots = own if root is None else [os.fsencode(os.path.realpath(root))]
-            self._open_table(rows, roots, image_column, label_column, named=root is not None)
+            raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
 
-    def _open_tars(self, files: list[Path], image_column: str | None, label_column: str | None) -> None:
-        if label_column not in (None, "cls"):
-            raise ValueError(f"label_column {label_column!r}: in tars a label is the member .cls of its sample")
-        rows = TarRows(files, image_column)
+    def _open_tars(self, files: list[Path], options: ReadOptions) -> None:
+        if options.label_column not in (None, "cls"):
+            raise ValueError(f"--label_column {options.label_column}: in tars a label is the member .cls of its sample")
+        rows = TarRows(files, options.image_column)
         if rows.skipped and collectives.rank() == 0:
             say(f"{self.name}: not read, of what lies at the beginning of {files[0]}: {rows.skipped}")
         self.image_column, self.label_column = "image", "label" if rows.labelled else None
         self._rows_of, self.shards = rows.shard, len(files)
         self.roots: list[bytes] = []
 
-    def _open_table(
-        self, rows: Any, roots: list[bytes], image_column: str | None, label_column: str | None, *, named: bool
-    ) -> None:
+    def _open_table(self, rows: Any, own: list[Path], options: ReadOptions) -> None:
+        """own: the data's own folders."""
         import datasets
 
         if rows.features is None:
             raise DataError(f"{self.name} does not say what its columns are, so it cannot be streamed")
-        self.image_column = choose_image_column(rows.features, image_column, named=named)
+        self.image_column = choose_image_column(rows.features, options)
         if self.image_column not in rows.features:
-            raise ValueError(f"image_column {self.image_column!r} is inside another column, which streams do not read")
-        label = choose_label_column(rows.features, label_column)
+            raise ValueError(f"--image_column {self.image_column} is inside another column, which streams do not read")
+        label = choose_label_column(rows.features, options.label_column)
         numbered = label is not None and getattr(rows.features[label], "dtype", "").startswith(("int", "uint"))
         self.label_column = label if numbered else None
         if isinstance(rows.features[self.image_column], datasets.Image):
             rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
-        self._rows_of, self.shards, self.roots = partial(rows.shard, rows.num_shards), rows.num_shards, roots
+        self._rows_of, self.shards = partial(rows.shard, rows.num_shards), rows.num_shards
+        self.roots = real_paths(own if options.root is None else [options.root])
 
     def __len__(self) -> int:
         return self.epoch_images
@@ -121,22 +123,3 @@ class Stream(Images):
             return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
         except ImageError as error:
             return error
-
-
-def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
-    """The rows, and the folders that paths in them may lie in."""
-    import datasets
-
-    kind, _, rest = spec.partition(":")
-    if kind == "hf":
-        return choose_split(load_hub(rest, streaming=True), split, spec), []
-    if kind != "parquet":
-        raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
-    files = files_of_split(matching(rest, ".parquet"), split)
-    if not files:
-        raise NoInput(f"{spec} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
-    try:
-        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{spec} cannot be read: {first_line(error)}") from error
-    return rows, [os.fsencode(os.path.realpath(folder)) for folder in sorted({file.parent for file in files})]

@@ -4,7 +4,6 @@ What needs the images themselves is taken from a sample that is spread over the 
 million images take no longer.
 """
 
-import hashlib
 import shutil
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from sslvit.data.cache import cache_root, decoded_bytes
 from sslvit.data.image import ImageError, levels, measure
 from sslvit.data.levels import Levels
 from sslvit.data.readers.encoded import EncodedSource, spread_ids
-from sslvit.data.source import ArraySource, Samples, ShapesSource, Source
+from sslvit.data.source import ArraySource, Samples, ShapesSource, Source, digest
 from sslvit.data.subset import Subset
 from sslvit.storage import durable
 from sslvit.views.batching import Size, to_pair
@@ -57,7 +56,7 @@ class Summary:
         self.sizes: Counter[tuple[int, int]] = Counter()  # (height, width) in the sample
         self.kinds: Counter[str] = Counter()  # e.g. "JPEG RGB"
         self.levels: Levels | None = None  # of images of more than 8 bits
-        self.hashes: Counter[bytes] = Counter()
+        self.hashes: Counter[str] = Counter()
         self.reasons: list[str] = []  # why images of the sample cannot be used
         self._sample()
         self.unreadable, self.compared = len(self.reasons), self.hashes.total()
@@ -168,7 +167,7 @@ class Summary:
                 break
 
     def _hash(self, data: bytes | memoryview) -> None:
-        self.hashes[hashlib.blake2b(data, digest_size=16).digest()] += 1
+        self.hashes[digest(data)] += 1
 
     def _advice(self) -> Iterator[str]:
         if self.unreadable == self.sampled:

@@ -112,7 +112,7 @@ def test_columns_go_by_name_or_are_counted_from_1(folder):
     bare = opened(folder / "labels.csv", text.partition("\n")[2], image_column="2", label_column="3")
     for source in (by_name, by_place, bare):
         assert (shown(source), source.classes) == ([2, 1], ("a", "b"))
-    with pytest.raises(DataError, match=r"none of its columns, path, other, fine, coarse, .*--label_column"):
+    with pytest.raises(DataError, match=r"none of the columns path, other, fine, coarse has .*--label_column"):
         opened(folder / "labels.csv", text).required_labels()
 
 
@@ -145,7 +145,7 @@ BROKEN = {
     "empty": ("", NoInput, "has no rows"),
     "header alone": ("path,label\n", NoInput, "has no rows below its header"),
     "zero byte": ("path,label\n1.png,a\nx\0.png,b\n", DataError, "zero byte"),
-    "elsewhere": ("path,label\nx/1.png,a\nx/2.png,b\n", NoInput, "say csv:.*/labels.csv,/that/folder or --root"),
+    "elsewhere": ("path,label\nx/1.png,a\nx/2.png,b\n", NoInput, "use csv:.*/labels.csv,/that/folder or --root"),
     "no ending": ("image,label\n1,a\n2,b\n", NoInput, "1.png is a file: names need their ending"),
     "backslashes": ("path,label\nsub\\7.png,a\n", NoInput, "parted by /"),
     "URLs": ("path,label\nhttps://a.b/1.png,a\n", NoInput, "URLs are not fetched"),

@@ -605,8 +605,8 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
         ("idx:{}/text", NoInput, "no images of the train split: expected a file like train-images-idx3-ubyte"),
         ("npz:{}/nothing.npz", NoInput, "no such file"),
         ("list:{}/nothing.txt", NoInput, "is no file"),
-        ("foulder:{}", ValueError, "none of the kinds shapes, idx"),
-        ("shapes:wrong", ValueError, "shapes:wrong is unknown"),
+        ("foulder:{}", ValueError, "does not begin with one of shapes, idx"),
+        ("shapes:wrong", ValueError, "shapes:wrong must be like"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_sentence(tmp_path, spec, error, said):
@@ -654,7 +654,7 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
     write(tmp_path / "1.png", flat(1))
     with pytest.raises(NoInput, match="has no test split: none of test, val, validation, valid is in it"):
         open_source(str(tmp_path), split="test", image_size=8)
-    with pytest.raises(ValueError, match="split 'dev'"):
+    with pytest.raises(ValueError, match="split must be train or test, got 'dev'"):
         open_source(str(tmp_path), split="dev", image_size=8)
 
 
@@ -664,7 +664,7 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "folder:"])
 def test_a_file_that_is_given_as_a_folder_is_told_its_kind(tmp_path, name, kind, prefix):
     (tmp_path / name).write_text("")
-    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; say {kind}:{tmp_path}/{name}$"):
+    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; use {kind}:{tmp_path}/{name}$"):
         open_source(f"{prefix}{tmp_path}/{name}", image_size=8)
 
 

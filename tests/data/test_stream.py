@@ -286,7 +286,7 @@ def test_what_a_stream_of_tars_lacks_is_said_at_opening(tmp_path):
     share = {"batch_size": 1, "accumulation": 1, "processes": 1, "rank": 0, "seed": 0}
     (((samples, *_), _),) = take(StreamSampler(chosen, **share), 1)
     assert (samples.pixels[0, 0, 0, 0], samples.labels) == (2, None)
-    with pytest.raises(ValueError, match=r"label_column 'txt': in tars a label is the member \.cls of its sample"):
+    with pytest.raises(ValueError, match=r"--label_column txt: in tars a label is the member \.cls of its sample"):
         Stream(f"webdataset:{tmp_path}/two.tar", epoch_images=1, canvas=8, label_column="txt")
 
 

@@ -92,7 +92,7 @@ def test_splits_are_found_by_their_usual_names(tmp_path):
     with pytest.raises(NoInput, match="no test split"):
         open_source(f"parquet:{tmp_path}/train*.parquet", split="test", image_size=6)
     parts["train"].save_to_disk(tmp_path / "one")
-    with pytest.raises(NoInput, match="taken as the train split"):
+    with pytest.raises(NoInput, match="has no splits, so all of it is the train split"):
         open_source(f"disk:{tmp_path}/one", split="test", image_size=6)
 
 
@@ -128,7 +128,7 @@ def test_of_several_image_columns_one_must_be_named(tmp_path):
     with pytest.raises(ValueError, match=r"several columns hold images, left, right: .* with --image_column"):
         open_source(spec, image_size=6)
     assert values(open_source(spec, image_size=6, image_column="right")) == [11, 12]
-    with pytest.raises(ValueError, match="image_column 'middle' is not a column: there are left, right, text"):
+    with pytest.raises(ValueError, match="--image_column middle must be one of left, right, text"):
         open_source(spec, image_size=6, image_column="middle")
 
 
@@ -201,10 +201,10 @@ def test_bad_labels_stop_only_who_asks_for_them_naming_column_row_and_value(tmp_
 
 def test_the_label_column_is_found_named_or_asked_for(tmp_path):
     spec = saved(tmp_path, image=(IMAGE, cells(2)), fine=(CLASS, [0, 1]), coarse=(CLASS, [1, 1]))
-    with pytest.raises(DataError, match="none of the columns image, fine, coarse is known to hold them"):
+    with pytest.raises(DataError, match=r"none of the columns image, fine, coarse has .*--label_column"):
         open_source(spec, image_size=6).required_labels()
     assert open_source(spec, image_size=6, label_column="coarse").labels.tolist() == [1, 1]
-    with pytest.raises(ValueError, match="label_column 'course' is not a column"):
+    with pytest.raises(ValueError, match="--label_column course must be one of image, fine, coarse"):
         open_source(spec, image_size=6, label_column="course")
     only = saved(tmp_path / "b", image=(IMAGE, cells(2)), kind=(CLASS, [1, 0]), label=(TEXT, ["a", "b"]))
     assert open_source(only, image_size=6).labels.tolist() == [1, 0]
@@ -434,7 +434,7 @@ def test_rows_that_name_files_elsewhere_are_told_of_the_root(tmp_path):
     spec_of_text = saved(tmp_path, path=naming("text", paths[:1] * 2))
     with pytest.raises(DataError, match="no such file in the data's own folder; --root names another one"):
         open_source(spec_of_text, image_size=6, image_column="path", cache=False).read(np.arange(2))
-    with pytest.raises(ValueError, match=r"no column holds images: .*; if one names files, say --root"):
+    with pytest.raises(ValueError, match=r"no column holds images: .*; if one names files, set --root"):
         open_source(saved(tmp_path / "b", path=naming("text", paths)), image_size=6)
     moved = f"disk:{tmp_path}/relative"
     assert values(open_source(moved, image_size=6, cache=False, root=root)) == [11, 10, 10]
@@ -479,9 +479,10 @@ def test_a_damaged_parquet_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_dataset_that_was_shuffled_or_selected_is_read_in_its_new_order(tmp_path):
+    from sslvit.data.readers.columns import ReadOptions
     from sslvit.data.readers.tables import TableStore
 
-    store = TableStore(table(image=(IMAGE, cells(5)), label=(CLASS, [0, 1, 1, 0, 1])).select([3, 1]), [])
+    store = TableStore(table(image=(IMAGE, cells(5)), label=(CLASS, [0, 1, 1, 0, 1])).select([3, 1]), [], ReadOptions())
     source = EncodedSource(store, name="selected", canvas=(6, 7))
     assert values(source) == [13, 11]
     assert source.labels.tolist() == [0, 1]

@@ -1,7 +1,6 @@
 """Array files: idx (MNIST's format) and npz."""
 
 import gzip
-import hashlib
 import struct
 import zipfile
 import zlib
@@ -13,7 +12,7 @@ from einops import rearrange
 from sslvit.data.labels import Labels, no_labels, to_class_numbers
 from sslvit.data.levels import Levels, Span, check_levels, to_bytes
 from sslvit.data.readers import npz
-from sslvit.data.source import ArraySource, Mapped
+from sslvit.data.source import ArraySource, Mapped, digest
 from sslvit.errors import DataError, NoInput
 
 UINT8 = 8  # idx files: two zero bytes, the type, the number of axes, then the axes as big-endian uint32
@@ -70,8 +69,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
 
 
 def _source(pixels: np.ndarray, stored: np.ndarray | Mapped, name: str, labels: Labels) -> ArraySource:
-    fingerprint = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-    return ArraySource(stored, name=name, fingerprint=fingerprint, labels=labels)
+    return ArraySource(stored, name=name, fingerprint=digest(np.ascontiguousarray(pixels).data), labels=labels)
 
 
 def _find(folder: Path, split: str, kind: str, axes: int) -> Path | None:

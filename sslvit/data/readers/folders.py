@@ -1,6 +1,6 @@
 """Image files of folders: finding them, naming them in one buffer, reading them by number."""
 
-import hashlib
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ import numpy as np
 
 from sslvit.data.image import ImageError, read_file
 from sslvit.data.labels import Labels, match_classes, no_labels
+from sslvit.data.source import digest
 from sslvit.errors import NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
@@ -38,6 +39,10 @@ def printable(path: bytes) -> str:
     """A name fit for a log or a terminal: no control bytes, and what is not UTF-8 as \\xNN."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def real_paths(folders: Iterable[Path]) -> list[bytes]:
+    return [os.fsencode(os.path.realpath(folder)) for folder in folders]
 
 
 class Skipped:
@@ -85,13 +90,10 @@ class FileStore:
         self.roots, self.starts = roots, np.array(starts)
         self.names, self.sizes = Names(names), np.array(sizes, np.int64)
         self.labels, self.classes, self.unlabelled = labels
-        content = hashlib.blake2b(b"\0".join(names), digest_size=16)
-        content.update(self.sizes.data)
-        self.fingerprint = content.hexdigest()
+        content = b"\0".join(names), self.sizes.data
+        self.fingerprint = digest(*content)
         # To the cache a touched file is another image, and so is a copy; to a run a copy of the folder is the same set.
-        content.update(np.array(stamps, np.int64).data)
-        content.update(b"\0".join(roots))
-        self.version = content.hexdigest()
+        self.version = digest(*content, np.array(stamps, np.int64).data, b"\0".join(roots))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -129,7 +131,7 @@ class _Scan:
 
     def __init__(self, roots: list[Path], follow_links: bool):
         self.follow_links = follow_links
-        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
+        self.roots = real_paths(roots)
         self.files: list[tuple[bytes, int, int]] = []
         self.starts: list[int] = []
         self.skipped = Skipped()
@@ -205,6 +207,22 @@ def nearest(path: Path) -> str:
     except OSError as error:
         return f"the nearest folder is {above}, which cannot be listed: {error.strerror}"
     return f"the nearest folder is {above}, which holds {', '.join(held[:5]) or 'nothing'}" + " ..." * (len(held) > 5)
+
+
+def split_files(kind: str, pattern: str, split: str) -> list[Path]:
+    """The regular files of a glob, or below a folder, that belong to the split, in order of their names."""
+    path, ending = Path(pattern), {"parquet": ".parquet", "webdataset": ".tar"}[kind]
+    if path.is_dir():
+        candidates = sorted(path.rglob(f"*{ending}"))
+    else:
+        candidates = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    candidates = [file for file in candidates if file.is_file()]
+    if not candidates:
+        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
+    files = files_of_split(candidates, split)
+    if not files:
+        raise NoInput(f"{kind}:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    return files
 
 
 def files_of_split(files: list[Path], split: str) -> list[Path]:

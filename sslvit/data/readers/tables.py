@@ -7,8 +7,6 @@ names. Here a row's image is its bytes, or else a path inside the data's own fol
 Where a root is named, all rows name files, and all of these lie inside it, as those of a list must (lists.py).
 """
 
-import glob
-import hashlib
 import json
 import os
 import re
@@ -18,18 +16,27 @@ from typing import Any
 import numpy as np
 
 from sslvit.data.image import ImageError, read_file
-from sslvit.data.readers.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
+from sslvit.data.readers.columns import (
+    ReadOptions,
+    choose_image_column,
+    column_of,
+    flat,
+    read_labels,
+    rows_of_lists,
+)
 from sslvit.data.readers.folders import (
     SPLITS,
     FileStore,
     Skipped,
-    files_of_split,
     lies_inside,
     nearest,
     printable,
+    real_paths,
+    split_files,
     stamp,
 )
 from sslvit.data.readers.lists import named_files
+from sslvit.data.source import digest
 from sslvit.errors import DataError, NoInput
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -38,30 +45,20 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 class TableStore:
     """The images of one column. A column of lists counts every image of every list."""
 
-    def __init__(
-        self,
-        table: Any,  # datasets.Dataset
-        roots: list[Path],
-        *,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        classes: tuple[str, ...] | None = None,
-    ):
+    def __init__(self, table: Any, roots: list[Path], options: ReadOptions):
+        """table: a datasets.Dataset"""
         if table._indices is not None:  # of select() or shuffle(), of which the columns below know nothing
             table = table.flatten_indices()
         self.table = table.with_format("arrow")
-        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
-        self.image_column = choose_image_column(table.features, image_column)
+        self.roots = real_paths(roots)
+        self.image_column = choose_image_column(table.features, options)
         self._values, self.skipped = None, Skipped()
         rows = rows_of_lists(column_of(self.table, self.image_column))
-        self.labels, self.classes, self.unlabelled = read_labels(table, rows, label_column, classes)
+        self.labels, self.classes, self.unlabelled = read_labels(table, rows, options)
         self.sizes = self._sizes()
         if not len(self.sizes):
             raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
-        content = hashlib.blake2b(self.sizes.data, digest_size=16)
-        if self.labels is not None:
-            content.update(self.labels.data)
-        self.fingerprint = content.hexdigest()
+        self.fingerprint = digest(self.sizes.data, b"" if self.labels is None else self.labels.data)
         # The hash that `datasets` has for a table knows its files by name and time alone.
         files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]
         self.version = f"{self.fingerprint}:{table._fingerprint}:{files}"
@@ -119,28 +116,18 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     raise ImageError("the row points outside the data's own folder, which is not read; --root names another one")
 
 
-def open_table(
-    table: Any, own: list[Path], name: str, *, root: Path | None = None, **columns: Any
-) -> TableStore | FileStore:
+def open_table(table: Any, own: list[Path], name: str, options: ReadOptions) -> TableStore | FileStore:
     """own: the data's own folders."""
-    return TableStore(table, own, **columns) if root is None else _files_of(table, root, name, **columns)
+    return TableStore(table, own, options) if options.root is None else _files_of(table, options.root, name, options)
 
 
-def _files_of(
-    table: Any,
-    root: Path,
-    name: str,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    classes: tuple[str, ...] | None = None,
-) -> FileStore:
+def _files_of(table: Any, root: Path, name: str, options: ReadOptions) -> FileStore:
     """The files that a table's rows name, inside the root."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = table.with_format("arrow")
-    chosen = choose_image_column(table.features, image_column, named=True)
+    chosen = choose_image_column(table.features, options)
     column = column_of(table, chosen)
     rows, values = rows_of_lists(column), flat(column)
     if pa.types.is_struct(values.type):
@@ -154,7 +141,7 @@ def _files_of(
     if values.null_count:
         raise DataError(f"{name}, row {values.is_null().index(True).as_py()}: column {chosen!r} names no file")
     names = [os.fsencode(path) for path in values.to_pylist()]
-    labels = read_labels(table, rows, label_column, classes)
+    labels = read_labels(table, rows, options)
     return named_files(names, root, labels, file=name, elsewhere="--root must be that folder")
 
 
@@ -177,16 +164,16 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
-def open_hub(name: str, split: str, **columns: Any) -> TableStore | FileStore:
+def open_hub(name: str, options: ReadOptions) -> TableStore | FileStore:
     import datasets
 
     table = load_hub(name, streaming=False)
     # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
     roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
-    return open_table(choose_split(table, split, f"hf:{name}"), roots, f"hf:{name}", **columns)
+    return open_table(choose_split(table, options.split, f"hf:{name}"), roots, f"hf:{name}", options)
 
 
-def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStore:
+def open_disk(folder: Path, options: ReadOptions) -> TableStore | FileStore:
     import datasets
 
     if not folder.is_dir():
@@ -194,17 +181,10 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStor
     try:
         check_saved(folder)
         table = datasets.load_from_disk(str(folder))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # IndexError: no rows
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
-    return open_table(choose_split(table, split, f"disk:{folder}"), [folder], f"disk:{folder}", **columns)
+    return open_table(choose_split(table, options.split, f"disk:{folder}"), [folder], f"disk:{folder}", options)
 
 
 def check_saved(folder: Path) -> None:
@@ -238,43 +218,33 @@ def _json_inside(folder: Path, name: str) -> Any:
     return json.loads(_inside(folder, name).read_bytes())
 
 
-def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:
-    """A file, a folder or a glob. Files named train-... and test-..., as on the hub, are told apart by that."""
+def open_parquet(pattern: str, options: ReadOptions) -> TableStore | FileStore:
+    """A file, a folder or a glob. If files are named train-... and test-..., as on the hub, these are the splits."""
+    table, folders = load_parquet(pattern, options.split, streaming=False)
+    return open_table(table, folders, f"parquet:{pattern}", options)
+
+
+def load_parquet(pattern: str, split: str, *, streaming: bool) -> tuple[Any, list[Path]]:
+    """The rows, and the folders of the files."""
     import datasets
 
-    files = matching(pattern, ".parquet")
-    files = files_of_split(files, split)
-    if not files:
-        raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
-    # As Arrow, `datasets` keeps them under their names and times, by which it would take other files for these.
-    stamps = hashlib.blake2b(repr([stamp(file.stat()) for file in files]).encode(), digest_size=8).hexdigest()
-    place = os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
+    files = split_files("parquet", pattern, split)
+    # As Arrow, `datasets` caches them by their names and times, by which it would take other files for these.
+    stamps = digest(repr([stamp(file.stat()) for file in files]).encode(), size=8)
+    cache = None if streaming else os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
     names = [str(file) for file in files]
     try:
-        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=place)
+        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
-    return open_table(table, sorted({file.parent for file in files}), f"parquet:{pattern}", **columns)
-
-
-def matching(pattern: str, ending: str) -> list[Path]:
-    """The regular files of a glob, or below a folder, in order of their names."""
-    path = Path(pattern)
-    if path.is_dir():
-        found = sorted(path.rglob(f"*{ending}"))
-    else:
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    found = [file for file in found if file.is_file()]
-    if not found:
-        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
-    return found
+    return table, sorted({file.parent for file in files})
 
 
 def choose_split(table: Any, split: str, what: str) -> Any:
     if not isinstance(table, dict):  # one Dataset, saved without splits
         if split == "train":
             return table
-        raise NoInput(f"{what} has no splits, it is taken as the train split")
+        raise NoInput(f"{what} has no splits, so all of it is the train split")
     name = next((name for name in SPLITS[split] if name in table), None)
     if name is None:
         raise NoInput(f"{what} has no {split} split: it has {', '.join(table)}")

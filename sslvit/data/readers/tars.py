@@ -7,7 +7,6 @@ the image and the label of one. Only headers, labels and images are read, each o
 else ever sees a member.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -19,9 +18,10 @@ import numpy as np
 
 from sslvit.data.image import BYTES_A_PIXEL, ImageError
 from sslvit.data.labels import no_labels, to_class_numbers
-from sslvit.data.readers.folders import ENDINGS, SPLITS, Names, Skipped, files_of_split, printable, stamp
-from sslvit.data.readers.tables import matching
+from sslvit.data.readers.columns import ReadOptions
+from sslvit.data.readers.folders import ENDINGS, Names, Skipped, printable, split_files, stamp
 from sslvit.data.readers.tar_index import Member, check_end, members
+from sslvit.data.source import digest
 from sslvit.errors import DataError, NoInput
 
 LONGEST_LABEL = 1 << 10  # bytes
@@ -54,11 +54,11 @@ class Piece(NamedTuple):
 
 
 class TarStore:
-    def __init__(self, files: list[Path], *, image_column: str | None = None, classes: tuple[str, ...] | None = None):
+    def __init__(self, files: list[Path], options: ReadOptions):
         self.files, self.skipped = files, Skipped()
         names, places, texts = [], [], []
         for shard, file in enumerate(files):
-            images, labels = _samples(file, members(file, self.skipped), image_column, self.skipped)
+            images, labels = _samples(file, members(file, self.skipped), options.image_column, self.skipped)
             names += [member.name for member in images.values()]
             places += [(shard, member.offset, member.size) for member in images.values()]
             texts += [labels.get(key) for key in images]
@@ -66,8 +66,8 @@ class TarStore:
             raise NoInput(f"no images in {len(files)} tar files: found {self.skipped}")
         self.names = Names(names)
         self.shards, self.offsets, self.sizes = np.array(places, np.int64).T.copy()
-        self.labels, self.classes, self.unlabelled = self._labels(texts, classes)
-        self.fingerprint = hashlib.blake2b(b"\0".join(names) + self.sizes.tobytes(), digest_size=16).hexdigest()
+        self.labels, self.classes, self.unlabelled = self._labels(texts, options.classes)
+        self.fingerprint = digest(b"\0".join(names), self.sizes.data)
         self.version = f"{self.fingerprint}:{[(os.path.realpath(file), stamp(file.stat())) for file in files]}"
 
     @staticmethod
@@ -146,20 +146,9 @@ def _samples(
     return images, labels
 
 
-def open_tars(
-    pattern: str, split: str, *, image_column: str | None = None, classes: tuple[str, ...] | None = None
-) -> TarStore:
-    return TarStore(tar_files(pattern, split), image_column=image_column, classes=classes)
-
-
 def tar_files(pattern: str, split: str) -> list[Path]:
-    files = matching(pattern, ".tar")
-    compressed = [file for file in files if file.name.endswith((".gz", ".tgz", ".zst", ".xz", ".bz2"))]
-    if compressed:
-        raise DataError(
-            f"{compressed[0]} is compressed, so its images cannot be reached one by one: unpack it to a .tar"
-        )
-    files = files_of_split(files, split)
-    if not files:
-        raise NoInput(f"webdataset:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    files = split_files("webdataset", pattern, split)
+    for file in files:
+        if file.name.endswith((".gz", ".tgz", ".zst", ".xz", ".bz2")):
+            raise DataError(f"{file} is compressed, so its images cannot be reached one by one: unpack it to a .tar")
     return files
