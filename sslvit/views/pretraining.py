@@ -1,17 +1,18 @@
 """Batched augmentation: a uint8 batch -> a tuple of float batches in [0, 1], on the device where the batch lies.
 
-Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation lets
-samples meet: neither the batch nor the order in which it is worked through can change a bit of a view. `draw` gives
-the parameters of a view and `apply` carries them out.
+Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation mixes
+samples: neither the batch nor the order of work can change a bit of a view. `draw` gives the parameters of a view and
+`apply` carries them out.
 
 A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
-blur's sigma is in pixels of the output at every size, as it stands in the papers' code for 224 px: at 32 px the same
-sigma takes away far more, and a recipe for small images may want a smaller one.
+blur's sigma is in pixels of the output, as in the papers' code for 224 px; a recipe for small images may want a smaller
+one.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,19 +25,27 @@ from sslvit.views.crop import Crop, Scaled, centred, draw_crop, resized
 from sslvit.views.resample import Axis, Blur, Interpolation, Resize
 
 
-def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """uint8 b c H W -> b c h w in [0, 1]"""
+def fit(
+    pixels: Tensor,
+    axes: tuple[Axis, Axis],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    change_: Callable[[Tensor, slice], None] | None = None,
+) -> Tensor:
+    """uint8 b c H W -> b c h w in [0, 1]. change_: carried out in place on each piece of the batch."""
     step = piece_length(pixels, size)
     resize = Resize(pixels, axes, size, interpolation, step)
     out = batch(*pixels.shape[:2], *size, device=pixels.device)
-    for run in pieces(len(pixels), step):
-        torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
+    for piece in pieces(len(pixels), step):
+        torch.clamp(resize(piece).div_(255).transpose(2, 3), 0, 1, out=out[piece])
+        if change_:
+            change_(out[piece], piece)
     return out
 
 
 @dataclass(frozen=True)
 class CropFlip(Scaled):
-    """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
+    """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip. Other views do more to it."""
 
     size: Size
     scale: tuple[float, float] = (0.2, 1.0)
@@ -44,11 +53,15 @@ class CropFlip(Scaled):
     interpolation: Interpolation = "bicubic"
     flip: float = 0.5
 
-    def draw(self, key: Tensor, extents: Tensor) -> Crop:
+    def crop(self, key: Tensor, extents: Tensor) -> Crop:
         return draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip)
 
-    def apply(self, pixels: Tensor, crop: Crop) -> Tensor:
-        return fit(pixels, resized(crop, to_pair(self.size)), to_pair(self.size), self.interpolation)
+    def draw(self, key: Tensor, extents: Tensor) -> Any:
+        return self.crop(key, extents)
+
+    def apply(self, pixels: Tensor, drawn: Any) -> Tensor:
+        """uint8 b c H W -> b c h w in [0, 1]"""
+        return fit(pixels, resized(drawn, to_pair(self.size)), to_pair(self.size), self.interpolation)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         key, extents = checked(pixels, key, extents)
@@ -58,8 +71,7 @@ class CropFlip(Scaled):
 @dataclass(frozen=True)
 class EvalView:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
-    and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
-    resized to just cover them."""
+    (with a height and a width, the image to just cover them) and the centre is cut out (256 and 224 for ImageNet)."""
 
     size: Size
     resize: Size | None = None
@@ -78,9 +90,9 @@ class EvalView:
         return (fit(pixels, axes, size, self.interpolation),)
 
 
-THUMBNAIL = 96  # pixels: sets of this size and smaller ones (STL-10, CIFAR, MNIST) are evaluated whole by custom
+THUMBNAIL = 96  # pixels: images up to this size (STL-10, CIFAR, MNIST) are evaluated whole by custom
 CENTRE = 0.875  # 224 of 256
-LEAST_KEPT = 0.1  # below are only mistakes
+LEAST_KEPT = 0.1  # smaller shares are mistakes
 
 
 def kept_by_default(size: Size) -> float:
@@ -89,7 +101,7 @@ def kept_by_default(size: Size) -> float:
 
 
 def eval_view(size: Size, kept: float | None = None) -> EvalView:
-    """The view that everything is evaluated by, in training, by probes and after fine-tuning.
+    """The view of every evaluation: in training, by probes and after fine-tuning.
 
     kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
     and MAE at 224 px (above that MAE keeps all of it), and all of it up to 96 px. With 1 the shorter side is resized to
@@ -116,15 +128,11 @@ class Distortion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ContrastiveView(Scaled):
-    """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
-    four with their probabilities."""
+class ContrastiveView(CropFlip):
+    """Crop, flip, colour jitter, grey, blur and solarise, in this order, the last four with their probabilities."""
 
-    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    flip: float = 0.5
     strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter: float = 0.8
     grey: float = 0.2
@@ -135,7 +143,7 @@ class ContrastiveView(Scaled):
     def draw(self, key: Tensor, extents: Tensor) -> Distortion:
         u = rng.uniform(rng.fold(key, "distortion"), 4)
         return Distortion(
-            crop=draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            crop=self.crop(key, extents),
             jitter=draw_jitter(rng.fold(key, "jitter"), self.strengths, self.jitter),
             grey=u[:, 0] < self.grey,
             blur=u[:, 1] < self.blur,
@@ -143,34 +151,32 @@ class ContrastiveView(Scaled):
             solarise=u[:, 3] < self.solarise,
         )
 
-    def apply(self, pixels: Tensor, distortion: Distortion) -> Tensor:
-        """uint8 b c H W -> b c h w in [0, 1]"""
+    def apply(self, pixels: Tensor, drawn: Distortion) -> Tensor:
         self.check_channels(pixels.shape[1])
         size, device = to_pair(self.size), pixels.device
         step = piece_length(pixels, size)
-        jitter, blur = distortion.jitter, distortion.blur.tolist()
-        resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
-        gaussian = Blur(distortion.sigma, size, pixels.shape[1], device)
-        factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
-        orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
-        grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
+        resize = Resize(pixels, resized(drawn.crop, size), size, self.interpolation, step)
+        gaussian = Blur(drawn.sigma, size, pixels.shape[1], device)
+        factors = drawn.jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
+        orders = torch.where(drawn.jitter.chosen.unsqueeze(-1), drawn.jitter.order, -1).tolist()
+        grey, blur, solarise = drawn.grey.tolist(), drawn.blur.tolist(), drawn.solarise.tolist()
         out = batch(*pixels.shape[:2], *size, device=device)
-        for run in pieces(len(pixels), step):
-            images = resize(run).div_(255).clamp_(0, 1)  # transposed, which colours do not see
+        for piece in pieces(len(pixels), step):
+            images = resize(piece).div_(255).clamp_(0, 1)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
                 for operation, change in enumerate(color.OPERATIONS):
-                    rows = true_indices([order[position] == operation for order in orders[run]])
-                    apply_to_rows(images, rows, change, factors[operation][run])
-            apply_to_rows(images, true_indices(grey[run]), color.grey_)
-            rows = true_indices(blur[run])
-            samples = [run.start + row for row in rows]
+                    rows = true_indices([order[position] == operation for order in orders[piece]])
+                    apply_to_rows(images, rows, change, factors[operation][piece])
+            apply_to_rows(images, true_indices(grey[piece]), color.grey_)
+            rows = true_indices(blur[piece])
+            samples = [piece.start + row for row in rows]
             if len(rows) == len(images):
-                out[run] = gaussian(images, samples)
+                out[piece] = gaussian(images, samples)
             else:
-                out[run] = images.transpose(2, 3)
+                out[piece] = images.transpose(2, 3)
                 if rows:
                     out[samples] = gaussian(images[rows], samples)
-            apply_to_rows(out[run], true_indices(solarise[run]), color.solarise_)
+            apply_to_rows(out[piece], true_indices(solarise[piece]), color.solarise_)
         return out
 
     def check_channels(self, channels: int) -> None:
@@ -179,21 +185,8 @@ class ContrastiveView(Scaled):
         if channels not in (1, 3) and wanted:
             raise ValueError(
                 f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-color leaves them "
-                "out of a recipe's views; in a Distorted set them to 0"
+                "out of a recipe's views; in a ContrastiveView set them to 0"
             )
-
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several((self,), pixels, key, extents)
-
-
-def several(
-    views: tuple[ContrastiveView, ...], pixels: Tensor, key: Tensor, extents: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Each view of its own draws: the view's number is part of the key."""
-    key, extents = checked(pixels, key, extents)
-    return tuple(
-        view.apply(pixels, view.draw(rng.fold(key, "view", number), extents)) for number, view in enumerate(views)
-    )
 
 
 def papers_blur(size: Size) -> tuple[float, float]:
@@ -229,7 +222,12 @@ class SeveralViews(Scaled):
             view.check_channels(channels)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several(self.views, pixels, key, extents)
+        """Each view by its own draws: its number is part of the key."""
+        key, extents = checked(pixels, key, extents)
+        return tuple(
+            view.apply(pixels, view.draw(rng.fold(key, "view", number), extents))
+            for number, view in enumerate(self.views)
+        )
 
 
 @dataclass(frozen=True)

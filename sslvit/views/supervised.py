@@ -8,10 +8,11 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.views.batching import Size, batch, checked, piece_length, pieces, to_pair, true_indices
-from sslvit.views.crop import TRIES, Crop, Scaled, draw_crop, resized
+from sslvit.views.batching import Size, to_pair, true_indices
+from sslvit.views.crop import TRIES, Crop, resized
+from sslvit.views.pretraining import CropFlip, fit
 from sslvit.views.randaugment import Augmentation, RandAugment
-from sslvit.views.resample import Interpolation, Resize
+from sslvit.views.resample import Interpolation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -74,12 +75,9 @@ def normal(key: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SupervisedView(Scaled):
-    size: Size
+class SupervisedView(CropFlip):
     scale: tuple[float, float] = (0.05, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    flip: float = 0.5
     augment: RandAugment | None = None
     erase: float = 0.0
 
@@ -96,23 +94,16 @@ class SupervisedView(Scaled):
 
     def draw(self, key: Tensor, extents: Tensor) -> SupervisedDraw:
         return SupervisedDraw(
-            draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            self.crop(key, extents),
             self.augment.draw(rng.fold(key, "augment")) if self.augment else None,
             draw_erasing(rng.fold(key, "erase"), to_pair(self.size), self.erase),
         )
 
-    def apply(self, pixels: Tensor, lesson: SupervisedDraw) -> Tensor:
-        size = to_pair(self.size)
-        step = piece_length(pixels, size)
-        resize = Resize(pixels, resized(lesson.crop, size), size, self.interpolation, step)
-        out = batch(*pixels.shape[:2], *size, device=pixels.device)
-        for run in pieces(len(pixels), step):
-            torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
-            if self.augment and lesson.augmentation:
-                self.augment.apply_(out[run], Augmentation(*(x[run] for x in lesson.augmentation)))
-            erase_(out[run], Erasing(*(x[run] for x in lesson.erasing)))
-        return out
+    def apply(self, pixels: Tensor, drawn: SupervisedDraw) -> Tensor:
+        def change_(images: Tensor, piece: slice) -> None:
+            if self.augment and drawn.augmentation:
+                self.augment.apply_(images, Augmentation(*(x[piece] for x in drawn.augmentation)))
+            erase_(images, Erasing(*(x[piece] for x in drawn.erasing)))
 
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        key, extents = checked(pixels, key, extents)
-        return (self.apply(pixels, self.draw(rng.fold(key, "view", 0), extents)),)
+        size = to_pair(self.size)
+        return fit(pixels, resized(drawn.crop, size), size, self.interpolation, change_)
