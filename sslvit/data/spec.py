@@ -36,27 +36,15 @@ from sslvit.data.levels import Span, check_levels
 from sslvit.data.readers.arrays import open_idx, open_npz
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.csv_file import has_header, open_csv
-from sslvit.data.readers.encoded import EncodedSource, Store, choose_canvas, seen_levels
+from sslvit.data.readers.encoded import EncodedSource, Store, look_at_sample
 from sslvit.data.readers.folders import lies_inside, nearest, open_folders
 from sslvit.data.readers.lists import check_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
 from sslvit.data.readers.tars import TarStore, tar_files
-from sslvit.data.source import ArraySource, Samples, ShapesSource, Source, Unreadable
-from sslvit.data.unreadable import UnreadableImages
+from sslvit.data.source import ShapesSource, Source
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
 from sslvit.views.batching import Size, to_pair
-
-__all__ = [
-    "ArraySource",
-    "EncodedSource",
-    "Samples",
-    "ShapesSource",
-    "Source",
-    "Unreadable",
-    "UnreadableImages",
-    "open_source",
-]
 
 KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
 KIND_OF_FILE = {
@@ -116,9 +104,9 @@ def open_source(
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
         box = canvas or room(side)
-        canvas_size, unreduced = choose_canvas(store, (box, box), max_pixels)
+        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels)
         if span is None:
-            check_levels(seen_levels(store, max_pixels), name)
+            check_levels(levels, name)
         source = EncodedSource(
             store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
         )

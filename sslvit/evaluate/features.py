@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit import rng
-from sslvit.data.spec import Samples, Source
+from sslvit.data.source import Samples, Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives

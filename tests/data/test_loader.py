@@ -14,7 +14,7 @@ from started import within
 from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import EpochSampler, epoch_order, load, sample_ids
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.data.waiting import WorkerDied, fetch
 from sslvit.views.pretraining import ContrastivePair, CropFlip
 

@@ -149,7 +149,7 @@ def test_idx_files_that_are_not_what_they_say_are_refused(tmp_path, content, sai
 def test_two_sets_in_one_idx_folder_are_not_guessed_between(tmp_path):
     for name in ("emnist-letters-train-images-idx3-ubyte", "emnist-digits-train-images-idx3-ubyte"):
         (tmp_path / name).write_bytes(idx(np.zeros((1, 4, 4), np.uint8)))
-    with pytest.raises(DataError, match="several sets: emnist-digits"):
+    with pytest.raises(DataError, match="several sets, emnist-digits"):
         open_source(f"idx:{tmp_path}", image_size=4)
 
 

@@ -45,7 +45,7 @@ def row(spec: str, part: int = 4, *, processes: int = 1, accumulation: int = 1, 
 
 
 def take(row: StreamSampler, items: int, first: int = 0) -> list[tuple[Loaded, Position]]:
-    return [(row[item], row.place) for item in range(first, first + items)]
+    return [(row[item], row.position) for item in range(first, first + items)]
 
 
 def labels(taken) -> list[int]:
@@ -156,7 +156,7 @@ def test_a_stream_that_never_fills_a_whole_batch_says_so(parquet):
 
 
 def test_another_number_of_processes_cannot_go_on(parquet):
-    with pytest.raises(DataError, match=r"2 processes were reading it, 3 would read other rows.*: go on with 2"):
+    with pytest.raises(DataError, match=r"2 processes were reading it, 3 would read other rows.*: use 2 processes"):
         row(parquet, processes=3).go_on_at([[0, 8], [0, 8]])
 
 

@@ -19,7 +19,7 @@ from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.loader import sample_ids
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.errors import DataError
 from sslvit.objectives.masking import random_order
 from sslvit.objectives.objective import Batch, Objective

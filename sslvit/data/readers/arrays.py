@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 from einops import rearrange
 
 from sslvit.data.labels import Labels, no_labels, to_class_numbers
@@ -76,11 +77,11 @@ def _find(folder: Path, split: str, kind: str, axes: int) -> Path | None:
     """E.g. train-images-idx3-ubyte.gz, also written train-images.idx3-ubyte, or with EMNIST's prefix."""
     for stem in IDX_STEMS[split]:
         for ending in (f"{stem}-{kind}-idx{axes}-ubyte", f"{stem}-{kind}.idx{axes}-ubyte"):
-            found = sorted(p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(ending))
-            if len({p.name.removesuffix(".gz") for p in found}) > 1:
-                raise DataError(f"{folder} holds several sets: {', '.join(p.name for p in found)}; keep one a folder")
-            if found:
-                return found[0]
+            files = sorted(file for file in folder.iterdir() if file.name.removesuffix(".gz").endswith(ending))
+            if len({file.name.removesuffix(".gz") for file in files}) > 1:
+                raise DataError(f"{folder} has several sets, {', '.join(f.name for f in files)}: keep one per folder")
+            if files:
+                return files[0]
     return None
 
 
@@ -120,11 +121,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _check_memory(wanted: int, what: str | Path) -> None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: an absurd size is then an error of numpy's
-        return
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    available = psutil.virtual_memory().available
     if wanted > available:
         raise DataError(f"{what} claims {wanted:,} bytes, more than the {available:,} of free memory")
 
