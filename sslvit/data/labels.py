@@ -1,4 +1,4 @@
-"""Labels of any kind to class numbers. Pretraining never looks at them, so a bad label column stops only who asks."""
+"""Labels of any kind to class numbers. A bad label column stops only what needs labels, so not pretraining."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ MOST_CLASSES = 1_000_000
 
 
 class Labels(NamedTuple):
-    numbers: np.ndarray | None  # int64, one an image
+    numbers: np.ndarray | None  # int64, one per image
     classes: tuple[str, ...] | None
     problem: str  # why there are no numbers
 
@@ -29,7 +29,7 @@ def to_class_numbers(
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        return no_labels(f"column {column!r} has labels of shape {array.shape[1:]}, not one a row")
+        return no_labels(f"column {column!r} has labels of shape {array.shape[1:]}, not one per row")
     if array.dtype.kind in "biu":
         return _numbers(array.astype(np.int64), column, classes if indexed else None)
     if array.dtype.kind in "SU":
@@ -65,16 +65,15 @@ def _numbers(numbers: np.ndarray, column: str, classes: tuple[str, ...] | None) 
 
 
 def _texts(values: list[str], column: str, classes: tuple[str, ...] | None) -> Labels:
-    found = sorted(set(values))
-    place = {name: index for index, name in enumerate(classes or found)}
-    unknown = next((row for row, value in enumerate(values) if value not in place), None)
+    numbers = {name: number for number, name in enumerate(classes or sorted(set(values)))}
+    unknown = next((row for row, value in enumerate(values) if value not in numbers), None)
     if unknown is not None:
-        return no_labels(f"column {column!r}, row {unknown} is {values[unknown]!r}: not one of {len(place)} classes")
-    return Labels(np.array([place[value] for value in values], np.int64), tuple(place), "")
+        return no_labels(f"column {column!r}, row {unknown} is {values[unknown]!r}: not one of {len(numbers)} classes")
+    return Labels(np.array([numbers[value] for value in values], np.int64), tuple(numbers), "")
 
 
-def match_classes(found: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The classes of another split, if given, so that equal numbers mean equal classes."""
-    if known is not None and (unknown := [name for name in found if name not in known]):
+def match_classes(names: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The classes of the training set, if any, so that equal numbers mean equal classes."""
+    if known is not None and (unknown := [name for name in names if name not in known]):
         raise DataError(f"classes {', '.join(unknown[:5])} are not among the {len(known)} of the training set")
-    return known or found
+    return known or names

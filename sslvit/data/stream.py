@@ -1,14 +1,14 @@
-"""Sets too large for one machine, never held: Hugging Face datasets in streaming mode, and tars read through.
+"""Datasets too large for the local disk: Hugging Face datasets in streaming mode, and tars read through.
 
     python recipes/mpp.py --data stream:hf:org/name --epoch_images 1000000
 
-A stream is shards of rows, each with an image to be decoded; stream_row.py reads them. Tars are read by tars.py:
-`datasets` would decode every member that it knows a decoder for, wanted or not and of any size. In a table images must
-be in the rows, or be files below the root that was named: any other file or URL, as in sets of plain files on the hub,
-is a bad image. If the set changes where it lies, so does all that follows; there is no fingerprint to tell by.
+A stream is shards of rows, each with an image to be decoded; stream_order.py orders them. Tars are read by tars.py:
+`datasets` would decode every member that it has a decoder for, of any size. In a table images must be in the rows, or
+be files below the root that was named: any other file or URL, as in sets of plain files on the hub, is a bad image. A
+stream has no fingerprint: changes of the dataset go unnoticed.
 
-Where the set fits on the disk, a source (source.py) is better: it is shuffled as a whole, it goes on at once after a
-restart, with any number of processes, and it can be evaluated.
+Where the dataset fits on the disk, a source (source.py) is better: it is shuffled as a whole, resumes at once, with any
+number of processes, and can be evaluated.
 """
 
 from collections.abc import Iterator

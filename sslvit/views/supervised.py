@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.views.batching import Size, to_pair, true_indices
-from sslvit.views.crop import TRIES, Crop, resized
+from sslvit.views.crop import TRIES, Crop, draw_boxes, resized
 from sslvit.views.pretraining import CropFlip, fit
 from sslvit.views.randaugment import Augmentation, RandAugment
 from sslvit.views.resample import Interpolation
@@ -38,9 +38,7 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
     """Random erasing (https://arxiv.org/abs/1708.04896): ten tries to fit a random share of the area, else nothing."""
     (height, width), scale, ratio = size, (0.02, 1 / 3), (0.3, 1 / 0.3)
     u = rng.uniform(key, 2 * TRIES + 3).double()
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES])
-    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
-    aspect = (low + (high - low) * u[:, TRIES : 2 * TRIES]).exp()
+    area, aspect = draw_boxes(u, height * width, scale, ratio)
     h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     first = torch.where((h < height) & (w < width), torch.arange(TRIES), TRIES).amin(-1, keepdim=True)
     taken = first.clamp(max=TRIES - 1)

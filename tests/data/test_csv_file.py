@@ -147,7 +147,7 @@ BROKEN = {
     "zero byte": ("path,label\n1.png,a\nx\0.png,b\n", DataError, "zero byte"),
     "elsewhere": ("path,label\nx/1.png,a\nx/2.png,b\n", NoInput, "use csv:.*/labels.csv,/that/folder or --root"),
     "no ending": ("image,label\n1,a\n2,b\n", NoInput, "1.png is a file: names need their ending"),
-    "backslashes": ("path,label\nsub\\7.png,a\n", NoInput, "parted by /"),
+    "backslashes": ("path,label\nsub\\7.png,a\n", NoInput, "separator in paths must be /"),
     "URLs": ("path,label\nhttps://a.b/1.png,a\n", NoInput, "URLs are not fetched"),
 }  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_two_roots_and_roots_of_other_kinds_are_refused(folder, tmp_path):
     (tmp_path / "labels.csv").write_text("1.png,a\n")
     with pytest.raises(ValueError, match="both name a root"):
         open_source(f"csv:{tmp_path}/labels.csv,{folder}", image_size=8, root=folder)
-    with pytest.raises(ValueError, match=r"--root .* is for sets whose lines or rows name files.*not for folder"):
+    with pytest.raises(ValueError, match=r"--root .* is for datasets whose lines or rows name files.*not for folder"):
         open_source(f"folder:{folder}", image_size=8, root=folder)
     with pytest.raises(NoInput, match="--root /not/there is not a folder"):
         open_source(f"csv:{tmp_path}/labels.csv", image_size=8, root="/not/there")

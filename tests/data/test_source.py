@@ -381,7 +381,7 @@ def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_
         NoInput, match=r"most files that .*some\.txt names are not below .*: 3 names .*: 1\.png; if they"
     ) as e:
         open_source(f"list:{tmp_path}/some.txt", image_size=8)
-    assert str(e.value).endswith(f"if they lie below another folder, say list:{tmp_path}/some.txt,/that/folder")
+    assert str(e.value).endswith(f"if they lie below another folder, use list:{tmp_path}/some.txt,/that/folder")
 
 
 @pytest.mark.parametrize("line", ["../out.png", "/etc/passwd", "link.png", "in/../../out.png"])
@@ -604,7 +604,7 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
         ("idx:{}/nothing", NoInput, "no such folder"),
         ("idx:{}/text", NoInput, "no images of the train split: expected a file like train-images-idx3-ubyte"),
         ("npz:{}/nothing.npz", NoInput, "no such file"),
-        ("list:{}/nothing.txt", NoInput, "is no file"),
+        ("list:{}/nothing.txt", NoInput, "is not a file"),
         ("foulder:{}", ValueError, "does not begin with one of shapes, idx"),
         ("shapes:wrong", ValueError, "shapes:wrong must be like"),
     ],

@@ -417,7 +417,7 @@ def test_a_file_below_the_root_that_is_missing_is_a_bad_image_and_most_of_them_a
 
 def test_a_root_is_refused_where_rows_hold_images_or_name_nothing(tmp_path):
     spec = saved(tmp_path, image=(IMAGE, cells(2)), number=(NUMBER, [0, 1]), path=(TEXT, ["a.png", None]))
-    with pytest.raises(ValueError, match=r"--root .*: rows of disk:.* hold their images in 'image'"):
+    with pytest.raises(ValueError, match=r"--root .*: rows of disk:.* contain images in 'image'"):
         open_source(spec, image_size=6, root=tmp_path)
     with pytest.raises(ValueError, match=r"--root .*: column 'number' of disk:.* is int64"):
         open_source(spec, image_size=6, root=tmp_path, image_column="number")
@@ -447,7 +447,7 @@ def test_a_folder_is_never_taken_for_a_hub_name(tmp_path, monkeypatch):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil/evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="hf:evil is a folder here: say folder:evil"):
+    with pytest.raises(DataError, match="hf:evil is a local folder: use folder:evil"):
         open_source("hf:evil", image_size=6)
     for name in ("../evil", "a/b/c", "https://x.y/z", "x:../y", "name with spaces", ""):
         with pytest.raises(ValueError, match="hf:"):

@@ -89,7 +89,7 @@ def test_of_several_images_in_a_sample_one_must_be_named(tmp_path):
 
 def test_images_without_labels_say_how_many(tmp_path):
     pack(tmp_path / "set.tar", {"1.png": picture(1), "1.cls": b"0", "2.png": picture(2)})
-    with pytest.raises(DataError, match=r"1 of 2 images have no \.cls beside them"):
+    with pytest.raises(DataError, match=r"1 of 2 images have no \.cls"):
         open_source(f"webdataset:{tmp_path}", image_size=6).required_labels()
 
 

@@ -2,9 +2,9 @@
 
     hf:name, hf:org/name, hf:org/name:configuration      disk:/dir      parquet:/dir/*.parquet
 
-Rows are read as Arrow values and never decoded by `datasets`: its Image feature opens whatever local path or URL a row
-names. Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image.
-Where a root is named, all rows name files, and all of these lie inside it, as those of a list must (lists.py).
+Rows are read as Arrow values and never decoded by `datasets`, whose Image feature opens any local path or URL in a row.
+Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image. With a root,
+all rows name files, and all of these lie inside it, as those of a list must (lists.py).
 """
 
 import json
@@ -47,7 +47,7 @@ class TableStore:
 
     def __init__(self, table: Any, roots: list[Path], options: ReadOptions):
         """table: a datasets.Dataset"""
-        if table._indices is not None:  # of select() or shuffle(), of which the columns below know nothing
+        if table._indices is not None:  # of select() or shuffle(), unknown to the columns below
             table = table.flatten_indices()
         self.table = table.with_format("arrow")
         self.roots = real_paths(roots)
@@ -59,7 +59,7 @@ class TableStore:
         if not len(self.sizes):
             raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
         self.fingerprint = digest(self.sizes.data, b"" if self.labels is None else self.labels.data)
-        # The hash that `datasets` has for a table knows its files by name and time alone.
+        # The hash of `datasets` for a table depends on its files' names and times alone.
         files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]
         self.version = f"{self.fingerprint}:{table._fingerprint}:{files}"
 
@@ -76,7 +76,7 @@ class TableStore:
         return self._values
 
     def _sizes(self) -> np.ndarray:
-        """Bytes of each image, 0 where the row has none. Only Arrow's offsets are read for it."""
+        """Bytes of each image, 0 where the row has none, from Arrow's offsets alone."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -131,9 +131,9 @@ def _files_of(table: Any, root: Path, name: str, options: ReadOptions) -> FileSt
     column = column_of(table, chosen)
     rows, values = rows_of_lists(column), flat(column)
     if pa.types.is_struct(values.type):
-        held, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
-        if held.null_count < len(held):
-            raise ValueError(f"--root {root}: rows of {name} hold their images in {chosen!r}, they do not name files")
+        contents, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
+        if contents.null_count < len(contents):
+            raise ValueError(f"--root {root}: rows of {name} contain images in {chosen!r}, they do not name files")
     elif not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         raise ValueError(f"--root {root}: column {chosen!r} of {name} is {values.type}, it does not name files")
     if not len(values):
@@ -146,14 +146,14 @@ def _files_of(table: Any, root: Path, name: str, options: ReadOptions) -> FileSt
 
 
 def load_hub(name: str, *, streaming: bool) -> Any:
-    """A dataset of the hub by its name alone: `datasets` would take a folder here for one, and a URL for a file."""
+    """A dataset of the hub, by name alone: `datasets` would also open local folders and URLs."""
     import datasets
 
     name, colon, configuration = name.partition(":")
     if os.path.exists(name):
-        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
+        raise DataError(f"hf:{name} is a local folder: use folder:{name}, disk:{name} or parquet:{name}")
     if not HUB_NAME.fullmatch(name) or (colon and not HUB_NAME.fullmatch(configuration)):
-        raise ValueError(f"hf:{name}{colon}{configuration} is not a name of the hub: organisation/name:configuration")
+        raise ValueError(f"hf:{name}{colon}{configuration} must be like hf:organisation/name:configuration")
     try:
         return datasets.load_dataset(name, configuration or None, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -194,7 +194,7 @@ def check_saved(folder: Path) -> None:
     for split in splits:
         if not one and (not re.fullmatch(r"[^/:]+", split) or split in (".", "..")):
             raise ValueError(
-                f"its dataset_dict.json names the split {split!r}, which is not read: it is no folder's name"
+                f"its dataset_dict.json names the split {split!r}, which is not read: it is not a folder's name"
             )
         _inside(folder, os.path.join(split, "dataset_info.json"))
         for file in _json_inside(folder, os.path.join(split, "state.json"))["_data_files"]:
@@ -209,8 +209,8 @@ def _inside(folder: Path, name: str) -> Path:
         raise ValueError(
             f"its {name} is a link to {real}, which is not read. cp -rL copies a set with what links lead to"
         )
-    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait for ever
-        raise ValueError(f"its {name} is no file")
+    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait forever
+        raise ValueError(f"its {name} is not a file")
     return Path(real)
 
 

@@ -1,4 +1,4 @@
-"""The members of a tar by name and place, from its headers alone. Nothing is unpacked, so no name leads anywhere.
+"""The members of a tar by name and offset, from its headers alone. Nothing is unpacked, so no name leads anywhere.
 
 https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html, and GNU's long names and large sizes.
 """
@@ -16,7 +16,7 @@ from sslvit.errors import DataError
 BLOCK, AHEAD = 512, 1 << 14
 ADLER = 65521  # its modulus
 REGULAR, WITHOUT_DATA, LONG_NAME, PAX = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6"), b"L", b"x"
-SILENT = (b"5", b"g", b"K")  # folders, remarks on the whole archive, long names of links: nothing that is missed
+SILENT = (b"5", b"g", b"K")  # folders, comments on the whole archive, long names of links: not worth a mention
 PAX_SIZE = re.compile(rb"[0-9]{1,18}")
 OCTAL = re.compile(rb"[0-7]*")
 LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
@@ -31,8 +31,8 @@ class Member(NamedTuple):
 
 
 def members(file: Path, skipped: Skipped, ahead: int = AHEAD) -> Iterator[Member]:
-    """The regular files of a tar (ustar, GNU and pax names), from its headers alone, `ahead` bytes at a time. What is
-    damaged or cut off stops: nobody can know what else was in it."""
+    """The regular files of a tar (ustar, GNU and pax names), reading `ahead` bytes at a time. A damaged or truncated
+    one is refused: what else was in it is unknown."""
     try:
         with open(file, "rb", buffering=0) as stream:
             yield from _members(stream.fileno(), skipped, ahead)
@@ -43,7 +43,7 @@ def members(file: Path, skipped: Skipped, ahead: int = AHEAD) -> Iterator[Member
 
 
 def check_end(file: Path) -> None:
-    """That a tar ends as one does, without reading it: most that were cut off do not."""
+    """That a tar ends with an empty block, without reading it: most truncated ones do not."""
     try:
         with open(file, "rb", buffering=0) as stream:
             end = os.fstat(stream.fileno()).st_size
@@ -60,11 +60,11 @@ class _Damaged(Exception):
 
 def _members(file: int, skipped: Skipped, ahead: int) -> Iterator[Member]:
     position, long_name, long_size, empty, end = 0, b"", None, bytes(BLOCK), os.fstat(file).st_size
-    held, first = b"", 0  # headers of small members lie close together
+    buffer, first = b"", 0  # headers of small members lie close together
     while True:
-        if not 0 <= position - first <= len(held) - BLOCK:
-            held, first = os.pread(file, ahead, position), position
-        header = held[position - first : position - first + BLOCK]
+        if not 0 <= position - first <= len(buffer) - BLOCK:
+            buffer, first = os.pread(file, ahead, position), position
+        header = buffer[position - first : position - first + BLOCK]
         if len(header) < BLOCK:
             raise _Damaged(UNENDED.format(end))
         if header == empty:
@@ -100,7 +100,7 @@ def _members(file: int, skipped: Skipped, ahead: int) -> Iterator[Member]:
 
 
 def _check_empty(file: int, position: int) -> None:
-    """That nothing follows the end: neither an archive put behind this one nor members beyond a hole."""
+    """That nothing follows the end: neither an appended archive nor members beyond a hole."""
     while piece := os.pread(file, 1 << 20, position):
         if piece.strip(b"\0"):
             raise _Damaged(f"after byte {position:,}, where an empty block closes it but more follows")
@@ -111,7 +111,7 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:  # GNU's binary form, for sizes beyond 8 GB
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     if not OCTAL.fullmatch(digits := field.strip(b" \0")):  # int() would take a sign
-        raise ValueError(f"{field!r} is no number")
+        raise ValueError(f"{field!r} is not a number")
     return int(digits or b"0", 8)
 
 

@@ -3,8 +3,7 @@
     webdataset:/shards/train-{0000..0099}.tar is written webdataset:/shards/train-*.tar
 
 A sample is a key, the name up to the first dot of its last part, and the rest is the column: 0001.jpg and 0001.cls are
-the image and the label of one. Only headers, labels and images are read, each of bounded size; no decoder of anything
-else ever sees a member.
+the image and the label of one. Only headers, labels and images are read, each of bounded size.
 """
 
 import os
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslvit.data.image import BYTES_A_PIXEL, ImageError
+from sslvit.data.image import BYTES_PER_PIXEL, ImageError
 from sslvit.data.labels import no_labels, to_class_numbers
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.folders import ENDINGS, Names, Skipped, printable, split_files, stamp
@@ -25,10 +24,9 @@ from sslvit.data.source import digest
 from sslvit.errors import DataError, NoInput
 
 LONGEST_LABEL = 1 << 10  # bytes
-STREAMED = 1 << 20  # bytes read at a time where a tar is read through: headers and images with one sweep of the disk
+STREAMED = 1 << 20  # bytes read at a time by streams: headers and images with one sweep of the disk
 MOST_DIGITS = 18  # of a class number
-HEAD = 100  # samples of a stream by which it is judged
-
+HEAD = 100  # samples that show whether a stream has images and labels
 
 _shown = lru_cache(1000)(printable)  # there are few columns
 
@@ -41,8 +39,8 @@ class Piece(NamedTuple):
     size: int
 
     def read(self, max_pixels: int) -> bytes:
-        if self.size > BYTES_A_PIXEL * max_pixels:
-            raise ImageError(f"{self.size:,} bytes > limit {BYTES_A_PIXEL * max_pixels:,}")
+        if self.size > BYTES_PER_PIXEL * max_pixels:
+            raise ImageError(f"{self.size:,} bytes > limit {BYTES_PER_PIXEL * max_pixels:,}")
         try:
             with open(self.file, "rb", buffering=0) as stream:
                 data = os.pread(stream.fileno(), self.size, self.offset)
@@ -74,7 +72,7 @@ class TarStore:
     def _labels(texts: list[str | None], classes: tuple[str, ...] | None):
         known = [text for text in texts if text is not None]
         if missing := len(texts) - len(known):
-            return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
+            return no_labels(f"{missing:,} of {len(texts):,} images have no .cls")
         if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in known):
             return to_class_numbers(np.array(known).astype(np.int64), ".cls", None)
         return to_class_numbers(known, ".cls", classes)
@@ -90,8 +88,8 @@ class TarStore:
 
 
 class TarRows:
-    """The samples of tars in the order in which they lie there, for a stream: the members of one side by side, as
-    WebDataset writes them. A row says where its image is; reading that is left to whoever decodes it."""
+    """The samples of tars in their order there, for a stream: the members of one side by side, as WebDataset writes
+    them. A row says where its image is; the bytes are read when it is decoded."""
 
     def __init__(self, files: list[Path], image_column: str | None):
         self.files, self.image_column, self.skipped = files, image_column, Skipped()
