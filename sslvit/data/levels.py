@@ -48,8 +48,6 @@ def check_levels(seen: Levels | None, name: str) -> None:
     left = seen.high * 255 // seen.full + 1
     problem = f"{name}: images of more than 8 bits have values from {seen}, of which {left} of 256 levels would remain"
     if not seen.grey:
-        raise DataError(
-            f"{problem}. Of colour only the upper 8 bits are read: store them as 8 bits, scaled to 0 to 255"
-        )
+        raise DataError(f"{problem}. Of colour only the upper 8 bits are read: store them as 8 bits from 0 to 255")
     most = 2 ** max(1, seen.high.bit_length()) - 1
     raise DataError(f"{problem}: --range 0 {most} makes {most:,} white, --range 0 {seen.full} leaves them so dark")

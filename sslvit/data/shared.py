@@ -42,19 +42,19 @@ class Piped(NamedTuple):
 
 def into_pipe(value: Any) -> Any:
     """The same nested tuples with every tensor piped."""
-    return Piped(value.numpy()) if isinstance(value, Tensor) else each(into_pipe, value)
+    return Piped(value.numpy()) if isinstance(value, Tensor) else map_tuple(into_pipe, value)
 
 
 def into_shared_memory(value: Any) -> Any:
     """As torch does when it sends a tensor, where an error for lack of room would only be printed."""
-    return value.share_memory_() if isinstance(value, Tensor) else each(into_shared_memory, value)
+    return value.share_memory_() if isinstance(value, Tensor) else map_tuple(into_shared_memory, value)
 
 
 def out_of_pipe(value: Any) -> Any:
-    return torch.from_numpy(value.array) if isinstance(value, Piped) else each(out_of_pipe, value)
+    return torch.from_numpy(value.array) if isinstance(value, Piped) else map_tuple(out_of_pipe, value)
 
 
-def each(change: Any, value: Any) -> Any:
+def map_tuple(change: Any, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     changed = map(change, value)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sslvit import rng
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, in torchvision's digits
-SOLARISE_FROM = 128 / 255  # Pillow's threshold: the upper half of 0..255
+SOLARIZE_FROM = 128 / 255  # Pillow's threshold: the upper half of 0..255
 HUES = (0.0, 2 / 6, 4 / 6)  # where red, green and blue stand, in turns
 
 
@@ -102,5 +102,5 @@ def grey_(images: Tensor) -> None:
 
 def solarise_(images: Tensor) -> None:
     # |1 - x| above the threshold and |0 - x| below it.
-    upper = torch.ge(images, SOLARISE_FROM, out=torch.empty_like(images))
+    upper = torch.ge(images, SOLARIZE_FROM, out=torch.empty_like(images))
     torch.sub(upper, images, out=images).abs_()

@@ -85,7 +85,7 @@ def resized(crop: Crop, size: tuple[int, int]) -> tuple[Axis, Axis]:
     return vertical, Axis(crop.left, crop.width, nothing + size[1], nothing, crop.flip)
 
 
-def centred(extents: Tensor, cover: tuple[int, int] | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
+def centered(extents: Tensor, cover: tuple[int, int] | None, size: tuple[int, int]) -> tuple[Axis, Axis]:
     """All of the image fills the output; or it is resized, its shape kept, to just cover `cover`, and the centre is
     kept. Of a square that means its shorter side."""
     target = torch.tensor(size)

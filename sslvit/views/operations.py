@@ -106,14 +106,14 @@ def warp_(images: Tensor, matrix: Tensor, sampling: Sampling, fill: Tensor) -> N
     torch.addcmul(fill, moved.sub_(fill), covered, out=images).clamp_(0, 1)
 
 
-def about_the_corner(amount: Tensor, row: int, column: int) -> Tensor:
+def matrix_with(amount: Tensor, row: int, column: int) -> Tensor:
     """The identity with one entry increased -> b 2 3"""
     matrix = repeat(torch.eye(2, 3, device=amount.device), "row column -> b row column", b=len(amount)).clone()
     matrix[:, row, column] += amount.flatten()
     return matrix
 
 
-def about_the_centre(degrees: Tensor, height: int, width: int) -> Tensor:
+def rotation_about_center(degrees: Tensor, height: int, width: int) -> Tensor:
     """Counter-clockwise as one sees it -> b 2 3"""
     rows = []
     x, y = width / 2, height / 2

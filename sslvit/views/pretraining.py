@@ -21,7 +21,7 @@ from sslvit import rng
 from sslvit.views import color
 from sslvit.views.batching import Size, apply_to_rows, batch, checked, piece_length, pieces, to_pair, true_indices
 from sslvit.views.color import Jitter, draw_jitter
-from sslvit.views.crop import Crop, Scaled, centred, draw_crop, resized
+from sslvit.views.crop import Crop, Scaled, centered, draw_crop, resized
 from sslvit.views.resample import Axis, Blur, Interpolation, Resize
 
 
@@ -82,7 +82,7 @@ class EvalView:
         size, cover = to_pair(self.size), None if self.resize is None else to_pair(self.resize)
         if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
-        axes = centred(extents, cover, size)
+        axes = centered(extents, cover, size)
         if all(
             bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
         ):
@@ -91,28 +91,28 @@ class EvalView:
 
 
 THUMBNAIL = 96  # pixels: images up to this size (STL-10, CIFAR, MNIST) are evaluated whole by custom
-CENTRE = 0.875  # 224 of 256
-LEAST_KEPT = 0.1  # smaller shares are mistakes
+CENTER_CROP = 0.875  # 224 of 256
+LEAST_CROP = 0.1  # smaller shares are mistakes
 
 
-def kept_by_default(size: Size) -> float:
+def default_eval_crop(size: Size) -> float:
     """The share of the shorter side that is evaluated."""
-    return CENTRE if max(to_pair(size)) > THUMBNAIL else 1.0
+    return CENTER_CROP if max(to_pair(size)) > THUMBNAIL else 1.0
 
 
-def eval_view(size: Size, kept: float | None = None) -> EvalView:
+def eval_view(size: Size, crop: float | None = None) -> EvalView:
     """The view of every evaluation: in training, by probes and after fine-tuning.
 
-    kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
+    crop: the share of the shorter side in the centre crop. By default 0.875 above 96 px, as in DINO, MoCo v3
     and MAE at 224 px (above that MAE keeps all of it), and all of it up to 96 px. With 1 the shorter side is resized to
     the size; with 0 nothing is cut and the whole image is squeezed into the size.
     """
-    kept = kept_by_default(size) if kept is None else kept
-    if kept != 0 and not LEAST_KEPT <= kept <= 1:
-        raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
-    if kept == 0:
+    crop = default_eval_crop(size) if crop is None else crop
+    if crop != 0 and not LEAST_CROP <= crop <= 1:
+        raise ValueError(f"--eval_crop is {crop:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
+    if crop == 0:
         return EvalView(size)
-    height, width = (int(side / kept + 1e-9) for side in to_pair(size))  # rounded down, as in DeiT
+    height, width = (int(side / crop + 1e-9) for side in to_pair(size))  # rounded down, as in DeiT
     return EvalView(size, (height, width))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.views import color, operations
 from sslvit.views.batching import apply_to_rows, true_indices
-from sslvit.views.operations import Sampling, about_the_centre, about_the_corner, warp_
+from sslvit.views.operations import Sampling, matrix_with, rotation_about_center, warp_
 
 Style = Literal["deit", "plain_vit"]
 Amount = Callable[[Tensor, Tensor], Tensor]  # of the level (magnitude / 10) and a random sign
@@ -91,11 +91,11 @@ CHANGES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "sharpness": operations.sharpness_,
 }
 WARPS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "rotate": about_the_centre,
-    "shear_x": lambda amount, height, width: about_the_corner(amount, 0, 1),
-    "shear_y": lambda amount, height, width: about_the_corner(amount, 1, 0),
-    "translate_x": lambda amount, height, width: about_the_corner(amount * width, 0, 2),
-    "translate_y": lambda amount, height, width: about_the_corner(amount * height, 1, 2),
+    "rotate": rotation_about_center,
+    "shear_x": lambda amount, height, width: matrix_with(amount, 0, 1),
+    "shear_y": lambda amount, height, width: matrix_with(amount, 1, 0),
+    "translate_x": lambda amount, height, width: matrix_with(amount * width, 0, 2),
+    "translate_y": lambda amount, height, width: matrix_with(amount * height, 1, 2),
 }
 
 

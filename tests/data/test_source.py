@@ -133,7 +133,7 @@ def test_raw_idx_files_are_mapped_and_not_pickled(tmp_path):
         (b"\0\0\x08\3", "cannot be read"),
         (b"not an idx file at all", "not an idx file of uint8"),
         (struct.pack(">HBBI", 0, 13, 1, 1) + b"0000", "not an idx file of uint8"),
-        (struct.pack(">HBBIII", 0, 8, 3, 9, 4, 4) + bytes(100), "holds 100 bytes of data.*wants 144"),
+        (struct.pack(">HBBIII", 0, 8, 3, 9, 4, 4) + bytes(100), "has 100 bytes of data.*needs 144"),
         (struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(100), "more than 32 bytes.*wants 32"),
         (struct.pack(">HBBIII", 0, 8, 3, 2**31, 2**15, 2**15), "free memory"),
         (struct.pack(">HBBIII", 0, 8, 3, 0, 4, 4), "holds no images"),

@@ -102,8 +102,8 @@ def _read_idx(file: Path) -> np.ndarray:
     except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if len(content) != wanted:
-        held = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
-        raise DataError(f"{file} holds {held} bytes of data, its header {shape} wants {wanted:,}")
+        size = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
+        raise DataError(f"{file} has {size} bytes of data, its header {shape} needs {wanted:,}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -144,7 +144,7 @@ def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
         array = array * np.uint8(255)
     elif span and array.dtype != np.uint8 and array.dtype.kind in "uif":
         if not np.isfinite(array).all():
-            raise DataError(f"{what} holds numbers that are not finite")
+            raise DataError(f"{what} contains NaN or inf")
         array = np.stack([to_bytes(image, span) for image in array])
     elif array.dtype == np.uint16:
         check_levels(Levels(int(array.min()), int(array.max()), 65535, grey=True), what)
@@ -152,7 +152,7 @@ def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
             spread = f"{what} holds floats from {array.min():g} to {array.max():g}"
-            raise DataError(f"{spread}: they must lie in [0, 1], or --range be given")
+            raise DataError(f"{spread}: they must lie in [0, 1], or use --range")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise DataError(f"{what} holds {array.dtype}: pixels are bool, uint8, uint16 or floats in [0, 1]")

@@ -25,7 +25,7 @@ from sslvit import rng
 # Rotations come from a table of 4096 unit vectors: no sine is evaluated on a tensor.
 DIRECTIONS = torch.tensor([(cos(turn * pi / 2048), sin(turn * pi / 2048)) for turn in range(4096)])
 # The colour that each kind tends to: twelve around the circle of hues.
-KIND_COLOURS = torch.tensor([[0.5 + 0.35 * cos(2 * pi * (k / 12 - c / 3)) for c in range(3)] for k in range(12)])
+SHAPE_COLORS = torch.tensor([[0.5 + 0.35 * cos(2 * pi * (k / 12 - c / 3)) for c in range(3)] for k in range(12)])
 PIXELS = 1 << 20  # rendered at a time, so that the planes of a piece stay near the cache
 
 
@@ -218,7 +218,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # ground's is free. Where the object's is free too, colours are all that a small model learns in minutes, and they
     # say nothing of the kind.
     ground_colour = _between(key, "ground colour", 0.0, 0.6, 3, 1)
-    object_colour = KIND_COLOURS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
+    object_colour = SHAPE_COLORS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
     colours = torch.cat([ground_colour, object_colour], dim=2).clamp_(0, 1)
     others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
     contrast = _between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
