@@ -133,11 +133,8 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
     size, free = decoded_bytes(source), shutil.disk_usage(folder.parent).free
     if free < SPARE * size:
         raise OSError(f"{folder.parent} has {free / 1e6:,.0f} MB free, {SPARE * size / 1e6:,.0f} MB are needed")
-    height, width = source.canvas
-    say(
-        f"{source.name}: decoding {len(source):,} images of {source.channels} x {height} x {width} once, "
-        f"{size / 1e6:,.1f} MB in {folder}"
-    )
+    shape = f"{source.channels} x {source.canvas[0]} x {source.canvas[1]}"
+    say(f"{source.name}: decoding {len(source):,} images of {shape} once, {size / 1e6:,.1f} MB in {folder}")
     for leftover in folder.parent.glob(f".*-{folder.name}-*"):  # of a process that was killed: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     with durable.whole_folder(folder) as new:

@@ -279,9 +279,7 @@ def _flatten(image: Image.Image, mode: str, file: Image.Image, span: Span | None
             raise ImageError(f"floats must lie in [0, 1], got {low:g} to {high:g}: store them so, or use --range")
         image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     elif image.mode == "I":
-        raise ImageError(
-            "32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1], or use --range"
-        )
+        raise ImageError("32-bit or signed integers have no agreed white: store 8 or 16 bits, or use --range")
     elif image.mode == "CMYK" and file.format == "JPEG" and "adobe" not in image.info:
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":

@@ -54,9 +54,8 @@ def _numbers(numbers: np.ndarray, column: str, classes: tuple[str, ...] | None) 
     negative = np.flatnonzero(numbers < 0)
     if len(negative):
         hidden = " (a hidden label?)" if len(negative) == len(numbers) else ""
-        return no_labels(
-            f"column {column!r}, row {negative[0]} is {numbers[negative[0]]}{hidden}: classes count from 0"
-        )
+        row = negative[0]
+        return no_labels(f"column {column!r}, row {row} is {numbers[row]}{hidden}: classes count from 0")
     most = MOST_CLASSES if classes is None else len(classes)
     beyond = np.flatnonzero(numbers >= most)
     if len(beyond):

@@ -73,10 +73,8 @@ class MicroBatches(Dataset, ABC):
 
     def __init__(self, source: Images, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
         if batch_size % (processes * accumulation):
-            raise ValueError(
-                f"--batch_size {batch_size} must be divisible by {processes} processes x {accumulation} accumulated "
-                "micro-batches"
-            )
+            share = f"{processes} processes x {accumulation} micro-batches"
+            raise ValueError(f"--batch_size {batch_size} must be divisible by {share}")
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
         self.micro_batch_size = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes

@@ -37,7 +37,7 @@ from sslvit.data.readers.arrays import open_idx, open_npz
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.csv_file import has_header, open_csv
 from sslvit.data.readers.encoded import EncodedSource, Store, look_at_sample
-from sslvit.data.readers.folders import lies_inside, nearest, open_folders
+from sslvit.data.readers.folders import lies_inside, nearest, open_folders, real_paths
 from sslvit.data.readers.lists import check_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
 from sslvit.data.readers.tars import TarStore, tar_files
@@ -129,9 +129,7 @@ def _kind_of(spec: str) -> tuple[str, str]:
     several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
     if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
         # An empty path would be the working directory.
-        raise ValueError(
-            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
-        )
+        raise ValueError(f"data {spec!r} lacks a path or name: is a variable of the shell unset?")
     return kind, rest
 
 
@@ -201,11 +199,9 @@ def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
         raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
-            real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))
+            real, own = real_paths([root / name, root])
             if not follow_links and not lies_inside(real, [own]):
-                raise DataError(
-                    f"{root / name} is a link to {os.path.realpath(root / name)}: --follow_links goes there"
-                )
+                raise DataError(f"{root / name} is a link to {os.fsdecode(real)}: --follow_links goes there")
             return root / name
     if split == "test":
         raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")

@@ -52,15 +52,12 @@ class Stream(Images):
         span: Span | None = None,
     ):
         if epoch_images < 1:
-            raise ValueError(
-                f"--epoch_images is {epoch_images}; a stream needs it, the number of images that count as one pass, "
-                f"because how many are in {spec} is unknown before it is read"
-            )
+            raise ValueError(f"--epoch_images is {epoch_images}; a stream needs how many images count as one pass")
         self.name, self.epoch_images = f"{spec} ({split}, streamed)", epoch_images
         self.canvas, self.channels, self.max_pixels, self.span = (canvas, canvas), channels, max_pixels, span
         kind, _, rest = spec.partition(":")
         if not rest.strip():
-            raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
+            raise ValueError(f"stream:{spec} lacks a path or name: is a variable of the shell unset?")
         if root is not None:
             check_root(root, kind)
         options = ReadOptions(split, None if root is None else Path(root), image_column, label_column)

@@ -65,10 +65,8 @@ class StreamSampler(MicroBatches):
 
     def go_on_at(self, places: list[list[int]]) -> None:
         if places and len(places) != self.processes:
-            raise DataError(
-                f"{self.source.name}: {len(places)} processes were reading it, {self.processes} would read other rows, "
-                f"some twice and some never: use {len(places)} processes"
-            )
+            others = f"{len(places)} processes were reading it, {self.processes} would read other rows"
+            raise DataError(f"{self.source.name}: {others}, some twice, some never: use {len(places)} processes")
         self.position = Position(*places[self.rank]) if places else Position(0, 0)
         self._batches = self._read(self.position)
         self._last: int | None = None
@@ -100,10 +98,8 @@ class StreamSampler(MicroBatches):
             bad += replaced
             if self.whole_batches and good and good[0].position.epoch < row.position.epoch:
                 if not filled:
-                    raise DataError(
-                        f"{self.source.name}: process {self.rank} of {self.processes} has only {len(good)} rows, and a "
-                        f"micro-batch needs {self.micro_batch_size} different ones: use a smaller --batch_size"
-                    )
+                    few = f"process {self.rank} has {len(good)} rows, a micro-batch needs {self.micro_batch_size}"
+                    raise DataError(f"{self.source.name}: {few} different ones: use a smaller --batch_size")
                 good, filled = [], False
             good.append(row)
             if len(good) == self.micro_batch_size:

@@ -183,10 +183,7 @@ class ContrastiveView(CropFlip):
         needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
-            raise ValueError(
-                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-color leaves them "
-                "out of a recipe's views; in a ContrastiveView set them to 0"
-            )
+            raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): use --no-color")
 
 
 def papers_blur(size: Size) -> tuple[float, float]:

@@ -67,7 +67,7 @@ def test_names_with_commas_quotes_and_letters_of_any_language_stand_in_quotes(fo
     assert (shown(source), source.classes) == ([8, 1], ('cat "Tom"', "Žába, zelená"))
 
 
-def test_a_name_that_is_not_utf8_is_found(folder):
+def test_a_file_name_that_is_not_utf8_is_read(folder):
     try:
         os.rename(folder / "1.png", os.fsencode(folder) + b"/\xe9.png")
     except OSError:
@@ -217,7 +217,7 @@ def test_two_roots_and_roots_of_other_kinds_are_refused(folder, tmp_path):
     (tmp_path / "labels.csv").write_text("1.png,a\n")
     with pytest.raises(ValueError, match="both name a root"):
         open_source(f"csv:{tmp_path}/labels.csv,{folder}", image_size=8, root=folder)
-    with pytest.raises(ValueError, match=r"--root .* is for datasets whose lines or rows name files.*not for folder"):
+    with pytest.raises(ValueError, match=r"--root .* is for lines or rows that name files.*not for folder"):
         open_source(f"folder:{folder}", image_size=8, root=folder)
     with pytest.raises(NoInput, match="--root /not/there is not a folder"):
         open_source(f"csv:{tmp_path}/labels.csv", image_size=8, root="/not/there")

@@ -70,7 +70,7 @@ def test_the_whole_range_by_name_is_what_is_done_without_one():
     assert torch.equal(open_image(data, span=(0, 65535)), open_image(data))
 
 
-def test_the_values_of_a_file_are_found():
+def test_the_values_of_a_file_are_its_levels():
     assert levels(png(TWELVE[..., None], 16, 0))[:3] == (0, 4095, 65535)
     assert levels(png(np.zeros((4, 4, 1), np.uint8), 8, 0)) is None
 

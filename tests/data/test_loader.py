@@ -193,7 +193,7 @@ def test_whole_batches_hold_no_image_twice_and_leave_out_an_epochs_last_few(size
     assert parts[0].epoch_images == 8 * each
 
 
-def test_the_endless_row_repeats_images_within_a_batch_which_is_why_there_are_whole_batches():
+def test_without_whole_batches_the_endless_sequence_repeats_images_within_a_batch():
     assert any(len(set(batch)) < 8 for batch in ids_of(rows(numbered(20)), 50))
 
 

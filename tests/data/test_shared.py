@@ -30,7 +30,7 @@ def run(images: Path, out: Path, size: str, *words: str, **environment: str) -> 
     return with_shared_memory(size, command, env=env, capture_output=True, text=True)
 
 
-def test_a_run_with_too_little_shared_memory_says_so_before_its_first_step_and_is_the_same(images, tmp_path):
+def test_a_run_with_too_little_shared_memory_warns_first_and_is_the_same(images, tmp_path):
     small, large = (run(images, tmp_path / size, size) for size in ("1m", "64m"))
     assert (small.returncode, large.returncode) == (0, 0), small.stderr
     # 8 images of 3 x 32 x 32 float32: 98,304 bytes, and 65,536 for small tensors, ten times.

@@ -134,7 +134,7 @@ def test_raw_idx_files_are_mapped_and_not_pickled(tmp_path):
         (b"not an idx file at all", "not an idx file of uint8"),
         (struct.pack(">HBBI", 0, 13, 1, 1) + b"0000", "not an idx file of uint8"),
         (struct.pack(">HBBIII", 0, 8, 3, 9, 4, 4) + bytes(100), "has 100 bytes of data.*needs 144"),
-        (struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(100), "more than 32 bytes.*wants 32"),
+        (struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(100), "more than 32 bytes.*needs 32"),
         (struct.pack(">HBBIII", 0, 8, 3, 2**31, 2**15, 2**15), "free memory"),
         (struct.pack(">HBBIII", 0, 8, 3, 0, 4, 4), "holds no images"),
         (struct.pack(">HBBI", 0, 8, 1, 2) + b"00", "holds no images"),
@@ -351,7 +351,7 @@ def test_a_list_names_files_with_labels_or_without(tmp_path):
 
 
 @pytest.mark.parametrize(("separator", "word"), [(",", "comma"), (", ", "comma"), (";", "semicolon"), (" ", "space")])
-def test_a_label_that_stands_not_after_a_tab_is_told_to(tmp_path, separator, word):
+def test_a_label_not_after_a_tab_is_refused_with_a_hint(tmp_path, separator, word):
     for value in (1, 2, 3):
         write(tmp_path / f"set/a {value}.png", flat(value))
     (tmp_path / "set/list.txt").write_text("".join(f"a {value}.png{separator}dog\n" for value in (1, 2, 3)))
@@ -567,7 +567,7 @@ def test_substitutes_are_all_others_once():
 
 def test_a_set_of_one_bad_image_says_why(tmp_path):
     (tmp_path / "1.png").write_text("no image")
-    with pytest.raises(DataError, match=r"image 0 and 0 others .* because: not JPEG, PNG"):
+    with pytest.raises(DataError, match=r"image 0 and 0 substitutes .* because: not JPEG, PNG"):
         open_source(str(tmp_path), image_size=8, cache=False).read(np.array([0]))
 
 
@@ -575,7 +575,7 @@ def test_a_set_without_one_good_image_says_so(tmp_path):
     for number in range(5):
         write(tmp_path / f"set/{number}.png", flat(0)).write_text("no")
     source = open_source(str(tmp_path / "set"), image_size=8)
-    with pytest.raises(DataError, match="image 0 and 4 others in its place cannot be used, the last because: not JPEG"):
+    with pytest.raises(DataError, match="image 0 and 4 substitutes cannot be used, the last because: not JPEG"):
         source.read(np.array([0]))
 
 
@@ -609,7 +609,7 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
         ("shapes:wrong", ValueError, "shapes:wrong must be like"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_sentence(tmp_path, spec, error, said):
+def test_missing_data_is_named_in_one_sentence(tmp_path, spec, error, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "file.txt").write_text("")
@@ -638,7 +638,7 @@ def test_an_empty_path_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monke
     write(tmp_path / "1.png", flat(1))
     (tmp_path / "list.txt").write_text("1.png\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"names nothing where a path or name should be: is a variable of the shell"):
+    with pytest.raises(ValueError, match=r"lacks a path or name: is a variable of the shell"):
         open_source(spec.format(tmp_path), image_size=8)
 
 
@@ -646,7 +646,7 @@ def test_an_empty_path_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monke
 def test_an_empty_stream_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monkeypatch, spec):
     (tmp_path / "1.tar").write_bytes(bytes(1024))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="names nothing to be streamed: is a variable of the shell unset"):
+    with pytest.raises(ValueError, match="lacks a path or name: is a variable of the shell unset"):
         Stream(spec, epoch_images=1, canvas=8)
 
 
@@ -662,7 +662,7 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
     ("name", "kind"), [("a.csv", "csv"), ("a.txt", "list"), ("a.npz", "npz"), ("a.parquet", "parquet")]
 )
 @pytest.mark.parametrize("prefix", ["", "folder:"])
-def test_a_file_that_is_given_as_a_folder_is_told_its_kind(tmp_path, name, kind, prefix):
+def test_a_file_instead_of_a_folder_is_refused_with_its_kind(tmp_path, name, kind, prefix):
     (tmp_path / name).write_text("")
     with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; use {kind}:{tmp_path}/{name}$"):
         open_source(f"{prefix}{tmp_path}/{name}", image_size=8)
@@ -675,7 +675,7 @@ def test_a_csv_file_beside_images_without_labels_is_pointed_at(tmp_path):
         open_source(f"folder:{tmp_path}", image_size=8).required_labels()
 
 
-def test_one_array_is_told_how_it_is_written(tmp_path):
+def test_a_bare_npy_is_refused_with_the_call_that_writes_an_npz(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(DataError, match=r"a.npy is one array: np.savez\("):
         open_source(f"npz:{tmp_path}/a.npy", image_size=8)
@@ -711,7 +711,7 @@ def test_unreadable_folders_and_files_are_named(tmp_path, request):
         open_source(str(tmp_path / "closed"), image_size=8)
 
 
-def test_what_a_folder_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys, request):
+def test_other_entries_of_a_folder_are_named_in_one_line(tmp_path, capsys, request):
     tmp_path.chmod(0o755)
     for name in ("ant", "bee", "cow"):
         write(tmp_path / f"set/{name}/1.png", flat(1))

@@ -275,7 +275,7 @@ def test_a_damaged_tar_stops_a_stream_with_the_file_and_the_place(tmp_path, tars
         take(row(tars, 10), 1)
 
 
-def test_what_a_stream_of_tars_lacks_is_said_at_opening(tmp_path):
+def test_a_stream_of_tars_names_what_it_lacks_when_opened(tmp_path):
     pack(tmp_path / "text.tar", {"1.txt": b"a dog"})
     with pytest.raises(NoInput, match=r"no images in .*text\.tar, the first of 1 tar files: found 1 \*\.txt: 1\.txt"):
         row(f"webdataset:{tmp_path}/text.tar")

@@ -67,7 +67,7 @@ def keys_of_epoch(epoch: int) -> list[int]:
     return rng.key(0, "views", torch.tensor(epoch), ids).tolist()
 
 
-def test_a_pass_is_as_long_as_was_said_and_the_log_counts_it(whole):
+def test_a_pass_has_epoch_images_and_the_log_counts_it(whole):
     out, keys = whole
     assert len(keys) == 4 * PASS
     assert [line["epoch"] for line in losses(out)] == [(step + 1) / 4 for step in range(16)]

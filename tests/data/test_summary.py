@@ -76,7 +76,7 @@ def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
         (lambda f: [(f / n).write_bytes(png(scene(), 8, 2)) for n in ("1.png", "2.png")], "duplicates"),
     ],
 )
-def test_what_will_disappoint_is_said_beforehand(tmp_path, make, said):
+def test_problems_of_a_dataset_are_named_before_training(tmp_path, make, said):
     (tmp_path / "set").mkdir()
     make(tmp_path / "set")
     report = look(tmp_path / "set")
@@ -156,7 +156,7 @@ def test_a_part_of_decoded_images_was_not_drawn():
             assert Summary(images, image_size=8, batch_size=4).kinds == {kind: len(images)}
 
 
-def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_told_of_with_the_flag_to_give(tmp_path):
+def test_photographs_reduced_too_far_for_the_smallest_crops_are_named_with_the_flag(tmp_path):
     (tmp_path / "set").mkdir()
     for number, width in enumerate((90, 200, 300)):
         (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(80, width), 8, 2))

@@ -403,7 +403,7 @@ def test_no_row_leaves_the_root(tmp_path, column):
     ]
 
 
-def test_a_file_below_the_root_that_is_missing_is_a_bad_image_and_most_of_them_another_root(tmp_path):
+def test_a_missing_file_is_a_bad_image_and_most_missing_is_a_wrong_root(tmp_path):
     root = files_below(tmp_path)[0]
     table(path=naming("text", ["0.png", "sub/1.png", "no.png"])).to_parquet(tmp_path / "train.parquet")
     source = open_source(f"parquet:{tmp_path}/train.parquet", image_size=6, cache=False, root=root)
@@ -425,7 +425,7 @@ def test_a_root_is_refused_where_rows_hold_images_or_name_nothing(tmp_path):
         open_source(spec, image_size=6, root=tmp_path, image_column="path")
 
 
-def test_rows_that_name_files_elsewhere_are_told_of_the_root(tmp_path):
+def test_rows_that_name_files_elsewhere_are_refused_with_the_root_flag(tmp_path):
     root, paths = files_below(tmp_path)
     spec = saved(tmp_path, image=naming("struct", paths))
     with pytest.raises(DataError, match=r"outside the data's own folder, which is not read; --root"):
@@ -465,7 +465,7 @@ def test_a_folder_is_never_taken_for_a_hub_name(tmp_path, monkeypatch):
         ("parquet:{}", "no .parquet files match {}: it is a folder"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_sentence(tmp_path, spec, said):
+def test_missing_data_is_named_in_one_sentence(tmp_path, spec, said):
     with pytest.raises(NoInput) as caught:
         open_source(spec.format(tmp_path), image_size=6)
     assert said.format(tmp_path) in str(caught.value)

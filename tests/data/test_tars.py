@@ -200,7 +200,7 @@ def test_what_is_no_tar_or_compressed_is_named(tmp_path):
         opened(f"{tmp_path}/*.gz")
 
 
-def test_what_a_tar_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys):
+def test_other_members_of_a_tar_are_named_in_one_line(tmp_path, capsys):
     content = {f"{number}.{ending}": picture(number) for number in range(3) for ending in ("png", "json")}
     pack(tmp_path / "set.tar", content | {"0.cls": b"0", "1.txt": b"a dog"})
     opened(tmp_path / "set.tar")

@@ -71,7 +71,7 @@ def filled(tmp_path, count: int, size: int, **options) -> UnreadableImages:
     return images
 
 
-def test_one_per_cent_is_borne_and_more_stops_with_advice(tmp_path):
+def test_one_percent_is_tolerated_and_more_stops_with_advice(tmp_path):
     images = filled(tmp_path, 100, 10_000)
     assert not images.too_many(10_000)
     images.add(bad(200))
@@ -87,7 +87,7 @@ def test_one_per_cent_is_borne_and_more_stops_with_advice(tmp_path):
         *((20, 0.001, 0), (100, 0.05, 12), (100, 0.5, 50), (1000, 0.001, 1), (100, 1, 100), (100, 0, 0)),
     ],
 )
-def test_so_many_bad_images_of_a_set_are_borne_and_one_more_stops(tmp_path, size, max_bad, borne):
+def test_this_many_bad_images_are_tolerated_and_one_more_stops(tmp_path, size, max_bad, borne):
     images = filled(tmp_path, borne, size, max_bad=max_bad)
     assert not images.too_many(size)
     assert not images.too_many(3 * size)
@@ -100,7 +100,7 @@ def test_a_set_of_twenty_with_sixteen_rotten_stops_within_its_first_epoch(tmp_pa
 
 
 @pytest.mark.parametrize("size", [20, 100, 1000, 100_000, float("inf")])
-def test_of_random_orders_of_a_set_with_just_as_many_as_are_borne_none_stops_early(tmp_path, size):
+def test_a_set_at_the_tolerated_limit_never_stops_early_in_random_orders(tmp_path, size):
     few = int(min(size, 100_000))
     images = UnreadableImages(tmp_path / "bad.jsonl", size=size)
     rotten = np.arange(few) < int(images.share * few)

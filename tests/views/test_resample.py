@@ -106,7 +106,7 @@ def test_a_blur_is_torchvisions_gaussian(size):
         torch.testing.assert_close(ours[row], expected, atol=2e-6, rtol=0)
 
 
-def test_a_blur_that_reaches_beyond_the_image_keeps_its_mean_and_never_indexes_outside():
+def test_a_blur_larger_than_the_image_keeps_its_mean_and_never_indexes_outside():
     """8 taps to a side on 5 pixels: torchvision refuses; reflection goes on."""
     walk = [0, 1, 2, 3, 4, 3, 2, 1]
     first, second = mirrored(5, 8, 2).tolist()

@@ -112,7 +112,7 @@ DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | 
     [(ContrastivePair(32), MOCO_V3_PAIR), (MultiCrop(32, 16, small=2), DINO_CROPS)],
     ids=["moco_v3", "dino"],
 )
-def test_two_augmentations_happen_together_as_often_as_the_product_of_their_probabilities(views, chances):
+def test_two_augmentations_are_independent_with_their_probabilities(views, chances):
     """Of one view and of different views of an image, in 40,000 images; sigma, too, knows nothing of what is chosen."""
     count = 40_000
     extents, happened, expected, sigmas = torch.tensor([32, 32]).expand(count, 2), {}, {}, []
@@ -134,7 +134,7 @@ def test_two_augmentations_happen_together_as_often_as_the_product_of_their_prob
                 assert error <= 5 / math.sqrt(12 * flag.sum()), (number, name)
 
 
-def test_flipping_and_erasing_happen_together_as_often_as_the_product_of_deits_probabilities():
+def test_flipping_and_erasing_are_independent_with_deits_probabilities():
     count, view = 40_000, SupervisedView.deit(32)
     draw = view.draw(rng.fold(keys(count), "view", 0), torch.tensor([32, 32]).expand(count, 2))
     for together, product in (
@@ -338,7 +338,7 @@ def test_colours_that_five_channels_do_not_have_are_refused_by_name():
 @pytest.mark.parametrize(
     ("views", "sizes"), [(ContrastivePair(32), (32, 32)), (MultiCrop(32, 16, small=2), (32, 32, 16, 16))]
 )
-def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise_the_same(views, sizes):
+def test_without_color_pairs_and_crops_accept_five_channels_and_are_otherwise_equal(views, sizes):
     pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, color=False)
     made = plain(pixels, keys(4))
     assert [view.shape for view in made] == [(4, 5, size, size) for size in sizes]
@@ -379,7 +379,7 @@ def steps(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (256, 256), (301, 1000), (120, 90), (224, 224)])
-def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as_torchvision_cuts_it(height, width):
+def test_photographs_are_evaluated_on_torchvisions_center_crop_of_224_out_of_256(height, width):
     picture = steps(height, width)
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     theirs = v2.CenterCrop(224)(resize(picture.double() / 255)).clamp(0, 1)
@@ -437,15 +437,13 @@ def test_what_is_no_share_of_a_side_is_refused(kept):
         (SupervisedView.deit(224), 224, 0.08),
     ],
 )
-def test_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels_on_the_canvas_that_the_view_asks_for(
-    view, size, share
-):
+def test_on_its_canvas_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels(view, size, share):
     assert view.canvas % 32 == 0
     assert share * view.canvas * 3 / 4 * view.canvas >= size**2
     assert share * (view.canvas - 32) * 3 / 4 * (view.canvas - 32) < size**2
 
 
-def test_an_8_percent_crop_of_a_large_photograph_is_nearly_as_sharp_as_torchvisions_on_the_canvas_that_the_view_needs(
+def test_on_its_canvas_an_8_percent_crop_is_nearly_as_sharp_as_torchvisions(
     tmp_path,
 ):
     """Of 1600 x 1200 pixels, by the mean step between neighbouring pixels of the view. The default canvas of 512 leaves

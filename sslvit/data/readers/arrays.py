@@ -26,9 +26,9 @@ def open_idx(folder: Path, split: str) -> ArraySource:
         raise NoInput(f"idx:{folder}: no such folder")
     images = _find(folder, split, "images", 3) or _find(folder, split, "images", 4)
     if images is None:
+        expected, files = f"{IDX_STEMS[split][0]}-images-idx3-ubyte or .gz", sorted(p.name for p in folder.iterdir())
         raise NoInput(
-            f"idx:{folder} has no images of the {split} split: expected a file like "
-            f"{IDX_STEMS[split][0]}-images-idx3-ubyte or .gz, found {sorted(p.name for p in folder.iterdir())[:8]}"
+            f"idx:{folder} has no images of the {split} split: expected a file like {expected}, got {files[:8]}"
         )
     array = _read_idx(images)
     if array.ndim not in (3, 4) or not array.size:

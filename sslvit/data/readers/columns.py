@@ -79,12 +79,12 @@ def choose_label_column(features: Any, column: str | None) -> str | None:
 def read_labels(table: Any, rows: np.ndarray | None, options: ReadOptions) -> Labels:
     column = choose_label_column(table.features, options.label_column)
     if column is None:
-        return no_labels(
-            f"none of the columns {', '.join(table.features)} has a usual name: choose one with --label_column"
-        )
+        names = ", ".join(table.features)
+        return no_labels(f"none of the columns {names} has a usual name: choose one with --label_column")
     values = column_of(table.with_format("arrow"), column).to_pylist()
-    names = getattr(table.features[column], "names", None)
-    labels = to_class_numbers(values, column, tuple(names) if names else options.classes, indexed=names is not None)
+    classes = getattr(table.features[column], "names", None)
+    known = tuple(classes) if classes else options.classes
+    labels = to_class_numbers(values, column, known, indexed=classes is not None)
     return labels if rows is None or labels.numbers is None else labels._replace(numbers=labels.numbers[rows])
 
 

@@ -113,10 +113,8 @@ def _rows(file: Path) -> Iterator[Row]:
                 width = width or len(cells)
                 if len(cells) != width:
                     hint = f": one with a {'tab' if mark == chr(9) else mark!r} in it must stand in quotes"
-                    raise DataError(
-                        f"{file}, line {reader.line_num} has {len(cells)} columns, the first row has {width}"
-                        + hint * (len(cells) > width)
-                    )
+                    counts = f"{len(cells)} columns, the first row has {width}{hint * (len(cells) > width)}"
+                    raise DataError(f"{file}, line {reader.line_num} has {counts}")
                 yield Row(reader.line_num, cells)
         except csv.Error as error:
             raise DataError(f"{file}, line {reader.line_num}: {error}; is a quote left open?") from error

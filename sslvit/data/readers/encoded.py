@@ -104,9 +104,7 @@ class EncodedSource(Source):
                 return other, self.image(other)
             except ImageError as error:
                 last = str(error)
-        raise DataError(
-            f"{self.name}: image {id} and {tried:,} others in its place cannot be used, the last because: {last}"
-        )
+        raise DataError(f"{self.name}: image {id} and {tried:,} substitutes cannot be used, the last because: {last}")
 
 
 def spread_ids(size: int, count: int) -> np.ndarray:

@@ -183,9 +183,7 @@ def _folder_labels(names: list[bytes], classes: tuple[str, ...] | None) -> Label
     of_image = [folder for folder, _, file in (name.partition(b"/") for name in names) if file]
     folders = sorted(set(of_image))
     if flat := len(names) - len(of_image):
-        return no_labels(
-            f"{flat:,} images lie beside the sub-folders" if folders else "the images lie in no sub-folders"
-        )
+        return no_labels(f"{flat:,} images lie beside sub-folders" if folders else "the images lie in no sub-folders")
     if len(folders) < 2 and classes is None:
         return no_labels(f"all images lie in the one sub-folder {printable(folders[0])}")
     shown = {folder: printable(folder) for folder in folders}

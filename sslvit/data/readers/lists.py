@@ -41,9 +41,7 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
 
 def check_root(root: Path | str, kind: str) -> None:
     if kind not in NAMING:
-        raise ValueError(
-            f"--root {root} is for datasets whose lines or rows name files, {', '.join(NAMING)}, not for {kind}"
-        )
+        raise ValueError(f"--root {root} is for lines or rows that name files ({', '.join(NAMING)}), not for {kind}")
     if not os.path.isdir(root):
         raise NoInput(f"--root {root} is not a folder: {nearest(Path(root))}")
 

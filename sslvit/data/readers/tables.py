@@ -16,14 +16,7 @@ from typing import Any
 import numpy as np
 
 from sslvit.data.image import ImageError, read_file
-from sslvit.data.readers.columns import (
-    ReadOptions,
-    choose_image_column,
-    column_of,
-    flat,
-    read_labels,
-    rows_of_lists,
-)
+from sslvit.data.readers.columns import ReadOptions, choose_image_column, column_of, flat, read_labels, rows_of_lists
 from sslvit.data.readers.folders import (
     SPLITS,
     FileStore,
@@ -193,9 +186,7 @@ def check_saved(folder: Path) -> None:
     splits = [""] if one else _json_inside(folder, "dataset_dict.json")["splits"]
     for split in splits:
         if not one and (not re.fullmatch(r"[^/:]+", split) or split in (".", "..")):
-            raise ValueError(
-                f"its dataset_dict.json names the split {split!r}, which is not read: it is not a folder's name"
-            )
+            raise ValueError(f"its dataset_dict.json names the split {split!r}, which is not a folder's name")
         _inside(folder, os.path.join(split, "dataset_info.json"))
         for file in _json_inside(folder, os.path.join(split, "state.json"))["_data_files"]:
             if os.path.basename(file["filename"]) != file["filename"]:
@@ -206,9 +197,7 @@ def check_saved(folder: Path) -> None:
 def _inside(folder: Path, name: str) -> Path:
     real = os.path.realpath(folder / name)
     if not lies_inside(os.fsencode(real), [os.fsencode(os.path.realpath(folder))]):
-        raise ValueError(
-            f"its {name} is a link to {real}, which is not read. cp -rL copies a set with what links lead to"
-        )
+        raise ValueError(f"its {name} is a link to {real}, which is not read. cp -rL copies the targets of links")
     if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait forever
         raise ValueError(f"its {name} is not a file")
     return Path(real)

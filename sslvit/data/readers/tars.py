@@ -136,10 +136,8 @@ def _samples(
             elif image_column in (None, _shown(column)):
                 if key in images:
                     other = printable(_key(images[key].name)[1])
-                    raise ValueError(
-                        f"{printable(key)} in {file} has several images, {other} and {printable(column)}: "
-                        f"choose one with --image_column"
-                    )
+                    several = f"{printable(key)} in {file} has several images, {other} and {printable(column)}"
+                    raise ValueError(f"{several}: choose one with --image_column")
                 images[key] = member
     return images, labels
 
