@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sslvit.data.labels import Labels, no_labels, to_class_numbers
 
@@ -90,8 +92,6 @@ def read_labels(table: Any, rows: np.ndarray | None, options: ReadOptions) -> La
 
 def column_of(table: Any, name: str) -> Any:
     """A column, or a field of a nested one, of a Dataset without an index: nothing is copied."""
-    import pyarrow.compute as pc
-
     first, *fields = name.split(".")
     column = table.data.column(first)
     return pc.struct_field(column, fields) if fields else column
@@ -99,24 +99,17 @@ def column_of(table: Any, name: str) -> Any:
 
 def flat(column: Any) -> Any:
     """The elements of a column of lists, the storage of an extension type, any other column unchanged."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     column = pc.list_flatten(column) if is_list(column) else column
     return column.cast(column.type.storage_type) if isinstance(column.type, pa.ExtensionType) else column
 
 
 def is_list(column: Any) -> bool:
-    import pyarrow as pa
-
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(kind(column.type) for kind in kinds)
 
 
 def rows_of_lists(column: Any) -> np.ndarray | None:
     """The row of each element of a column of lists; None for another column, whose rows are its elements."""
-    import pyarrow.compute as pc
-
     if not is_list(column):
         return None
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sslvit.data.image import ImageError, read_file
 from sslvit.data.readers.columns import ReadOptions, choose_image_column, column_of, flat, read_labels, rows_of_lists
@@ -70,9 +72,6 @@ class TableStore:
 
     def _sizes(self) -> np.ndarray:
         """Bytes of each image, 0 where the row has none, from Arrow's offsets alone."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         data = pc.struct_field(self.values, "bytes") if pa.types.is_struct(self.values.type) else self.values
         if pa.types.is_null(data.type):
             return np.zeros(len(data), np.int64)
@@ -116,9 +115,6 @@ def open_table(table: Any, own: list[Path], name: str, options: ReadOptions) -> 
 
 def _files_of(table: Any, root: Path, name: str, options: ReadOptions) -> FileStore:
     """The files that a table's rows name, inside the root."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     table = table.with_format("arrow")
     chosen = choose_image_column(table.features, options)
     column = column_of(table, chosen)

@@ -7,6 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ PAX_SIZE = re.compile(rb"[0-9]{1,18}")
 OCTAL = re.compile(rb"[0-7]*")
 LONGEST_NAME = 1 << 16  # bytes of a long name's or extended header's block
 UNENDED = "at byte {:,}, where it ends without the empty block that closes an archive"
-REMEDY = "write it again or leave it out"
 
 
 class Member(NamedTuple):
@@ -30,32 +30,34 @@ class Member(NamedTuple):
     size: int
 
 
+class _Damaged(Exception):
+    """At which byte, and how."""
+
+
 def members(file: Path, skipped: Skipped, ahead: int = AHEAD) -> Iterator[Member]:
     """The regular files of a tar (ustar, GNU and pax names), reading `ahead` bytes at a time. A damaged or truncated
     one is refused: what else was in it is unknown."""
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            yield from _members(stream.fileno(), skipped, ahead)
-    except _Damaged as error:
-        raise DataError(f"{file} is damaged {error}: {REMEDY}") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    with _opened(file) as fd:
+        yield from _members(fd, skipped, ahead)
 
 
 def check_end(file: Path) -> None:
     """That a tar ends with an empty block, without reading it: most truncated ones do not."""
+    with _opened(file) as fd:
+        end = os.fstat(fd).st_size
+        if os.pread(fd, BLOCK, max(0, end - BLOCK)) != bytes(BLOCK):
+            raise _Damaged(UNENDED.format(end))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
     try:
         with open(file, "rb", buffering=0) as stream:
-            end = os.fstat(stream.fileno()).st_size
-            last = os.pread(stream.fileno(), BLOCK, max(0, end - BLOCK))
+            yield stream.fileno()
+    except _Damaged as error:
+        raise DataError(f"{file} is damaged {error}: write it again or leave it out") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    if last != bytes(BLOCK):
-        raise DataError(f"{file} is damaged {UNENDED.format(end)}: {REMEDY}")
-
-
-class _Damaged(Exception):
-    """At which byte, and how."""
 
 
 def _members(file: int, skipped: Skipped, ahead: int) -> Iterator[Member]:
