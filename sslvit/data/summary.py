@@ -1,7 +1,7 @@
-"""A look at a source before a long run: how many images, how large, which labels, what is wrong, what it will cost.
+"""A summary of a source before a long run: how many images, how large, which labels, what is wrong, the cost.
 
-What needs the images themselves is taken from a sample that is spread over the set and ends after a few seconds, so a
-million images take no longer.
+Statistics of the images are from a sample that is spread over the set and takes a few seconds, for a million images
+too.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from sslvit.storage import durable
 from sslvit.views.batching import Size, to_pair
 
 SAMPLE = 512  # images
-SECONDS = 5.0  # for the sample, and as long again for comparing files
+SECONDS = 5.0  # for the sample, and the same for comparing files
 PAIRS = 500  # of files of one size, compared
 PICTURED = 64
 SLOW = 50  # images per second on one core

@@ -124,12 +124,12 @@ class Distortion(NamedTuple):
     grey: Tensor
     blur: Tensor
     sigma: Tensor
-    solarise: Tensor
+    solarize: Tensor
 
 
 @dataclass(frozen=True)
 class ContrastiveView(CropFlip):
-    """Crop, flip, colour jitter, grey, blur and solarise, in this order, the last four with their probabilities."""
+    """Crop, flip, colour jitter, grey, blur and solarize, in this order, the last four with their probabilities."""
 
     scale: tuple[float, float] = (0.08, 1.0)
     interpolation: Interpolation = "bilinear"
@@ -138,7 +138,7 @@ class ContrastiveView(CropFlip):
     grey: float = 0.2
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
+    solarize: float = 0.0
 
     def draw(self, key: Tensor, extents: Tensor) -> Distortion:
         u = rng.uniform(rng.fold(key, "distortion"), 4)
@@ -148,7 +148,7 @@ class ContrastiveView(CropFlip):
             grey=u[:, 0] < self.grey,
             blur=u[:, 1] < self.blur,
             sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[:, 2],
-            solarise=u[:, 3] < self.solarise,
+            solarize=u[:, 3] < self.solarize,
         )
 
     def apply(self, pixels: Tensor, drawn: Distortion) -> Tensor:
@@ -159,7 +159,7 @@ class ContrastiveView(CropFlip):
         gaussian = Blur(drawn.sigma, size, pixels.shape[1], device)
         factors = drawn.jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
         orders = torch.where(drawn.jitter.chosen.unsqueeze(-1), drawn.jitter.order, -1).tolist()
-        grey, blur, solarise = drawn.grey.tolist(), drawn.blur.tolist(), drawn.solarise.tolist()
+        grey, blur, solarize = drawn.grey.tolist(), drawn.blur.tolist(), drawn.solarize.tolist()
         out = batch(*pixels.shape[:2], *size, device=device)
         for piece in pieces(len(pixels), step):
             images = resize(piece).div_(255).clamp_(0, 1)  # transposed, which colours do not see
@@ -176,7 +176,7 @@ class ContrastiveView(CropFlip):
                 out[piece] = images.transpose(2, 3)
                 if rows:
                     out[samples] = gaussian(images[rows], samples)
-            apply_to_rows(out[piece], true_indices(solarise[piece]), color.solarise_)
+            apply_to_rows(out[piece], true_indices(solarize[piece]), color.solarize_)
         return out
 
     def check_channels(self, channels: int) -> None:
@@ -208,10 +208,10 @@ class SeveralViews(Scaled):
         interpolation: Interpolation = "bilinear",
         *,
         blur: float,
-        solarise: float = 0.0,
+        solarize: float = 0.0,
     ) -> ContrastiveView:
         """One of them."""
-        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarise=solarise)
+        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=self.sigma, solarize=solarize)
         return view if self.color else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
@@ -230,7 +230,7 @@ class SeveralViews(Scaled):
 @dataclass(frozen=True)
 class ContrastivePair(SeveralViews):
     """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
-    other seldom, and sometimes solarised."""
+    other seldom, and sometimes solarized."""
 
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
@@ -239,7 +239,7 @@ class ContrastivePair(SeveralViews):
 
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
-        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
+        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarize=0.2)
 
 
 @dataclass(frozen=True)
@@ -258,5 +258,5 @@ class MultiCrop(SeveralViews):
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
         first = self.view(self.size, self.scale, "bicubic", blur=1.0)
-        second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarise=0.2)
+        second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarize=0.2)
         return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small

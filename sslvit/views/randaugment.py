@@ -28,33 +28,33 @@ class Augmentation(NamedTuple):
     operation: Tensor  # b n, places in the style's table; -1 for none
     level: Tensor  # b n, magnitude / 10
     sign: Tensor  # b n, -1 or 1
-    centre: Tensor  # b n 2, of a cutout, as shares of height and width
+    center: Tensor  # b n 2, of a cutout, as shares of height and width
 
 
 COMMON: dict[str, Amount] = {
     "autocontrast": lambda level, sign: level,
-    "equalise": lambda level, sign: level,
+    "equalize": lambda level, sign: level,
     "invert": lambda level, sign: level,
     "rotate": lambda level, sign: 30 * level * sign,
-    "solarise_add": lambda level, sign: (110 * level).floor(),
+    "solarize_add": lambda level, sign: (110 * level).floor(),
     "shear_x": lambda level, sign: 0.3 * level * sign,
     "shear_y": lambda level, sign: 0.3 * level * sign,
 }
 ENHANCEMENTS = ("saturation", "contrast", "brightness", "sharpness")
 TRANSLATIONS = ("translate_x", "translate_y")
 STYLES: dict[Style, dict[str, Amount]] = {
-    # "inc": with the level, fewer bits stay and more is solarised; enhancements go both ways from 1.
+    # "inc": with the level, fewer bits stay and more is solarized; enhancements go both ways from 1.
     "deit": COMMON
     | {
-        "posterise": lambda level, sign: 4 - (4 * level).floor(),
-        "solarise": lambda level, sign: 256 - (256 * level).floor(),
+        "posterize": lambda level, sign: 4 - (4 * level).floor(),
+        "solarize": lambda level, sign: 256 - (256 * level).floor(),
         **dict.fromkeys(ENHANCEMENTS, lambda level, sign: (1 + 0.9 * level * sign).clamp(min=0.1)),
         **dict.fromkeys(TRANSLATIONS, lambda level, sign: 0.45 * level * sign),
     },
     "plain_vit": COMMON
     | {
-        "posterise": lambda level, sign: (4 * level).floor().clamp(max=8),
-        "solarise": lambda level, sign: (256 * level).floor(),
+        "posterize": lambda level, sign: (4 * level).floor().clamp(max=8),
+        "solarize": lambda level, sign: (256 * level).floor(),
         **dict.fromkeys(ENHANCEMENTS, lambda level, sign: 1.8 * level + 0.1),
         **dict.fromkeys(TRANSLATIONS, lambda level, sign: 100 / 224 * level * sign),
         "cutout": lambda level, sign: 40 / 224 * level,
@@ -62,11 +62,11 @@ STYLES: dict[Style, dict[str, Amount]] = {
 }
 CHANGES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "autocontrast": lambda images, amount: operations.autocontrast_(images),
-    "equalise": lambda images, amount: operations.equalise_(images),
+    "equalize": lambda images, amount: operations.equalize_(images),
     "invert": lambda images, amount: operations.invert_(images),
-    "posterise": operations.posterise_,
-    "solarise": operations.solarise_,
-    "solarise_add": operations.solarise_add_,
+    "posterize": operations.posterize_,
+    "solarize": operations.solarize_,
+    "solarize_add": operations.solarize_add_,
     "saturation": color.saturation_,
     "contrast": color.contrast_,
     "brightness": color.brightness_,
@@ -118,20 +118,20 @@ class RandAugment:
         fill = self.fill if images.shape[1] == len(self.fill) else (sum(self.fill) / len(self.fill),)
         filling = images.new_tensor(fill).unsqueeze(-1).unsqueeze(-1)
         for layer in range(self.layers):
-            operation, level, sign, centre = (x[:, layer] for x in augmentation)
+            operation, level, sign, center = (x[:, layer] for x in augmentation)
             operation = operation.tolist()
             for place, (name, amount) in enumerate(STYLES[self.style].items()):
                 rows = true_indices([chosen == place for chosen in operation])
                 if rows:
                     amounts = amount(level, sign).to(images.device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
                     apply_to_rows(
-                        images, rows, partial(self.carry_out_, name, filling), amounts, centre.to(images.device)
+                        images, rows, partial(self.carry_out_, name, filling), amounts, center.to(images.device)
                     )
 
-    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, centre: Tensor) -> None:
+    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, center: Tensor) -> None:
         if name in CHANGES:
             CHANGES[name](images, amount)
         elif name in WARPS:
             warp_(images, WARPS[name](amount, *images.shape[-2:]), self.sampling, fill)
         else:
-            operations.cutout_(images, amount, centre, fill)
+            operations.cutout_(images, amount, center, fill)

@@ -51,7 +51,7 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
 def erase_(images: Tensor, erasing: Erasing) -> None:
     """b c h w: fills the chosen boxes with normal noise of ImageNet's mean and deviation, cut to [0, 1].
 
-    DeiT's erased pixels are standard normal after standardisation; 4 % of them are no colours, which we cut off.
+    DeiT's erased pixels are standard normal after standardisation; 4% of them lie outside [0, 1], and are clipped.
     """
     rows, channels = true_indices(erasing.chosen.tolist()), images.shape[1]
     if not rows:

@@ -138,7 +138,7 @@ def test_of_several_columns_of_paths_one_must_be_named(folder):
 
 BROKEN = {
     "few columns": ("path,label\n1.png,a\n\n2.png\n", DataError, "line 4 has 1 columns, the first row has 2"),
-    "many columns": ("path,label\n1.png,a\na, b.png,b\n", DataError, "line 3 has 3 columns.*must stand in quotes"),
+    "many columns": ("path,label\n1.png,a\na, b.png,b\n", DataError, "line 3 has 3 columns.*quote a cell"),
     "open quote": ('path,label\n1.png,"a\n2.png,b\n', DataError, "line 3: .*quote"),
     "no path": ("path,label\n1.png,a\n,b\n", DataError, "line 3: the column of images is empty"),
     "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), DataError, "is not text in UTF-8"),

@@ -87,12 +87,12 @@ def test_probabilities_and_sigmas_are_moco_v3s():
     stats = pytest.importorskip("scipy.stats")
     count = 20_000
     extents = torch.tensor([32, 32]).expand(count, 2)
-    for number, blur, solarise in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
+    for number, blur, solarize in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
         draw = ContrastivePair(32).views[number].draw(rng.fold(keys(count), "view", number), extents)
         assert stats.kstest(draw.sigma, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
         for flags, expected in (
             (draw.blur, blur),
-            (draw.solarise, solarise),
+            (draw.solarize, solarize),
             (draw.grey, 0.2),
             (draw.jitter.chosen, 0.8),
         ):
@@ -101,8 +101,8 @@ def test_probabilities_and_sigmas_are_moco_v3s():
 
 # What the released code gives each augmentation, in one view each: MoCo v3's main_moco.py, DINO's main_dino.py.
 MOCO_V3_PAIR = (
-    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
-    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarize": 0.0},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarize": 0.2},
 )
 DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | {"blur": 0.5})
 
@@ -119,7 +119,7 @@ def test_two_augmentations_are_independent_with_their_probabilities(views, chanc
     for number, (view, chance) in enumerate(zip(views.views, chances, strict=True)):
         draw = view.draw(rng.fold(keys(count), "view", number), extents)
         flags = {"flip": draw.crop.flip, "jitter": draw.jitter.chosen, "grey": draw.grey}
-        flags |= {"blur": draw.blur, "solarise": draw.solarise}
+        flags |= {"blur": draw.blur, "solarize": draw.solarize}
         happened |= {(number, name): flag for name, flag in flags.items()}
         expected |= {(number, name): p for name, p in chance.items()}
         sigmas.append((draw.sigma - view.sigma[0]) / (view.sigma[1] - view.sigma[0]))
@@ -240,11 +240,11 @@ def test_epochs_and_views_differ_and_a_key_repeats():
 def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
     """Float images, the drawn parameters, one sample at a time."""
     view = ContrastivePair(size).views[number]
-    view = dataclasses.replace(view, solarise=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
+    view = dataclasses.replace(view, solarize=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
     pixels, extents = pictures(24, 3, 80, 100), torch.tensor([80, 100]).expand(24, 2)
     draw = view.draw(rng.fold(keys(24), "view", number), extents)
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    ours, solarised = view.apply(pixels, draw), 0
+    ours, solarized = view.apply(pixels, draw), 0
     for row, pixel in enumerate(pixels):
         box = [int(x[row]) for x in draw.crop[:4]]
         image = F.resized_crop(pixel.double() / 255, *box, [size, size], F.InterpolationMode.BILINEAR, antialias=True)
@@ -256,15 +256,15 @@ def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
         if draw.blur[row]:
             sigma = float(draw.sigma[row])
             image = F.gaussian_blur(image, [2 * math.ceil(4 * sigma) + 1] * 2, [sigma] * 2)
-        if draw.solarise[row]:
+        if draw.solarize[row]:
             image = torch.where(image >= 128 / 255, 1 - image, image)
-            solarised += 1
+            solarized += 1
         if draw.crop.flip[row]:
             image = image.flip(-1)
         error = (ours[row] - image).abs()
         # A pixel within rounding of the threshold may fall on either side of it.
-        assert (error > 1e-5).double().mean() < (1e-3 if draw.solarise[row] else 1e-9)
-    assert solarised > 0 or number == 0
+        assert (error > 1e-5).double().mean() < (1e-3 if draw.solarize[row] else 1e-9)
+    assert solarized > 0 or number == 0
 
 
 def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
@@ -308,7 +308,7 @@ def test_dino_gives_two_large_views_and_the_small_ones():
     views = view(pictures(2, 3, 80, 80), keys(2))
     assert [images.shape[-1] for images in views] == [64, 64, 32, 32, 32]
     assert [v.blur for v in view.views] == [1.0, 0.1, 0.5, 0.5, 0.5]
-    assert [v.solarise for v in view.views] == [0.0, 0.2, 0.0, 0.0, 0.0]
+    assert [v.solarize for v in view.views] == [0.0, 0.2, 0.0, 0.0, 0.0]
     assert len({tuple(images.flatten().tolist()) for images in views[2:]}) == 3
 
 
@@ -331,7 +331,7 @@ def test_colours_that_five_channels_do_not_have_are_refused_by_name():
     pixels = pictures(2, 5, 40, 40)
     with pytest.raises(ValueError, match="saturation and hue and grey mean nothing on 5 channels"):
         ContrastivePair(32)(pixels, keys(2))
-    view = ContrastiveView(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarise=0.2)
+    view = ContrastiveView(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarize=0.2)
     assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
 
 

@@ -112,7 +112,7 @@ def _rows(file: Path) -> Iterator[Row]:
                     continue
                 width = width or len(cells)
                 if len(cells) != width:
-                    hint = f": one with a {'tab' if mark == chr(9) else mark!r} in it must stand in quotes"
+                    hint = f": quote a cell that contains a {'tab' if mark == chr(9) else mark!r}"
                     counts = f"{len(cells)} columns, the first row has {width}{hint * (len(cells) > width)}"
                     raise DataError(f"{file}, line {reader.line_num} has {counts}")
                 yield Row(reader.line_num, cells)

@@ -1,7 +1,7 @@
 """The built-in labelled images: textured objects on textured backgrounds, made by arithmetic, nothing downloaded.
 
 An image is a pure function of (seed, id): twelve shapes (the label) on grounds of ten textures (a second label, for
-transfer), with position, scale, rotation, stretch, colours, shading, light and the object's own texture as nuisance.
+transfer), with position, scale, rotation, stretch, colors, shading, light and the object's own texture as nuisance.
 The scene has no pixels until it is rendered, so every size shows the same one. Disjoint ids are disjoint draws.
 
 Nearly everything a pixel goes through is + - * / sqrt, floor, round, abs, min and max: IEEE 754 rounds each of them
@@ -9,7 +9,7 @@ in one way, so batching and threads change no pixel. Sines would break that: the
 
 At 32 px, with 10,000 images to learn from and 2,000 to be asked about, 20 nearest neighbours (temperature 0.07) name
 50 % of the shapes from raw pixels and 15 % from the mean patch of a random ViT (XS/8, seed 0), and of the textures
-9 % from pixels, which is chance (8.3 % and 10 % are the chances). A kind tends to a colour, so colours alone go far
+9 % from pixels, which is chance (8.3 % and 10 % are the chances). A kind tends to a color, so colors alone go far
 and outlines further. Textures need a net that finds them anywhere at any angle: a convolutional one of four layers has
 37 % of them after two passes, XS/8 trained on labels is still at chance after five.
 """
@@ -166,16 +166,16 @@ def _turned(key: Tensor, name: str, turns: float = 1.0) -> tuple[Tensor, Tensor]
     return DIRECTIONS.to(key.device)[index].unbind(1)
 
 
-def _plane(line: Tensor, centre: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+def _plane(line: Tensor, center: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
     """A linear function over the image, (x - centre) . (along_x, along_y) + offset: b -> b size size."""
-    column = (line - centre[:, 0, None]) * along_x[:, None]
-    row = (line - centre[:, 1, None]) * along_y[:, None]
+    column = (line - center[:, 0, None]) * along_x[:, None]
+    row = (line - center[:, 1, None]) * along_y[:, None]
     if isinstance(offset, Tensor):
         row = row + offset[:, None]
     return row[:, :, None] + column[:, None, :]
 
 
-def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, centre: Tensor, low: float, high: float) -> Tensor:
+def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, center: Tensor, low: float, high: float) -> Tensor:
     """How much of its second colour a texture shows at each pixel: b size size in [0, 1]."""
     cosine, sine = _turned(key, name + " rotation")
     cycles = _between(key, name + " frequency", low, high)  # per unit, that is per half image
@@ -187,7 +187,7 @@ def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, centre: Tenso
             continue
         # The mosaic and the clouds must start elsewhere in each image; the rings stay around the object.
         start = phase[rows] * (1 if texture == "rings" else 1000)
-        along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], centre[rows]
+        along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], center[rows]
         u = _plane(line, middle, along_x, along_y, start[:, 0])
         v = _plane(line, middle, -along_y, along_x, start[:, 1])
         values[rows] = pattern(u, v, (len(line) / 2 / cycles[rows])[:, None, None])
@@ -201,7 +201,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # Where the object is, and its outline as a distance in units of the image.
     scale = _between(key, "scale", 0.5, 0.8)
     stretch = _between(key, "stretch", 0.85, 1.2)
-    centre = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
+    center = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
     cosine, sine = _turned(key, "rotation", turns=0.25)
     labels = shape_label(ids, seed)
     distance = line.new_empty(len(ids), size, size)
@@ -209,7 +209,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
         rows = (labels == index).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
-        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], centre[rows]
+        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], center[rows]
         x = _plane(line, middle, along_x * stretch[rows], along_y * stretch[rows])
         y = _plane(line, middle, -along_y / stretch[rows], along_x / stretch[rows])
         distance[rows] = outline(x, y).mul_(scale[rows, None, None])
@@ -217,20 +217,20 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # Colours: a kind of object tends to a colour, as things do, and varies around it as far as its neighbours'; the
     # ground's is free. Where the object's is free too, colours are all that a small model learns in minutes, and they
     # say nothing of the kind.
-    ground_colour = _between(key, "ground colour", 0.0, 0.6, 3, 1)
-    object_colour = SHAPE_COLORS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
-    colours = torch.cat([ground_colour, object_colour], dim=2).clamp_(0, 1)
+    ground_color = _between(key, "ground colour", 0.0, 0.6, 3, 1)
+    object_color = SHAPE_COLORS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
+    colors = torch.cat([ground_color, object_color], dim=2).clamp_(0, 1)
     others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
     contrast = _between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
-    differences = (others - colours) * contrast
+    differences = (others - colors) * contrast
 
-    ground = _texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(centre), 1.2, 2.0)
+    ground = _texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(center), 1.2, 2.0)
     worn = rng.integers(rng.fold(key, "object texture"), len(TEXTURES))
-    worn = _texture(key, "object", worn, line, centre, 1.8, 3.2)
+    worn = _texture(key, "object", worn, line, center, 1.8, 3.2)
 
     # Light: a slope over the whole scene; the object is domed, and darkens the ground where it stands on it.
     slope = _between(key, "light", -0.35, 0.35, 2)
-    light = _plane(line, torch.zeros_like(centre), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
+    light = _plane(line, torch.zeros_like(center), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
     dome, shadow = _between(key, "dome", 0, 0.5)[:, None, None], _between(key, "shadow", 0, 0.6)[:, None, None]
     inside = (distance * (-size / 2)).add_(0.5).clamp_(0, 1)
     bright = (distance * -4).clamp_(0, 1).mul_(dome).add_(0.75).mul_(inside).mul_(light)
@@ -239,7 +239,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     weights = (dim, ground.mul_(dim), bright, worn.mul_(bright))
     total, part = torch.empty_like(light), torch.empty_like(light)
     for channel in range(3):
-        paints = torch.stack([colours, differences], dim=-1)[:, channel].flatten(1) * 255
+        paints = torch.stack([colors, differences], dim=-1)[:, channel].flatten(1) * 255
         torch.mul(weights[0], paints[:, 0, None, None], out=total)
         for layer in range(1, 4):
             total += torch.mul(weights[layer], paints[:, layer, None, None], out=part)

@@ -78,7 +78,7 @@ def _members(file: int, skipped: Skipped, ahead: int) -> Iterator[Member]:
                 raise ValueError("wrong checksum")
             declared, kind = _number(header[124:136]), header[156:157]
         except ValueError as error:
-            raise _Damaged(f"at byte {position:,}, which is no header of a member") from error
+            raise _Damaged(f"at byte {position:,}, which is not a member's header") from error
         size, data = declared if long_size is None else long_size, position + BLOCK
         size *= kind not in WITHOUT_DATA
         position = data + -(-size // BLOCK) * BLOCK
