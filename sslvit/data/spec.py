@@ -104,9 +104,8 @@ def open_source(
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
         box = canvas or room(side)
-        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels)
-        if span is None:
-            check_levels(levels, name)
+        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
+        check_levels(levels, name)
         source = EncodedSource(
             store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
         )
@@ -188,7 +187,7 @@ def _shapes(options: str, split: str, side: int) -> Source:
         else:
             raise ValueError(f"shapes:{option} must be like shapes:texture, shapes:n=50000 or shapes:texture,n=50000")
     if size * 3 * side * side > psutil.virtual_memory().total:
-        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px are more than this machine's memory holds")
+        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px do not fit into this machine's memory")
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
 
 

@@ -117,15 +117,15 @@ def test_columns_go_by_name_or_are_counted_from_1(folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"image_column": "photo"}, "--image_column photo: .* has the columns path, kind, note"),
         ({"label_column": "5"}, "--label_column 5: .* has the columns path, kind, note"),
         ({"label_column": "0"}, "--label_column 0"),
     ],
 )
-def test_a_column_that_is_not_there_is_an_error_that_lists_them(folder, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_column_that_is_not_there_is_an_error_that_lists_them(folder, options, message):
+    with pytest.raises(ValueError, match=message):
         opened(folder / "labels.csv", "path,kind,note\n1.png,a,b\n", **options)
 
 
@@ -154,8 +154,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_one_sentence_with_its_line(folder, name):
-    text, error, said = BROKEN[name]
-    with pytest.raises(error, match=said) as caught:
+    text, error, message = BROKEN[name]
+    with pytest.raises(error, match=message) as caught:
         opened(folder / "labels.csv", text)
     assert "\n" not in str(caught.value)
 

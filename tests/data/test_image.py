@@ -77,10 +77,10 @@ def test_a_shrunken_image_is_pillows_to_two_levels(form, box):
     data = save(rgb, form, **({"lossless": True} if form == "WEBP" else {"quality": 98} if form == "JPEG" else {}))
     size = fitted(480, 640, box)
     expected = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
-    found = shown(data, fit=box).astype(int)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).mean() <= 2
-    assert np.abs(found - expected)[2:-2, 2:-2].max() <= 12
+    result = shown(data, fit=box).astype(int)
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).mean() <= 2
+    assert np.abs(result - expected)[2:-2, 2:-2].max() <= 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -88,9 +88,9 @@ def test_fit_is_of_the_turned_image(orientation):
     rgb = np.asarray(Image.fromarray(scene(12, 16)).resize((320, 240), Image.Resampling.BICUBIC))
     data = save(turned(rgb, orientation), "JPEG", quality=98, exif=exif(orientation))
     expected = np.asarray(Image.fromarray(rgb).resize((64, 48), Image.Resampling.BICUBIC)).astype(int)
-    found = shown(data, fit=(100, 64)).astype(int)
-    assert found.shape == (48, 64, 3)
-    assert np.abs(found - expected).mean() <= 3
+    result = shown(data, fit=(100, 64)).astype(int)
+    assert result.shape == (48, 64, 3)
+    assert np.abs(result - expected).mean() <= 3
 
 
 def test_a_large_jpeg_is_decoded_at_reduced_size():

@@ -130,10 +130,10 @@ def test_a_run_goes_on_with_its_range_only():
         check_unchanged(saved, ImagesConfig())
 
 
-@pytest.mark.parametrize("given", [(5.0, 5.0), (9.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
-def test_a_range_that_is_none_is_refused(given):
+@pytest.mark.parametrize("options", [(5.0, 5.0), (9.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_that_is_none_is_refused(options):
     with pytest.raises(ValueError, match=r"--range is .* the first must be below the second"):
-        DataConfig(range=given).open()
+        DataConfig(range=options).open()
 
 
 @pytest.mark.processes

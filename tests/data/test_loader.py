@@ -1,4 +1,4 @@
-"""The row of images: each once an epoch, the same for any number of processes, parts and workers."""
+"""The sequence of images: each once per epoch, the same for any number of processes, micro-batches and workers."""
 
 import signal
 import time
@@ -117,19 +117,21 @@ def test_a_dead_worker_is_noticed_even_if_its_signal_was_not_heard(limit):
 def test_slow_images_are_waited_for_as_long_as_was_asked():
     source = numbered(20)
     source.read = lambda ids, read=source.read: time.sleep(1.4) or read(ids)
-    given = {"first_step": 0, "steps": 2, "workers": 1, "pin": False}
-    assert len(list(load(rows(source)[0], timeout=30, **given))) == 2
+    options = {"first_step": 0, "steps": 2, "workers": 1, "pin": False}
+    assert len(list(load(rows(source)[0], timeout=30, **options))) == 2
     with pytest.raises(RuntimeError, match=r"timed out after 0\.5 seconds"):
-        list(load(rows(source)[0], timeout=0.5, **given))
+        list(load(rows(source)[0], timeout=0.5, **options))
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("source", [numbered(20), of_many_sizes(20)], ids=["of one size", "of many sizes"])
 def test_views_made_by_workers_are_those_made_of_their_images(source):
     view = ContrastivePair(8)
-    given = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
+    options = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
     for plain, made in zip(
-        load(rows(source)[0], workers=0, **given), load(rows(source)[0], workers=2, views=view, **given), strict=True
+        load(rows(source)[0], workers=0, **options),
+        load(rows(source)[0], workers=2, views=view, **options),
+        strict=True,
     ):
         expected = view(plain.samples.pixels, plain.view_key, plain.samples.extents)
         assert made.samples.pixels.numel() == 0
@@ -239,10 +241,10 @@ def test_a_batch_that_breaks_off_because_its_worker_was_killed_is_that_workers_d
         worker.kill()
         raise torn
 
-    found = fetch(loaded(), 2, [worker], timeout=30)
-    assert next(found) == 1
+    result = fetch(loaded(), 2, [worker], timeout=30)
+    assert next(result) == 1
     with pytest.raises(WorkerDied, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
-        next(found)
+        next(result)
 
 
 def test_an_error_of_reading_is_itself_while_all_workers_live():

@@ -127,7 +127,7 @@ def test_raw_idx_files_are_mapped_and_not_pickled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "cannot be read"),
         (b"\0\0\x08\3", "cannot be read"),
@@ -140,9 +140,9 @@ def test_raw_idx_files_are_mapped_and_not_pickled(tmp_path):
         (struct.pack(">HBBI", 0, 8, 1, 2) + b"00", "holds no images"),
     ],
 )
-def test_idx_files_that_are_not_what_they_say_are_refused(tmp_path, content, said):
+def test_idx_files_that_are_not_what_they_say_are_refused(tmp_path, content, message):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_source(f"idx:{tmp_path}", image_size=4)
 
 
@@ -188,7 +188,7 @@ def test_npz_of_medical_mnist_has_three_splits_and_labels_of_one_column(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"pictures": np.zeros((2, 4, 4), np.uint8)}, "expected train_images, it holds pictures"),
         ({"images": np.zeros((2, 4, 4), np.int64)}, "holds int64"),
@@ -201,9 +201,9 @@ def test_npz_of_medical_mnist_has_three_splits_and_labels_of_one_column(tmp_path
         ({"images": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
     ],
 )
-def test_npz_files_that_hold_no_images_say_what_they_hold(tmp_path, arrays, said):
+def test_npz_files_that_hold_no_images_say_what_they_hold(tmp_path, arrays, message):
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_source(f"npz:{tmp_path}/set.npz", image_size=4)
 
 
@@ -236,11 +236,11 @@ def test_npz_and_idx_bombs_are_not_unpacked_even_where_they_lie_about_their_size
     small = lying(large, 10_000)
     cases = {f"npz:{large}": r"claim to unpack to 268,435,\d\d\d.*np\.savez\(NEW", f"npz:{small}": "claims shape"}
     tracemalloc.start()
-    for spec, said in (cases | {f"idx:{tmp_path}/idx": "claim to unpack to 268,435,456.*gunzip"}).items():
-        with pytest.raises(DataError, match=said):
+    for spec, message in (cases | {f"idx:{tmp_path}/idx": "claim to unpack to 268,435,456.*gunzip"}).items():
+        with pytest.raises(DataError, match=message):
             open_source(spec, image_size=64)
-    for file, said in ((large, "claim to unpack"), (small, "claims shape")):
-        with pytest.raises(DataError, match=said):
+    for file, message in ((large, "claim to unpack"), (small, "claims shape")):
+        with pytest.raises(DataError, match=message):
             load_foreign(file)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
@@ -292,14 +292,14 @@ def test_flat_folders_and_single_sub_folders_have_no_labels(tmp_path):
     write(tmp_path / "single/all/1.png", flat(1))
     write(tmp_path / "mixed/1.png", flat(1))
     write(tmp_path / "mixed/more/1.png", flat(1))
-    for name, said in (
+    for name, message in (
         ("flat", "in no sub-folders"),
         ("single", "one sub-folder all"),
         ("mixed", "1 images lie beside"),
     ):
         source = open_source(f"folder:{tmp_path}/{name}", image_size=8)
         assert source.read(every(source)).labels is None
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             source.required_labels()
 
 
@@ -355,8 +355,8 @@ def test_a_label_not_after_a_tab_is_refused_with_a_hint(tmp_path, separator, wor
     for value in (1, 2, 3):
         write(tmp_path / f"set/a {value}.png", flat(value))
     (tmp_path / "set/list.txt").write_text("".join(f"a {value}.png{separator}dog\n" for value in (1, 2, 3)))
-    said = f"most files that .*: a 1.png is a file, so a tab must stand before the label, not a {word}"
-    with pytest.raises(NoInput, match=said.replace(": ", "; ", 1)):
+    message = f"most files that .*: a 1.png is a file, so a tab must stand before the label, not a {word}"
+    with pytest.raises(NoInput, match=message.replace(": ", "; ", 1)):
         open_list(tmp_path / "set/list.txt", None, None)
 
 
@@ -372,8 +372,8 @@ def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_
         write(tmp_path / f"set/{value}.png", flat(value))
     (tmp_path / "some.txt").write_text("1.png\ngone/2.png\n3.png\n")
     source = open_source(f"list:{tmp_path}/some.txt,{tmp_path}/set", image_size=8, cache=False)
-    said = "(train): not read: 1 names (No such file or directory), which count as bad images: gone/2.png\n"
-    assert capsys.readouterr().err.endswith(said)
+    message = "(train): not read: 1 names (No such file or directory), which count as bad images: gone/2.png\n"
+    assert capsys.readouterr().err.endswith(message)
     samples = source.read(every(source))
     assert [(line.id, line.reason) for line in samples.bad] == [(1, "No such file or directory")]
     assert samples.pixels[[0, 2], 0, 0, 0].tolist() == [1, 3]
@@ -595,7 +595,7 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "error", "said"),
+    ("spec", "error", "message"),
     [
         ("{}/nothing/at/all", NoInput, "the nearest folder is {}, which holds empty, file.txt, text"),
         ("folder:{}/empty", NoInput, "no image files in {}/empty: found nothing"),
@@ -609,13 +609,13 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
         ("shapes:wrong", ValueError, "shapes:wrong must be like"),
     ],
 )
-def test_missing_data_is_named_in_one_sentence(tmp_path, spec, error, said):
+def test_missing_data_is_named_in_one_sentence(tmp_path, spec, error, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "file.txt").write_text("")
     for name in ("1.txt", "2.txt", "3.txt", "README"):
         (tmp_path / "text" / name).write_text("")
-    with pytest.raises(error, match=said.format(tmp_path)) as caught:
+    with pytest.raises(error, match=message.format(tmp_path)) as caught:
         open_source(spec.format(tmp_path), image_size=8)
     assert "\n" not in str(caught.value)
 
@@ -722,8 +722,8 @@ def test_other_entries_of_a_folder_are_named_in_one_line(tmp_path, capsys, reque
     (tmp_path / "set/ant").chmod(0)
     request.getfixturevalue("unprivileged")
     assert len(open_source(str(tmp_path / "set"), image_size=8, cache=False)) == 2
-    said, _, _ = capsys.readouterr().err.rpartition("\n")
-    before, _, kinds = said.partition("/set: not read: ")
+    message, _, _ = capsys.readouterr().err.rpartition("\n")
+    before, _, kinds = message.partition("/set: not read: ")
     assert before == f"folder:{tmp_path}"
     assert sorted(kinds.split("; ")) == [
         "1 folders (Permission denied): ant",
@@ -755,8 +755,13 @@ def test_ids_are_checked(tmp_path):
     for cache in (True, False):
         source = open_source(str(tmp_path), image_size=8, cache=cache)
         assert len(source.read(np.array([], np.int64)).pixels) == 0
-        for ids, said in (([1], "ids 1 to 1 of a source of 1"), ([-1], "ids -1"), ([0.5], "float64"), ([[0]], "shape")):
-            with pytest.raises(ValueError, match=said):
+        for ids, message in (
+            ([1], "ids 1 to 1 of a source of 1"),
+            ([-1], "ids -1"),
+            ([0.5], "float64"),
+            ([[0]], "shape"),
+        ):
+            with pytest.raises(ValueError, match=message):
                 source.read(np.array(ids))
 
 

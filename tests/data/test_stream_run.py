@@ -1,4 +1,4 @@
-"""Runs on streams: exact restarts, every row once, bad rows named, and what cannot be said no to in a sentence."""
+"""Runs on streams: exact restarts, every row once, bad rows named, and refusals in one sentence."""
 
 import json
 import os
@@ -142,10 +142,10 @@ def test_too_many_bad_rows_stop_the_run(tmp_path):
 
 
 def test_bad_rows_of_a_stream_longer_than_a_pass_are_a_share_of_all_that_was_read(tmp_path, spec):
-    row = StreamSampler(
+    sampler = StreamSampler(
         Stream(spec, epoch_images=PASS, canvas=8), batch_size=1, accumulation=1, rank=0, processes=1, seed=0
     )
-    unusable = UnreadableImages(tmp_path / "bad_images.jsonl", size=row.different)
+    unusable = UnreadableImages(tmp_path / "bad_images.jsonl", size=sampler.different)
     unusable.add(Unreadable(id, f"shard 0, row {id}", "broken", 0) for id in range(100))
     assert not unusable.too_many(100 * PASS * 10)
     assert "100 of 3,200 images read cannot be used" in unusable.too_many(100 * PASS)

@@ -66,7 +66,7 @@ def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda f: (f / "1.png").write_bytes(png(scene(), 8, 2)), "1 images are fewer than a batch of 4"),
         (lambda f: (f / "1.png").write_bytes(png(scene(8, 8), 8, 2)), "are smaller than 32 pixels"),
@@ -76,12 +76,12 @@ def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
         (lambda f: [(f / n).write_bytes(png(scene(), 8, 2)) for n in ("1.png", "2.png")], "duplicates"),
     ],
 )
-def test_problems_of_a_dataset_are_named_before_training(tmp_path, make, said):
+def test_problems_of_a_dataset_are_named_before_training(tmp_path, make, message):
     (tmp_path / "set").mkdir()
     make(tmp_path / "set")
     report = look(tmp_path / "set")
-    assert any(said in sentence for sentence in report.advice)
-    assert said in report.text()
+    assert any(message in sentence for sentence in report.advice)
+    assert message in report.text()
 
 
 def test_a_good_set_needs_no_advice(tmp_path):
@@ -176,6 +176,6 @@ def test_images_lower_or_narrower_than_the_views_are_counted_as_smaller(tmp_path
     for number, (height, width) in enumerate([(32, 48), (40, 40), (24, 60), (64, 64)]):
         (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(height, width), 8, 2))
     source = open_source(str(tmp_path / "set"), image_size=(32, 48))
-    told = [s for s in Summary(source, image_size=(32, 48), batch_size=1).advice if "smaller" in s]
-    assert told == ["2 of 4 sampled images are smaller than 32 x 48 pixels: views enlarge them"]
+    advice = [s for s in Summary(source, image_size=(32, 48), batch_size=1).advice if "smaller" in s]
+    assert advice == ["2 of 4 sampled images are smaller than 32 x 48 pixels: views enlarge them"]
     assert not any("smaller than" in s for s in Summary(source, image_size=24, batch_size=1).advice)

@@ -190,12 +190,12 @@ def test_labels_of_any_kind_become_class_numbers(tmp_path, name):
 
 @pytest.mark.parametrize("name", BAD_LABELS)
 def test_bad_labels_stop_only_who_asks_for_them_naming_column_row_and_value(tmp_path, name):
-    column, said = BAD_LABELS[name]
+    column, message = BAD_LABELS[name]
     source = open_source(saved(tmp_path, image=(IMAGE, cells(3)), what=column), image_size=6, label_column="what")
     assert source.read(np.arange(3)).labels is None
     with pytest.raises(DataError) as caught:
         source.required_labels()
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "'what'" in str(caught.value)
 
 
@@ -374,11 +374,11 @@ def test_rows_that_name_files_are_read_below_the_root(tmp_path, store, column):
 def test_a_stream_whose_rows_name_files_reads_them_below_the_root(tmp_path):
     root, paths = files_below(tmp_path)
     table(path=naming("text", paths)).to_parquet(tmp_path / "train.parquet")
-    given = {"epoch_images": 3, "canvas": 8, "root": root}
-    stream = Stream(f"parquet:{tmp_path}/train.parquet", **given)
+    options = {"epoch_images": 3, "canvas": 8, "root": root}
+    stream = Stream(f"parquet:{tmp_path}/train.parquet", **options)
     assert [stream.decode(row)[0, 0, 0].item() for _, row in stream.shard(0)] == [11, 10, 10]
     with pytest.raises(ValueError, match=r"--root .* not for webdataset"):
-        Stream(f"webdataset:{tmp_path}/train.tar", **given)
+        Stream(f"webdataset:{tmp_path}/train.tar", **options)
 
 
 @pytest.mark.parametrize("column", ["struct", "text"])
@@ -458,17 +458,17 @@ def test_a_folder_is_never_taken_for_a_hub_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("disk:{}/nothing", "is not a folder: the nearest folder is {}"),
         ("parquet:{}/nothing/*.parquet", "no .parquet files match {}/nothing"),
         ("parquet:{}", "no .parquet files match {}: it is a folder"),
     ],
 )
-def test_missing_data_is_named_in_one_sentence(tmp_path, spec, said):
+def test_missing_data_is_named_in_one_sentence(tmp_path, spec, message):
     with pytest.raises(NoInput) as caught:
         open_source(spec.format(tmp_path), image_size=6)
-    assert said.format(tmp_path) in str(caught.value)
+    assert message.format(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -174,7 +174,7 @@ def test_a_flipped_bit_in_any_header_is_refused_with_the_place(tmp_path):
         changed = bytearray(data)
         changed[offset - 512 + 3] ^= 1
         (tmp_path / "set.tar").write_bytes(changed)
-        with pytest.raises(DataError, match=rf"set\.tar is damaged at byte {offset - 512:,}, which is no header"):
+        with pytest.raises(DataError, match=rf"set\.tar is damaged at byte {offset - 512:,}, which is not a member"):
             opened(tmp_path / "set.tar")
 
 
@@ -204,8 +204,8 @@ def test_other_members_of_a_tar_are_named_in_one_line(tmp_path, capsys):
     content = {f"{number}.{ending}": picture(number) for number in range(3) for ending in ("png", "json")}
     pack(tmp_path / "set.tar", content | {"0.cls": b"0", "1.txt": b"a dog"})
     opened(tmp_path / "set.tar")
-    said = f"webdataset:{tmp_path}/set.tar (train): not read: 3 *.json: 0.json; 1 *.txt: 1.txt\n"
-    assert capsys.readouterr().err == said
+    message = f"webdataset:{tmp_path}/set.tar (train): not read: 3 *.json: 0.json; 1 *.txt: 1.txt\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_shard_that_shrinks_during_a_run_gives_bad_images(tmp_path):

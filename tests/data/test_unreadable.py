@@ -123,11 +123,11 @@ def test_max_bad_zero_stops_at_the_first(tmp_path):
 
 
 def test_a_full_disk_keeps_the_count_and_writes_later(tmp_path, caplog):
-    found = UnreadableImages(tmp_path / "gone" / "bad.jsonl", size=1000)
-    found.add([Unreadable(3, "a.png", "empty file", 4)])
-    assert len(found) == 1
+    result = UnreadableImages(tmp_path / "gone" / "bad.jsonl", size=1000)
+    result.add([Unreadable(3, "a.png", "empty file", 4)])
+    assert len(result) == 1
     assert "wait to be written" in caplog.text
     (tmp_path / "gone").mkdir()
-    found.add([Unreadable(3, "a.png", "empty file", 4), Unreadable(7, "b.png", "empty file", 8)])
-    assert len(found) == 2
-    assert [json.loads(line)["id"] for line in found.file.read_text().splitlines()] == [3, 7]
+    result.add([Unreadable(3, "a.png", "empty file", 4), Unreadable(7, "b.png", "empty file", 8)])
+    assert len(result) == 2
+    assert [json.loads(line)["id"] for line in result.file.read_text().splitlines()] == [3, 7]

@@ -112,9 +112,11 @@ def spread_ids(size: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
-def look_at_sample(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], bool, Levels | None]:
+def look_at_sample(
+    store: Store, box: tuple[int, int], max_pixels: int, *, decode: bool
+) -> tuple[tuple[int, int], bool, Levels | None]:
     """The canvas: the box, or less where the images, by a sample, all have one size: padding costs time in every later
-    step. Whether they lie on it unreduced. The values in files of more than eight bits."""
+    step. Whether they lie on it unreduced. The values in files of more than eight bits, if decoded."""
     fitting, sizes, seen = set(), set(), None
     for id in spread_ids(len(store), 64).tolist():
         try:
@@ -122,7 +124,7 @@ def look_at_sample(store: Store, box: tuple[int, int], max_pixels: int) -> tuple
             _, _, height, width = measure(data, max_pixels)
             fitting.add(fitted(height, width, box))
             sizes.add((height, width))
-            here = levels(data, max_pixels)
+            here = levels(data, max_pixels) if decode else None
         except ImageError:
             continue
         seen = here.merged(seen) if here else seen
