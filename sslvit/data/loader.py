@@ -172,7 +172,7 @@ def load(
     """
     items = range(first_step * sampler.accumulation, steps * sampler.accumulation)
     sampler.reading, sampler.begun = RawArray("q", [-1] * workers), items.start
-    small = shared.too_little(bytes_of(sampler, views), workers, AHEAD) if workers else ""
+    small = shared.shortage(bytes_of(sampler, views), workers, AHEAD) if workers else ""
     if small and os.environ.get("LOCAL_RANK", "0") == "0":
         log.warning("warning: %s", small)
     sampler.piped = bool(small)

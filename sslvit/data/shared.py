@@ -20,7 +20,7 @@ def room() -> int | None:
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
-def too_little(batch: int, workers: int, ahead: int) -> str:
+def shortage(batch: int, workers: int, ahead: int) -> str:
     """A warning if batches of this size do not fit into shared memory: those made ahead, one in use, one more."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     needed, free = (batch + PAGES) * (workers * ahead + 2) * local, room()

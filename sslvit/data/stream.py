@@ -25,7 +25,7 @@ from sslvit.data.readers.columns import ReadOptions, choose_image_column, choose
 from sslvit.data.readers.folders import real_paths
 from sslvit.data.readers.lists import check_root
 from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, load_parquet
-from sslvit.data.readers.tars import Piece, TarRows, tar_files
+from sslvit.data.readers.tars import ImageInTar, TarRows, tar_files
 from sslvit.data.source import Images
 from sslvit.errors import DataError
 from sslvit.processes import collectives
@@ -115,7 +115,7 @@ class Stream(Images):
     def decode(self, row: dict[str, Any]) -> Tensor | ImageError:
         try:
             image = row[self.image_column]
-            tarred = isinstance(image, Piece)
+            tarred = isinstance(image, ImageInTar)
             data = image.read(self.max_pixels) if tarred else encoded_bytes(image, self.roots, self.max_pixels)
             return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
         except ImageError as error:

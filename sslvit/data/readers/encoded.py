@@ -99,11 +99,11 @@ class EncodedSource(Source):
     def _substitute(self, id: int, last: str) -> tuple[int, torch.Tensor]:
         """last: why the image itself cannot be used."""
         tried = 0
-        for tried, other in enumerate(islice(substitutes(id, len(self)), TRIES), 1):  # noqa: B007
+        for other in islice(substitutes(id, len(self)), TRIES):
             try:
                 return other, self.image(other)
             except ImageError as error:
-                last = str(error)
+                tried, last = tried + 1, str(error)
         raise DataError(f"{self.name}: image {id} and {tried:,} substitutes cannot be used, the last because: {last}")
 
 

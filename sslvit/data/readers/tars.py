@@ -31,7 +31,7 @@ HEAD = 100  # samples that show whether a stream has images and labels
 _shown = lru_cache(1000)(printable)  # there are few columns
 
 
-class Piece(NamedTuple):
+class ImageInTar(NamedTuple):
     """Where an image lies inside a tar."""
 
     file: Path
@@ -84,7 +84,7 @@ class TarStore:
         return f"{printable(os.fsencode(self.files[self.shards[id]]))}: {printable(self.names[id])}"
 
     def read(self, id: int, max_pixels: int) -> bytes:
-        return Piece(self.files[self.shards[id]], int(self.offsets[id]), int(self.sizes[id])).read(max_pixels)
+        return ImageInTar(self.files[self.shards[id]], int(self.offsets[id]), int(self.sizes[id])).read(max_pixels)
 
 
 class TarRows:
@@ -109,7 +109,7 @@ class TarRows:
             for key, member in images.items():
                 text = labels.get(key, "")
                 label = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
-                yield {"image": Piece(file, member.offset, member.size), "label": label}
+                yield {"image": ImageInTar(file, member.offset, member.size), "label": label}
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
