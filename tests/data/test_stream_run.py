@@ -166,7 +166,7 @@ def test_nothing_is_evaluated_without_eval_data(spec, capsys):
 
 
 def test_what_a_stream_cannot_do_is_one_sentence(tmp_path, spec):
-    with pytest.raises(ValueError, match="--epoch_images is 0; a stream needs it"):
+    with pytest.raises(ValueError, match="--epoch_images is 0; a stream needs"):
         DataConfig(data=f"stream:{spec}").open()
     with pytest.raises(ValueError, match="--epoch_images is for streams: a pass over shapes is all its images"):
         DataConfig(epoch_images=5).open()
