@@ -38,7 +38,7 @@ from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.csv_file import has_header, open_csv
 from sslvit.data.readers.encoded import EncodedSource, Store, look_at_sample
 from sslvit.data.readers.folders import lies_inside, nearest, open_folders, real_paths
-from sslvit.data.readers.lists import check_root, open_list
+from sslvit.data.readers.lists import checked_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
 from sslvit.data.readers.tars import TarStore, tar_files
 from sslvit.data.source import ShapesSource, Source
@@ -88,8 +88,7 @@ def open_source(
     if split not in SPLIT_FOLDERS:
         raise ValueError(f"split must be train or test, got {split!r}")
     kind, rest = _kind_of(spec)
-    if root is not None:
-        check_root(root, kind)
+    options = ReadOptions(split, checked_root(root, kind), image_column, label_column, classes)
     side = max(to_pair(image_size))
     source: Source
     if kind == "shapes":
@@ -99,7 +98,6 @@ def open_source(
     elif kind == "npz":
         source = open_npz(Path(rest), split, classes, span)
     else:
-        options = ReadOptions(split, None if root is None else Path(root), image_column, label_column, classes)
         store, name = _store(kind, rest, options, follow_links)
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")

@@ -23,7 +23,7 @@ from sslvit.data.image import MAX_PIXELS, ImageError, open_image
 from sslvit.data.levels import Span
 from sslvit.data.readers.columns import ReadOptions, choose_image_column, choose_label_column
 from sslvit.data.readers.folders import real_paths
-from sslvit.data.readers.lists import check_root
+from sslvit.data.readers.lists import checked_root
 from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, load_parquet
 from sslvit.data.readers.tars import ImageInTar, TarRows, tar_files
 from sslvit.data.source import Images
@@ -58,9 +58,7 @@ class Stream(Images):
         kind, _, rest = spec.partition(":")
         if not rest.strip():
             raise ValueError(f"stream:{spec} lacks a path or name: is a variable of the shell unset?")
-        if root is not None:
-            check_root(root, kind)
-        options = ReadOptions(split, None if root is None else Path(root), image_column, label_column)
+        options = ReadOptions(split, checked_root(root, kind), image_column, label_column)
         if kind == "webdataset":
             self._open_tars(tar_files(rest, split), options)
         elif kind == "hf":

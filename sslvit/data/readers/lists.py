@@ -39,11 +39,15 @@ def open_list(file: Path, root: Path | None, classes: tuple[str, ...] | None) ->
     return named_files(names, root or file.parent, labels, file=str(file), elsewhere=elsewhere)
 
 
-def check_root(root: Path | str, kind: str) -> None:
+def checked_root(root: Path | str | None, kind: str) -> Path | None:
+    """The folder of --root, which must fit the kind of data."""
+    if root is None:
+        return None
     if kind not in NAMING:
         raise ValueError(f"--root {root} is for lines or rows that name files ({', '.join(NAMING)}), not for {kind}")
     if not os.path.isdir(root):
         raise NoInput(f"--root {root} is not a folder: {nearest(Path(root))}")
+    return Path(root)
 
 
 def named_files(names: list[bytes], root: Path, labels: Labels, *, file: str, elsewhere: str) -> FileStore:
