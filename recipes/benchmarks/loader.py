@@ -62,14 +62,14 @@ class Blur(torch.nn.Module):
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-def official(blur: float, solarise: float) -> v2.Compose:
+def official(blur: float, solarize: float) -> v2.Compose:
     return v2.Compose(
         [
             v2.RandomResizedCrop(224, (0.08, 1.0)),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
             v2.RandomGrayscale(0.2),
             v2.RandomApply([Blur()], blur),
-            v2.RandomSolarize(128, solarise),
+            v2.RandomSolarize(128, solarize),
             v2.RandomHorizontalFlip(),
             v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
         ]

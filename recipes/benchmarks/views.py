@@ -55,7 +55,7 @@ def by_torchvision(view: ContrastiveView, blur: torch.nn.Module) -> Callable:
     steps = [v2.RandomResizedCrop(view.size, view.scale, interpolation=mode, antialias=True), v2.RandomHorizontalFlip()]
     if view.jitter:
         steps += [v2.RandomApply([v2.ColorJitter(*view.strengths)], view.jitter), v2.RandomGrayscale(view.grey)]
-        steps += [v2.RandomApply([blur], view.blur), v2.RandomSolarize(128, view.solarise)]
+        steps += [v2.RandomApply([blur], view.blur), v2.RandomSolarize(128, view.solarize)]
     return v2.Compose([*steps, *FLOAT])
 
 
@@ -65,7 +65,7 @@ def by_kornia(view: ContrastiveView) -> Callable:
     steps = [K.RandomResizedCrop((view.size,) * 2, view.scale, resample=view.interpolation), K.RandomHorizontalFlip()]
     if view.jitter:
         steps += [K.ColorJitter(*view.strengths, p=view.jitter), K.RandomGrayscale(p=view.grey)]
-        steps += [K.RandomGaussianBlur((17, 17), (0.1, 2.0), p=view.blur), K.RandomSolarize(0.0, 0.0, p=view.solarise)]
+        steps += [K.RandomGaussianBlur((17, 17), (0.1, 2.0), p=view.blur), K.RandomSolarize(0.0, 0.0, p=view.solarize)]
     return torch.nn.Sequential(*steps)
 
 

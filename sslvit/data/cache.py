@@ -4,31 +4,28 @@
         <hash of what was decoded and how>/pixels.bin     n c H W
                                            about.json     shape, hash of pixels.bin, the bad images; sealed
 
-A cache folder is written under another name and renamed when complete, and its hash is checked whenever it is opened,
-which takes a second a gigabyte; what is not as it was written is written anew. Any of them may be deleted at any time:
+The hash is checked whenever a cache is opened; a damaged one is written anew. Any of them may be deleted at any time:
 nothing else does it.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sslvit.data.image import BadImage
+from sslvit.data.image import ImageError
 from sslvit.data.labels import Labels
 from sslvit.data.readers.encoded import EncodedSource
-from sslvit.data.source import ArraySource, Mapped, Source
+from sslvit.data.source import ArraySource, Mapped, Source, digest
 from sslvit.errors import Stop
 from sslvit.storage import durable, sealed
 
@@ -36,7 +33,8 @@ FORMAT = 1  # raise it when the opener decodes anything differently
 CHUNK = 1024
 PATIENCE = 600  # seconds for a chunk of a worker
 SPARE = 1.1  # the disk must have this much more room than is written
-ABOUT, LONGEST_ABOUT = "about.json", 1 << 30  # which names every bad image
+PIXELS, ABOUT = "pixels.bin", "about.json"
+LONGEST_ABOUT = 1 << 30  # it names every bad image
 
 
 def say(line: str) -> None:
@@ -47,8 +45,8 @@ def say(line: str) -> None:
 def cache_root() -> Path:
     if "SSLVIT_CACHE" in os.environ:
         return Path(os.environ["SSLVIT_CACHE"])
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "sslvit"
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "sslvit"
     try:
         return Path.home() / ".cache" / "sslvit"
     except RuntimeError:  # a user without a home, as containers have
@@ -60,14 +58,14 @@ def decoded_bytes(source: Source) -> int:
 
 
 def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] = say) -> Source:
-    """The same images from the cache, decoded now if they are not there. Where that cannot be done (no room, or the
-    images turn out to differ in size) the source itself, and a line that says why."""
+    """The same images from the cache, decoded now if they are not in it. If that is impossible (no room, or images of
+    several sizes) the source itself, and a line that says why."""
     wanted = json.dumps([FORMAT, source.version])
-    folder = cache_root() / hashlib.blake2b(wanted.encode(), digest_size=16).hexdigest()
+    folder = cache_root() / digest(wanted.encode())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one decodes, the others wait for it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process decodes, others wait for it
             if (ready := _open(folder, source, say)) is not None:
                 return ready
             _write(folder, source, workers, say)
@@ -82,9 +80,9 @@ def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> So
         about = sealed.read(folder / ABOUT, longest=LONGEST_ABOUT, must=True)
         if "differs" in about:
             return source
-        sealed.check(about, shape=list, hash=str, bad=list)
+        sealed.check(about, shape=list, xxh3_128=str, bad=list)
         shape = (len(source), source.channels, *source.canvas)
-        if about["shape"] != list(shape) or _hash(folder / "pixels.bin") != about["hash"]:
+        if about["shape"] != list(shape) or durable.fingerprint(folder / PIXELS)["xxh3_128"] != about["xxh3_128"]:
             raise ValueError("its pixels are not what was written")
     except FileNotFoundError:
         return None
@@ -92,7 +90,7 @@ def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> So
         say(f"cache {folder} is written anew: {error}")
         return None
     return ArraySource(
-        Mapped(folder / "pixels.bin", 0, shape),
+        Mapped(folder / PIXELS, 0, shape),
         name=source.name,
         fingerprint=source.fingerprint,
         labels=Labels(source.labels, source.classes, source.unlabelled),
@@ -101,13 +99,8 @@ def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> So
     )
 
 
-def _hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()
-
-
 class _Chunks(Dataset):
-    """Item i is a run of images, decoded: b c H W, and the bad among them. Or the id of one of another size."""
+    """Item i is a chunk of images, decoded: b c H W, and the bad ones among them. Or the id of one of another size."""
 
     def __init__(self, source: EncodedSource):
         self.source = source
@@ -117,21 +110,21 @@ class _Chunks(Dataset):
 
     def __getitem__(self, item: int) -> tuple[np.ndarray, list[tuple[int, str, str]]] | int:
         ids = range(item * CHUNK, min((item + 1) * CHUNK, len(self.source)))
-        pixels = torch.zeros(len(ids), self.source.channels, *self.source.canvas, dtype=torch.uint8)
+        pixels = np.zeros((len(ids), self.source.channels, *self.source.canvas), np.uint8)
         bad = []
         for slot, id in enumerate(ids):
             try:
                 image = self.source.image(id)
-            except BadImage as error:
+            except ImageError as error:
                 bad.append((id, self.source.store.where(id), str(error)))
                 continue
             if image.shape[1:] != self.source.canvas:
                 return id
-            pixels[slot] = image
-        return pixels.numpy(), bad  # through a pipe: these are more than shared memory may have room for
+            pixels[slot] = image.numpy()
+        return pixels, bad  # arrays go through a pipe: these are more than shared memory may have room for
 
 
-def as_it_is(chunk: Any) -> Any:
+def _uncollated(chunk: Any) -> Any:
     """torch's own collating would make tensors of arrays."""
     return chunk
 
@@ -140,46 +133,45 @@ def _write(folder: Path, source: EncodedSource, workers: int, say: Callable[[str
     size, free = decoded_bytes(source), shutil.disk_usage(folder.parent).free
     if free < SPARE * size:
         raise OSError(f"{folder.parent} has {free / 1e6:,.0f} MB free, {SPARE * size / 1e6:,.0f} MB are needed")
-    height, width = source.canvas
-    say(
-        f"{source.name}: decoding {len(source):,} images of {source.channels} x {height} x {width} once, "
-        f"{size / 1e6:,.1f} MB in {folder}"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    new = folder.with_suffix(".new")  # safe under the lock; what a killed process left is overwritten
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        try:
-            about = _decode(new / "pixels.bin", source, workers)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader"):
-                raise
-            raise Stop(
-                f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a "
-                f"file that cannot be read, or no memory left. The same command tries again. torch says: {error}"
-            ) from error
+    shape = f"{source.channels} x {source.canvas[0]} x {source.canvas[1]}"
+    say(f"{source.name}: decoding {len(source):,} images of {shape} once, {size / 1e6:,.1f} MB in {folder}")
+    for leftover in folder.parent.glob(f".*-{folder.name}-*"):  # of a process that was killed: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    with durable.whole_folder(folder) as new:
+        about = _decode(new / PIXELS, source, workers)
         durable.write(new / ABOUT, [sealed.text(about, indent=None)])
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
-    digest, bad = hashlib.blake2b(), []
-    with open(file, "wb") as stream:
-        patience = PATIENCE if workers else 0
-        chunks = DataLoader(
-            _Chunks(source), batch_size=None, num_workers=workers, timeout=patience, collate_fn=as_it_is
+    bad: list[tuple[int, str, str]] = []
+    differing: list[int] = []
+
+    def chunks() -> Iterator[memoryview]:
+        loader = DataLoader(
+            _Chunks(source),
+            batch_size=None,
+            num_workers=workers,
+            timeout=PATIENCE if workers else 0,
+            collate_fn=_uncollated,
         )
-        for chunk in tqdm(chunks, unit=f" x {CHUNK:,} images", delay=3, disable=None):
+        for chunk in tqdm(loader, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
-                stream.truncate(0)
-                return {"differs": chunk}  # remembered, so that the next run does not try again
-            pixels = np.asarray(chunk[0])
-            digest.update(pixels.data)
-            stream.write(pixels.data)
-            bad += chunk[1]
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"shape": [len(source), source.channels, *source.canvas], "hash": digest.hexdigest(), "bad": bad}
+                differing.append(chunk)
+                return
+            bad.extend(chunk[1])
+            yield chunk[0].reshape(-1).data
+
+    try:
+        written = durable.write(file, chunks())
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):  # torch has no class for it
+            raise
+        raise Stop(
+            f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a file "
+            f"that cannot be read, or no memory left. The same command tries again. torch says: {error}"
+        ) from error
+    if differing:
+        os.truncate(file, 0)
+        return {"differs": differing[0]}  # remembered, so that the next run does not try again
+    shape = [len(source), source.channels, *source.canvas]
+    return {"shape": shape, "xxh3_128": written["xxh3_128"], "bad": bad}

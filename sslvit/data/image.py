@@ -1,10 +1,10 @@
 """Bytes to pixels: the only place that opens an image.
 
-Six formats, told by their first bytes and never by the file's name: JPEG, PNG, WebP, BMP, GIF and TIFF. Pillow would
+Six formats, recognized by their first bytes, never by the file's name: JPEG, PNG, WebP, BMP, GIF and TIFF. Pillow would
 open some forty, among them EPS, which runs Ghostscript. A size beyond the pixel budget is refused from the header,
 before anything is decoded. The rules that turn a file into RGB or grey:
 
-- rotated as its EXIF orientation says, as viewers show it
+- rotated as its EXIF orientation says
 - several frames or pages: the first
 - alpha and transparent colours: laid on WHITE
 - palettes are looked up, 1 bit becomes 0 and 255
@@ -12,22 +12,20 @@ before anything is decoded. The rules that turn a file into RGB or grey:
   reads the upper 8 bits
 - floats must lie in [0, 1]. Anything else, NaN too, is refused: no rule that looks at one image's values keeps the
   brightness of two images comparable. 32-bit integers have no agreed white and are refused likewise
-- a span of values (--range) takes the place of these two rules: its ends become black and white. Of 16-bit colour that
-  cannot be done
+- with --range, its ends become black and white instead of these two rules; impossible for 16-bit colour
 - CMYK by (1 - ink)(1 - black), no colour profile; a JPEG's inks are inverted when its Adobe marker is there
 - LAB by the sRGB profile; other colour profiles are ignored, as torchvision and every published recipe do
 - grey from colour is ITU-R 601 luma, as in Pillow
 
 The official code of MoCo v3, DINO and MAE differs in the first and the third: it reads by Pillow's convert("RGB"),
-which leaves a photograph lying as the camera held it, and drops alpha, so that what is transparent shows the colour
-underneath, often black.
+which ignores the orientation and drops alpha, so that what is transparent shows the colour underneath, often black.
 
-A file that stops early is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. So is
-a PNG whose checksums are wrong, which Pillow does not look at. Bit rot inside the other formats is not detectable; the
-promise there is only that nothing crashes.
+A truncated file is refused: half a JPEG decodes to half an image of grey, and nothing later would notice. So is a PNG
+whose checksums are wrong, which Pillow does not look at. Bit rot inside the other formats is not detectable.
 """
 
 import os
+import re
 import stat
 import zlib
 from collections.abc import Mapping
@@ -57,7 +55,7 @@ from sslvit.data.levels import Levels, Span, to_bytes
 MAX_PIXELS = 64_000_000
 WHITE = 255  # what alpha is laid on
 STRIP = 1 << 18  # pixels that are converted at a time
-BYTES_A_PIXEL = 4  # a file larger than this share of the pixel budget is refused unread
+BYTES_PER_PIXEL = 4  # a file of more than this, per pixel of the budget, is refused unread
 
 ORIENTATION = 0x0112
 TURNS = {  # the EXIF orientation says how the camera was held; each of these undoes it
@@ -73,11 +71,19 @@ SIDEWAYS = (5, 6, 7, 8)
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value
 TILE_SIZE = 322, 323
 PNG_BITS = 24  # where a PNG says how many bits a channel has
+SIGNATURES: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+)
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes
 
 
-class BadImage(ValueError):
-    """Why one image cannot be used, in words fit for a log line."""
+class ImageError(ValueError):
+    """Why an image cannot be used, in one line."""
 
 
 def open_image(
@@ -90,12 +96,12 @@ def open_image(
 ) -> Tensor:
     """An image file's pixels as uint8, scaled down to lie within fit = (height, width) if it is larger: c H W
 
-    span: of more than eight bits, the values that become 0 and 255."""
+    span: the values that become 0 and 255, in files of more than eight bits."""
     if channels not in (1, 3):
-        raise ValueError(f"channels {channels}: an image file gives 1 (grey) or 3 (RGB)")
+        raise ValueError(f"--channels must be 1 (grey) or 3 (RGB) for image files, got {channels}")
     image: Image.Image = _open(data, max_pixels)
     if span and _largest(image, data) > WHITE and image.mode not in (*GREY_16, "I", "F"):
-        raise BadImage("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
+        raise ImageError("16-bit colour, of which only the upper 8 bits are read, so that --range cannot be kept")
     orientation = _orientation(image)
     size = _shown_size(image, orientation)
     target = size if fit is None else fitted(*size, fit)
@@ -110,10 +116,10 @@ def open_image(
         image = _reduced(image, "L" if channels == 1 else "RGB", factor, span)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
-    except BadImage:
+    except ImageError:
         raise
     except Exception as error:  # on hostile bytes decoders raise anything: struct.error, KeyError, MemoryError, ...
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     pixels = rearrange(array(image), "H W c -> c H W")
     if pixels.shape[1:] == target:
         return torch.from_numpy(pixels.copy())
@@ -124,17 +130,17 @@ def open_image(
 
 
 def array(image: Image.Image) -> np.ndarray:
-    """The pixels of an L or RGB image, not to be written to: H W c. As Pillow holds them, where it is one block of
-    memory: np.asarray copies them by the line, which takes as long as half of decoding."""
+    """The pixels of an L or RGB image, not to be written to: H W c. Pillow's own memory, where it is one block:
+    np.asarray copies line by line, which takes half as long as decoding."""
     try:
-        held = pa.array(image).flatten().to_numpy() if image.mode == "RGB" else pa.array(image).to_numpy()
+        values = pa.array(image).flatten().to_numpy() if image.mode == "RGB" else pa.array(image).to_numpy()
     except ValueError:  # several blocks
         return rearrange(np.asarray(image), "H W ... -> H W (...)")
-    return held.reshape(image.height, image.width, -1)[..., : len(image.getbands())]
+    return values.reshape(image.height, image.width, -1)[..., : len(image.getbands())]
 
 
 def fitted(height: int, width: int, box: tuple[int, int]) -> tuple[int, int]:
-    """The size of an image scaled down, never up, to lie within box = (height, width), its shape kept."""
+    """The size of an image scaled down, never up, to lie within box = (height, width), with its aspect ratio."""
     scale = min(1.0, box[0] / height, box[1] / width)
     return min(box[0], max(1, round(height * scale))), min(box[1], max(1, round(width * scale)))
 
@@ -146,7 +152,7 @@ def measure(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str | None, str,
 
 
 def levels(data: bytes, max_pixels: int = MAX_PIXELS) -> Levels | None:
-    """The values in a file of more than eight bits a channel, or None of any other."""
+    """The values in a file of more than eight bits per channel; None for any other file."""
     image = _open(data, max_pixels)
     largest = _largest(image, data)
     if largest <= WHITE or image.mode in ("I", "F"):
@@ -155,7 +161,7 @@ def levels(data: bytes, max_pixels: int = MAX_PIXELS) -> Levels | None:
         image.load()
         values = np.asarray(image)
     except Exception as error:  # as above
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     grey = image.mode in GREY_16
     factor = 1 if grey else largest // WHITE
     return Levels(int(values.min()) * factor, int(values.max()) * factor, largest, grey)
@@ -169,59 +175,41 @@ def _largest(image: Image.Image, data: bytes) -> int:
 
 
 def read_file(path: str | bytes, max_pixels: int = MAX_PIXELS) -> bytes:
-    """The bytes of a regular file. Opening a FIFO would wait for ever, and a device may do anything."""
-    limit = BYTES_A_PIXEL * max_pixels
+    """The bytes of a regular file. Opening a FIFO would wait forever, and a device may do anything."""
+    limit = BYTES_PER_PIXEL * max_pixels
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise BadImage(f"not a regular file but a {_kind(status.st_mode)}")
+            kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+            raise ImageError(f"not a regular file but a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
         if status.st_size > limit:
-            raise BadImage(f"{status.st_size:,} bytes > limit {limit:,}")
+            raise ImageError(f"{status.st_size:,} bytes > limit {limit:,}")
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadImage("not a regular file")
+                raise ImageError("not a regular file")
             return file.read(limit + 1)
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
+        raise ImageError(error.strerror or str(error)) from error
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile:
-    """The file with its header read, by the class that its first bytes name. Pillow's own Image.open only warns of
-    bombs, up to 179 million pixels."""
+    """The file with its header read, by the class for its first bytes. Pillow's own Image.open only warns of bombs, up
+    to 179 million pixels."""
     if not data:
-        raise BadImage("empty file")
-    opener = _format(data)
+        raise ImageError("empty file")
+    opener = next((opener for signature, opener in SIGNATURES if signature.match(data)), None)
     if opener is None:
-        raise BadImage(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
+        raise ImageError(f"not JPEG, PNG, WebP, BMP, GIF or TIFF: begins with {data[:8]!r}")
     if opener is PngImagePlugin.PngImageFile:
         _check_png(data)
     try:
         image = opener(BytesIO(data))
         decoded = _decoded_pixels(image)
     except Exception as error:  # as above
-        raise BadImage(_reason(error)) from error
+        raise ImageError(_reason(error)) from error
     if decoded > max_pixels:
-        raise BadImage(f"{decoded:,} px > limit {max_pixels:,}")
+        raise ImageError(f"{decoded:,} px > limit {max_pixels:,}")
     return image
-
-
-def _format(data: bytes) -> type[ImageFile] | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.JpegImageFile
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImagePlugin.GifImageFile
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return TiffImagePlugin.TiffImageFile
-    return BmpImagePlugin.BmpImageFile if data.startswith(b"BM") else None
 
 
 def _decoded_pixels(image: ImageFile) -> int:
@@ -238,10 +226,10 @@ def _check_png(data: bytes) -> None:
         length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         end = place + 8 + length
         if end + 4 > len(data):
-            raise BadImage("cannot be decoded: the PNG file is truncated")
+            raise ImageError("cannot be decoded: the PNG file is truncated")
         checksum = int.from_bytes(data[end : end + 4], "big")
         if kind[:1].isupper() and zlib.crc32(memoryview(data)[place + 4 : end]) != checksum:
-            raise BadImage(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
+            raise ImageError(f"cannot be decoded: wrong checksum of the PNG chunk {kind.decode('latin-1')}")
         place = end + 4
 
 
@@ -255,16 +243,16 @@ def _shown_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns these by itself while loading, and says their size as turned
+        return 1  # Pillow turns these while loading, and reports their size as turned
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF does not make the picture bad; viewers show such files unturned
+    except Exception:  # damaged EXIF does not spoil the picture: viewers show such files unturned
         return 1
 
 
 def _reduced(image: Image.Image, mode: str, factor: int, span: Span | None) -> Image.Image:
-    """As "RGB" or "L", every square of factor x factor pixels averaged. What must be converted is so in strips: at
-    once, 64 million pixels with alpha or 16 bits would take 800 MB beside those of the image."""
+    """As "RGB" or "L", every square of factor x factor pixels averaged. Conversion is done in strips: at once, 64
+    million pixels with alpha or 16 bits would take 800 MB beside those of the image."""
     if image.mode == mode and "transparency" not in image.info:
         return image.reduce(factor) if factor > 1 else image
     reduced = Image.new(mode, (-(-image.width // factor), -(-image.height // factor)))
@@ -276,21 +264,22 @@ def _reduced(image: Image.Image, mode: str, factor: int, span: Span | None) -> I
 
 
 def _flatten(image: Image.Image, mode: str, file: Image.Image, span: Span | None) -> Image.Image:
-    """A part of a file of any mode to "RGB" or "L" by the rules above. Pillow's convert() clips 16 bits and floats and
-    drops alpha."""
+    """A strip of a file of any mode to "RGB" or "L" by the rules above."""
     if image.mode.startswith("I;16"):
         image = _from_16_bits(image, getattr(file, "tag_v2", {}), span)
     elif image.mode in ("F", "I") and span:
         values = np.asarray(image)
         if not np.isfinite(values).all():
-            raise BadImage("it holds numbers that are not finite")
+            raise ImageError("it contains NaN or inf")
         image = Image.fromarray(to_bytes(values, span))
     elif image.mode == "F":
-        image = _from_floats(image)
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # false for NaN as well
+            raise ImageError(f"floats must lie in [0, 1], got {low:g} to {high:g}: store them so, or use --range")
+        image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     elif image.mode == "I":
-        raise BadImage(
-            "32-bit or signed integers have no agreed white: store 8 or 16 bits, or floats in [0, 1], or give --range"
-        )
+        raise ImageError("32-bit or signed integers have no agreed white: store 8 or 16 bits, or use --range")
     elif image.mode == "CMYK" and file.format == "JPEG" and "adobe" not in image.info:
         image = Image.merge("CMYK", [band.point(lambda ink: 255 - ink) for band in image.split()])
     elif image.mode == "LAB":
@@ -316,11 +305,3 @@ def _from_16_bits(image: Image.Image, tags: Mapping[int, Any], span: Span | None
     if "transparency" in image.info:  # one value stands for transparent
         grey[values == image.info["transparency"]] = WHITE
     return Image.fromarray(grey.astype(np.uint8))
-
-
-def _from_floats(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):  # false for NaN as well
-        raise BadImage(f"floats must lie in [0, 1], these span {low:g} to {high:g}: store them so, or give --range")
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8))

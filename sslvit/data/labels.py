@@ -1,4 +1,4 @@
-"""Labels of any kind to class numbers. Pretraining never looks at them, so a bad label column stops only who asks."""
+"""Labels of any kind to class numbers. A bad label column stops only what needs labels, so not pretraining."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ MOST_CLASSES = 1_000_000
 
 
 class Labels(NamedTuple):
-    numbers: np.ndarray | None  # int64, one an image
+    numbers: np.ndarray | None  # int64, one per image
     classes: tuple[str, ...] | None
     problem: str  # why there are no numbers
 
@@ -20,16 +20,18 @@ def no_labels(problem: str) -> Labels:
     return Labels(None, None, problem)
 
 
-def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, given: bool = False) -> Labels:
-    """Class numbers are kept, booleans are 0 and 1, strings become their place among `classes`, or else among all of
-    them sorted. `given` says that numbers index `classes`, as in a ClassLabel column."""
+def to_class_numbers(
+    values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] | None, indexed: bool = False
+) -> Labels:
+    """Class numbers are kept, booleans are 0 and 1, strings become their index in `classes`, or else among all of
+    them sorted. `indexed`: numbers index `classes`, as in a ClassLabel column."""
     array = values if isinstance(values, np.ndarray) else np.array(values, dtype=object)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        return no_labels(f"column {column!r} has labels of shape {array.shape[1:]}, not one a row")
+        return no_labels(f"column {column!r} has labels of shape {array.shape[1:]}, not one per row")
     if array.dtype.kind in "biu":
-        return _numbers(array.astype(np.int64), column, classes if given else None)
+        return _numbers(array.astype(np.int64), column, classes if indexed else None)
     if array.dtype.kind in "SU":
         array = array.astype(object)
     if array.dtype.kind == "f":
@@ -45,16 +47,15 @@ def number(values: Sequence | np.ndarray, column: str, classes: tuple[str, ...] 
         return no_labels(f"column {column!r}, row {wrong} is {what}: labels are integers or text")
     if max(map(int, array)) > np.iinfo(np.int64).max:
         return no_labels(f"column {column!r} has labels up to {max(map(int, array))}: not class numbers")
-    return _numbers(array.astype(np.int64), column, classes if given else None)
+    return _numbers(array.astype(np.int64), column, classes if indexed else None)
 
 
 def _numbers(numbers: np.ndarray, column: str, classes: tuple[str, ...] | None) -> Labels:
     negative = np.flatnonzero(numbers < 0)
     if len(negative):
         hidden = " (a hidden label?)" if len(negative) == len(numbers) else ""
-        return no_labels(
-            f"column {column!r}, row {negative[0]} is {numbers[negative[0]]}{hidden}: classes count from 0"
-        )
+        row = negative[0]
+        return no_labels(f"column {column!r}, row {row} is {numbers[row]}{hidden}: classes count from 0")
     most = MOST_CLASSES if classes is None else len(classes)
     beyond = np.flatnonzero(numbers >= most)
     if len(beyond):
@@ -63,16 +64,15 @@ def _numbers(numbers: np.ndarray, column: str, classes: tuple[str, ...] | None) 
 
 
 def _texts(values: list[str], column: str, classes: tuple[str, ...] | None) -> Labels:
-    found = sorted(set(values))
-    place = {name: index for index, name in enumerate(classes or found)}
-    unknown = next((row for row, value in enumerate(values) if value not in place), None)
+    numbers = {name: number for number, name in enumerate(classes or sorted(set(values)))}
+    unknown = next((row for row, value in enumerate(values) if value not in numbers), None)
     if unknown is not None:
-        return no_labels(f"column {column!r}, row {unknown} is {values[unknown]!r}: not one of {len(place)} classes")
-    return Labels(np.array([place[value] for value in values], np.int64), tuple(place), "")
+        return no_labels(f"column {column!r}, row {unknown} is {values[unknown]!r}: not one of {len(numbers)} classes")
+    return Labels(np.array([numbers[value] for value in values], np.int64), tuple(numbers), "")
 
 
-def match_classes(found: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The classes of another split, if given, so that equal numbers mean equal classes."""
-    if known is not None and (unknown := [name for name in found if name not in known]):
+def match_classes(names: tuple[str, ...], known: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The classes of the training set, if any, so that equal numbers mean equal classes."""
+    if known is not None and (unknown := [name for name in names if name not in known]):
         raise DataError(f"classes {', '.join(unknown[:5])} are not among the {len(known)} of the training set")
-    return known or found
+    return known or names

@@ -1,8 +1,8 @@
-"""Images of more than eight bits a channel: which of their values becomes black and which white.
+"""Images of more than eight bits per channel: which of their values becomes black and which white.
 
 By default 0 and the largest that the file can hold. Cameras and scanners of 10 to 14 bits often store their values as
-they are in files of 16: of 12 bits, 17 of 4,096 levels would then be left, and nobody would notice. So images whose
-values all lie below an eighth of what their files can hold are refused until --range says what is meant.
+they are in files of 16: of 12 bits, 17 of 4,096 levels would remain. So images whose values all lie below an eighth of
+what their files can hold are refused until --range sets the ends.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ DARK = 1 / 8  # of the largest value: below it fewer than 32 of 256 levels are l
 
 
 class Levels(NamedTuple):
-    """The values that occur in images of more than eight bits, as they are stored."""
+    """The stored values of images of more than eight bits."""
 
     low: int
     high: int
@@ -27,8 +27,8 @@ class Levels(NamedTuple):
     def __str__(self) -> str:
         return f"{self.low:,} to {self.high:,} of {self.full:,}"
 
-    def with_(self, other: "Levels | None") -> "Levels":
-        """Of several images: the one with the larger part of what its file can hold decides."""
+    def merged(self, other: "Levels | None") -> "Levels":
+        """Of several images: the one that uses the larger share of its file's range decides."""
         if other is None:
             return self
         brighter = max(self, other, key=lambda one: one.high / one.full)
@@ -36,20 +36,18 @@ class Levels(NamedTuple):
 
 
 def to_bytes(values: np.ndarray, span: Span) -> np.ndarray:
-    """LOW to 0 and HIGH to 255, linearly, what lies beyond clipped."""
+    """The ends of the span to 0 and 255, linearly; values beyond are clipped."""
     low, high = span
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
 
 
 def check_levels(seen: Levels | None, name: str) -> None:
-    """Refuses images of which few levels would be left."""
+    """Refuses images of which few levels would remain."""
     if seen is None or seen.high >= DARK * seen.full:
         return
     left = seen.high * 255 // seen.full + 1
-    told = (
-        f"{name}: its images of more than 8 bits hold values from {seen}, of which {left} of 256 levels would be left"
-    )
+    problem = f"{name}: images of more than 8 bits have values from {seen}, of which {left} of 256 levels would remain"
     if not seen.grey:
-        raise DataError(f"{told}. Of colour only the upper 8 bits are read: store them as 8 bits, scaled to 0 to 255")
+        raise DataError(f"{problem}. Of colour only the upper 8 bits are read: store them as 8 bits from 0 to 255")
     most = 2 ** max(1, seen.high.bit_length()) - 1
-    raise DataError(f"{told}: --range 0 {most} makes {most:,} white, --range 0 {seen.full} leaves them so dark")
+    raise DataError(f"{problem}: --range 0 {most} makes {most:,} white, --range 0 {seen.full} leaves them so dark")

@@ -1,12 +1,12 @@
 """The order of samples: a pure function of (seed, epoch, size). Batches of it for each process, read by workers.
 
-Training is one endless row of images: epoch 0 in its order, epoch 1 in its own, and so on. Step s takes the
-batch_size images from s * batch_size on, so every epoch shows each image once, no image is dropped at an epoch's
-end, a set smaller than a batch works, and a position in the row is all that a restart needs. The official codes drop
-each epoch's last incomplete batch instead: with ours an epoch has up to one step more, and a batch that reaches into
-the next epoch can hold an image twice. Where the images of a batch are compared with each other (MoCo v3), an image
-would be its own negative: there batches are whole, and an epoch's last images are left out as in the official code.
-(What stands in for an unreadable image is another image of the set, which can be in the batch already.)
+Training is one endless sequence of images: epoch 0 in its order, epoch 1 in its own, and so on. Step s takes the
+batch_size images from s * batch_size on, so every epoch shows each image once, none is dropped at an epoch's end, a
+set smaller than a batch works, and a position in the sequence is all that a restart needs. The official codes drop
+each epoch's last incomplete batch: with ours an epoch has up to one step more, and a batch that reaches into the next
+epoch can hold an image twice. Where the images of a batch are compared with each other (MoCo v3), an image would be
+its own negative: there batches are whole, and an epoch's last images are left out as in the official code. (The
+substitute of an unreadable image can be in the batch already.)
 """
 
 import logging
@@ -29,20 +29,20 @@ from sslvit import rng
 from sslvit.data import shared
 from sslvit.data.readers import encoded
 from sslvit.data.source import Images, Samples, Source
-from sslvit.data.waiting import fetched
+from sslvit.data.waiting import fetch
 from sslvit.processes import signals
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0  # seconds
-AHEAD = 4  # batches that each worker makes before they are asked for
+AHEAD = 4  # batches per worker, made before they are needed
 
 
 class Loaded(NamedTuple):
     samples: Samples
     view_key: Tensor  # b: of (seed, epoch, sample id)
     slot_key: Tensor  # b: of (seed, step, slot in the global batch)
-    views: tuple[Tensor, ...] | None = None  # if they are made already; then no pixels are left
+    views: tuple[Tensor, ...] | None = None  # if a worker made them; then there are no pixels
 
 
 class Views(Protocol):
@@ -56,8 +56,8 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
 
 
 def sample_ids(seed: int, size: int, start: int, stop: int, shown: int | None = None) -> tuple[Tensor, Tensor]:
-    """Sample ids and epochs at the positions start..stop-1 of the row of all epochs: b, b. Each shows all images, or
-    the first so many of its order."""
+    """Sample ids and epochs at the positions start..stop-1 of the sequence of all epochs: b, b. Each epoch shows all
+    images, or the first `shown` of its order."""
     shown = size if shown is None else shown
     positions = torch.arange(start, stop)
     epochs = positions // shown
@@ -69,26 +69,24 @@ def sample_ids(seed: int, size: int, start: int, stop: int, shown: int | None = 
 
 
 class MicroBatches(Dataset, ABC):
-    """Item i is the i-th micro-batch of this process: accumulation of them make a step."""
+    """Item i is the i-th micro-batch of this process; a step consists of `accumulation` of them."""
 
     def __init__(self, source: Images, *, batch_size: int, accumulation: int, rank: int, processes: int, seed: int):
         if batch_size % (processes * accumulation):
-            raise ValueError(
-                f"batch_size {batch_size} does not split into {processes} processes x {accumulation} accumulated "
-                f"parts: processes x accumulation must divide it"
-            )
+            share = f"{processes} processes x {accumulation} micro-batches"
+            raise ValueError(f"--batch_size {batch_size} must be divisible by {share}")
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
-        self.part = batch_size // (processes * accumulation)
+        self.micro_batch_size = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
         self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
         self.whole_batches = False
-        self.piped = False  # whether workers send what they make through pipes, since shared memory is too small for it
+        self.piped = False  # whether workers send batches through pipes, because shared memory is too small
         self.begun, self.awaited = 0, 0  # the first item that was loaded, and the next one that training waits for
 
     @property
-    @abstractmethod
     def different(self) -> float:
-        """How many images there are, as far as that is known."""
+        """How many images there are; infinite if unknown."""
+        return len(self.source)
 
     @property
     def epoch_images(self) -> int:
@@ -104,27 +102,27 @@ class MicroBatches(Dataset, ABC):
 
     @abstractmethod
     def first(self, count: int) -> Samples:
-        """About so many images of the first batch, to be looked at before training."""
+        """About `count` images of the first batch, to be looked at before training."""
 
-    @abstractmethod
     def places(self, step: int, device: torch.device) -> list[list[int]]:
-        """What a checkpoint of this step, the last that was done, needs besides. All processes ask together."""
+        """What a checkpoint of this step, the last that was done, needs besides. Collective."""
+        return []
 
-    @abstractmethod
     def go_on_at(self, places: list[list[int]]) -> None:
-        """The next item is the one that followed when places were asked for."""
+        """Makes the next item the one that followed when `places` were taken."""
 
     def slots(self, item: int) -> tuple[int, int]:
         """The step of an item, and its first slot in the step's global batch."""
-        step, part = divmod(item, self.accumulation)
-        return step, (self.rank * self.accumulation + part) * self.part
+        step, micro_batch = divmod(item, self.accumulation)
+        return step, (self.rank * self.accumulation + micro_batch) * self.micro_batch_size
 
     def loaded(self, item: int, samples: Samples, epochs: Tensor) -> Loaded:
         step, slot = self.slots(item)
+        slots = torch.arange(slot, slot + self.micro_batch_size)
         return Loaded(
             samples=samples,
             view_key=rng.key(self.seed, "views", epochs, samples.ids),
-            slot_key=rng.key(self.seed, "forward", step, torch.arange(slot, slot + self.part)),
+            slot_key=rng.key(self.seed, "forward", step, slots),
         )
 
 
@@ -132,10 +130,6 @@ class EpochSampler(MicroBatches):
     """Of a source: any item at any time, so that the step is all that a checkpoint needs."""
 
     source: Source
-
-    @property
-    def different(self) -> int:
-        return len(self.source)
 
     @property
     def epoch_images(self) -> int:
@@ -146,30 +140,24 @@ class EpochSampler(MicroBatches):
         if (size := len(self.source)) < self.batch_size:
             fits = max(size - size % (self.processes * self.accumulation), 1)
             raise ValueError(
-                f"{size:,} images do not fill a batch of --batch_size {self.batch_size} without one twice, which would "
-                f"be compared with itself: take --batch_size {fits}, or more images"
+                f"--batch_size {self.batch_size}: {size:,} images do not fill a batch without one twice, which would "
+                f"be compared with itself: use --batch_size {fits}, or more images"
             )
         super().only_whole_batches()
 
     def __getitem__(self, item: int) -> Loaded:
         step, slot = self.slots(item)
-        position = step * self.batch_size + slot
-        ids, epochs = sample_ids(self.seed, len(self.source), position, position + self.part, self.epoch_images)
+        start = step * self.batch_size + slot
+        ids, epochs = sample_ids(self.seed, len(self.source), start, start + self.micro_batch_size, self.epoch_images)
         return self.loaded(item, self.source.read(np.asarray(ids)), epochs)
 
     def first(self, count: int) -> Samples:
         ids, _ = sample_ids(self.seed, len(self.source), 0, min(count, self.batch_size))
         return self.source.read(np.asarray(ids))
 
-    def places(self, step: int, device: torch.device) -> list[list[int]]:
-        return []
-
-    def go_on_at(self, places: list[list[int]]) -> None:
-        pass
-
 
 def load(
-    row: MicroBatches,
+    sampler: MicroBatches,
     *,
     first_step: int,
     steps: int,
@@ -178,64 +166,62 @@ def load(
     pin: bool,
     views: Views | None = None,
 ) -> Iterator[Loaded]:
-    """The micro-batches of the steps first_step..steps-1. What they hold does not depend on the number of workers.
+    """The micro-batches of the steps first_step..steps-1. Their content does not depend on the number of workers.
 
-    views: made by the workers, for training on a CPU; a GPU makes them faster itself, of fewer bytes to send.
+    views: made by the workers, for training on a CPU; a GPU makes them faster itself, and from fewer bytes.
     """
-    items = range(first_step * row.accumulation, steps * row.accumulation)
-    row.reading, row.begun = RawArray("q", [-1] * workers), items.start
-    small = shared.too_little(bytes_of(row, views), workers, AHEAD) if workers else ""
+    items = range(first_step * sampler.accumulation, steps * sampler.accumulation)
+    sampler.reading, sampler.begun = RawArray("q", [-1] * workers), items.start
+    small = shared.shortage(bytes_of(sampler, views), workers, AHEAD) if workers else ""
     if small and os.environ.get("LOCAL_RANK", "0") == "0":
         log.warning("warning: %s", small)
-    row.piped = bool(small)
+    sampler.piped = bool(small)
     loader = DataLoader(
-        row,
+        sampler,
         batch_size=None,
         sampler=items,
         num_workers=workers,
         timeout=LOOK_EVERY if workers else 0,
         pin_memory=pin,
         prefetch_factor=AHEAD if workers else None,
-        collate_fn=partial(sent, views, piped=row.piped) if workers else None,
-        worker_init_fn=tell_what_is_read,
+        collate_fn=partial(to_trainer, views, piped=sampler.piped) if workers else None,
+        worker_init_fn=init_worker,
     )
     handler, others = signal.getsignal(signal.SIGCHLD), set(active_children())
     loaded = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        # Torch's handler would tell of a dead worker in the middle of whatever the main thread is doing, such as a
-        # step of the optimizer, or in a place that swallows it. Who waits for images looks for himself.
+        # Torch's handler would raise for a dead worker in the middle of whatever the main thread is doing, such as a
+        # step of the optimizer, or in a place that swallows it. `fetch` looks for dead workers by itself.
         ours = handler if handler and not getattr(handler, "__module__", "").startswith("torch.") else signal.SIG_DFL
         signal.signal(signal.SIGCHLD, ours)
     # In the order in which they were started: Process-9 comes before Process-10.
     started = sorted(set(active_children()) - others, key=lambda child: (len(child.name), child.name))
-    return awaited(row, items, fetched(loaded, len(items), started, timeout) if workers else loaded)
+    return tracked(sampler, items, fetch(loaded, len(items), started, timeout) if workers else loaded)
 
 
-def tell_what_is_read(worker: int) -> None:
+def init_worker(worker: int) -> None:
     signals.ignore_signals_in_worker()
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def awaited(row: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-    row.awaited = items.start
-    for item, found in zip(items, loaded, strict=True):
-        row.awaited = item + 1
-        yield shared.out_of_pipe(found) if row.piped else found
+def tracked(sampler: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+    """Notes which item is awaited, for the message about a worker that hangs."""
+    sampler.awaited = items.start
+    for item, micro_batch in zip(items, loaded, strict=True):
+        sampler.awaited = item + 1
+        yield shared.out_of_pipe(micro_batch) if sampler.piped else micro_batch
 
 
-def bytes_of(row: MicroBatches, views: Views | None) -> int:
-    """Of what a worker hands over at a time, as one image tells that is all zeros."""
-    pixels = torch.zeros(1, row.source.channels, *row.source.canvas, dtype=torch.uint8)
-    made = views(pixels, rng.key(row.seed, "views", torch.tensor([0]))) if views else (pixels,)
-    return row.part * sum(tensor.nbytes for tensor in made)
+def bytes_of(sampler: MicroBatches, views: Views | None) -> int:
+    """Of one micro-batch as a worker sends it, measured on one black image."""
+    pixels = torch.zeros(1, sampler.source.channels, *sampler.source.canvas, dtype=torch.uint8)
+    made = views(pixels, rng.key(sampler.seed, "views", torch.tensor([0]))) if views else (pixels,)
+    return sampler.micro_batch_size * sum(tensor.nbytes for tensor in made)
 
 
-def sent(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
-    loaded = viewed(views, loaded) if views else loaded
+def to_trainer(views: Views | None, loaded: Loaded, *, piped: bool) -> Loaded:
+    if views:
+        samples = loaded.samples
+        made = views(samples.pixels, loaded.view_key, samples.extents)
+        loaded = loaded._replace(samples=samples._replace(pixels=samples.pixels.new_empty(0)), views=made)
     return shared.into_pipe(loaded) if piped else shared.into_shared_memory(loaded)
-
-
-def viewed(views: Views, loaded: Loaded) -> Loaded:
-    samples = loaded.samples
-    made = views(samples.pixels, loaded.view_key, samples.extents)
-    return loaded._replace(samples=samples._replace(pixels=samples.pixels.new_empty(0)), views=made)

@@ -1,5 +1,5 @@
-"""What workers hand over lies in shared memory, of which a container may have next to none (docker: 64 MB unless told
-otherwise); then it is copied through pipes, which takes longer and needs no more than the memory that there is."""
+"""Shared memory for what workers send. A container may have next to none (docker: 64 MB by default): then batches are
+copied through pipes, which is slower and needs no more than ordinary memory."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 SHARED = Path("/dev/shm")
-PAGES = 1 << 16  # bytes that the small tensors of a batch take, a few pages each
+PAGES = 1 << 16  # bytes of the small tensors of a batch, a few pages each
 MORE = "docker run --shm-size=8g, or `mount -o remount,size=8g /dev/shm`, gives more"
 
 
 def room() -> int | None:
-    """Free bytes of shared memory; None where this system keeps it elsewhere, and says nothing about it."""
+    """Free bytes of shared memory; None where the system does not say."""
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
-def too_little(batch: int, workers: int, ahead: int) -> str:
-    """A sentence if batches of so many bytes have no room in shared memory: those made ahead, one in use, one more."""
+def shortage(batch: int, workers: int, ahead: int) -> str:
+    """A warning if batches of this size do not fit into shared memory: those made ahead, one in use, one more."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     needed, free = (batch + PAGES) * (workers * ahead + 2) * local, room()
     if free is None or needed <= free:
@@ -35,27 +35,26 @@ def too_little(batch: int, workers: int, ahead: int) -> str:
 
 
 class Piped(NamedTuple):
-    """A tensor on its way through a pipe: torch would send it through shared memory."""
+    """A tensor in a pipe: torch would send it through shared memory."""
 
     array: np.ndarray
 
 
 def into_pipe(value: Any) -> Any:
-    """The same with every tensor piped; tuples within tuples."""
-    return Piped(value.numpy()) if isinstance(value, Tensor) else each(into_pipe, value)
+    """The same nested tuples with every tensor piped."""
+    return Piped(value.numpy()) if isinstance(value, Tensor) else map_tuple(into_pipe, value)
 
 
 def into_shared_memory(value: Any) -> Any:
-    """As torch does when it sends a tensor; but there an error for lack of room would only be printed, and nothing be
-    sent."""
-    return value.share_memory_() if isinstance(value, Tensor) else each(into_shared_memory, value)
+    """As torch does when it sends a tensor, where an error for lack of room would only be printed."""
+    return value.share_memory_() if isinstance(value, Tensor) else map_tuple(into_shared_memory, value)
 
 
 def out_of_pipe(value: Any) -> Any:
-    return torch.from_numpy(value.array) if isinstance(value, Piped) else each(out_of_pipe, value)
+    return torch.from_numpy(value.array) if isinstance(value, Piped) else map_tuple(out_of_pipe, value)
 
 
-def each(change: Any, value: Any) -> Any:
+def map_tuple(change: Any, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     changed = map(change, value)

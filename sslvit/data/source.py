@@ -1,5 +1,6 @@
-"""What a source is: images by number. And the two that have nothing to decode: arrays, and the built-in shapes."""
+"""Sources of images by number, and the two that need not decode: arrays, and the built-in shapes."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from math import gcd
@@ -18,8 +19,16 @@ from sslvit.errors import DataError
 IN_MEMORY = 1 << 28  # bytes: a built-in set up to this size is drawn once, a larger one whenever it is read
 
 
+def digest(*pieces: bytes | memoryview, size: int = 16) -> str:
+    """The hash of fingerprints: blake2b of all pieces in sequence."""
+    content = hashlib.blake2b(digest_size=size)
+    for piece in pieces:
+        content.update(piece)
+    return content.hexdigest()
+
+
 class Unreadable(NamedTuple):
-    """An image that cannot be used, and the one that stood in for it."""
+    """An image that cannot be used, and its substitute."""
 
     id: int
     path: str
@@ -30,18 +39,18 @@ class Unreadable(NamedTuple):
 class Samples(NamedTuple):
     pixels: Tensor  # uint8 b c H W: a canvas with the image in its top left corner, zero elsewhere
     extents: Tensor  # int64 b 2: the height and width of the image on the canvas
-    ids: Tensor  # int64 b: as asked for, also where a substitute stands in, because ids key all randomness
+    ids: Tensor  # int64 b: as requested, also of substituted images, because ids key all randomness
     labels: Tensor | None  # int64 b: of the image that is shown
     bad: Sequence[Unreadable] = ()  # a tuple, which torch's DataLoader makes a list
 
 
 class Images(ABC):
-    """What a recipe asks of images before it trains on them: those of a source, or of a stream (stream.py)."""
+    """The images of a source, or of a stream (stream.py)."""
 
-    name: str  # for the run's records
+    name: str
     channels: int
     canvas: tuple[int, int]  # height, width of the pixels of Samples
-    labels: np.ndarray | None  # int64, one an image
+    labels: np.ndarray | None  # int64, one per image
     classes: tuple[str, ...] | None  # the labels' names
     unlabelled: str  # why there are no labels
 
@@ -50,20 +59,19 @@ class Images(ABC):
         """Images of one pass."""
 
     def required_labels(self) -> np.ndarray:
-        """The labels, for who cannot do without."""
         if self.labels is None:
             raise DataError(f"{self.name} has no usable labels: {self.unlabelled}")
         return self.labels
 
 
 class Source(Images):
-    """Images 0 .. len - 1. It travels to loader workers by pickle, so it holds files by name, not open."""
+    """Images 0 .. len - 1. It is pickled for loader workers, so it has the names of files, not open ones."""
 
     fingerprint: str  # changes when the set does
 
     @property
     def version(self) -> str:
-        """Changes also when only the pixels may be others: files that were written anew, or are decoded otherwise."""
+        """Changes also when only the pixels may differ: files written anew, or decoded otherwise."""
         return self.fingerprint
 
     @abstractmethod
@@ -71,10 +79,8 @@ class Source(Images):
 
 
 def substitutes(id: int, size: int) -> Iterator[int]:
-    """Who stands in for a bad image: every other id once, in an order that depends on the id alone.
-
-    Steps of about the golden section of the set, so that a damaged folder or shard does not offer its own neighbours.
-    """
+    """Candidates to replace a bad image: every other id once, in an order that depends on the id alone, by steps of
+    about the golden section of the set, which leave a damaged folder or shard."""
     step = next(step for step in range(max(1, round(size * 0.618)), 2 * size) if gcd(step, size) == 1)
     return ((id + turn * step) % size for turn in range(1, size))
 
@@ -82,7 +88,7 @@ def substitutes(id: int, size: int) -> Iterator[int]:
 def check_ids(ids: np.ndarray, size: int) -> np.ndarray:
     ids = np.asarray(ids)
     if ids.dtype != np.int64 or ids.ndim != 1:
-        raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {ids.shape}")
+        raise ValueError(f"ids must be a vector of int64, got {ids.dtype} of shape {ids.shape}")
     if len(ids) and not (ids.min() >= 0 and ids.max() < size):
         raise ValueError(f"ids {ids.min()} to {ids.max()} of a source of {size} images")
     return ids
@@ -115,7 +121,7 @@ class ArraySource(Source):
         decoded_from: Source | None = None,
     ):
         if isinstance(pixels, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim != 4):
-            raise ValueError(f"pixels are uint8 n c H W, not {pixels.dtype} of shape {pixels.shape}")
+            raise ValueError(f"pixels must be uint8 n c H W, got {pixels.dtype} of shape {pixels.shape}")
         size, self.channels, *canvas = pixels.shape
         self.labels, self.classes, self.unlabelled = labels or no_labels("none were given")
         if self.labels is not None and len(self.labels) != size:
@@ -128,7 +134,7 @@ class ArraySource(Source):
         self._array: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
-        # A mapped array would be pickled as its whole content. What it was decoded from is nothing to a worker.
+        # A mapped array would be pickled as its whole content. Workers do not need what it was decoded from.
         return self.__dict__ | {"_array": None, "decoded_from": None}
 
     @property
@@ -190,12 +196,12 @@ class ShapesSource(Source):
 
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
-        asked = torch.from_numpy(ids.copy())
+        wanted = torch.from_numpy(ids.copy())
         if self.small and self._drawn is None:
             self._drawn = shapes.make(torch.arange(self.first, self.first + len(self)), self.image_size)
         return Samples(
-            pixels=shapes.make(asked + self.first, self.image_size) if self._drawn is None else self._drawn[asked],
+            pixels=shapes.make(wanted + self.first, self.image_size) if self._drawn is None else self._drawn[wanted],
             extents=whole(self.canvas, len(ids)),
-            ids=asked,
+            ids=wanted,
             labels=torch.from_numpy(self.labels[ids]),
         )

@@ -12,19 +12,16 @@
     webdataset:/dir/*.tar     image tars
 
 A source gives images by number, as uint8 on a canvas of one size. Labels are optional everywhere. The train split of a
-folder is its sub-folder train, if it has one, and the test split test or val; parquet, tar and CSV files are known
-by how their names begin, the rows of one CSV file by its column `split`. Small images of one size are decoded once into
-a cache (cache.py); all others whenever they are read, in the loader's workers, onto a canvas that is large enough for
-views to be cut from it later, on any device.
+folder is its sub-folder train, if it has one, and the test split test or val; the splits of parquet, tar and CSV files
+are known by how their names begin, those of the rows of one CSV file by its column `split`. Small images of one size
+are decoded once into a cache (cache.py); all others whenever they are read, in the loader's workers, onto a canvas from
+which views are cut later, on any device.
 
-Views are not cut while decoding. Measured on one core for JPEGs of 500 x 375 at 100 kB: onto a canvas and then two
-crops of 224 px for the whole batch at once 3.5 ms an image, decoding and two crops of each by itself 4.3 ms; and on a
-GPU the crops cost nearly nothing. A canvas that keeps such photographs as they are (512 at 224 px) is also the cheapest
-to fill: scaling to 448 costs 1 ms more.
-
-So larger photographs are reduced before a view is cut, which deviates from the papers' pipelines: of 1600 x 1200 an 8 %
-crop has about 125 x 125 pixels left, and is enlarged to 224. A canvas that keeps them (928 for 8 %, 1184 for 5 %) takes
-2.4 and 3 times as long to fill with such JPEGs, and 3.3 and 5.3 times the memory with all sets; so it is not the
+Views are not cut while decoding. On one core, for JPEGs of 500 x 375 at 100 kB: onto a canvas and then two crops of
+224 px for the whole batch 3.5 ms per image, decoding and cropping each by itself 4.3 ms; on a GPU the crops cost nearly
+nothing. So photographs larger than the canvas (512 at 224 px) are reduced before a view is cut, unlike in the papers'
+pipelines: of 1600 x 1200 an 8% crop has about 125 x 125 pixels left, and is enlarged to 224. A canvas that keeps them
+(928 for 8%, 1184 for 5%) takes 2.4 and 3 times as long to fill, and 3.3 and 5.3 times the memory: so it is not the
 default but --canvas, and a run says before it begins where it matters.
 """
 
@@ -37,28 +34,17 @@ from sslvit.data.cache import cached, say
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
 from sslvit.data.readers.arrays import open_idx, open_npz
+from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.csv_file import has_header, open_csv
-from sslvit.data.readers.encoded import EncodedSource, Store, choose_canvas, seen_levels
-from sslvit.data.readers.folders import lies_inside, nearest, open_folders
-from sslvit.data.readers.lists import check_root, open_list
+from sslvit.data.readers.encoded import EncodedSource, Store, look_at_sample
+from sslvit.data.readers.folders import lies_inside, nearest, open_folders, real_paths
+from sslvit.data.readers.lists import checked_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
-from sslvit.data.readers.tars import open_tars
-from sslvit.data.source import ArraySource, Samples, ShapesSource, Source, Unreadable
-from sslvit.data.unreadable import UnreadableImages
+from sslvit.data.readers.tars import TarStore, tar_files
+from sslvit.data.source import ShapesSource, Source
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
 from sslvit.views.batching import Size, to_pair
-
-__all__ = [
-    "ArraySource",
-    "EncodedSource",
-    "Samples",
-    "ShapesSource",
-    "Source",
-    "Unreadable",
-    "UnreadableImages",
-    "open_source",
-]
 
 KINDS = ("shapes", "idx", "npz", "folder", "list", "csv", "hf", "disk", "parquet", "webdataset")
 KIND_OF_FILE = {
@@ -95,15 +81,14 @@ def open_source(
 
     channels: 1 or 3 for image files, 3 if None; arrays have their own. canvas: the side of the square that larger
     images are scaled down to; 2.25 times the image size if None, 512 at 224. root: the folder of the files that
-    lines or rows name. span: of images of more than eight bits, the values that become black and white; the whole
+    lines or rows name. span: for images of more than eight bits, the values that become black and white; the whole
     range if None, and then a set that is dark in it is refused. classes: of the training set, for a test set whose
     labels are text or folders, so that equal numbers mean equal classes.
     """
     if split not in SPLIT_FOLDERS:
-        raise ValueError(f"split {split!r} is neither train nor test")
+        raise ValueError(f"split must be train or test, got {split!r}")
     kind, rest = _kind_of(spec)
-    if root is not None:
-        check_root(root, kind)
+    options = ReadOptions(split, checked_root(root, kind), image_column, label_column, classes)
     side = max(to_pair(image_size))
     source: Source
     if kind == "shapes":
@@ -113,18 +98,16 @@ def open_source(
     elif kind == "npz":
         source = open_npz(Path(rest), split, classes, span)
     else:
-        columns = {"image_column": image_column, "label_column": label_column, "classes": classes}
-        store, name = _store(kind, rest, split, columns, None if root is None else Path(root), follow_links)
+        store, name = _store(kind, rest, options, follow_links)
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
         box = canvas or room(side)
-        canvas_size, as_given = choose_canvas(store, (box, box), max_pixels)
-        if span is None:
-            check_levels(seen_levels(store, max_pixels), name)
+        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
+        check_levels(levels, name)
         source = EncodedSource(
             store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
         )
-        if cache and as_given and max(canvas_size) <= SMALL:
+        if cache and unreduced and max(canvas_size) <= SMALL:
             source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
@@ -139,13 +122,11 @@ def _kind_of(spec: str) -> tuple[str, str]:
     if not colon or kind not in KINDS or os.path.exists(spec):
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
-            raise ValueError(f"data {spec!r} begins with none of the kinds {', '.join(KINDS)}, and is not a folder")
+            raise ValueError(f"data {spec!r} is not a folder and does not begin with one of {', '.join(KINDS)}")
     several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
     if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
-        # An empty path would be the folder that we happen to be in.
-        raise ValueError(
-            f"data {spec!r} names nothing where a path or name should be: is a variable of the shell unset?"
-        )
+        # An empty path would be the working directory.
+        raise ValueError(f"data {spec!r} lacks a path or name: is a variable of the shell unset?")
     return kind, rest
 
 
@@ -154,39 +135,43 @@ def room(side: int) -> int:
     return -(-int(2.25 * side) // 32) * 32
 
 
-def _store(kind: str, rest: str, split: str, columns: dict, root: Path | None, follow_links: bool) -> tuple[Store, str]:
+def _store(kind: str, rest: str, options: ReadOptions, follow_links: bool) -> tuple[Store, str]:
+    """The images, and their name."""
     store: Store
-    classes = columns["classes"]
+    split = options.split
     if kind == "folder":
-        roots = [Path(rest)] if os.path.exists(rest) else [Path(part) for part in rest.split(",")]
+        roots = [Path(rest)] if os.path.exists(rest) else [Path(folder) for folder in rest.split(",")]
         roots = [_split_folder(root, split, follow_links) for root in roots]
-        store = open_folders(roots, follow_links=follow_links, classes=classes)
+        store = open_folders(roots, follow_links=follow_links, classes=options.classes)
         return store, f"folder:{','.join(map(str, roots))}"
     if kind in ("list", "csv"):
-        store = _listed(kind, rest, split, columns, root)
+        store = _listed(kind, rest, options)
     elif kind == "hf":
-        store = open_hub(rest, split, root=root, **columns)
+        store = open_hub(rest, options)
     elif kind == "disk":
-        store = open_disk(Path(rest), split, root=root, **columns)
+        store = open_disk(Path(rest), options)
     elif kind == "parquet":
-        store = open_parquet(rest, split, root=root, **columns)
+        store = open_parquet(rest, options)
     else:
-        store = open_tars(rest, split, image_column=columns["image_column"], classes=classes)
+        store = TarStore(tar_files(rest, split), options)
     return store, f"{kind}:{rest} ({split})"
 
 
-def _listed(kind: str, rest: str, split: str, columns: dict, root: Path | None) -> Store:
-    name, _, beside = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
-    if beside and root:
-        raise ValueError(f"{kind}:{rest} and --root {root} both name a root: give one of them")
-    file, root = Path(name), Path(beside) if beside else root
-    if kind == "csv" or (
-        file.is_file() and (file.suffix == ".csv" or (file.suffix == ".tsv" and has_header(file, root or file.parent)))
-    ):
-        return open_csv(file, root, split, **columns)
-    if split == "test":
+def _listed(kind: str, rest: str, options: ReadOptions) -> Store:
+    name, _, root = (rest, "", "") if os.path.exists(rest) else rest.partition(",")
+    if root and options.root:
+        raise ValueError(f"--root {options.root} and {kind}:{rest} both name a root: use one of them")
+    if root:
+        options = options._replace(root=Path(root))
+    file = Path(name)
+    if kind == "list" and file.is_file():
+        with_header = file.suffix == ".tsv" and has_header(file, options.root or file.parent)
+        kind = "csv" if file.suffix == ".csv" or with_header else "list"
+    if kind == "csv":
+        return open_csv(file, options)
+    if options.split == "test":
         raise NoInput(f"list:{file} has no test split: a CSV file with a column called split has one, see csv:")
-    return open_list(file, root, columns["classes"])
+    return open_list(file, options.root, options.classes)
 
 
 def _shapes(options: str, split: str, side: int) -> Source:
@@ -198,24 +183,22 @@ def _shapes(options: str, split: str, side: int) -> Source:
         elif name == "n" and value.isdecimal() and 0 < int(value) < SHAPES_TEST:
             size = int(value) if split == "train" else size
         else:
-            raise ValueError(f"shapes:{option} is unknown: shapes:texture, shapes:n=50000 or both with a comma between")
+            raise ValueError(f"shapes:{option} must be like shapes:texture, shapes:n=50000 or shapes:texture,n=50000")
     if size * 3 * side * side > psutil.virtual_memory().total:
-        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px are more than this machine's memory holds")
+        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px do not fit into this machine's memory")
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
 
 
 def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
-    if not os.path.isdir(root):  # which, unlike Path.is_dir, says no where it may not look
+    if not os.path.isdir(root):  # unlike Path.is_dir it is false where looking is not permitted
         kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; say {kind}:{root}' if kind else ''}")
+        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
-            real, own = (os.fsencode(os.path.realpath(path)) for path in (root / name, root))
+            real, own = real_paths([root / name, root])
             if not follow_links and not lies_inside(real, [own]):
-                raise DataError(
-                    f"{root / name} is a link to {os.path.realpath(root / name)}: --follow_links goes there"
-                )
+                raise DataError(f"{root / name} is a link to {os.fsdecode(real)}: --follow_links goes there")
             return root / name
     if split == "test":
         raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")

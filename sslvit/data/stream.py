@@ -1,17 +1,16 @@
-"""Sets too large for one machine, never held: Hugging Face datasets in streaming mode, and tars read through.
+"""Datasets too large for the local disk: Hugging Face datasets in streaming mode, and tars read through.
 
     python recipes/mpp.py --data stream:hf:org/name --epoch_images 1000000
 
-A stream is shards of rows, each with an image to be decoded; stream_row.py reads them. Tars are read by tars.py:
-`datasets` would decode every member that it knows a decoder for, wanted or not and of any size. In a table images must
-be in the rows, or be files below the root that was named: any other file or URL, as in sets of plain files on the hub,
-is a bad image. If the set changes where it lies, so does all that follows; there is no fingerprint to tell by.
+A stream is shards of rows, each with an image to be decoded; stream_order.py orders them. Tars are read by tars.py:
+`datasets` would decode every member that it has a decoder for, of any size. In a table images must be in the rows, or
+be files below the root that was named: any other file or URL, as in sets of plain files on the hub, is a bad image. A
+stream has no fingerprint: changes of the dataset go unnoticed.
 
-Where the set fits on the disk, a source (source.py) is better: it is shuffled as a whole, it goes on at once after a
-restart, with any number of processes, and it can be evaluated.
+Where the dataset fits on the disk, a source (source.py) is better: it is shuffled as a whole, resumes at once, with any
+number of processes, and can be evaluated.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,15 @@ from typing import Any
 from torch import Tensor
 
 from sslvit.data.cache import say
-from sslvit.data.image import MAX_PIXELS, BadImage, open_image
+from sslvit.data.image import MAX_PIXELS, ImageError, open_image
 from sslvit.data.levels import Span
-from sslvit.data.readers.columns import choose_image_column, choose_label_column
-from sslvit.data.readers.folders import SPLITS, of_split
-from sslvit.data.readers.lists import check_root
-from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, matching
-from sslvit.data.readers.tars import Piece, TarRows, tar_files
+from sslvit.data.readers.columns import ReadOptions, choose_image_column, choose_label_column
+from sslvit.data.readers.folders import real_paths
+from sslvit.data.readers.lists import checked_root
+from sslvit.data.readers.tables import choose_split, encoded_bytes, first_line, load_hub, load_parquet
+from sslvit.data.readers.tars import ImageInTar, TarRows, tar_files
 from sslvit.data.source import Images
-from sslvit.errors import DataError, NoInput
+from sslvit.errors import DataError
 from sslvit.processes import collectives
 
 SHARD = 1 << 40  # ids of a shard: more than any has rows
@@ -53,50 +52,48 @@ class Stream(Images):
         span: Span | None = None,
     ):
         if epoch_images < 1:
-            raise ValueError(
-                f"--epoch_images is {epoch_images}; of a stream it must say how many images count as one pass, because "
-                f"nobody knows how many are in {spec} before it is read"
-            )
+            raise ValueError(f"--epoch_images is {epoch_images}; a stream needs how many images count as one pass")
         self.name, self.epoch_images = f"{spec} ({split}, streamed)", epoch_images
         self.canvas, self.channels, self.max_pixels, self.span = (canvas, canvas), channels, max_pixels, span
         kind, _, rest = spec.partition(":")
         if not rest.strip():
-            raise ValueError(f"stream:{spec} names nothing to be streamed: is a variable of the shell unset?")
-        if root is not None:
-            check_root(root, kind)
+            raise ValueError(f"stream:{spec} lacks a path or name: is a variable of the shell unset?")
+        options = ReadOptions(split, checked_root(root, kind), image_column, label_column)
         if kind == "webdataset":
-            self._open_tars(tar_files(rest, split), image_column, label_column)
+            self._open_tars(tar_files(rest, split), options)
+        elif kind == "hf":
+            self._open_table(choose_split(load_hub(rest, streaming=True), split, spec), [], options)
+        elif kind == "parquet":
+            self._open_table(*load_parquet(rest, split, streaming=True), options)
         else:
-            rows, own = _load(spec, split)
-            roots = own if root is None else [os.fsencode(os.path.realpath(root))]
-            self._open_table(rows, roots, image_column, label_column, named=root is not None)
+            raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
 
-    def _open_tars(self, files: list[Path], image_column: str | None, label_column: str | None) -> None:
-        if label_column not in (None, "cls"):
-            raise ValueError(f"label_column {label_column!r}: in tars a label is the member .cls of its sample")
-        rows = TarRows(files, image_column)
+    def _open_tars(self, files: list[Path], options: ReadOptions) -> None:
+        if options.label_column not in (None, "cls"):
+            raise ValueError(f"--label_column {options.label_column}: in tars a label is the member .cls of its sample")
+        rows = TarRows(files, options.image_column)
         if rows.skipped and collectives.rank() == 0:
             say(f"{self.name}: not read, of what lies at the beginning of {files[0]}: {rows.skipped}")
         self.image_column, self.label_column = "image", "label" if rows.labelled else None
         self._rows_of, self.shards = rows.shard, len(files)
         self.roots: list[bytes] = []
 
-    def _open_table(
-        self, rows: Any, roots: list[bytes], image_column: str | None, label_column: str | None, *, named: bool
-    ) -> None:
+    def _open_table(self, rows: Any, own: list[Path], options: ReadOptions) -> None:
+        """own: the data's own folders."""
         import datasets
 
         if rows.features is None:
             raise DataError(f"{self.name} does not say what its columns are, so it cannot be streamed")
-        self.image_column = choose_image_column(rows.features, image_column, named=named)
+        self.image_column = choose_image_column(rows.features, options)
         if self.image_column not in rows.features:
-            raise ValueError(f"image_column {self.image_column!r} is inside another column, which streams do not read")
-        label = choose_label_column(rows.features, label_column)
+            raise ValueError(f"--image_column {self.image_column} is inside another column, which streams do not read")
+        label = choose_label_column(rows.features, options.label_column)
         numbered = label is not None and getattr(rows.features[label], "dtype", "").startswith(("int", "uint"))
         self.label_column = label if numbered else None
         if isinstance(rows.features[self.image_column], datasets.Image):
             rows = rows.cast_column(self.image_column, datasets.Image(decode=False))
-        self._rows_of, self.shards, self.roots = partial(rows.shard, rows.num_shards), rows.num_shards, roots
+        self._rows_of, self.shards = partial(rows.shard, rows.num_shards), rows.num_shards
+        self.roots = real_paths(own if options.root is None else [options.root])
 
     def __len__(self) -> int:
         return self.epoch_images
@@ -113,30 +110,11 @@ class Stream(Images):
     def label(self, row: dict[str, Any]) -> int | None:
         return None if self.label_column is None else row[self.label_column]
 
-    def decode(self, row: dict[str, Any]) -> Tensor | BadImage:
+    def decode(self, row: dict[str, Any]) -> Tensor | ImageError:
         try:
             image = row[self.image_column]
-            tarred = isinstance(image, Piece)
+            tarred = isinstance(image, ImageInTar)
             data = image.read(self.max_pixels) if tarred else encoded_bytes(image, self.roots, self.max_pixels)
             return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
-        except BadImage as error:
+        except ImageError as error:
             return error
-
-
-def _load(spec: str, split: str) -> tuple[Any, list[bytes]]:
-    """The rows, and the folders that paths in them may lie in."""
-    import datasets
-
-    kind, _, rest = spec.partition(":")
-    if kind == "hf":
-        return choose_split(load_hub(rest, streaming=True), split, spec), []
-    if kind != "parquet":
-        raise ValueError(f"{spec!r} cannot be streamed: hf:, parquet: and webdataset: can")
-    files = of_split(matching(rest, ".parquet"), split)
-    if not files:
-        raise NoInput(f"{spec} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
-    try:
-        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{spec} cannot be read: {first_line(error)}") from error
-    return rows, [os.fsencode(os.path.realpath(folder)) for folder in sorted({file.parent for file in files})]

@@ -1,4 +1,4 @@
-"""A part of a source as a source of its own: what is trained on when some images are held out, or labels are few."""
+"""A subset of a source as a source of its own: the training images when some are held out, or labels are few."""
 
 import numpy as np
 from xxhash import xxh3_128
@@ -8,21 +8,22 @@ from sslvit.errors import DataError
 
 
 class Subset(Source):
-    """The images of these rows, renumbered from 0. An image that cannot be read is replaced from within the part, so
-    that nothing held out ever stands in."""
+    """The images of these rows, renumbered from 0. An unreadable image is replaced from within the subset, so that a
+    held-out one is never a substitute."""
 
     def __init__(self, inner: Source, rows: np.ndarray):
         self.inner, self.rows = inner, check_ids(rows, len(inner))
         if len(self.rows) == 0:
-            raise DataError(f"a part of {inner.name} without images")
+            raise DataError(f"a subset of {inner.name} without images")
         self.name = f"{inner.name} ({len(rows):,} of its {len(inner):,})"
         self.channels, self.canvas, self.unlabelled = inner.channels, inner.canvas, inner.unlabelled
         self.labels, self.classes = None if inner.labels is None else inner.labels[self.rows], inner.classes
-        self.fingerprint = f"{inner.fingerprint}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"
+        self._rows_hash = xxh3_128(self.rows.tobytes()).hexdigest()
+        self.fingerprint = f"{inner.fingerprint}[{self._rows_hash}]"
 
     @property
     def version(self) -> str:
-        return f"{self.inner.version}[{xxh3_128(self.rows.tobytes()).hexdigest()}]"
+        return f"{self.inner.version}[{self._rows_hash}]"
 
     def __len__(self) -> int:
         return len(self.rows)

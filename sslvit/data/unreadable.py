@@ -1,4 +1,4 @@
-"""The bad images of a run: named in a log, counted, and a reason to stop when they are more than a few."""
+"""The bad images of a run: logged, counted, and a reason to stop when there are too many."""
 
 import fcntl
 import json
@@ -13,27 +13,27 @@ from sslvit.data.source import Unreadable
 from sslvit.storage import durable, jsonl
 
 log = logging.getLogger(__name__)
-SMALL_SET = 800  # images: of fewer than these the share that is borne counts as of so many
+SMALL_SET = 800  # images: smaller sets may have as many bad images as one of this size
 
 
 class UnreadableImages:
     """bad_images.jsonl: one line for each bad image, {"id", "path", "reason", "substitute"}, however often it is met.
 
-    Loader workers find them and send them along in Samples.bad; the training process adds them here. The processes
-    of a run share the file, under a lock, so each counts all; a resumed run goes on with it.
+    Loader workers send them along in Samples.bad; the training process adds them here. The processes of a run share the
+    file, under a lock, so each counts all; a resumed run appends to it.
     """
 
     def __init__(self, file: Path, *, size: float, max_bad: float = 0.01):
-        """size: of the source, or infinite where nobody knows it. max_bad: the share of bad images that is borne; 0
-        stops at the first. Of a set of fewer than 800 images as many are borne as of 800, but no more than an eighth
-        of the set: one bad image in 20 need not stop anything, but 16 in 20 must."""
+        """size: of the source, infinite if unknown. max_bad: the tolerated share of bad images; 0 stops at the first.
+        Small sets (fewer than 800 images) may have as many as one of 800, at most an eighth: one bad image in 20 need
+        not stop anything, but 16 in 20 must."""
         if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad {max_bad} is a share of the images, from 0 to 1")
+            raise ValueError(f"--max_bad must be a share of the images, from 0 to 1, got {max_bad}")
         self.file, self.size, self.max_bad = file, size, max_bad
         self.share = max(max_bad, min(max_bad * SMALL_SET, size / 8) / size)
         self._ids: set[int] = set()
-        self._waiting: dict[int, Unreadable] = {}  # for a disk that takes them
-        self._end = self._lines = 0  # of what is known of the file
+        self._waiting: dict[int, Unreadable] = {}  # to be written when the disk allows it
+        self._end = self._lines = 0  # bytes and lines of the file that are read
         self._last = ""
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class UnreadableImages:
     def _catch_up(self, stream: BinaryIO) -> None:
         stream.seek(self._end)
         whole, newline, torn = stream.read().rpartition(b"\n")
-        if torn:  # of a process killed while it wrote
+        if torn:  # by a process killed while it wrote
             stream.truncate(self._end + len(whole) + len(newline))
         self._end += len(whole) + len(newline)
         for line in jsonl.parse(self.file, whole + newline, first=self._lines + 1):
@@ -78,21 +78,19 @@ class UnreadableImages:
                 jsonl.damaged(self.file, line.number, line.text)
         self._lines += whole.count(b"\n") + len(newline)
 
-    def borne(self, read: int) -> float:
-        """How many bad images may be among those met after `read` images.
-
-        Before the first epoch's end the share is known from a sample: four standard deviations more are borne, and
-        four images more, because the numbers of a few images spread wider than a normal distribution.
-        """
+    def tolerated(self, read: int) -> float:
+        """How many bad images may be among the first `read` images. Before the first epoch's end, which is a sample,
+        four standard deviations more are tolerated, and four images more, because small counts spread wider than a
+        normal distribution."""
         seen = min(read, self.size)
         expected = self.share * seen
         return expected + (4 * (sqrt(expected) + 1) if expected and seen < self.size else 0.0)
 
     def too_many(self, read: int) -> str:
-        """Why the run should stop, after `read` images, or nothing. All its processes must act on it at one step."""
-        if (count := len(self)) <= self.borne(read):
+        """Why the run should stop after `read` images, or "". All processes must act on it at the same step."""
+        if (count := len(self)) <= self.tolerated(read):
             return ""
         return (
-            f"{count:,} of {min(read, self.size):,} images read cannot be used, more than max_bad {self.max_bad:g} "
+            f"{count:,} of {min(read, self.size):,} images read cannot be used, more than --max_bad {self.max_bad:g} "
             f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
         )

@@ -1,4 +1,4 @@
-"""Waiting for a loader's workers, so that nothing that one of them does, or fails to do, holds up the training process.
+"""Waiting for a loader's workers, so that nothing that one of them does, or fails to do, blocks the training process.
 
 A worker that is stopped (SIGSTOP, a debugger, a cgroup's freezer) while it sends a batch leaves its reader in a read
 that no timeout of torch's ends: bytes have come, and the rest never does. So a thread reads, and the training process
@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 
-FAREWELL = 5.0  # seconds for the end of workers that have nothing left to do
-NEWS = 0.5  # seconds in which the end of a process becomes known
+GRACE = 5.0  # seconds for the end of workers that have nothing left to do
+SENTINEL_WAIT = 0.5  # seconds until the end of a process is known
 
 
-class NothingCame(RuntimeError):
-    """For as many seconds as were allowed."""
+class WorkerTimedOut(RuntimeError):
+    """No batch came for as many seconds as were allowed."""
 
     def __init__(self, seconds: float, workers: list[BaseProcess]):
         super().__init__(f"DataLoader timed out after {seconds:g} seconds")
@@ -28,62 +28,72 @@ class NothingCame(RuntimeError):
         self.stopped = {number: pid for number, pid in enumerate(self.pids) if pid and is_stopped(pid)}
 
 
-def fetched(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: float) -> Iterator:
-    """What the workers make, count times. Their errors are raised here, and NothingCame after timeout seconds."""
-    asked: queue.SimpleQueue = queue.SimpleQueue()
-    came: queue.SimpleQueue = queue.SimpleQueue()
+class WorkerDied(RuntimeError):
+    """A worker crashed or was killed. reason: what torch, or the broken connection, says of it."""
+
+    def __init__(self, pid: int | None, reason: str):
+        super().__init__(f"DataLoader worker (pid {pid}) ended: {reason}")
+        self.pid, self.reason = pid, reason
+
+
+def fetch(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: float) -> Iterator:
+    """The next `count` batches of the workers. Raises their errors, WorkerDied, and WorkerTimedOut after timeout
+    seconds."""
+    requests: queue.SimpleQueue = queue.SimpleQueue()
+    answers: queue.SimpleQueue = queue.SimpleQueue()
     Finalize(loaded, kill, args=(workers,), exitpriority=1)  # before multiprocessing waits for them at exit
-    reader = threading.Thread(target=read, args=(loaded, asked, came), daemon=True)
+    reader = threading.Thread(target=read, args=(loaded, requests, answers), daemon=True)
     # A thread that is still taking its loader down when Python ends could crash it, and change the exit code.
-    Finalize(None, leave, args=(asked, reader), exitpriority=0)
+    Finalize(None, finish, args=(requests, reader), exitpriority=0)
     del loaded  # the thread's alone, and with it the end of the workers
     reader.start()
     try:
         for _ in range(count):
-            asked.put(True)
+            requests.put(True)
             try:
-                found, error = came.get(timeout=timeout)
+                batch, error = answers.get(timeout=timeout)
             except queue.Empty:
-                raise NothingCame(timeout, workers) from None
+                raise WorkerTimedOut(timeout, workers) from None
             if error is not None:
                 raise death(error, workers) or error
-            yield found
-        leave(asked, reader)
+            yield batch
+        finish(requests, reader)
     except BaseException:
         kill(workers)
         raise
     finally:
-        asked.put(False)
+        requests.put(False)
 
 
-def death(error: Exception, workers: list[BaseProcess]) -> RuntimeError | None:
-    """What torch says of a worker that was killed, if that is why a message of its broke off: torch may not have heard
-    of it yet."""
-    of_a_message = isinstance(error, OSError | EOFError | RuntimeError) or type(error).__name__ == "UnpicklingError"
-    if not of_a_message or str(error).startswith(("Caught ", "DataLoader")):
+def death(error: Exception, workers: list[BaseProcess]) -> WorkerDied | None:
+    """The death of a worker, if that is why a message of its broke off: torch may not have heard of it yet, and has no
+    class for it."""
+    text = str(error)
+    broken = isinstance(error, OSError | EOFError | RuntimeError) or type(error).__name__ == "UnpicklingError"
+    if not broken or text.startswith("Caught "):  # in the worker, which lives
         return None
-    ended = wait([worker.sentinel for worker in workers], timeout=NEWS)
-    gone = next((worker.pid for worker in workers if worker.sentinel in ended), None)
-    if gone is None:
+    ended = wait([worker.sentinel for worker in workers], timeout=SENTINEL_WAIT)
+    pid = next((worker.pid for worker in workers if worker.sentinel in ended), None)
+    if pid is None and not text.startswith("DataLoader worker"):
         return None
-    return RuntimeError(f"DataLoader worker (pid {gone}) ended: {str(error) or type(error).__name__}")
+    return WorkerDied(pid, text or type(error).__name__)
 
 
-def leave(asked: queue.SimpleQueue, reader: threading.Thread) -> None:
-    asked.put(False)
-    reader.join(FAREWELL)
+def finish(requests: queue.SimpleQueue, reader: threading.Thread) -> None:
+    requests.put(False)
+    reader.join(GRACE)
 
 
-def read(loaded: Iterator, asked: queue.SimpleQueue, came: queue.SimpleQueue) -> None:
-    while asked.get():
+def read(loaded: Iterator, requests: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+    while requests.get():
         try:
-            came.put((next_of(loaded), None))
+            answers.put((next_of(loaded), None))
         except Exception as error:
-            came.put((None, error))
+            answers.put((None, error))
 
 
 def next_of(loaded: Iterator) -> Any:
-    """torch looks for dead workers as often as it times out, which says nothing about those that are slow."""
+    """torch looks for dead workers whenever it times out, which does not mean that one is too slow."""
     while True:
         try:
             return next(loaded)

@@ -11,7 +11,7 @@ from sslvit.data.loader import EpochSampler, Loaded, MicroBatches, Views
 from sslvit.data.source import Images, Source
 from sslvit.data.stream import Stream
 from sslvit.data.stream_order import StreamSampler
-from sslvit.data.summary import PICTURED, contact_sheet, preflight
+from sslvit.data.summary import PICTURED, Summary, contact_sheet
 from sslvit.processes import collectives, signals
 from sslvit.storage import durable
 from sslvit.views.batching import Size
@@ -37,7 +37,7 @@ def look(row: MicroBatches, image_size: Size, views: Views, config: TrainConfig,
     """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
     if isinstance(row.source, Source):
         canvas = views.canvas if isinstance(views, Scaled) else 0
-        text = preflight(row.source, batch_size=config.batch_size, image_size=image_size, canvas=canvas).text()
+        text = Summary(row.source, batch_size=config.batch_size, image_size=image_size, canvas=canvas).text()
     else:
         text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
     accelerator.print(text)

@@ -15,7 +15,7 @@ from sslvit.data.loader import MicroBatches
 from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import Images
 from sslvit.data.subset import Subset
-from sslvit.data.waiting import NothingCame
+from sslvit.data.waiting import WorkerDied, WorkerTimedOut
 from sslvit.errors import INTERNAL, Stop
 from sslvit.processes import collectives
 from sslvit.storage import durable
@@ -38,9 +38,14 @@ def watched(row: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[
         yield
     except RuntimeError as error:
         said = str(error)
-        if (full := FULL.search(said)) or said.startswith("DataLoader"):
+        full = FULL.search(said)
+        what = ""
+        if full:
+            what = of_shared_memory(full[0])
+        elif isinstance(error, WorkerDied | WorkerTimedOut):
+            what = of_workers(error, row)
+        if what:
             kept = collectives.processes() == 1 and save()
-            what = of_shared_memory(full[0]) if full else of_workers(error, row)
             raise Lost(what + (". The last step is saved" if kept else "")) from error
         if collectives.processes() == 1 or not OF_PROCESSES.search(said):
             raise
@@ -49,9 +54,9 @@ def watched(row: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[
         raise Lost(of_processes(said, stack)) from error
 
 
-def of_workers(error: RuntimeError, row: MicroBatches) -> str:
-    said, at = str(error), {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
-    if isinstance(error, NothingCame):
+def of_workers(error: WorkerDied | WorkerTimedOut, row: MicroBatches) -> str:
+    at = {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
+    if isinstance(error, WorkerTimedOut):
         waited = f"within {error.seconds:g} seconds"
         if error.stopped:
             who = " and ".join(
@@ -68,12 +73,12 @@ def of_workers(error: RuntimeError, row: MicroBatches) -> str:
             f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look "
             f"whether that file can be read, or give --timeout more seconds. {GO_ON}"
         )
-    pid = re.search(r"pid[^0-9]*([0-9]+)", said)
+    who = f" (pid {error.pid})" if error.pid else ""
     reading = f" Workers were at {', '.join(at.values())}." if at else ""
     return (
-        f"a worker that reads images{f' (pid {pid[1]})' if pid else ''} is gone: it crashed or was killed, as happens "
+        f"a worker that reads images{who} is gone: it crashed or was killed, as happens "
         f"when memory runs out.{reading} Fewer --workers need less memory and shared memory (/dev/shm). {GO_ON}. torch "
-        f"says: {said.splitlines()[0]}"
+        f"says: {error.reason.splitlines()[0]}"
     )
 
 

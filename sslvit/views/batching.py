@@ -1,4 +1,4 @@
-"""How a batch is worked through: checked at the door, in pieces that fit the cache, each operation on its own rows."""
+"""The work on a batch: its check, pieces that fit the cache, and operations on some rows."""
 
 from collections.abc import Callable
 from math import prod
@@ -19,9 +19,9 @@ def to_pair(size: Size) -> tuple[int, int]:
 
 
 def checked(pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Key and extents, on the CPU, where parameters are drawn, once the batch is known to be one."""
+    """Key and extents on the CPU, where parameters are drawn; ValueError if this is not a batch."""
     if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.numel() == 0:
-        raise ValueError(f"pixels must be uint8 of shape b c H W, not {pixels.dtype} of shape {tuple(pixels.shape)}")
+        raise ValueError(f"pixels must be uint8 of shape b c H W, got {pixels.dtype} of shape {tuple(pixels.shape)}")
     if key.shape != pixels.shape[:1]:
         raise ValueError(f"{len(pixels)} images need as many keys, not keys of shape {tuple(key.shape)}")
     canvas = torch.tensor(pixels.shape[2:])
@@ -41,7 +41,8 @@ def piece_length(pixels: Tensor, size: tuple[int, int]) -> int:
     if pixels.device.type != "cpu":
         return count
     # glibc gives large freed blocks back to the system, and fetching each again costs more than the arithmetic on it,
-    # until a program has freed one larger: then it keeps blocks up to that size. Untouched, this one costs nothing.
+    # until a program has freed a larger one. Untouched, this one costs nothing. (collectives.keep_memory does the same
+    # for commands; elsewhere, as in notebooks, views of 32 px would take up to three times as long.)
     torch.empty(7 << 20)
     values = channels * max(height * width, size[0] * size[1])
     return 1 if values > LARGE else max(1, PIECE // values)
@@ -52,9 +53,9 @@ def pieces(count: int, step: int) -> list[slice]:
 
 
 def batch(*shape: int, device: torch.device) -> Tensor:
-    """Room for the views of a batch. On a CPU from numpy, which asks the system for large pages: to be given 600 KB of
-    small ones takes a quarter of the time that it takes to fill them with a view of 224 px. In a loader's worker from
-    what processes share, as torch's own collating does: sent to the trainer from elsewhere it would be copied."""
+    """Memory for the views of a batch. On a CPU from numpy, which asks the system for large pages: to get 600 KB of
+    small ones takes a quarter of the time of filling them with a view of 224 px. In a loader's worker from shared
+    memory, as in torch's own collating: from elsewhere it would be copied on its way to the trainer."""
     worker = get_worker_info() if device.type == "cpu" else None
     if worker is not None and not getattr(worker.dataset, "piped", False):
         return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * prod(shape)), 0, shape)

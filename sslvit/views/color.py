@@ -1,4 +1,4 @@
-"""Colour operations on float batches in [0, 1], in place, each with one factor a sample.
+"""Colour operations on float batches in [0, 1], in place, each with one factor per sample.
 
 The arithmetic is torchvision's on float images (`torchvision.transforms.v2.functional`): a uint8 pipeline truncates to
 1/255 after every operation, ours never rounds. Grey images (one channel) pass through saturation, hue and grey
@@ -16,7 +16,7 @@ from torch import Tensor
 from sslvit import rng
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, in torchvision's digits
-SOLARISE_FROM = 128 / 255  # Pillow's threshold: the upper half of 0..255
+SOLARIZE_FROM = 128 / 255  # Pillow's threshold: the upper half of 0..255
 HUES = (0.0, 2 / 6, 4 / 6)  # where red, green and blue stand, in turns
 
 
@@ -100,7 +100,7 @@ def grey_(images: Tensor) -> None:
         images.copy_(luma(images))
 
 
-def solarise_(images: Tensor) -> None:
+def solarize_(images: Tensor) -> None:
     # |1 - x| above the threshold and |0 - x| below it.
-    upper = torch.ge(images, SOLARISE_FROM, out=torch.empty_like(images))
+    upper = torch.ge(images, SOLARIZE_FROM, out=torch.empty_like(images))
     torch.sub(upper, images, out=images).abs_()

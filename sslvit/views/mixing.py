@@ -1,8 +1,8 @@
 """Mixup (https://arxiv.org/abs/1710.09412) and cutmix (https://arxiv.org/abs/1905.04899).
 
-Every two neighbours of a batch are mixed with each other, by one draw a pair. The papers' codes draw once a batch, on
-each process, and mix it with itself rolled or reversed, so that the number of processes changes the loss. In mixup a
-pair has both shares, s of the one and 1 - s of the other: plain ViT's rule that the larger share is a sample's own
+Every two neighbours in a batch are mixed with each other, by one draw per pair. The papers' code draws once per batch,
+on each process, and mixes it with itself rolled or reversed, so that the number of processes changes the loss. In mixup
+a pair has both shares, s of the one and 1 - s of the other, so plain ViT's rule that the larger share is a sample's own
 changes nothing here.
 """
 
@@ -24,7 +24,7 @@ def targets(labels: Tensor, classes: int, smoothing: float = 0.0, dtype: torch.d
 def mix_pairs(images: Tensor, truth: Tensor, key: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
     """Images 0 and 1, 2 and 3, ... with each other, by the key of the first of them: b c H W, b k -> b c H W, b k"""
     if len(images) % 2:
-        raise ValueError(f"{len(images)} images on one process are no pairs: mixup and cutmix need an even number")
+        raise ValueError(f"{len(images)} images per process: mixup and cutmix need pairs, an even number")
     own = shares(key[::2], images.shape[-2:], mixup, cutmix, torch.promote_types(images.dtype, torch.float32))
     own = rearrange(own, "b H W -> b 1 1 H W")
     pairs = rearrange(images, "(b two) c H W -> b two c H W", two=2)
@@ -45,19 +45,19 @@ def shares(
         return even[:, None, None].expand(-1, height, width)
     # A box of 1 - s of the area around a random pixel, cut off at the edges: then its share is what is left of it.
     side = (1 - beta(rng.fold(key, "box share"), cutmix).to(dtype)).sqrt()
-    centre = rng.uniform(rng.fold(key, "centre"), 2).to(dtype)
+    center = rng.uniform(rng.fold(key, "centre"), 2).to(dtype)
     rows, columns = (
         # Distances in shares of the length, between the middles of pixels and that of the box.
         ((torch.arange(length, device=key.device, dtype=dtype) + 0.5) / length - middle[:, None]).abs()
         < side[:, None] / 2
-        for length, middle in zip(size, centre.unbind(-1), strict=True)
+        for length, middle in zip(size, center.unbind(-1), strict=True)
     )
     box = rearrange(rows, "b H -> b H 1") & rearrange(columns, "b W -> b 1 W")
     return torch.where(cut[:, None, None], (~box).to(even.dtype), even[:, None, None])
 
 
 def beta(key: Tensor, alpha: float) -> Tensor:
-    """One draw of Beta(alpha, alpha), alpha <= 1, a key, by Jöhnk's rejection, in float64: the first x, y with
+    """One draw of Beta(alpha, alpha), alpha <= 1, per key, by Jöhnk's rejection, in float64: the first x, y with
     x + y <= 1 of x = u^(1 / alpha), y = v^(1 / alpha) gives x / (x + y)."""
     x, y = (rng.uniform(key, TRIES, 2).double() ** (1 / alpha)).unbind(-1)
     good = (x + y <= 1) & (x + y > 0)

@@ -1,6 +1,6 @@
-"""RandAugment's operations on float batches in [0, 1], in place, each with one amount a sample (b 1 1 1).
+"""RandAugment's operations on float batches in [0, 1], in place, each with one amount per sample (b 1 1 1).
 
-Those that are defined on whole numbers (posterise, solarise, equalise, autocontrast) round to 0..255 first; the others
+Those that are defined on whole numbers (posterize, solarize, equalize, autocontrast) round to 0..255 first; the others
 do not round at all, where a uint8 pipeline truncates after every one.
 """
 
@@ -24,19 +24,19 @@ def invert_(images: Tensor) -> None:
     torch.sub(1, images, out=images)
 
 
-def posterise_(images: Tensor, bits: Tensor) -> None:
+def posterize_(images: Tensor, bits: Tensor) -> None:
     """Keeps the upper bits."""
     step = 1 << (8 - bits).int()
     whole_(images).div_(step).floor_().mul_(step).div_(255)
 
 
-def solarise_(images: Tensor, threshold: Tensor) -> None:
+def solarize_(images: Tensor, threshold: Tensor) -> None:
     """Inverts what reaches the threshold (0..256)."""
     upper = torch.ge(whole_(images), threshold, out=torch.empty_like(images))
     torch.sub(upper.mul_(255), images, out=images).abs_().div_(255)
 
 
-def solarise_add_(images: Tensor, addition: Tensor) -> None:
+def solarize_add_(images: Tensor, addition: Tensor) -> None:
     """Adds to what is below 128."""
     lower = torch.lt(whole_(images), 128, out=torch.empty_like(images))
     images.add_(lower.mul_(addition)).clamp_(max=255).div_(255)
@@ -51,7 +51,7 @@ def autocontrast_(images: Tensor) -> None:
     images.sub_(low.masked_fill(flat, 0)).mul_(255).div_(span.masked_fill(flat, 255)).floor_().div_(255)
 
 
-def equalise_(images: Tensor) -> None:
+def equalize_(images: Tensor) -> None:
     """Pillow's histogram equalisation of each channel: value v becomes (pixels below v + step / 2) / step, in whole
     numbers, where a step is a 255th of all pixels but those of the brightest value."""
     b, c, height, width = images.shape
@@ -77,11 +77,11 @@ def sharpness_(images: Tensor, factor: Tensor) -> None:
     inner.mul_(factor).add_(soft.mul_(1 - factor)).clamp_(0, 1)
 
 
-def cutout_(images: Tensor, half: Tensor, centre: Tensor, fill: Tensor) -> None:
+def cutout_(images: Tensor, half: Tensor, center: Tensor, fill: Tensor) -> None:
     """A square of side 2 * half around a pixel (b 2, shares of height and width), cut where it leaves the image."""
     inside = []
     for axis, length in enumerate(images.shape[-2:]):
-        pixel = (centre[:, axis] * length).floor().clamp_(max=length - 1)
+        pixel = (center[:, axis] * length).floor().clamp_(max=length - 1)
         position = torch.arange(length, device=images.device)
         offset = position - rearrange(pixel, "b -> b 1")
         reach = rearrange(half * length, "b 1 1 1 -> b 1").floor()
@@ -106,14 +106,14 @@ def warp_(images: Tensor, matrix: Tensor, sampling: Sampling, fill: Tensor) -> N
     torch.addcmul(fill, moved.sub_(fill), covered, out=images).clamp_(0, 1)
 
 
-def about_the_corner(amount: Tensor, row: int, column: int) -> Tensor:
+def matrix_with(amount: Tensor, row: int, column: int) -> Tensor:
     """The identity with one entry increased -> b 2 3"""
     matrix = repeat(torch.eye(2, 3, device=amount.device), "row column -> b row column", b=len(amount)).clone()
     matrix[:, row, column] += amount.flatten()
     return matrix
 
 
-def about_the_centre(degrees: Tensor, height: int, width: int) -> Tensor:
+def rotation_about_center(degrees: Tensor, height: int, width: int) -> Tensor:
     """Counter-clockwise as one sees it -> b 2 3"""
     rows = []
     x, y = width / 2, height / 2

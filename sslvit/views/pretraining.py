@@ -1,8 +1,8 @@
 """Batched augmentation: a uint8 batch -> a tuple of float batches in [0, 1], on the device where the batch lies.
 
-Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation lets
-samples meet: neither the batch nor the order in which it is worked through can change a bit of a view. `draw` gives
-the parameters of a view and `apply` carries them out.
+Every sample draws its own parameters from its own key, as one row of each parameter tensor, and no operation mixes
+samples: neither the batch nor the order of work can change a bit of a view. `draw` gives the parameters of a view and
+`apply` carries them out.
 
 A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
 blur's sigma is in pixels of the output. A pair of views and multi-crop scale the papers' sigma, which is for 224 px, to
@@ -10,8 +10,9 @@ their size, since at 32 px the same sigma would remove far more.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,23 +21,31 @@ from sslvit import rng
 from sslvit.views import color
 from sslvit.views.batching import Size, apply_to_rows, batch, checked, piece_length, pieces, to_pair, true_indices
 from sslvit.views.color import Jitter, draw_jitter
-from sslvit.views.crop import Crop, Scaled, centred, draw_crop, resized
+from sslvit.views.crop import Crop, Scaled, centered, draw_crop, resized
 from sslvit.views.resample import Axis, Blur, Interpolation, Resize
 
 
-def fit(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """uint8 b c H W -> b c h w in [0, 1]"""
+def fit(
+    pixels: Tensor,
+    axes: tuple[Axis, Axis],
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    change_: Callable[[Tensor, slice], None] | None = None,
+) -> Tensor:
+    """uint8 b c H W -> b c h w in [0, 1]. change_: carried out in place on each piece of the batch."""
     step = piece_length(pixels, size)
     resize = Resize(pixels, axes, size, interpolation, step)
     out = batch(*pixels.shape[:2], *size, device=pixels.device)
-    for run in pieces(len(pixels), step):
-        torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
+    for piece in pieces(len(pixels), step):
+        torch.clamp(resize(piece).div_(255).transpose(2, 3), 0, 1, out=out[piece])
+        if change_:
+            change_(out[piece], piece)
     return out
 
 
 @dataclass(frozen=True)
 class CropFlip(Scaled):
-    """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip."""
+    """MAE's view (https://arxiv.org/abs/2111.06377): a random resized crop and a flip. Other views do more to it."""
 
     size: Size
     scale: tuple[float, float] = (0.2, 1.0)
@@ -44,11 +53,15 @@ class CropFlip(Scaled):
     interpolation: Interpolation = "bicubic"
     flip: float = 0.5
 
-    def draw(self, key: Tensor, extents: Tensor) -> Crop:
+    def crop(self, key: Tensor, extents: Tensor) -> Crop:
         return draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip)
 
-    def apply(self, pixels: Tensor, crop: Crop) -> Tensor:
-        return fit(pixels, resized(crop, to_pair(self.size)), to_pair(self.size), self.interpolation)
+    def draw(self, key: Tensor, extents: Tensor) -> Any:
+        return self.crop(key, extents)
+
+    def apply(self, pixels: Tensor, drawn: Any) -> Tensor:
+        """uint8 b c H W -> b c h w in [0, 1]"""
+        return fit(pixels, resized(drawn, to_pair(self.size)), to_pair(self.size), self.interpolation)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         key, extents = checked(pixels, key, extents)
@@ -58,8 +71,7 @@ class CropFlip(Scaled):
 @dataclass(frozen=True)
 class EvalView:
     """The evaluation view: the whole image resized to the size; with `resize`, its shorter side is resized to that
-    and the centre of the size is cut out (256 and 224 is ImageNet's custom). With a height and a width, the image is
-    resized to just cover them."""
+    (with a height and a width, the image to just cover them) and the centre is cut out (256 and 224 for ImageNet)."""
 
     size: Size
     resize: Size | None = None
@@ -70,7 +82,7 @@ class EvalView:
         size, cover = to_pair(self.size), None if self.resize is None else to_pair(self.resize)
         if cover is not None and any(wide < side for wide, side in zip(cover, size, strict=True)):
             raise ValueError(f"resize {self.resize} leaves no centre of size {size}")
-        axes = centred(extents, cover, size)
+        axes = centered(extents, cover, size)
         if all(
             bool((axis.length == n).all() and (axis.resized == n).all()) for axis, n in zip(axes, size, strict=True)
         ):
@@ -78,29 +90,29 @@ class EvalView:
         return (fit(pixels, axes, size, self.interpolation),)
 
 
-THUMBNAIL = 96  # pixels: sets of this size and smaller ones (STL-10, CIFAR, MNIST) are evaluated whole by custom
-CENTRE = 0.875  # 224 of 256
-LEAST_KEPT = 0.1  # below are only mistakes
+THUMBNAIL = 96  # pixels: images up to this size (STL-10, CIFAR, MNIST) are evaluated whole by custom
+CENTER_CROP = 0.875  # 224 of 256
+LEAST_CROP = 0.1  # smaller shares are mistakes
 
 
-def kept_by_default(size: Size) -> float:
+def default_eval_crop(size: Size) -> float:
     """The share of the shorter side that is evaluated."""
-    return CENTRE if max(to_pair(size)) > THUMBNAIL else 1.0
+    return CENTER_CROP if max(to_pair(size)) > THUMBNAIL else 1.0
 
 
-def eval_view(size: Size, kept: float | None = None) -> EvalView:
-    """The view that everything is evaluated by, in training, by probes and after fine-tuning.
+def eval_view(size: Size, crop: float | None = None) -> EvalView:
+    """The view of every evaluation: in training, by probes and after fine-tuning.
 
-    kept: the share of the shorter side that the centre crop keeps. By default 0.875 above 96 px, as in DINO, MoCo v3
+    crop: the share of the shorter side in the centre crop. By default 0.875 above 96 px, as in DINO, MoCo v3
     and MAE at 224 px (above that MAE keeps all of it), and all of it up to 96 px. With 1 the shorter side is resized to
     the size; with 0 nothing is cut and the whole image is squeezed into the size.
     """
-    kept = kept_by_default(size) if kept is None else kept
-    if kept != 0 and not LEAST_KEPT <= kept <= 1:
-        raise ValueError(f"--eval_crop is {kept:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
-    if kept == 0:
+    crop = default_eval_crop(size) if crop is None else crop
+    if crop != 0 and not LEAST_CROP <= crop <= 1:
+        raise ValueError(f"--eval_crop is {crop:g}; it must be a share of the shorter side, from 0.1 to 1, or 0")
+    if crop == 0:
         return EvalView(size)
-    height, width = (int(side / kept + 1e-9) for side in to_pair(size))  # rounded down, as in DeiT
+    height, width = (int(side / crop + 1e-9) for side in to_pair(size))  # rounded down, as in DeiT
     return EvalView(size, (height, width))
 
 
@@ -112,88 +124,66 @@ class Distortion(NamedTuple):
     grey: Tensor
     blur: Tensor
     sigma: Tensor
-    solarise: Tensor
+    solarize: Tensor
 
 
 @dataclass(frozen=True)
-class ContrastiveView(Scaled):
-    """One view of the contrastive kind: crop, flip, colour jitter, grey, blur and solarise, in this order, the last
-    four with their probabilities."""
+class ContrastiveView(CropFlip):
+    """Crop, flip, colour jitter, grey, blur and solarize, in this order, the last four with their probabilities."""
 
-    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    flip: float = 0.5
     strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
     jitter: float = 0.8
     grey: float = 0.2
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
+    solarize: float = 0.0
 
     def draw(self, key: Tensor, extents: Tensor) -> Distortion:
         u = rng.uniform(rng.fold(key, "distortion"), 4)
         return Distortion(
-            crop=draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            crop=self.crop(key, extents),
             jitter=draw_jitter(rng.fold(key, "jitter"), self.strengths, self.jitter),
             grey=u[:, 0] < self.grey,
             blur=u[:, 1] < self.blur,
             sigma=self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[:, 2],
-            solarise=u[:, 3] < self.solarise,
+            solarize=u[:, 3] < self.solarize,
         )
 
-    def apply(self, pixels: Tensor, distortion: Distortion) -> Tensor:
-        """uint8 b c H W -> b c h w in [0, 1]"""
+    def apply(self, pixels: Tensor, drawn: Distortion) -> Tensor:
         self.check_channels(pixels.shape[1])
         size, device = to_pair(self.size), pixels.device
         step = piece_length(pixels, size)
-        jitter, blur = distortion.jitter, distortion.blur.tolist()
-        resize = Resize(pixels, resized(distortion.crop, size), size, self.interpolation, step)
-        gaussian = Blur(distortion.sigma, size, pixels.shape[1], device)
-        factors = jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
-        orders = torch.where(jitter.chosen.unsqueeze(-1), jitter.order, -1).tolist()
-        grey, solarise = distortion.grey.tolist(), distortion.solarise.tolist()
+        resize = Resize(pixels, resized(drawn.crop, size), size, self.interpolation, step)
+        gaussian = Blur(drawn.sigma, size, pixels.shape[1], device)
+        factors = drawn.jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
+        orders = torch.where(drawn.jitter.chosen.unsqueeze(-1), drawn.jitter.order, -1).tolist()
+        grey, blur, solarize = drawn.grey.tolist(), drawn.blur.tolist(), drawn.solarize.tolist()
         out = batch(*pixels.shape[:2], *size, device=device)
-        for run in pieces(len(pixels), step):
-            images = resize(run).div_(255).clamp_(0, 1)  # transposed, which colours do not see
+        for piece in pieces(len(pixels), step):
+            images = resize(piece).div_(255).clamp_(0, 1)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
                 for operation, change in enumerate(color.OPERATIONS):
-                    rows = true_indices([order[position] == operation for order in orders[run]])
-                    apply_to_rows(images, rows, change, factors[operation][run])
-            apply_to_rows(images, true_indices(grey[run]), color.grey_)
-            rows = true_indices(blur[run])
-            samples = [run.start + row for row in rows]
+                    rows = true_indices([order[position] == operation for order in orders[piece]])
+                    apply_to_rows(images, rows, change, factors[operation][piece])
+            apply_to_rows(images, true_indices(grey[piece]), color.grey_)
+            rows = true_indices(blur[piece])
+            samples = [piece.start + row for row in rows]
             if len(rows) == len(images):
-                out[run] = gaussian(images, samples)
+                out[piece] = gaussian(images, samples)
             else:
-                out[run] = images.transpose(2, 3)
+                out[piece] = images.transpose(2, 3)
                 if rows:
                     out[samples] = gaussian(images[rows], samples)
-            apply_to_rows(out[run], true_indices(solarise[run]), color.solarise_)
+            apply_to_rows(out[piece], true_indices(solarize[piece]), color.solarize_)
         return out
 
     def check_channels(self, channels: int) -> None:
         needed = {"saturation": self.strengths[2], "hue": self.strengths[3], "grey": self.grey}
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
-            raise ValueError(
-                f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): --no-color leaves them "
-                "out of a recipe's views; in a Distorted set them to 0"
-            )
-
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several((self,), pixels, key, extents)
-
-
-def several(
-    views: tuple[ContrastiveView, ...], pixels: Tensor, key: Tensor, extents: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Each view of its own draws: the view's number is part of the key."""
-    key, extents = checked(pixels, key, extents)
-    return tuple(
-        view.apply(pixels, view.draw(rng.fold(key, "view", number), extents)) for number, view in enumerate(views)
-    )
+            raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): use --no-color")
 
 
 def papers_blur(size: Size) -> tuple[float, float]:
@@ -222,11 +212,11 @@ class SeveralViews(Scaled):
         interpolation: Interpolation = "bilinear",
         *,
         blur: float,
-        solarise: float = 0.0,
+        solarize: float = 0.0,
     ) -> ContrastiveView:
         """One of them."""
         sigma = self.sigma or papers_blur(self.size)
-        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=sigma, solarise=solarise)
+        view = ContrastiveView(size, scale, interpolation=interpolation, blur=blur, sigma=sigma, solarize=solarize)
         return view if self.color else replace(view, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0)
 
     def check_channels(self, channels: int) -> None:
@@ -234,13 +224,18 @@ class SeveralViews(Scaled):
             view.check_channels(channels)
 
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        return several(self.views, pixels, key, extents)
+        """Each view by its own draws: its number is part of the key."""
+        key, extents = checked(pixels, key, extents)
+        return tuple(
+            view.apply(pixels, view.draw(rng.fold(key, "view", number), extents))
+            for number, view in enumerate(self.views)
+        )
 
 
 @dataclass(frozen=True)
 class ContrastivePair(SeveralViews):
     """The asymmetric pair of MoCo v3 (https://arxiv.org/abs/2104.02057), which is BYOL's: one view always blurred, the
-    other seldom, and sometimes solarised."""
+    other seldom, and sometimes solarized."""
 
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
@@ -249,7 +244,7 @@ class ContrastivePair(SeveralViews):
 
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
-        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarise=0.2)
+        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarize=0.2)
 
 
 @dataclass(frozen=True)
@@ -268,5 +263,5 @@ class MultiCrop(SeveralViews):
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
         first = self.view(self.size, self.scale, "bicubic", blur=1.0)
-        second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarise=0.2)
+        second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarize=0.2)
         return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small

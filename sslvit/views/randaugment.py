@@ -1,6 +1,6 @@
-"""RandAugment (https://arxiv.org/abs/1909.13719) as DeiT has it (timm's "rand-m9-mstd0.5-inc1") and as plain ViTs do.
+"""RandAugment (https://arxiv.org/abs/1909.13719) as in DeiT (timm's "rand-m9-mstd0.5-inc1") and as in plain ViTs.
 
-Where the code that they name does otherwise: DeiT resamples warped images with Pillow's bicubic filter, here they are
+Their code differs in this: DeiT resamples warped images with Pillow's bicubic filter, here they are
 bilinear; big_vision's TensorFlow Contrast blends with a constant that grows with the image (196 at 224 px) where
 Pillow and we take the grey mean; its Cutout and Translate are 40 and 100 pixels, here those shares of 224.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.views import color, operations
 from sslvit.views.batching import apply_to_rows, true_indices
-from sslvit.views.operations import Sampling, about_the_centre, about_the_corner, warp_
+from sslvit.views.operations import Sampling, matrix_with, rotation_about_center, warp_
 
 Style = Literal["deit", "plain_vit"]
 Amount = Callable[[Tensor, Tensor], Tensor]  # of the level (magnitude / 10) and a random sign
@@ -28,80 +28,62 @@ class Augmentation(NamedTuple):
     operation: Tensor  # b n, places in the style's table; -1 for none
     level: Tensor  # b n, magnitude / 10
     sign: Tensor  # b n, -1 or 1
-    centre: Tensor  # b n 2, of a cutout, as shares of height and width
-
-
-def nothing(level: Tensor, sign: Tensor) -> Tensor:
-    return level
-
-
-def signed(most: float) -> Amount:
-    return lambda level, sign: most * level * sign
-
-
-def whole(most: int) -> Amount:
-    return lambda level, sign: (most * level).floor()
-
-
-def enhance(level: Tensor, sign: Tensor) -> Tensor:
-    return 1.8 * level + 0.1
-
-
-def enhance_increasing(level: Tensor, sign: Tensor) -> Tensor:
-    return (1 + 0.9 * level * sign).clamp(min=0.1)
+    center: Tensor  # b n 2, of a cutout, as shares of height and width
 
 
 COMMON: dict[str, Amount] = {
-    "autocontrast": nothing,
-    "equalise": nothing,
-    "invert": nothing,
-    "rotate": signed(30),
-    "solarise_add": whole(110),
-    "shear_x": signed(0.3),
-    "shear_y": signed(0.3),
+    "autocontrast": lambda level, sign: level,
+    "equalize": lambda level, sign: level,
+    "invert": lambda level, sign: level,
+    "rotate": lambda level, sign: 30 * level * sign,
+    "solarize_add": lambda level, sign: (110 * level).floor(),
+    "shear_x": lambda level, sign: 0.3 * level * sign,
+    "shear_y": lambda level, sign: 0.3 * level * sign,
 }
+ENHANCEMENTS = ("saturation", "contrast", "brightness", "sharpness")
+TRANSLATIONS = ("translate_x", "translate_y")
 STYLES: dict[Style, dict[str, Amount]] = {
-    # "inc": with the level, fewer bits are kept and more is solarised; enhancements go both ways from 1.
+    # "inc": with the level, fewer bits stay and more is solarized; enhancements go both ways from 1.
     "deit": COMMON
     | {
-        "posterise": lambda level, sign: 4 - (4 * level).floor(),
-        "solarise": lambda level, sign: 256 - (256 * level).floor(),
-        **dict.fromkeys(("saturation", "contrast", "brightness", "sharpness"), enhance_increasing),
-        **dict.fromkeys(("translate_x", "translate_y"), signed(0.45)),
+        "posterize": lambda level, sign: 4 - (4 * level).floor(),
+        "solarize": lambda level, sign: 256 - (256 * level).floor(),
+        **dict.fromkeys(ENHANCEMENTS, lambda level, sign: (1 + 0.9 * level * sign).clamp(min=0.1)),
+        **dict.fromkeys(TRANSLATIONS, lambda level, sign: 0.45 * level * sign),
     },
     "plain_vit": COMMON
     | {
-        "posterise": lambda level, sign: (4 * level).floor().clamp(max=8),
-        "solarise": whole(256),
-        **dict.fromkeys(("saturation", "contrast", "brightness", "sharpness"), enhance),
-        **dict.fromkeys(("translate_x", "translate_y"), signed(100 / 224)),
+        "posterize": lambda level, sign: (4 * level).floor().clamp(max=8),
+        "solarize": lambda level, sign: (256 * level).floor(),
+        **dict.fromkeys(ENHANCEMENTS, lambda level, sign: 1.8 * level + 0.1),
+        **dict.fromkeys(TRANSLATIONS, lambda level, sign: 100 / 224 * level * sign),
         "cutout": lambda level, sign: 40 / 224 * level,
     },
 }
 CHANGES: dict[str, Callable[[Tensor, Tensor], None]] = {
     "autocontrast": lambda images, amount: operations.autocontrast_(images),
-    "equalise": lambda images, amount: operations.equalise_(images),
+    "equalize": lambda images, amount: operations.equalize_(images),
     "invert": lambda images, amount: operations.invert_(images),
-    "posterise": operations.posterise_,
-    "solarise": operations.solarise_,
-    "solarise_add": operations.solarise_add_,
+    "posterize": operations.posterize_,
+    "solarize": operations.solarize_,
+    "solarize_add": operations.solarize_add_,
     "saturation": color.saturation_,
     "contrast": color.contrast_,
     "brightness": color.brightness_,
     "sharpness": operations.sharpness_,
 }
 WARPS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "rotate": about_the_centre,
-    "shear_x": lambda amount, height, width: about_the_corner(amount, 0, 1),
-    "shear_y": lambda amount, height, width: about_the_corner(amount, 1, 0),
-    "translate_x": lambda amount, height, width: about_the_corner(amount * width, 0, 2),
-    "translate_y": lambda amount, height, width: about_the_corner(amount * height, 1, 2),
+    "rotate": rotation_about_center,
+    "shear_x": lambda amount, height, width: matrix_with(amount, 0, 1),
+    "shear_y": lambda amount, height, width: matrix_with(amount, 1, 0),
+    "translate_x": lambda amount, height, width: matrix_with(amount * width, 0, 2),
+    "translate_y": lambda amount, height, width: matrix_with(amount * height, 1, 2),
 }
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Some operations after one another, each drawn from the style's table with the same chance."""
+    """Some operations in sequence, each drawn from the style's table with equal probability."""
 
     style: Style
     layers: int = 2
@@ -132,26 +114,24 @@ class RandAugment:
     def apply_(self, images: Tensor, augmentation: Augmentation) -> None:
         """b c h w in [0, 1], in place."""
         if images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"RandAugment's saturation means nothing on {images.shape[1]} channels (1 or 3): leave it out"
-            )
+            raise ValueError(f"RandAugment needs 1 or 3 channels, got {images.shape[1]}: leave it out")
         fill = self.fill if images.shape[1] == len(self.fill) else (sum(self.fill) / len(self.fill),)
         filling = images.new_tensor(fill).unsqueeze(-1).unsqueeze(-1)
         for layer in range(self.layers):
-            operation, level, sign, centre = (x[:, layer] for x in augmentation)
+            operation, level, sign, center = (x[:, layer] for x in augmentation)
             operation = operation.tolist()
             for place, (name, amount) in enumerate(STYLES[self.style].items()):
                 rows = true_indices([chosen == place for chosen in operation])
                 if rows:
                     amounts = amount(level, sign).to(images.device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
                     apply_to_rows(
-                        images, rows, partial(self.carry_out_, name, filling), amounts, centre.to(images.device)
+                        images, rows, partial(self.carry_out_, name, filling), amounts, center.to(images.device)
                     )
 
-    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, centre: Tensor) -> None:
+    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, center: Tensor) -> None:
         if name in CHANGES:
             CHANGES[name](images, amount)
         elif name in WARPS:
             warp_(images, WARPS[name](amount, *images.shape[-2:]), self.sampling, fill)
         else:
-            operations.cutout_(images, amount, centre, fill)
+            operations.cutout_(images, amount, center, fill)

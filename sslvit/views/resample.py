@@ -41,7 +41,7 @@ class Taps(NamedTuple):
     weight: Tensor  # b o t, float32
 
 
-def through(taps: Taps, channels: int, rows: Tensor | int, place: Tensor) -> Taps:
+def across_channels(taps: Taps, channels: int, rows: Tensor | int, place: Tensor) -> Taps:
     """b o t -> b c o t: taps for samples of `rows` rows (each, or all) at their place in a piece."""
     plane = torch.arange(channels, device=place.device) + (place * channels).unsqueeze(-1)
     offset = (plane * rows).int().unsqueeze(-1).unsqueeze(-1)
@@ -72,7 +72,7 @@ def kernel(x: Tensor, interpolation: Interpolation) -> Tensor:
     return (near - 1).square_().mul_(near.mul_(2).sub_(1)).add_(outer)
 
 
-def normalised(weight: Tensor) -> Tensor:
+def normalized(weight: Tensor) -> Tensor:
     # Added one after another, so that further taps of weight zero do not change the last bit: a batch has as many
     # taps as its widest sample needs.
     return weight / sum(weight.split(1, dim=-1))
@@ -96,7 +96,7 @@ def resize_taps(axis: Axis, size: int, interpolation: Interpolation, device: tor
     tap = torch.arange(count, dtype=torch.int32, device=device)
     weight = kernel((distance + tap) / stretch.float().to(device).unsqueeze(-1), interpolation)
     index = (first + tap).clamp_(min=0).minimum(last)
-    return Taps(index + start, normalised(weight * (index == first + tap)))
+    return Taps(index + start, normalized(weight * (index == first + tap)))
 
 
 class Resize:
@@ -115,7 +115,7 @@ class Resize:
                 last = (axis.start + (axis.length + 15) // 16 * 16).clamp(max=length)
             self.boxes.append([slice(*box) for box in zip(first.tolist(), last.tolist(), strict=True)])
             within = resize_taps(axis._replace(start=axis.start - first), out, kind, device)
-            taps.append(through(within, pixels.shape[1], (last - first).to(device).unsqueeze(-1), place))
+            taps.append(across_channels(within, pixels.shape[1], (last - first).to(device).unsqueeze(-1), place))
         self.rows, self.columns = taps
         self.alone = step == 1
 
@@ -148,7 +148,7 @@ class Blur:
         for distance in range(1, self.most + 1):
             weight, step = weight * step, step * ratio.square()
             half.append(weight * (distance <= torch.ceil(BLUR_REACH * sigma)))
-        self.weight = normalised(torch.stack(half[:0:-1] + half, dim=-1)).float().to(device)
+        self.weight = normalized(torch.stack(half[:0:-1] + half, dim=-1)).float().to(device)
         self.mirrors = [mirrored(length, self.most, channels).to(device) for length in size]
 
     def __call__(self, images: Tensor, samples: list[int]) -> Tensor:

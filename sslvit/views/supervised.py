@@ -8,10 +8,11 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.views.batching import Size, batch, checked, piece_length, pieces, to_pair, true_indices
-from sslvit.views.crop import TRIES, Crop, Scaled, draw_crop, resized
+from sslvit.views.batching import Size, to_pair, true_indices
+from sslvit.views.crop import TRIES, Crop, draw_boxes, resized
+from sslvit.views.pretraining import CropFlip, fit
 from sslvit.views.randaugment import Augmentation, RandAugment
-from sslvit.views.resample import Interpolation, Resize
+from sslvit.views.resample import Interpolation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -37,9 +38,7 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
     """Random erasing (https://arxiv.org/abs/1708.04896): ten tries to fit a random share of the area, else nothing."""
     (height, width), scale, ratio = size, (0.02, 1 / 3), (0.3, 1 / 0.3)
     u = rng.uniform(key, 2 * TRIES + 3).double()
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :TRIES])
-    low, high = torch.tensor(ratio, dtype=torch.float64).log().tolist()
-    aspect = (low + (high - low) * u[:, TRIES : 2 * TRIES]).exp()
+    area, aspect = draw_boxes(u, height * width, scale, ratio)
     h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     first = torch.where((h < height) & (w < width), torch.arange(TRIES), TRIES).amin(-1, keepdim=True)
     taken = first.clamp(max=TRIES - 1)
@@ -52,7 +51,7 @@ def draw_erasing(key: Tensor, size: tuple[int, int], probability: float) -> Eras
 def erase_(images: Tensor, erasing: Erasing) -> None:
     """b c h w: fills the chosen boxes with normal noise of ImageNet's mean and deviation, cut to [0, 1].
 
-    DeiT's erased pixels are standard normal after standardisation; 4 % of them are no colours, which we cut off.
+    DeiT's erased pixels are standard normal after standardisation; 4% of them lie outside [0, 1], and are clipped.
     """
     rows, channels = true_indices(erasing.chosen.tolist()), images.shape[1]
     if not rows:
@@ -74,12 +73,9 @@ def normal(key: Tensor, count: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SupervisedView(Scaled):
-    size: Size
+class SupervisedView(CropFlip):
     scale: tuple[float, float] = (0.05, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
-    flip: float = 0.5
     augment: RandAugment | None = None
     erase: float = 0.0
 
@@ -96,23 +92,16 @@ class SupervisedView(Scaled):
 
     def draw(self, key: Tensor, extents: Tensor) -> SupervisedDraw:
         return SupervisedDraw(
-            draw_crop(rng.fold(key, "crop"), extents, self.scale, self.ratio, self.flip),
+            self.crop(key, extents),
             self.augment.draw(rng.fold(key, "augment")) if self.augment else None,
             draw_erasing(rng.fold(key, "erase"), to_pair(self.size), self.erase),
         )
 
-    def apply(self, pixels: Tensor, lesson: SupervisedDraw) -> Tensor:
-        size = to_pair(self.size)
-        step = piece_length(pixels, size)
-        resize = Resize(pixels, resized(lesson.crop, size), size, self.interpolation, step)
-        out = batch(*pixels.shape[:2], *size, device=pixels.device)
-        for run in pieces(len(pixels), step):
-            torch.clamp(resize(run).div_(255).transpose(2, 3), 0, 1, out=out[run])
-            if self.augment and lesson.augmentation:
-                self.augment.apply_(out[run], Augmentation(*(x[run] for x in lesson.augmentation)))
-            erase_(out[run], Erasing(*(x[run] for x in lesson.erasing)))
-        return out
+    def apply(self, pixels: Tensor, drawn: SupervisedDraw) -> Tensor:
+        def change_(images: Tensor, piece: slice) -> None:
+            if self.augment and drawn.augmentation:
+                self.augment.apply_(images, Augmentation(*(x[piece] for x in drawn.augmentation)))
+            erase_(images, Erasing(*(x[piece] for x in drawn.erasing)))
 
-    def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
-        key, extents = checked(pixels, key, extents)
-        return (self.apply(pixels, self.draw(rng.fold(key, "view", 0), extents)),)
+        size = to_pair(self.size)
+        return fit(pixels, resized(drawn.crop, size), size, self.interpolation, change_)

@@ -30,7 +30,7 @@ from sslvit.models.vit_config import ViTConfig
 from sslvit.runs.files import CHECKPOINTS
 from sslvit.runs.public import last_name, markdown, public
 from sslvit.storage import checkpoint, durable, sealed
-from sslvit.views.pretraining import kept_by_default
+from sslvit.views.pretraining import default_eval_crop
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ def _timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> 
             "input_size": [backbone.channels, *backbone.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": kept_by_default(backbone.image_size),
+            "crop_pct": default_eval_crop(backbone.image_size),
             "crop_mode": "center",
             "mean": list(config.mean),
             "std": list(config.std),

@@ -37,8 +37,8 @@ def test_small_images_of_one_size_are_decoded_once(root, tmp_path, capsys, monke
     spec = images(tmp_path / "set")
     first = open_source(spec, image_size=8)
     assert isinstance(first, ArraySource)
-    said = capsys.readouterr().err
-    assert said == f"folder:{spec}: decoding 30 images of 3 x 8 x 8 once, 0.0 MB in {folders(root)[0]}\n"
+    message = capsys.readouterr().err
+    assert message == f"folder:{spec}: decoding 30 images of 3 x 8 x 8 once, 0.0 MB in {folders(root)[0]}\n"
     monkeypatch.setattr("sslvit.data.readers.encoded.open_image", None)  # nothing is decoded from here on
     second = open_source(spec, image_size=8)
     assert capsys.readouterr().err == ""
@@ -145,9 +145,9 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path
         cached(source)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
-    assert [folder.suffix for folder in folders(root)] == [".new"]
+    assert [folder.name[:5] for folder in folders(root)] == [".tmp-"]
     assert values(open_source(spec, image_size=8)) == list(range(30))
-    assert [folder.suffix for folder in folders(root)] == [""]
+    assert [folder.name[0] == "." for folder in folders(root)] == [False]
 
 
 def _open_in_process(spec: str, queue) -> None:
@@ -164,11 +164,11 @@ def test_of_several_processes_one_decodes(root, tmp_path):
     processes = [context.Process(target=_open_in_process, args=(spec, queue)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [queue.get(timeout=60) for _ in processes]
+    result = [queue.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert sorted(lines for lines, _ in found) == [0, 0, 0, 1]
-    assert all(read == [number % 256 for number in range(300)] for _, read in found)
+    assert sorted(lines for lines, _ in result) == [0, 0, 0, 1]
+    assert all(read == [number % 256 for number in range(300)] for _, read in result)
 
 
 @pytest.mark.processes

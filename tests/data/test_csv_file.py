@@ -67,7 +67,7 @@ def test_names_with_commas_quotes_and_letters_of_any_language_stand_in_quotes(fo
     assert (shown(source), source.classes) == ([8, 1], ('cat "Tom"', "Žába, zelená"))
 
 
-def test_a_name_that_is_not_utf8_is_found(folder):
+def test_a_file_name_that_is_not_utf8_is_read(folder):
     try:
         os.rename(folder / "1.png", os.fsencode(folder) + b"/\xe9.png")
     except OSError:
@@ -112,20 +112,20 @@ def test_columns_go_by_name_or_are_counted_from_1(folder):
     bare = opened(folder / "labels.csv", text.partition("\n")[2], image_column="2", label_column="3")
     for source in (by_name, by_place, bare):
         assert (shown(source), source.classes) == ([2, 1], ("a", "b"))
-    with pytest.raises(DataError, match=r"none of its columns, path, other, fine, coarse, .*--label_column"):
+    with pytest.raises(DataError, match=r"none of the columns path, other, fine, coarse has .*--label_column"):
         opened(folder / "labels.csv", text).required_labels()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"image_column": "photo"}, "--image_column photo: .* has the columns path, kind, note"),
         ({"label_column": "5"}, "--label_column 5: .* has the columns path, kind, note"),
         ({"label_column": "0"}, "--label_column 0"),
     ],
 )
-def test_a_column_that_is_not_there_is_an_error_that_lists_them(folder, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_column_that_is_not_there_is_an_error_that_lists_them(folder, options, message):
+    with pytest.raises(ValueError, match=message):
         opened(folder / "labels.csv", "path,kind,note\n1.png,a,b\n", **options)
 
 
@@ -138,24 +138,24 @@ def test_of_several_columns_of_paths_one_must_be_named(folder):
 
 BROKEN = {
     "few columns": ("path,label\n1.png,a\n\n2.png\n", DataError, "line 4 has 1 columns, the first row has 2"),
-    "many columns": ("path,label\n1.png,a\na, b.png,b\n", DataError, "line 3 has 3 columns.*must stand in quotes"),
+    "many columns": ("path,label\n1.png,a\na, b.png,b\n", DataError, "line 3 has 3 columns.*quote a cell"),
     "open quote": ('path,label\n1.png,"a\n2.png,b\n', DataError, "line 3: .*quote"),
     "no path": ("path,label\n1.png,a\n,b\n", DataError, "line 3: the column of images is empty"),
     "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), DataError, "is not text in UTF-8"),
     "empty": ("", NoInput, "has no rows"),
     "header alone": ("path,label\n", NoInput, "has no rows below its header"),
     "zero byte": ("path,label\n1.png,a\nx\0.png,b\n", DataError, "zero byte"),
-    "elsewhere": ("path,label\nx/1.png,a\nx/2.png,b\n", NoInput, "say csv:.*/labels.csv,/that/folder or --root"),
+    "elsewhere": ("path,label\nx/1.png,a\nx/2.png,b\n", NoInput, "use csv:.*/labels.csv,/that/folder or --root"),
     "no ending": ("image,label\n1,a\n2,b\n", NoInput, "1.png is a file: names need their ending"),
-    "backslashes": ("path,label\nsub\\7.png,a\n", NoInput, "parted by /"),
+    "backslashes": ("path,label\nsub\\7.png,a\n", NoInput, "separator in paths must be /"),
     "URLs": ("path,label\nhttps://a.b/1.png,a\n", NoInput, "URLs are not fetched"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_one_sentence_with_its_line(folder, name):
-    text, error, said = BROKEN[name]
-    with pytest.raises(error, match=said) as caught:
+    text, error, message = BROKEN[name]
+    with pytest.raises(error, match=message) as caught:
         opened(folder / "labels.csv", text)
     assert "\n" not in str(caught.value)
 
@@ -217,7 +217,7 @@ def test_two_roots_and_roots_of_other_kinds_are_refused(folder, tmp_path):
     (tmp_path / "labels.csv").write_text("1.png,a\n")
     with pytest.raises(ValueError, match="both name a root"):
         open_source(f"csv:{tmp_path}/labels.csv,{folder}", image_size=8, root=folder)
-    with pytest.raises(ValueError, match=r"--root .* is for sets whose lines or rows name files.*not for folder"):
+    with pytest.raises(ValueError, match=r"--root .* is for lines or rows that name files.*not for folder"):
         open_source(f"folder:{folder}", image_size=8, root=folder)
     with pytest.raises(NoInput, match="--root /not/there is not a folder"):
         open_source(f"csv:{tmp_path}/labels.csv", image_size=8, root="/not/there")

@@ -12,7 +12,7 @@ from image_zoo import Animal, bombs, chunk, exif, painted, png, rgb_tags, save, 
 from peak import costs
 from PIL import Image, ImageFile
 
-from sslvit.data.image import WHITE, BadImage, fitted, measure, open_image, read_file
+from sslvit.data.image import WHITE, ImageError, fitted, measure, open_image, read_file
 
 ZOO = zoo()
 
@@ -24,7 +24,7 @@ def shown(data: bytes, **options) -> np.ndarray:
 @pytest.mark.parametrize("animal", ZOO, ids=lambda animal: animal.name)
 def test_an_odd_file_gives_the_pixels_or_the_reason_that_it_should(animal: Animal):
     if animal.pixels is None:
-        with pytest.raises(BadImage, match=animal.reason):
+        with pytest.raises(ImageError, match=animal.reason):
             open_image(animal.data)
         return
     pixels = open_image(animal.data)
@@ -58,7 +58,7 @@ def test_one_channel_is_the_luma_of_the_colours():
 
 
 def test_other_channel_counts_are_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match="channels 4"):
+    with pytest.raises(ValueError, match=r"--channels must be 1 .* got 4"):
         open_image(png(scene(), 8, 2), channels=4)
 
 
@@ -77,10 +77,10 @@ def test_a_shrunken_image_is_pillows_to_two_levels(form, box):
     data = save(rgb, form, **({"lossless": True} if form == "WEBP" else {"quality": 98} if form == "JPEG" else {}))
     size = fitted(480, 640, box)
     expected = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
-    found = shown(data, fit=box).astype(int)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).mean() <= 2
-    assert np.abs(found - expected)[2:-2, 2:-2].max() <= 12
+    result = shown(data, fit=box).astype(int)
+    assert result.shape == expected.shape
+    assert np.abs(result - expected).mean() <= 2
+    assert np.abs(result - expected)[2:-2, 2:-2].max() <= 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -88,9 +88,9 @@ def test_fit_is_of_the_turned_image(orientation):
     rgb = np.asarray(Image.fromarray(scene(12, 16)).resize((320, 240), Image.Resampling.BICUBIC))
     data = save(turned(rgb, orientation), "JPEG", quality=98, exif=exif(orientation))
     expected = np.asarray(Image.fromarray(rgb).resize((64, 48), Image.Resampling.BICUBIC)).astype(int)
-    found = shown(data, fit=(100, 64)).astype(int)
-    assert found.shape == (48, 64, 3)
-    assert np.abs(found - expected).mean() <= 3
+    result = shown(data, fit=(100, 64)).astype(int)
+    assert result.shape == (48, 64, 3)
+    assert np.abs(result - expected).mean() <= 3
 
 
 def test_a_large_jpeg_is_decoded_at_reduced_size():
@@ -106,7 +106,7 @@ def test_a_large_jpeg_is_decoded_at_reduced_size():
 
 def test_files_cut_short_stay_refused_for_everybody():
     data = save(scene(64, 96), "JPEG")
-    with pytest.raises(BadImage, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="cannot be decoded"):
         open_image(data[: len(data) // 2])
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -139,7 +139,7 @@ def test_the_memory_of_a_bomb_that_is_let_in_is_seen(tmp_path):
     (tmp_path / "zeros.png").write_bytes(data := large_png(9000, 8, 0, b"\0"))
     (cost,) = costs([tmp_path / "zeros.png"], channels=1, max_pixels=81_000_000, fit=(9, 9))
     assert (cost.refused, cost.grown > 80_000_000) == ("", True)
-    with pytest.raises(BadImage, match="81,000,000 px > limit 80,000,000"):
+    with pytest.raises(ImageError, match="81,000,000 px > limit 80,000,000"):
         open_image(data, max_pixels=80_000_000)
 
 
@@ -166,7 +166,7 @@ def test_conversion_in_strips_changes_no_pixel(monkeypatch, bits, colour):
 
 def test_a_tile_larger_than_its_image_counts_as_it_is_decoded():
     tags = rgb_tags(scene()) | {322: 20000, 323: 20000}
-    with pytest.raises(BadImage, match="400,000,000 px > limit"):
+    with pytest.raises(ImageError, match="400,000,000 px > limit"):
         open_image(tiff(scene(), tags))
 
 
@@ -219,7 +219,7 @@ def test_other_formats_are_refused_whatever_their_name(tmp_path):
     assert len(files) >= 37
     for data in files.values():
         (tmp_path / "picture.jpg").write_bytes(data)
-        with pytest.raises(BadImage, match="not JPEG"):
+        with pytest.raises(ImageError, match="not JPEG"):
             open_image(read_file(tmp_path / "picture.jpg"))
 
 
@@ -227,7 +227,7 @@ def test_no_process_is_started_for_postscript():
     started, watching = [], [True]  # an audit hook cannot be taken away, only told to look no more
     events = ("subprocess.Popen", "os.system", "os.posix_spawn", "os.exec", "os.fork")
     sys.addaudithook(lambda event, _: started.append(event) if watching and event in events else None)
-    with pytest.raises(BadImage):
+    with pytest.raises(ImageError):
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     watching.clear()
     assert started == []
@@ -279,7 +279,7 @@ def check_mutants(seeds: range) -> None:
             assert pixels.dtype == torch.uint8
             assert pixels.shape[0] == 3
             assert 0 < max(pixels.shape[1:]) <= 64
-        except BadImage:
+        except ImageError:
             refused += 1
         assert time.process_time() - start < 1, seed
     assert good + refused == len(seeds)
@@ -304,7 +304,7 @@ def test_a_flipped_bit_anywhere_in_a_png_is_noticed_or_harmless():
         changed[place] ^= 4
         try:
             assert (shown(bytes(changed)) == rgb).all()
-        except BadImage:
+        except ImageError:
             continue
 
 
@@ -322,9 +322,9 @@ def test_only_regular_files_are_opened(tmp_path):
             "loop.jpg": "symbolic links",
             "missing.jpg": "No such file",
         }.items():
-            with pytest.raises(BadImage, match=reason):
+            with pytest.raises(ImageError, match=reason):
                 read_file(tmp_path / name)
-        with pytest.raises(BadImage, match="device"):
+        with pytest.raises(ImageError, match="device"):
             read_file("/dev/zero")
     assert time.perf_counter() - start < 10
 
@@ -332,7 +332,7 @@ def test_only_regular_files_are_opened(tmp_path):
 def test_a_file_beyond_any_image_of_the_budget_is_not_read(tmp_path):
     with open(tmp_path / "sparse.jpg", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(BadImage, match="bytes > limit 256,000,000"):
+    with pytest.raises(ImageError, match="bytes > limit 256,000,000"):
         read_file(tmp_path / "sparse.jpg")
 
 

@@ -12,9 +12,9 @@ from image_zoo import png
 from PIL import Image
 
 from sslvit.config import DataConfig, ImagesConfig, check_unchanged, configuration
-from sslvit.data.image import BadImage, levels, open_image
+from sslvit.data.image import ImageError, levels, open_image
 from sslvit.data.spec import open_source
-from sslvit.data.summary import preflight
+from sslvit.data.summary import Summary
 from sslvit.errors import DataError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -54,7 +54,7 @@ def test_values_beyond_the_range_are_black_and_white():
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_with_a_range_floats_and_32_bit_integers_are_read_too(kind):
     values = (TWELVE.astype(np.int64) - 1000).astype(kind)  # say, Hounsfield units
-    with pytest.raises(BadImage, match="--range"):
+    with pytest.raises(ImageError, match="--range"):
         open_image(tif(values))
     grey = open_image(tif(values), channels=1, span=(-1000, 3095))[0].numpy()
     assert np.array_equal(grey, np.rint(np.interp(values, [-1000, 3095], [0, 255])))
@@ -70,7 +70,7 @@ def test_the_whole_range_by_name_is_what_is_done_without_one():
     assert torch.equal(open_image(data, span=(0, 65535)), open_image(data))
 
 
-def test_the_values_of_a_file_are_found():
+def test_the_values_of_a_file_are_its_levels():
     assert levels(png(TWELVE[..., None], 16, 0))[:3] == (0, 4095, 65535)
     assert levels(png(np.zeros((4, 4, 1), np.uint8), 8, 0)) is None
 
@@ -104,13 +104,13 @@ def test_16_bit_colour_that_is_dark_is_refused_without_a_flag_that_would_not_hel
     (tmp_path / "set" / "0.png").write_bytes(png(np.stack([TWELVE] * 3, -1), 16, 2))
     with pytest.raises(DataError, match="store them as 8 bits"):
         open_source(str(tmp_path / "set"), image_size=32)
-    with pytest.raises(BadImage, match="16-bit colour"):
+    with pytest.raises(ImageError, match="16-bit colour"):
         open_image(png(np.stack([TWELVE] * 3, -1), 16, 2), span=(0, 4095))
 
 
 def test_the_look_before_training_says_which_values_there_are(tmp_path):
     data = folder_of(tmp_path / "set", TWELVE * 15 + 7)
-    text = preflight(open_source(data, image_size=64, cache=False), image_size=64, batch_size=1).text()
+    text = Summary(open_source(data, image_size=64, cache=False), image_size=64, batch_size=1).text()
     assert "values      7 to 61,432 of 65,535" in text
     assert "0 becomes black, 65,535 white" in text
 
@@ -130,10 +130,10 @@ def test_a_run_goes_on_with_its_range_only():
         check_unchanged(saved, ImagesConfig())
 
 
-@pytest.mark.parametrize("given", [(5.0, 5.0), (9.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
-def test_a_range_that_is_none_is_refused(given):
+@pytest.mark.parametrize("options", [(5.0, 5.0), (9.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_that_is_none_is_refused(options):
     with pytest.raises(ValueError, match=r"--range is .* the first must be below the second"):
-        DataConfig(range=given).open()
+        DataConfig(range=options).open()
 
 
 @pytest.mark.processes

@@ -1,4 +1,4 @@
-"""The row of images: each once an epoch, the same for any number of processes, parts and workers."""
+"""The sequence of images: each once per epoch, the same for any number of processes, micro-batches and workers."""
 
 import signal
 import time
@@ -14,8 +14,8 @@ from started import within
 from sslvit import rng
 from sslvit.data.labels import Labels
 from sslvit.data.loader import EpochSampler, epoch_order, load, sample_ids
-from sslvit.data.spec import ArraySource
-from sslvit.data.waiting import fetched
+from sslvit.data.source import ArraySource
+from sslvit.data.waiting import WorkerDied, fetch
 from sslvit.views.pretraining import ContrastivePair, CropFlip
 
 
@@ -117,19 +117,21 @@ def test_a_dead_worker_is_noticed_even_if_its_signal_was_not_heard(limit):
 def test_slow_images_are_waited_for_as_long_as_was_asked():
     source = numbered(20)
     source.read = lambda ids, read=source.read: time.sleep(1.4) or read(ids)
-    given = {"first_step": 0, "steps": 2, "workers": 1, "pin": False}
-    assert len(list(load(rows(source)[0], timeout=30, **given))) == 2
+    options = {"first_step": 0, "steps": 2, "workers": 1, "pin": False}
+    assert len(list(load(rows(source)[0], timeout=30, **options))) == 2
     with pytest.raises(RuntimeError, match=r"timed out after 0\.5 seconds"):
-        list(load(rows(source)[0], timeout=0.5, **given))
+        list(load(rows(source)[0], timeout=0.5, **options))
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("source", [numbered(20), of_many_sizes(20)], ids=["of one size", "of many sizes"])
 def test_views_made_by_workers_are_those_made_of_their_images(source):
     view = ContrastivePair(8)
-    given = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
+    options = {"first_step": 1, "steps": 4, "timeout": 30, "pin": False}
     for plain, made in zip(
-        load(rows(source)[0], workers=0, **given), load(rows(source)[0], workers=2, views=view, **given), strict=True
+        load(rows(source)[0], workers=0, **options),
+        load(rows(source)[0], workers=2, views=view, **options),
+        strict=True,
     ):
         expected = view(plain.samples.pixels, plain.view_key, plain.samples.extents)
         assert made.samples.pixels.numel() == 0
@@ -193,18 +195,18 @@ def test_whole_batches_hold_no_image_twice_and_leave_out_an_epochs_last_few(size
     assert parts[0].epoch_images == 8 * each
 
 
-def test_the_endless_row_repeats_images_within_a_batch_which_is_why_there_are_whole_batches():
+def test_without_whole_batches_the_endless_sequence_repeats_images_within_a_batch():
     assert any(len(set(batch)) < 8 for batch in ids_of(rows(numbered(20)), 50))
 
 
 @pytest.mark.parametrize(("size", "processes", "way_out"), [(7, 1, "--batch_size 7"), (5, 2, "--batch_size 4")])
 def test_fewer_images_than_a_whole_batch_are_refused_with_a_batch_size_that_fits(size, processes, way_out):
-    with pytest.raises(ValueError, match=f"{size} images.*--batch_size 8.*{way_out}"):
+    with pytest.raises(ValueError, match=f"--batch_size 8: {size} images.*{way_out}"):
         rows(numbered(size), processes)[0].only_whole_batches()
 
 
 def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match="batch_size 8 does not split into 3 processes x 1"):
+    with pytest.raises(ValueError, match="--batch_size 8 must be divisible by 3 processes x 1"):
         rows(numbered(9), processes=3)
 
 
@@ -239,10 +241,10 @@ def test_a_batch_that_breaks_off_because_its_worker_was_killed_is_that_workers_d
         worker.kill()
         raise torn
 
-    found = fetched(loaded(), 2, [worker], timeout=30)
-    assert next(found) == 1
-    with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
-        next(found)
+    result = fetch(loaded(), 2, [worker], timeout=30)
+    assert next(result) == 1
+    with pytest.raises(WorkerDied, match=rf"^DataLoader worker \(pid {worker.pid}\) ended"):
+        next(result)
 
 
 def test_an_error_of_reading_is_itself_while_all_workers_live():
@@ -254,4 +256,4 @@ def test_an_error_of_reading_is_itself_while_all_workers_live():
         raise PermissionError("no entry")
 
     with pytest.raises(PermissionError, match="no entry"):
-        list(fetched(loaded(), 2, [worker], timeout=30))
+        list(fetch(loaded(), 2, [worker], timeout=30))

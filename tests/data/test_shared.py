@@ -30,7 +30,7 @@ def run(images: Path, out: Path, size: str, *words: str, **environment: str) -> 
     return with_shared_memory(size, command, env=env, capture_output=True, text=True)
 
 
-def test_a_run_with_too_little_shared_memory_says_so_before_its_first_step_and_is_the_same(images, tmp_path):
+def test_a_run_with_too_little_shared_memory_warns_first_and_is_the_same(images, tmp_path):
     small, large = (run(images, tmp_path / size, size) for size in ("1m", "64m"))
     assert (small.returncode, large.returncode) == (0, 0), small.stderr
     # 8 images of 3 x 32 x 32 float32: 98,304 bytes, and 65,536 for small tensors, ten times.
@@ -51,13 +51,13 @@ def test_shared_memory_that_something_else_fills_later_ends_the_run_in_a_sentenc
 
 @pytest.mark.parametrize("views", [None, ContrastivePair(16)])
 def test_what_comes_through_a_pipe_is_what_was_sent(monkeypatch, views):
-    given = {"first_step": 0, "steps": 3, "workers": 1, "timeout": 60, "pin": False, "views": views}
-    row = EpochSampler(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
-    plain = list(load(row, **given))
-    assert not row.piped
+    options = {"first_step": 0, "steps": 3, "workers": 1, "timeout": 60, "pin": False, "views": views}
+    sampler = EpochSampler(source(), batch_size=8, accumulation=1, rank=0, processes=1, seed=0)
+    plain = list(load(sampler, **options))
+    assert not sampler.piped
     monkeypatch.setattr(shared, "room", lambda: 0)
-    piped = list(load(row, **given))
-    assert row.piped
+    piped = list(load(sampler, **options))
+    assert sampler.piped
     for one, other in zip(plain, piped, strict=True):
         assert torch.equal(one.samples.ids, other.samples.ids)
         assert torch.equal(one.samples.pixels, other.samples.pixels)
@@ -78,9 +78,9 @@ def test_only_tensors_change_in_a_pipe():
 
 
 def test_bytes_of_a_batch_are_those_of_its_pixels_or_of_its_views():
-    row = EpochSampler(
+    sampler = EpochSampler(
         source(), batch_size=8, accumulation=2, rank=0, processes=1, seed=0
     )  # parts of 4 images, 3 x 32 x 32
-    assert bytes_of(row, None) == 4 * 3 * 32 * 32
-    assert bytes_of(row, CropFlip(16)) == 4 * 3 * 16 * 16 * 4
-    assert bytes_of(row, ContrastivePair(16)) == 2 * 4 * 3 * 16 * 16 * 4
+    assert bytes_of(sampler, None) == 4 * 3 * 32 * 32
+    assert bytes_of(sampler, CropFlip(16)) == 4 * 3 * 16 * 16 * 4
+    assert bytes_of(sampler, ContrastivePair(16)) == 2 * 4 * 3 * 16 * 16 * 4

@@ -127,29 +127,29 @@ def test_raw_idx_files_are_mapped_and_not_pickled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "cannot be read"),
         (b"\0\0\x08\3", "cannot be read"),
         (b"not an idx file at all", "not an idx file of uint8"),
         (struct.pack(">HBBI", 0, 13, 1, 1) + b"0000", "not an idx file of uint8"),
-        (struct.pack(">HBBIII", 0, 8, 3, 9, 4, 4) + bytes(100), "holds 100 bytes of data.*wants 144"),
-        (struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(100), "more than 32 bytes.*wants 32"),
+        (struct.pack(">HBBIII", 0, 8, 3, 9, 4, 4) + bytes(100), "has 100 bytes of data.*needs 144"),
+        (struct.pack(">HBBIII", 0, 8, 3, 2, 4, 4) + bytes(100), "more than 32 bytes.*needs 32"),
         (struct.pack(">HBBIII", 0, 8, 3, 2**31, 2**15, 2**15), "free memory"),
         (struct.pack(">HBBIII", 0, 8, 3, 0, 4, 4), "holds no images"),
         (struct.pack(">HBBI", 0, 8, 1, 2) + b"00", "holds no images"),
     ],
 )
-def test_idx_files_that_are_not_what_they_say_are_refused(tmp_path, content, said):
+def test_idx_files_that_are_not_what_they_say_are_refused(tmp_path, content, message):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_source(f"idx:{tmp_path}", image_size=4)
 
 
 def test_two_sets_in_one_idx_folder_are_not_guessed_between(tmp_path):
     for name in ("emnist-letters-train-images-idx3-ubyte", "emnist-digits-train-images-idx3-ubyte"):
         (tmp_path / name).write_bytes(idx(np.zeros((1, 4, 4), np.uint8)))
-    with pytest.raises(DataError, match="several sets: emnist-digits"):
+    with pytest.raises(DataError, match="several sets, emnist-digits"):
         open_source(f"idx:{tmp_path}", image_size=4)
 
 
@@ -188,7 +188,7 @@ def test_npz_of_medical_mnist_has_three_splits_and_labels_of_one_column(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"pictures": np.zeros((2, 4, 4), np.uint8)}, "expected train_images, it holds pictures"),
         ({"images": np.zeros((2, 4, 4), np.int64)}, "holds int64"),
@@ -201,9 +201,9 @@ def test_npz_of_medical_mnist_has_three_splits_and_labels_of_one_column(tmp_path
         ({"images": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
     ],
 )
-def test_npz_files_that_hold_no_images_say_what_they_hold(tmp_path, arrays, said):
+def test_npz_files_that_hold_no_images_say_what_they_hold(tmp_path, arrays, message):
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         open_source(f"npz:{tmp_path}/set.npz", image_size=4)
 
 
@@ -236,11 +236,11 @@ def test_npz_and_idx_bombs_are_not_unpacked_even_where_they_lie_about_their_size
     small = lying(large, 10_000)
     cases = {f"npz:{large}": r"claim to unpack to 268,435,\d\d\d.*np\.savez\(NEW", f"npz:{small}": "claims shape"}
     tracemalloc.start()
-    for spec, said in (cases | {f"idx:{tmp_path}/idx": "claim to unpack to 268,435,456.*gunzip"}).items():
-        with pytest.raises(DataError, match=said):
+    for spec, message in (cases | {f"idx:{tmp_path}/idx": "claim to unpack to 268,435,456.*gunzip"}).items():
+        with pytest.raises(DataError, match=message):
             open_source(spec, image_size=64)
-    for file, said in ((large, "claim to unpack"), (small, "claims shape")):
-        with pytest.raises(DataError, match=said):
+    for file, message in ((large, "claim to unpack"), (small, "claims shape")):
+        with pytest.raises(DataError, match=message):
             load_foreign(file)
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
@@ -292,14 +292,14 @@ def test_flat_folders_and_single_sub_folders_have_no_labels(tmp_path):
     write(tmp_path / "single/all/1.png", flat(1))
     write(tmp_path / "mixed/1.png", flat(1))
     write(tmp_path / "mixed/more/1.png", flat(1))
-    for name, said in (
+    for name, message in (
         ("flat", "in no sub-folders"),
         ("single", "one sub-folder all"),
         ("mixed", "1 images lie beside"),
     ):
         source = open_source(f"folder:{tmp_path}/{name}", image_size=8)
         assert source.read(every(source)).labels is None
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             source.required_labels()
 
 
@@ -351,12 +351,12 @@ def test_a_list_names_files_with_labels_or_without(tmp_path):
 
 
 @pytest.mark.parametrize(("separator", "word"), [(",", "comma"), (", ", "comma"), (";", "semicolon"), (" ", "space")])
-def test_a_label_that_stands_not_after_a_tab_is_told_to(tmp_path, separator, word):
+def test_a_label_not_after_a_tab_is_refused_with_a_hint(tmp_path, separator, word):
     for value in (1, 2, 3):
         write(tmp_path / f"set/a {value}.png", flat(value))
     (tmp_path / "set/list.txt").write_text("".join(f"a {value}.png{separator}dog\n" for value in (1, 2, 3)))
-    said = f"most files that .*: a 1.png is a file, so a tab must stand before the label, not a {word}"
-    with pytest.raises(NoInput, match=said.replace(": ", "; ", 1)):
+    message = f"most files that .*: a 1.png is a file, so a tab must stand before the label, not a {word}"
+    with pytest.raises(NoInput, match=message.replace(": ", "; ", 1)):
         open_list(tmp_path / "set/list.txt", None, None)
 
 
@@ -372,8 +372,8 @@ def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_
         write(tmp_path / f"set/{value}.png", flat(value))
     (tmp_path / "some.txt").write_text("1.png\ngone/2.png\n3.png\n")
     source = open_source(f"list:{tmp_path}/some.txt,{tmp_path}/set", image_size=8, cache=False)
-    said = "(train): not read: 1 names (No such file or directory), which count as bad images: gone/2.png\n"
-    assert capsys.readouterr().err.endswith(said)
+    message = "(train): not read: 1 names (No such file or directory), which count as bad images: gone/2.png\n"
+    assert capsys.readouterr().err.endswith(message)
     samples = source.read(every(source))
     assert [(line.id, line.reason) for line in samples.bad] == [(1, "No such file or directory")]
     assert samples.pixels[[0, 2], 0, 0, 0].tolist() == [1, 3]
@@ -381,7 +381,7 @@ def test_a_file_missing_from_a_list_is_a_bad_image_and_most_of_them_are_another_
         NoInput, match=r"most files that .*some\.txt names are not below .*: 3 names .*: 1\.png; if they"
     ) as e:
         open_source(f"list:{tmp_path}/some.txt", image_size=8)
-    assert str(e.value).endswith(f"if they lie below another folder, say list:{tmp_path}/some.txt,/that/folder")
+    assert str(e.value).endswith(f"if they lie below another folder, use list:{tmp_path}/some.txt,/that/folder")
 
 
 @pytest.mark.parametrize("line", ["../out.png", "/etc/passwd", "link.png", "in/../../out.png"])
@@ -567,7 +567,7 @@ def test_substitutes_are_all_others_once():
 
 def test_a_set_of_one_bad_image_says_why(tmp_path):
     (tmp_path / "1.png").write_text("no image")
-    with pytest.raises(DataError, match=r"image 0 and 0 others .* because: not JPEG, PNG"):
+    with pytest.raises(DataError, match=r"image 0 and 0 substitutes .* because: not JPEG, PNG"):
         open_source(str(tmp_path), image_size=8, cache=False).read(np.array([0]))
 
 
@@ -575,7 +575,7 @@ def test_a_set_without_one_good_image_says_so(tmp_path):
     for number in range(5):
         write(tmp_path / f"set/{number}.png", flat(0)).write_text("no")
     source = open_source(str(tmp_path / "set"), image_size=8)
-    with pytest.raises(DataError, match="image 0 and 4 others in its place cannot be used, the last because: not JPEG"):
+    with pytest.raises(DataError, match="image 0 and 4 substitutes cannot be used, the last because: not JPEG"):
         source.read(np.array([0]))
 
 
@@ -595,7 +595,7 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "error", "said"),
+    ("spec", "error", "message"),
     [
         ("{}/nothing/at/all", NoInput, "the nearest folder is {}, which holds empty, file.txt, text"),
         ("folder:{}/empty", NoInput, "no image files in {}/empty: found nothing"),
@@ -604,18 +604,18 @@ def test_files_that_change_during_a_run_are_bad_images(tmp_path):
         ("idx:{}/nothing", NoInput, "no such folder"),
         ("idx:{}/text", NoInput, "no images of the train split: expected a file like train-images-idx3-ubyte"),
         ("npz:{}/nothing.npz", NoInput, "no such file"),
-        ("list:{}/nothing.txt", NoInput, "is no file"),
-        ("foulder:{}", ValueError, "none of the kinds shapes, idx"),
-        ("shapes:wrong", ValueError, "shapes:wrong is unknown"),
+        ("list:{}/nothing.txt", NoInput, "is not a file"),
+        ("foulder:{}", ValueError, "does not begin with one of shapes, idx"),
+        ("shapes:wrong", ValueError, "shapes:wrong must be like"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_sentence(tmp_path, spec, error, said):
+def test_missing_data_is_named_in_one_sentence(tmp_path, spec, error, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "file.txt").write_text("")
     for name in ("1.txt", "2.txt", "3.txt", "README"):
         (tmp_path / "text" / name).write_text("")
-    with pytest.raises(error, match=said.format(tmp_path)) as caught:
+    with pytest.raises(error, match=message.format(tmp_path)) as caught:
         open_source(spec.format(tmp_path), image_size=8)
     assert "\n" not in str(caught.value)
 
@@ -638,7 +638,7 @@ def test_an_empty_path_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monke
     write(tmp_path / "1.png", flat(1))
     (tmp_path / "list.txt").write_text("1.png\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"names nothing where a path or name should be: is a variable of the shell"):
+    with pytest.raises(ValueError, match=r"lacks a path or name: is a variable of the shell"):
         open_source(spec.format(tmp_path), image_size=8)
 
 
@@ -646,7 +646,7 @@ def test_an_empty_path_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monke
 def test_an_empty_stream_is_not_the_folder_that_we_happen_to_be_in(tmp_path, monkeypatch, spec):
     (tmp_path / "1.tar").write_bytes(bytes(1024))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="names nothing to be streamed: is a variable of the shell unset"):
+    with pytest.raises(ValueError, match="lacks a path or name: is a variable of the shell unset"):
         Stream(spec, epoch_images=1, canvas=8)
 
 
@@ -654,7 +654,7 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
     write(tmp_path / "1.png", flat(1))
     with pytest.raises(NoInput, match="has no test split: none of test, val, validation, valid is in it"):
         open_source(str(tmp_path), split="test", image_size=8)
-    with pytest.raises(ValueError, match="split 'dev'"):
+    with pytest.raises(ValueError, match="split must be train or test, got 'dev'"):
         open_source(str(tmp_path), split="dev", image_size=8)
 
 
@@ -662,9 +662,9 @@ def test_a_set_without_a_test_split_says_where_it_looked(tmp_path):
     ("name", "kind"), [("a.csv", "csv"), ("a.txt", "list"), ("a.npz", "npz"), ("a.parquet", "parquet")]
 )
 @pytest.mark.parametrize("prefix", ["", "folder:"])
-def test_a_file_that_is_given_as_a_folder_is_told_its_kind(tmp_path, name, kind, prefix):
+def test_a_file_instead_of_a_folder_is_refused_with_its_kind(tmp_path, name, kind, prefix):
     (tmp_path / name).write_text("")
-    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; say {kind}:{tmp_path}/{name}$"):
+    with pytest.raises(NoInput, match=f"is not a folder of images: it is a file; use {kind}:{tmp_path}/{name}$"):
         open_source(f"{prefix}{tmp_path}/{name}", image_size=8)
 
 
@@ -675,7 +675,7 @@ def test_a_csv_file_beside_images_without_labels_is_pointed_at(tmp_path):
         open_source(f"folder:{tmp_path}", image_size=8).required_labels()
 
 
-def test_one_array_is_told_how_it_is_written(tmp_path):
+def test_a_bare_npy_is_refused_with_the_call_that_writes_an_npz(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(DataError, match=r"a.npy is one array: np.savez\("):
         open_source(f"npz:{tmp_path}/a.npy", image_size=8)
@@ -711,7 +711,7 @@ def test_unreadable_folders_and_files_are_named(tmp_path, request):
         open_source(str(tmp_path / "closed"), image_size=8)
 
 
-def test_what_a_folder_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys, request):
+def test_other_entries_of_a_folder_are_named_in_one_line(tmp_path, capsys, request):
     tmp_path.chmod(0o755)
     for name in ("ant", "bee", "cow"):
         write(tmp_path / f"set/{name}/1.png", flat(1))
@@ -722,8 +722,8 @@ def test_what_a_folder_holds_beside_its_images_is_said_in_one_line(tmp_path, cap
     (tmp_path / "set/ant").chmod(0)
     request.getfixturevalue("unprivileged")
     assert len(open_source(str(tmp_path / "set"), image_size=8, cache=False)) == 2
-    said, _, _ = capsys.readouterr().err.rpartition("\n")
-    before, _, kinds = said.partition("/set: not read: ")
+    message, _, _ = capsys.readouterr().err.rpartition("\n")
+    before, _, kinds = message.partition("/set: not read: ")
     assert before == f"folder:{tmp_path}"
     assert sorted(kinds.split("; ")) == [
         "1 folders (Permission denied): ant",
@@ -755,8 +755,13 @@ def test_ids_are_checked(tmp_path):
     for cache in (True, False):
         source = open_source(str(tmp_path), image_size=8, cache=cache)
         assert len(source.read(np.array([], np.int64)).pixels) == 0
-        for ids, said in (([1], "ids 1 to 1 of a source of 1"), ([-1], "ids -1"), ([0.5], "float64"), ([[0]], "shape")):
-            with pytest.raises(ValueError, match=said):
+        for ids, message in (
+            ([1], "ids 1 to 1 of a source of 1"),
+            ([-1], "ids -1"),
+            ([0.5], "float64"),
+            ([[0]], "shape"),
+        ):
+            with pytest.raises(ValueError, match=message):
                 source.read(np.array(ids))
 
 

@@ -1,4 +1,4 @@
-"""Runs on streams: exact restarts, every row once, bad rows named, and what cannot be said no to in a sentence."""
+"""Runs on streams: exact restarts, every row once, bad rows named, and refusals in one sentence."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def keys_of_epoch(epoch: int) -> list[int]:
     return rng.key(0, "views", torch.tensor(epoch), ids).tolist()
 
 
-def test_a_pass_is_as_long_as_was_said_and_the_log_counts_it(whole):
+def test_a_pass_has_epoch_images_and_the_log_counts_it(whole):
     out, keys = whole
     assert len(keys) == 4 * PASS
     assert [line["epoch"] for line in losses(out)] == [(step + 1) / 4 for step in range(16)]
@@ -142,10 +142,10 @@ def test_too_many_bad_rows_stop_the_run(tmp_path):
 
 
 def test_bad_rows_of_a_stream_longer_than_a_pass_are_a_share_of_all_that_was_read(tmp_path, spec):
-    row = StreamSampler(
+    sampler = StreamSampler(
         Stream(spec, epoch_images=PASS, canvas=8), batch_size=1, accumulation=1, rank=0, processes=1, seed=0
     )
-    unusable = UnreadableImages(tmp_path / "bad_images.jsonl", size=row.different)
+    unusable = UnreadableImages(tmp_path / "bad_images.jsonl", size=sampler.different)
     unusable.add(Unreadable(id, f"shard 0, row {id}", "broken", 0) for id in range(100))
     assert not unusable.too_many(100 * PASS * 10)
     assert "100 of 3,200 images read cannot be used" in unusable.too_many(100 * PASS)
@@ -166,9 +166,7 @@ def test_nothing_is_evaluated_without_eval_data(spec, capsys):
 
 
 def test_what_a_stream_cannot_do_is_one_sentence(tmp_path, spec):
-    with pytest.raises(
-        ValueError, match="--epoch_images is 0; of a stream it must say how many images count as one pass"
-    ):
+    with pytest.raises(ValueError, match="--epoch_images is 0; a stream needs"):
         DataConfig(data=f"stream:{spec}").open()
     with pytest.raises(ValueError, match="--epoch_images is for streams: a pass over shapes is all its images"):
         DataConfig(epoch_images=5).open()

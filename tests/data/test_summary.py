@@ -7,12 +7,12 @@ from image_zoo import png, save, scene
 from PIL import Image
 
 from sslvit.data.labels import no_labels
-from sslvit.data.readers.encoded import sample_ids
+from sslvit.data.readers.encoded import spread_ids
 from sslvit.data.readers.folders import FileStore, Skipped
 from sslvit.data.source import ArraySource
 from sslvit.data.spec import EncodedSource, open_source
 from sslvit.data.subset import Subset
-from sslvit.data.summary import SAMPLE, contact_sheet, preflight
+from sslvit.data.summary import SAMPLE, Summary, contact_sheet
 from sslvit.views.pretraining import ContrastivePair
 
 
@@ -23,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def look(spec, **options):
     source = open_source(str(spec), image_size=32, cache=False)
-    return preflight(source, **{"image_size": 32, "batch_size": 4} | options)
+    return Summary(source, **{"image_size": 32, "batch_size": 4} | options)
 
 
 def photographs(folder, count: int = 12) -> None:
@@ -66,7 +66,7 @@ def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda f: (f / "1.png").write_bytes(png(scene(), 8, 2)), "1 images are fewer than a batch of 4"),
         (lambda f: (f / "1.png").write_bytes(png(scene(8, 8), 8, 2)), "are smaller than 32 pixels"),
@@ -76,18 +76,18 @@ def test_duplicates_are_found_in_a_set_far_larger_than_the_sample(tmp_path):
         (lambda f: [(f / n).write_bytes(png(scene(), 8, 2)) for n in ("1.png", "2.png")], "duplicates"),
     ],
 )
-def test_what_will_disappoint_is_said_beforehand(tmp_path, make, said):
+def test_problems_of_a_dataset_are_named_before_training(tmp_path, make, message):
     (tmp_path / "set").mkdir()
     make(tmp_path / "set")
     report = look(tmp_path / "set")
-    assert any(said in sentence for sentence in report.advice)
-    assert said in report.text()
+    assert any(message in sentence for sentence in report.advice)
+    assert message in report.text()
 
 
 def test_a_good_set_needs_no_advice(tmp_path):
     photographs(tmp_path / "set")
     assert look(tmp_path / "set").advice == ()
-    arrays = preflight(open_source("shapes:n=100", image_size=32), image_size=32, batch_size=10)
+    arrays = Summary(open_source("shapes:n=100", image_size=32), image_size=32, batch_size=10)
     assert (arrays.images, arrays.sizes, arrays.advice) == (100, {(32, 32): 100}, ())
     assert "drawn" in arrays.text()
 
@@ -98,7 +98,7 @@ def test_a_cached_set_still_knows_its_bad_images(tmp_path):
     for number in range(20):
         (folder / f"{number}.png").write_bytes(png(np.roll(scene(32, 32), number, 0), 8, 2))
     (folder / "7.png").write_bytes(b"")
-    report = preflight(open_source(str(folder), image_size=32), image_size=32, batch_size=4)
+    report = Summary(open_source(str(folder), image_size=32), image_size=32, batch_size=4)
     assert (report.unreadable, report.kinds) == (1, {"PNG RGB": 19})
     assert "empty file" in report.reasons[0]
 
@@ -110,7 +110,7 @@ def test_what_a_set_is_known_before_and_after_it_lies_in_the_cache(tmp_path):
     for number in range(600):
         pixels = draw.integers(0, 256, (32, 32, 1), dtype=np.uint8)
         (folder / f"{number:03}.png").write_bytes(png(pixels, 8, 0))
-    first = set(sample_ids(603, SAMPLE).tolist())
+    first = set(spread_ids(603, SAMPLE).tolist())
     unseen = [number for number in range(600) if number not in first][:2]
     for number, copied in enumerate(unseen):
         os.link(folder / f"{copied:03}.png", folder / f"copy{number}.png")
@@ -119,7 +119,7 @@ def test_what_a_set_is_known_before_and_after_it_lies_in_the_cache(tmp_path):
     for _ in range(2):
         source = open_source(str(folder), image_size=32)
         assert isinstance(source, ArraySource)
-        report = preflight(source, image_size=32, batch_size=4)
+        report = Summary(source, image_size=32, batch_size=4)
         assert report.kinds == {"PNG L": SAMPLE}
         assert report.stored_bytes == sum(file.stat().st_size for file in folder.glob("*.png"))
         assert report.duplicates == 2
@@ -133,7 +133,7 @@ def test_a_million_files_take_seconds(tmp_path):
     store = FileStore([os.fsencode(tmp_path)], [0], [file] * 1_000_000, no_labels("made up"), Skipped())
     source = EncodedSource(store, name="a million", canvas=(32, 32))
     start = time.process_time()
-    report = preflight(source, image_size=32, batch_size=4)
+    report = Summary(source, image_size=32, batch_size=4)
     assert time.process_time() - start < 15
     assert report.images == 1_000_000
 
@@ -153,22 +153,22 @@ def test_a_part_of_decoded_images_was_not_drawn():
     drawn = open_source("shapes:n=8", image_size=8)
     for whole, kind in ((source, "decoded"), (drawn, "drawn")):
         for images in (whole, Subset(Subset(whole, np.arange(6)), np.arange(4))):
-            assert preflight(images, image_size=8, batch_size=4).kinds == {kind: len(images)}
+            assert Summary(images, image_size=8, batch_size=4).kinds == {kind: len(images)}
 
 
-def test_photographs_that_are_reduced_further_than_the_smallest_crops_bear_are_told_of_with_the_flag_to_give(tmp_path):
+def test_photographs_reduced_too_far_for_the_smallest_crops_are_named_with_the_flag(tmp_path):
     (tmp_path / "set").mkdir()
     for number, width in enumerate((90, 200, 300)):
         (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(80, width), 8, 2))
     source = open_source(str(tmp_path / "set"), image_size=32)  # on a canvas of 96
     needed = ContrastivePair(32).canvas  # 32 / sqrt(0.08 * 3 / 4) is 130.6
-    advice = [s for s in preflight(source, image_size=32, batch_size=1, canvas=needed).advice if "--canvas" in s]
+    advice = [s for s in Summary(source, image_size=32, batch_size=1, canvas=needed).advice if "--canvas" in s]
     assert len(advice) == 1
     assert "2 of 3 sampled images are reduced to the canvas of 96 x 96 pixels" in advice[0]
     assert "--canvas 160 keeps their pixels, for 2.8 times the memory" in advice[0]
     for quiet in ({"canvas": 160}, {"image_size": 160}):
         large = open_source(str(tmp_path / "set"), **{"image_size": 32} | quiet)
-        assert not any("--canvas" in s for s in preflight(large, image_size=32, batch_size=1, canvas=needed).advice)
+        assert not any("--canvas" in s for s in Summary(large, image_size=32, batch_size=1, canvas=needed).advice)
 
 
 def test_images_lower_or_narrower_than_the_views_are_counted_as_smaller(tmp_path):
@@ -176,6 +176,6 @@ def test_images_lower_or_narrower_than_the_views_are_counted_as_smaller(tmp_path
     for number, (height, width) in enumerate([(32, 48), (40, 40), (24, 60), (64, 64)]):
         (tmp_path / "set" / f"{number}.png").write_bytes(png(scene(height, width), 8, 2))
     source = open_source(str(tmp_path / "set"), image_size=(32, 48))
-    told = [s for s in preflight(source, image_size=(32, 48), batch_size=1).advice if "smaller" in s]
-    assert told == ["2 of 4 sampled images are smaller than 32 x 48 pixels: views enlarge them"]
-    assert not any("smaller than" in s for s in preflight(source, image_size=24, batch_size=1).advice)
+    advice = [s for s in Summary(source, image_size=(32, 48), batch_size=1).advice if "smaller" in s]
+    assert advice == ["2 of 4 sampled images are smaller than 32 x 48 pixels: views enlarge them"]
+    assert not any("smaller than" in s for s in Summary(source, image_size=24, batch_size=1).advice)

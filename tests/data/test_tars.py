@@ -89,7 +89,7 @@ def test_of_several_images_in_a_sample_one_must_be_named(tmp_path):
 
 def test_images_without_labels_say_how_many(tmp_path):
     pack(tmp_path / "set.tar", {"1.png": picture(1), "1.cls": b"0", "2.png": picture(2)})
-    with pytest.raises(DataError, match=r"1 of 2 images have no \.cls beside them"):
+    with pytest.raises(DataError, match=r"1 of 2 images have no \.cls"):
         open_source(f"webdataset:{tmp_path}", image_size=6).required_labels()
 
 
@@ -174,7 +174,7 @@ def test_a_flipped_bit_in_any_header_is_refused_with_the_place(tmp_path):
         changed = bytearray(data)
         changed[offset - 512 + 3] ^= 1
         (tmp_path / "set.tar").write_bytes(changed)
-        with pytest.raises(DataError, match=rf"set\.tar is damaged at byte {offset - 512:,}, which is no header"):
+        with pytest.raises(DataError, match=rf"set\.tar is damaged at byte {offset - 512:,}, which is not a member"):
             opened(tmp_path / "set.tar")
 
 
@@ -200,12 +200,12 @@ def test_what_is_no_tar_or_compressed_is_named(tmp_path):
         opened(f"{tmp_path}/*.gz")
 
 
-def test_what_a_tar_holds_beside_its_images_is_said_in_one_line(tmp_path, capsys):
+def test_other_members_of_a_tar_are_named_in_one_line(tmp_path, capsys):
     content = {f"{number}.{ending}": picture(number) for number in range(3) for ending in ("png", "json")}
     pack(tmp_path / "set.tar", content | {"0.cls": b"0", "1.txt": b"a dog"})
     opened(tmp_path / "set.tar")
-    said = f"webdataset:{tmp_path}/set.tar (train): not read: 3 *.json: 0.json; 1 *.txt: 1.txt\n"
-    assert capsys.readouterr().err == said
+    message = f"webdataset:{tmp_path}/set.tar (train): not read: 3 *.json: 0.json; 1 *.txt: 1.txt\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_shard_that_shrinks_during_a_run_gives_bad_images(tmp_path):

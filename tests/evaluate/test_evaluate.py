@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot, ridge, ridge_scores

@@ -16,7 +16,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 
 from sslvit.__main__ import main
 from sslvit.data.readers import shapes
-from sslvit.data.spec import ArraySource, open_source
+from sslvit.data.source import ArraySource
+from sslvit.data.spec import open_source
 from sslvit.errors import NoInput
 from sslvit.evaluate.metrics import calibration_error, confusion, metrics, top
 from sslvit.evaluate.near_duplicates import find_near_duplicates, near_duplicates_of_run, thumbnails

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from sslvit.config import DataConfig
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.evaluate.features import extract

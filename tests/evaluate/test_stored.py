@@ -9,7 +9,8 @@ from noise_source import source
 from PIL import Image
 
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource, open_source
+from sslvit.data.source import ArraySource
+from sslvit.data.spec import open_source
 from sslvit.evaluate.stored import stored
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig

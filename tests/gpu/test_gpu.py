@@ -39,7 +39,7 @@ def test_views_are_the_cpus_up_to_rounding(view):
     pixels, key = images(16, 96), rng.key(0, "views", torch.arange(16))
     for here, there in zip(view(pixels, key), view(pixels.cuda(), key.cuda()), strict=True):
         difference = (here - there.cpu()).abs()
-        # Rounding decides on which side of a threshold a solarised value falls, so a few may differ by much.
+        # Rounding decides on which side of a threshold a solarized value falls, so a few may differ by much.
         assert difference.mean() < 1e-5
         assert (difference > 1e-4).float().mean() < 1e-4
 

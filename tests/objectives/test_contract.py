@@ -19,7 +19,7 @@ from sslvit import rng
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
 from sslvit.data.loader import sample_ids
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.errors import DataError
 from sslvit.objectives.masking import random_order
 from sslvit.objectives.objective import Batch, Objective
@@ -179,7 +179,7 @@ def test_a_run_of_compared_images_from_before_goes_on_in_the_order_that_it_began
 def test_fewer_compared_images_than_a_batch_are_refused_before_anything_is_written_or_deleted(tmp_path):
     (tmp_path / "run").mkdir()
     for changes in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(ValueError, match=r"7 images.*--batch_size 8.*--batch_size 7"):
+        with pytest.raises(ValueError, match=r"--batch_size 8: 7 images.*--batch_size 7"):
             seen_in_a_run(tmp_path / "run", 7, 8, **changes)
         assert not (tmp_path / "run" / "model").exists()
     assert len(seen_in_a_run(tmp_path / "run", 7, 7, overwrite=True)) == 6

@@ -83,7 +83,7 @@ BAD = [
     ("mpp", "--data nope:/x", ("nope", "folder")),
     ("mpp", "--data folder:/not/there", ("/not/there",)),
     ("mpp", "--data csv:/not/there.csv", ("/not/there.csv", "CSV")),
-    ("mpp", "--data csv:", ("csv:", "names nothing")),
+    ("mpp", "--data csv:", ("csv:", "lacks a path or name")),
     ("mpp", "--root /tmp", ("--root /tmp", "csv", "not for shapes")),
     ("mpp", "--data parquet:/x --root /not/there", ("--root /not/there", "not a folder")),
     ("mpp", "--data stream:webdataset:/x --epoch_images 9 --root /tmp", ("--root /tmp", "not for webdataset")),

@@ -86,7 +86,7 @@ def test_five_channels_are_refused_with_a_flag_before_anything_is_deleted(recipe
     with pytest.raises(SystemExit) as ended:
         run(recipe, words)
     assert ended.value.code == 78
-    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): --no-color" in capsys.readouterr().err
+    assert "saturation and hue and grey mean nothing on 5 channels (1 or 3): use --no-color" in capsys.readouterr().err
     assert (tmp_path / "run" / "model").exists()
 
 

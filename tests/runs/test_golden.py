@@ -17,7 +17,7 @@ import torch
 
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 
 
 def source(seed: int = 0) -> ArraySource:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from sslvit.data.image import BadImage, open_image
+from sslvit.data.image import ImageError, open_image
 
 
 class Cost(NamedTuple):
@@ -38,7 +38,7 @@ def cost(file: str, options: dict) -> Cost:
     before, start = memory("VmRSS"), time.process_time()
     try:
         open_image(data, **options)
-    except BadImage as error:
+    except ImageError as error:
         refused = str(error)
     return Cost(memory("VmHWM") - before, time.process_time() - start, refused)
 

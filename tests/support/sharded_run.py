@@ -17,7 +17,7 @@ from torch import nn
 from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.processes.collectives import rank, start
 from sslvit.train import pretrain
 from sslvit.training import sharding

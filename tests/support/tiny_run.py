@@ -15,7 +15,7 @@ import torch
 from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP

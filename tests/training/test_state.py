@@ -12,7 +12,7 @@ from tiny_run import fingerprint
 
 from sslvit.config import TrainConfig
 from sslvit.data.labels import Labels
-from sslvit.data.spec import ArraySource
+from sslvit.data.source import ArraySource
 from sslvit.processes.collectives import start
 from sslvit.train import pretrain
 

@@ -83,10 +83,10 @@ def test_grey_is_torchvisions():
     torch.testing.assert_close(ours, F.rgb_to_grayscale(x, 3), atol=1e-6, rtol=0)
 
 
-def test_solarise_is_torchvisions_on_every_value():
+def test_solarize_is_torchvisions_on_every_value():
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     ours = values / 255
-    color.solarise_(ours)
+    color.solarize_(ours)
     torch.testing.assert_close(ours * 255, F.solarize(values, 128).float(), atol=1e-4, rtol=0)
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.views.crop import Crop, centred, draw_crop, resized
+from sslvit.views.crop import Crop, centered, draw_crop, resized
 from sslvit.views.resample import Blur, Resize, mirrored
 
 MODES = {"bilinear": F.InterpolationMode.BILINEAR, "bicubic": F.InterpolationMode.BICUBIC}
@@ -79,7 +79,7 @@ def test_one_image_in_a_large_canvas_gives_the_same_bits_as_in_a_batch():
 @pytest.mark.parametrize("interpolation", MODES)
 def test_the_identity_keeps_every_value(interpolation):
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    axes = centred(torch.tensor([[16, 16]]), None, (16, 16))
+    axes = centered(torch.tensor([[16, 16]]), None, (16, 16))
     resized_ = Resize(pixels, axes, (16, 16), interpolation, 1)(slice(0, 1)).transpose(2, 3)
     assert torch.equal(resized_, pixels.float())
 
@@ -87,7 +87,7 @@ def test_the_identity_keeps_every_value(interpolation):
 def test_the_centre_of_a_resized_image_is_torchvisions():
     extents = torch.tensor([[100, 150], [151, 100], [64, 64], [77, 201]])
     pixels = pictures(4, 3, 160, 210)
-    resize = Resize(pixels, centred(extents, (72, 72), (64, 61)), (64, 61), "bicubic", 4)
+    resize = Resize(pixels, centered(extents, (72, 72), (64, 61)), (64, 61), "bicubic", 4)
     ours = (resize(slice(0, 4)) / 255).clamp(0, 1).transpose(2, 3)
     for row, (height, width) in enumerate(extents.tolist()):
         image = pixels[row, :, :height, :width].float() / 255
@@ -106,7 +106,7 @@ def test_a_blur_is_torchvisions_gaussian(size):
         torch.testing.assert_close(ours[row], expected, atol=2e-6, rtol=0)
 
 
-def test_a_blur_that_reaches_beyond_the_image_keeps_its_mean_and_never_indexes_outside():
+def test_a_blur_larger_than_the_image_keeps_its_mean_and_never_indexes_outside():
     """8 taps to a side on 5 pixels: torchvision refuses; reflection goes on."""
     walk = [0, 1, 2, 3, 4, 3, 2, 1]
     first, second = mirrored(5, 8, 2).tolist()

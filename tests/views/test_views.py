@@ -87,12 +87,12 @@ def test_probabilities_and_sigmas_are_moco_v3s():
     stats = pytest.importorskip("scipy.stats")
     count = 20_000
     extents = torch.tensor([32, 32]).expand(count, 2)
-    for number, blur, solarise in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
+    for number, blur, solarize in ((0, 1.0, 0.0), (1, 0.1, 0.2)):
         draw = ContrastivePair(224).views[number].draw(rng.fold(keys(count), "view", number), extents)
         assert stats.kstest(draw.sigma, stats.uniform(0.1, 1.9).cdf).pvalue > 0.01
         for flags, expected in (
             (draw.blur, blur),
-            (draw.solarise, solarise),
+            (draw.solarize, solarize),
             (draw.grey, 0.2),
             (draw.jitter.chosen, 0.8),
         ):
@@ -101,8 +101,8 @@ def test_probabilities_and_sigmas_are_moco_v3s():
 
 # What the released code gives each augmentation, in one view each: MoCo v3's main_moco.py, DINO's main_dino.py.
 MOCO_V3_PAIR = (
-    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
-    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarize": 0.0},
+    {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarize": 0.2},
 )
 DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | {"blur": 0.5})
 
@@ -112,14 +112,14 @@ DINO_CROPS = (*MOCO_V3_PAIR, MOCO_V3_PAIR[0] | {"blur": 0.5}, MOCO_V3_PAIR[0] | 
     [(ContrastivePair(32), MOCO_V3_PAIR), (MultiCrop(32, 16, small=2), DINO_CROPS)],
     ids=["moco_v3", "dino"],
 )
-def test_two_augmentations_happen_together_as_often_as_the_product_of_their_probabilities(views, chances):
+def test_two_augmentations_are_independent_with_their_probabilities(views, chances):
     """Of one view and of different views of an image, in 40,000 images; sigma, too, knows nothing of what is chosen."""
     count = 40_000
     extents, happened, expected, sigmas = torch.tensor([32, 32]).expand(count, 2), {}, {}, []
     for number, (view, chance) in enumerate(zip(views.views, chances, strict=True)):
         draw = view.draw(rng.fold(keys(count), "view", number), extents)
         flags = {"flip": draw.crop.flip, "jitter": draw.jitter.chosen, "grey": draw.grey}
-        flags |= {"blur": draw.blur, "solarise": draw.solarise}
+        flags |= {"blur": draw.blur, "solarize": draw.solarize}
         happened |= {(number, name): flag for name, flag in flags.items()}
         expected |= {(number, name): p for name, p in chance.items()}
         sigmas.append((draw.sigma - view.sigma[0]) / (view.sigma[1] - view.sigma[0]))
@@ -134,7 +134,7 @@ def test_two_augmentations_happen_together_as_often_as_the_product_of_their_prob
                 assert error <= 5 / math.sqrt(12 * flag.sum()), (number, name)
 
 
-def test_flipping_and_erasing_happen_together_as_often_as_the_product_of_deits_probabilities():
+def test_flipping_and_erasing_are_independent_with_deits_probabilities():
     count, view = 40_000, SupervisedView.deit(32)
     draw = view.draw(rng.fold(keys(count), "view", 0), torch.tensor([32, 32]).expand(count, 2))
     for together, product in (
@@ -240,11 +240,11 @@ def test_epochs_and_views_differ_and_a_key_repeats():
 def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
     """Float images, the drawn parameters, one sample at a time."""
     view = ContrastivePair(size).views[number]
-    view = dataclasses.replace(view, solarise=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
+    view = dataclasses.replace(view, solarize=0.0 if number == 0 else 0.5, blur=max(view.blur, 0.5))
     pixels, extents = pictures(24, 3, 80, 100), torch.tensor([80, 100]).expand(24, 2)
     draw = view.draw(rng.fold(keys(24), "view", number), extents)
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    ours, solarised = view.apply(pixels, draw), 0
+    ours, solarized = view.apply(pixels, draw), 0
     for row, pixel in enumerate(pixels):
         box = [int(x[row]) for x in draw.crop[:4]]
         image = F.resized_crop(pixel.double() / 255, *box, [size, size], F.InterpolationMode.BILINEAR, antialias=True)
@@ -256,15 +256,15 @@ def test_a_moco_v3_view_is_torchvisions_operations_in_its_order(size, number):
         if draw.blur[row]:
             sigma = float(draw.sigma[row])
             image = F.gaussian_blur(image, [2 * math.ceil(4 * sigma) + 1] * 2, [sigma] * 2)
-        if draw.solarise[row]:
+        if draw.solarize[row]:
             image = torch.where(image >= 128 / 255, 1 - image, image)
-            solarised += 1
+            solarized += 1
         if draw.crop.flip[row]:
             image = image.flip(-1)
         error = (ours[row] - image).abs()
         # A pixel within rounding of the threshold may fall on either side of it.
-        assert (error > 1e-5).double().mean() < (1e-3 if draw.solarise[row] else 1e-9)
-    assert solarised > 0 or number == 0
+        assert (error > 1e-5).double().mean() < (1e-3 if draw.solarize[row] else 1e-9)
+    assert solarized > 0 or number == 0
 
 
 def test_a_moco_v3_view_is_near_torchvisions_uint8_pipeline():
@@ -308,7 +308,7 @@ def test_dino_gives_two_large_views_and_the_small_ones():
     views = view(pictures(2, 3, 80, 80), keys(2))
     assert [images.shape[-1] for images in views] == [64, 64, 32, 32, 32]
     assert [v.blur for v in view.views] == [1.0, 0.1, 0.5, 0.5, 0.5]
-    assert [v.solarise for v in view.views] == [0.0, 0.2, 0.0, 0.0, 0.0]
+    assert [v.solarize for v in view.views] == [0.0, 0.2, 0.0, 0.0, 0.0]
     assert len({tuple(images.flatten().tolist()) for images in views[2:]}) == 3
 
 
@@ -331,14 +331,14 @@ def test_colours_that_five_channels_do_not_have_are_refused_by_name():
     pixels = pictures(2, 5, 40, 40)
     with pytest.raises(ValueError, match="saturation and hue and grey mean nothing on 5 channels"):
         ContrastivePair(32)(pixels, keys(2))
-    view = ContrastiveView(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarise=0.2)
+    view = ContrastiveView(32, strengths=(0.4, 0.4, 0.0, 0.0), grey=0.0, blur=0.5, solarize=0.2)
     assert view(pixels, keys(2))[0].shape == (2, 5, 32, 32)
 
 
 @pytest.mark.parametrize(
     ("views", "sizes"), [(ContrastivePair(32), (32, 32)), (MultiCrop(32, 16, small=2), (32, 32, 16, 16))]
 )
-def test_without_colour_the_pairs_and_crops_take_five_channels_and_are_otherwise_the_same(views, sizes):
+def test_without_color_pairs_and_crops_accept_five_channels_and_are_otherwise_equal(views, sizes):
     pixels, plain = pictures(4, 5, 40, 40), dataclasses.replace(views, color=False)
     made = plain(pixels, keys(4))
     assert [view.shape for view in made] == [(4, 5, size, size) for size in sizes]
@@ -379,7 +379,7 @@ def steps(height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (256, 256), (301, 1000), (120, 90), (224, 224)])
-def test_photographs_are_evaluated_on_the_centre_224_of_a_shorter_side_of_256_as_torchvision_cuts_it(height, width):
+def test_photographs_are_evaluated_on_torchvisions_center_crop_of_224_out_of_256(height, width):
     picture = steps(height, width)
     resize = v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     theirs = v2.CenterCrop(224)(resize(picture.double() / 255)).clamp(0, 1)
@@ -437,15 +437,13 @@ def test_what_is_no_share_of_a_side_is_refused(kept):
         (SupervisedView.deit(224), 224, 0.08),
     ],
 )
-def test_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels_on_the_canvas_that_the_view_asks_for(
-    view, size, share
-):
+def test_on_its_canvas_the_smallest_crop_of_a_4_3_photograph_has_the_views_pixels(view, size, share):
     assert view.canvas % 32 == 0
     assert share * view.canvas * 3 / 4 * view.canvas >= size**2
     assert share * (view.canvas - 32) * 3 / 4 * (view.canvas - 32) < size**2
 
 
-def test_an_8_percent_crop_of_a_large_photograph_is_nearly_as_sharp_as_torchvisions_on_the_canvas_that_the_view_needs(
+def test_on_its_canvas_an_8_percent_crop_is_nearly_as_sharp_as_torchvisions(
     tmp_path,
 ):
     """Of 1600 x 1200 pixels, by the mean step between neighbouring pixels of the view. The default canvas of 512 leaves

@@ -1,19 +1,19 @@
 """Array files: idx (MNIST's format) and npz."""
 
 import gzip
-import hashlib
 import struct
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 from einops import rearrange
 
-from sslvit.data.labels import Labels, no_labels, number
+from sslvit.data.labels import Labels, no_labels, to_class_numbers
 from sslvit.data.levels import Levels, Span, check_levels, to_bytes
 from sslvit.data.readers import npz
-from sslvit.data.source import ArraySource, Mapped
+from sslvit.data.source import ArraySource, Mapped, digest
 from sslvit.errors import DataError, NoInput
 
 UINT8 = 8  # idx files: two zero bytes, the type, the number of axes, then the axes as big-endian uint32
@@ -26,9 +26,9 @@ def open_idx(folder: Path, split: str) -> ArraySource:
         raise NoInput(f"idx:{folder}: no such folder")
     images = _find(folder, split, "images", 3) or _find(folder, split, "images", 4)
     if images is None:
+        expected, files = f"{IDX_STEMS[split][0]}-images-idx3-ubyte or .gz", sorted(p.name for p in folder.iterdir())
         raise NoInput(
-            f"idx:{folder} has no images of the {split} split: expected a file like "
-            f"{IDX_STEMS[split][0]}-images-idx3-ubyte or .gz, found {sorted(p.name for p in folder.iterdir())[:8]}"
+            f"idx:{folder} has no images of the {split} split: expected a file like {expected}, got {files[:8]}"
         )
     array = _read_idx(images)
     if array.ndim not in (3, 4) or not array.size:
@@ -61,7 +61,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
             pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}", span)
             labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
             if column is not None:
-                labels = number(_read_npy(archive, column), column, classes)
+                labels = to_class_numbers(_read_npy(archive, column), column, classes)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise
@@ -70,19 +70,18 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
 
 
 def _source(pixels: np.ndarray, stored: np.ndarray | Mapped, name: str, labels: Labels) -> ArraySource:
-    fingerprint = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-    return ArraySource(stored, name=name, fingerprint=fingerprint, labels=labels)
+    return ArraySource(stored, name=name, fingerprint=digest(np.ascontiguousarray(pixels).data), labels=labels)
 
 
 def _find(folder: Path, split: str, kind: str, axes: int) -> Path | None:
     """E.g. train-images-idx3-ubyte.gz, also written train-images.idx3-ubyte, or with EMNIST's prefix."""
     for stem in IDX_STEMS[split]:
         for ending in (f"{stem}-{kind}-idx{axes}-ubyte", f"{stem}-{kind}.idx{axes}-ubyte"):
-            found = sorted(p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(ending))
-            if len({p.name.removesuffix(".gz") for p in found}) > 1:
-                raise DataError(f"{folder} holds several sets: {', '.join(p.name for p in found)}; keep one a folder")
-            if found:
-                return found[0]
+            files = sorted(file for file in folder.iterdir() if file.name.removesuffix(".gz").endswith(ending))
+            if len({file.name.removesuffix(".gz") for file in files}) > 1:
+                raise DataError(f"{folder} has several sets, {', '.join(f.name for f in files)}: keep one per folder")
+            if files:
+                return files[0]
     return None
 
 
@@ -103,8 +102,8 @@ def _read_idx(file: Path) -> np.ndarray:
     except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     if len(content) != wanted:
-        held = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
-        raise DataError(f"{file} holds {held} bytes of data, its header {shape} wants {wanted:,}")
+        size = f"more than {wanted:,}" if len(content) > wanted else f"{len(content):,}"
+        raise DataError(f"{file} has {size} bytes of data, its header {shape} needs {wanted:,}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
@@ -112,7 +111,7 @@ def _labels(file: Path, size: int) -> Labels:
     values = _read_idx(file)
     if values.shape != (size,):
         raise DataError(f"{file} holds labels of shape {values.shape} for {size} images")
-    return number(values, file.name, None)
+    return to_class_numbers(values, file.name, None)
 
 
 def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -122,11 +121,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def _check_memory(wanted: int, what: str | Path) -> None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: an absurd size is then an error of numpy's
-        return
-    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    available = psutil.virtual_memory().available
     if wanted > available:
         raise DataError(f"{what} claims {wanted:,} bytes, more than the {available:,} of free memory")
 
@@ -149,7 +144,7 @@ def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
         array = array * np.uint8(255)
     elif span and array.dtype != np.uint8 and array.dtype.kind in "uif":
         if not np.isfinite(array).all():
-            raise DataError(f"{what} holds numbers that are not finite")
+            raise DataError(f"{what} contains NaN or inf")
         array = np.stack([to_bytes(image, span) for image in array])
     elif array.dtype == np.uint16:
         check_levels(Levels(int(array.min()), int(array.max()), 65535, grey=True), what)
@@ -157,7 +152,7 @@ def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
             spread = f"{what} holds floats from {array.min():g} to {array.max():g}"
-            raise DataError(f"{spread}: they must lie in [0, 1], or --range be given")
+            raise DataError(f"{spread}: they must lie in [0, 1], or use --range")
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise DataError(f"{what} holds {array.dtype}: pixels are bool, uint8, uint16 or floats in [0, 1]")

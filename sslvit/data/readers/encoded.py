@@ -1,19 +1,20 @@
 """Images that are decoded as they are read: in the loader's workers, at reduced size, onto a canvas of one size."""
 
 import json
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from sslvit.data.image import MAX_PIXELS, BadImage, fitted, levels, measure, open_image
+from sslvit.data.image import MAX_PIXELS, ImageError, fitted, levels, measure, open_image
 from sslvit.data.levels import Levels, Span
 from sslvit.data.readers.folders import Skipped
 from sslvit.data.source import Samples, Source, Unreadable, check_ids, substitutes
 from sslvit.errors import DataError
 
 TRIES = 1000  # substitutes tried for one bad image before the set is called unusable
-reading: tuple[Any, int] = None, 0  # in a loader's worker: an array that others see, and its place to tell its image
+reading: tuple[Any, int] = None, 0  # in a loader's worker: a shared array of the images being read, and its index
 
 
 class Store(Protocol):
@@ -31,7 +32,7 @@ class Store(Protocol):
 
     def where(self, id: int) -> str: ...  # for people
 
-    def read(self, id: int, max_pixels: int) -> bytes: ...  # or BadImage
+    def read(self, id: int, max_pixels: int) -> bytes: ...  # or ImageError
 
 
 class EncodedSource(Source):
@@ -61,27 +62,25 @@ class EncodedSource(Source):
         return json.dumps(read + ([self.span] if self.span else []))
 
     def image(self, id: int) -> torch.Tensor:
-        """One image, or BadImage: c h w"""
-        data = self.store.read(id, self.max_pixels)
-        return self.decode(data)
+        """One image, or ImageError: c h w"""
+        return self.decode(self.store.read(id, self.max_pixels))
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """A file of this set, or BadImage: c h w"""
         return open_image(data, channels=self.channels, max_pixels=self.max_pixels, fit=self.canvas, span=self.span)
 
     def read(self, ids: np.ndarray) -> Samples:
         ids = check_ids(ids, len(self))
-        # From numpy, which asks the system for large pages: being given small ones takes longer than filling them.
+        # From numpy, which asks the system for large pages: to get small ones takes longer than to fill them.
         pixels = torch.from_numpy(np.empty((len(ids), self.channels, *self.canvas), np.uint8))
         extents = torch.empty(len(ids), 2, dtype=torch.int64)
         shown, bad = ids.copy(), []
-        now, worker = reading
+        current, worker = reading
         for slot, id in enumerate(ids.tolist()):
-            if now is not None:
-                now[worker] = id
+            if current is not None:
+                current[worker] = id
             try:
                 image = self.image(id)
-            except BadImage as error:
+            except ImageError as error:
                 shown[slot], image = self._substitute(id, str(error))
                 bad.append(Unreadable(id, self.store.where(id), str(error), int(shown[slot])))
             _, height, width = image.shape
@@ -100,45 +99,34 @@ class EncodedSource(Source):
     def _substitute(self, id: int, last: str) -> tuple[int, torch.Tensor]:
         """last: why the image itself cannot be used."""
         tried = 0
-        for other in substitutes(id, len(self)):
-            if tried == TRIES:
-                break
+        for other in islice(substitutes(id, len(self)), TRIES):
             try:
                 return other, self.image(other)
-            except BadImage as error:
+            except ImageError as error:
                 tried, last = tried + 1, str(error)
-        raise DataError(
-            f"{self.name}: image {id} and {tried:,} others in its place cannot be used, the last because: {last}"
-        )
+        raise DataError(f"{self.name}: image {id} and {tried:,} substitutes cannot be used, the last because: {last}")
 
 
-def sample_ids(size: int, count: int) -> np.ndarray:
+def spread_ids(size: int, count: int) -> np.ndarray:
     """At most count ids spread evenly over the set."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
-def seen_levels(store: Store, max_pixels: int) -> Levels | None:
-    """Of the files of more than eight bits, by a sample."""
-    seen = None
-    for id in sample_ids(len(store), 64).tolist():
+def look_at_sample(
+    store: Store, box: tuple[int, int], max_pixels: int, *, decode: bool
+) -> tuple[tuple[int, int], bool, Levels | None]:
+    """The canvas: the box, or less where the images, by a sample, all have one size: padding costs time in every later
+    step. Whether they lie on it unreduced. The values in files of more than eight bits, if decoded."""
+    fitting, sizes, seen = set(), set(), None
+    for id in spread_ids(len(store), 64).tolist():
         try:
-            here = levels(store.read(id, max_pixels), max_pixels)
-        except BadImage:
+            data = store.read(id, max_pixels)
+            _, _, height, width = measure(data, max_pixels)
+            fitting.add(fitted(height, width, box))
+            sizes.add((height, width))
+            here = levels(data, max_pixels) if decode else None
+        except ImageError:
             continue
-        seen = here.with_(seen) if here else seen
-    return seen
-
-
-def choose_canvas(store: Store, box: tuple[int, int], max_pixels: int) -> tuple[tuple[int, int], bool]:
-    """The box, or less where the images, by a sample, all have one size: padding costs time in every later step.
-    And whether they lie on that canvas unreduced."""
-    sizes, given = set(), set()
-    for id in sample_ids(len(store), 64).tolist():
-        try:
-            _, _, height, width = measure(store.read(id, max_pixels), max_pixels)
-        except BadImage:
-            continue
-        sizes.add(fitted(height, width, box))
-        given.add((height, width))
-    canvas = sizes.pop() if len(sizes) == 1 else box
-    return canvas, given == {canvas}
+        seen = here.merged(seen) if here else seen
+    canvas = fitting.pop() if len(fitting) == 1 else box
+    return canvas, sizes == {canvas}, seen

@@ -1,6 +1,6 @@
 """Image files of folders: finding them, naming them in one buffer, reading them by number."""
 
-import hashlib
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from sslvit.data.image import BadImage, read_file
+from sslvit.data.image import ImageError, read_file
 from sslvit.data.labels import Labels, match_classes, no_labels
+from sslvit.data.source import digest
 from sslvit.errors import NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
-KINDS_TOLD = 8  # of what is not read
+MOST_KINDS = 8  # of what is not read
 
 
 class Names:
-    """Byte strings in one buffer: reading a list of a million objects in forked workers copies it, by its reference
-    counts (https://github.com/pytorch/pytorch/issues/13246)."""
+    """Byte strings in one buffer: forked workers that read a list copy it, by its reference counts
+    (https://github.com/pytorch/pytorch/issues/13246)."""
 
     def __init__(self, names: Iterable[bytes]):
         names = list(names)
@@ -35,13 +36,17 @@ class Names:
 
 
 def printable(path: bytes) -> str:
-    """A name fit for a log or a terminal: no control bytes, and what is not UTF-8 as \\xNN."""
+    """Without control bytes, and what is not UTF-8 as \\xNN."""
     text = path.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def real_paths(folders: Iterable[Path]) -> list[bytes]:
+    return [os.fsencode(os.path.realpath(folder)) for folder in folders]
+
+
 class Skipped:
-    """What lies among the images and is not read: how many of each kind, and the first of them."""
+    """Entries among the images that are not read: how many of each kind, and the first of them."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -55,43 +60,36 @@ class Skipped:
         return bool(self.counts)
 
     def __str__(self) -> str:
-        # Endings last: there may be many, and an unreadable folder among them is what one must see.
+        # Endings last: there may be many, and an unreadable folder must not go unseen among them.
         kinds = sorted(self.counts, key=lambda kind: (kind.startswith("*"), -self.counts[kind]))
-        told = [f"{self.counts[kind]:,} {kind}: {printable(self.first[kind])[-80:]}" for kind in kinds[:KINDS_TOLD]]
-        more = sum(self.counts[kind] for kind in kinds[KINDS_TOLD:])
-        return "; ".join(told + [f"{more:,} of other kinds"] * bool(more)) or "nothing"
+        listed = [f"{self.counts[kind]:,} {kind}: {printable(self.first[kind])[-80:]}" for kind in kinds[:MOST_KINDS]]
+        more = sum(self.counts[kind] for kind in kinds[MOST_KINDS:])
+        return "; ".join(listed + [f"{more:,} of other kinds"] * bool(more)) or "nothing"
 
 
 def stamp(status: os.stat_result) -> int:
-    """What differs between two files whose names, sizes and times agree, as copies' may: no copying tool can set the
-    inode or the time of the inode's change."""
-    return hash((status.st_ino, status.st_ctime_ns, status.st_mtime_ns))  # of integers it is the same in every process
+    """Differs between files whose names, sizes and times agree, as copies' may: no copying tool can set the inode or
+    the time of its change."""
+    return hash((status.st_ino, status.st_ctime_ns, status.st_mtime_ns))  # for integers the same in every process
+
+
+FoundFile = tuple[bytes, int, int]  # name from its root, size, stamp
 
 
 class FileStore:
-    """Image files by number. Their sizes are kept: a file that changed since is a bad image, not another sample."""
+    """Image files by number. A file whose size has changed since is a bad image, not another sample."""
 
-    def __init__(
-        self,
-        roots: list[bytes],
-        starts: list[int],
-        files: list[tuple[bytes, int, int]],
-        labels: Labels,
-        skipped: Skipped,
-    ):
-        """files: (name from its root, size, stamp), root after root; starts: each root's first"""
+    def __init__(self, roots: list[bytes], starts: list[int], files: list[FoundFile], labels: Labels, skipped: Skipped):
+        """files: root after root; starts: the index of each root's first"""
         self.skipped = skipped
         names, sizes, stamps = zip(*files, strict=True)
         self.roots, self.starts = roots, np.array(starts)
         self.names, self.sizes = Names(names), np.array(sizes, np.int64)
         self.labels, self.classes, self.unlabelled = labels
-        content = hashlib.blake2b(b"\0".join(names), digest_size=16)
-        content.update(self.sizes.data)
-        self.fingerprint = content.hexdigest()
-        # To the cache a touched file is another image, and so is a copy; to a run a copy of the folder is the same set.
-        content.update(np.array(stamps, np.int64).data)
-        content.update(b"\0".join(roots))
-        self.version = content.hexdigest()
+        content = b"\0".join(names), self.sizes.data
+        self.fingerprint = digest(*content)
+        # For the cache a touched file is another image, and so is a copy; for a run a copied folder is the same set.
+        self.version = digest(*content, np.array(stamps, np.int64).data, b"\0".join(roots))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -106,7 +104,7 @@ class FileStore:
     def read(self, id: int, max_pixels: int) -> bytes:
         data = read_file(self.path(id), max_pixels)
         if len(data) != self.sizes[id]:
-            raise BadImage(f"changed since it was listed: {len(data):,} bytes, then {self.sizes[id]:,}")
+            raise ImageError(f"changed since it was listed: {len(data):,} bytes, then {self.sizes[id]:,}")
         return data
 
 
@@ -129,8 +127,8 @@ class _Scan:
 
     def __init__(self, roots: list[Path], follow_links: bool):
         self.follow_links = follow_links
-        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
-        self.files: list[tuple[bytes, int, int]] = []
+        self.roots = real_paths(roots)
+        self.files: list[FoundFile] = []
         self.starts: list[int] = []
         self.skipped = Skipped()
         for root in self.roots:
@@ -182,32 +180,47 @@ def lies_inside(path: bytes, roots: list[bytes]) -> bool:
 
 
 def _folder_labels(names: list[bytes], classes: tuple[str, ...] | None) -> Labels:
-    parts = [name.partition(b"/") for name in names]
-    found = sorted({folder for folder, slash, _ in parts if slash})
-    flat = sum(not slash for _, slash, _ in parts)
-    if flat:
-        return no_labels(f"{flat:,} images lie beside the sub-folders" if found else "the images lie in no sub-folders")
-    if len(found) < 2 and classes is None:
-        return no_labels(f"all images lie in the one sub-folder {printable(found[0])}")
-    shown = {folder: printable(folder) for folder in found}
+    of_image = [folder for folder, _, file in (name.partition(b"/") for name in names) if file]
+    folders = sorted(set(of_image))
+    if flat := len(names) - len(of_image):
+        return no_labels(f"{flat:,} images lie beside sub-folders" if folders else "the images lie in no sub-folders")
+    if len(folders) < 2 and classes is None:
+        return no_labels(f"all images lie in the one sub-folder {printable(folders[0])}")
+    shown = {folder: printable(folder) for folder in folders}
     known = match_classes(tuple(shown.values()), classes)
-    place = {folder: known.index(name) for folder, name in shown.items()}
-    return Labels(np.array([place[folder] for folder, _, _ in parts], np.int64), known, "")
+    number = {folder: known.index(name) for folder, name in shown.items()}
+    return Labels(np.array([number[folder] for folder in of_image], np.int64), known, "")
 
 
 def nearest(path: Path) -> str:
-    """What exists on the way to a path that does not, for an error message."""
+    """The nearest existing folder above a missing path, for an error message."""
     if os.path.exists(path):
         return "it is a folder" if os.path.isdir(path) else "it is a file"
     above = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
     try:
-        held = sorted(entry.name for entry in above.iterdir())
+        names = sorted(entry.name for entry in above.iterdir())
     except OSError as error:
         return f"the nearest folder is {above}, which cannot be listed: {error.strerror}"
-    return f"the nearest folder is {above}, which holds {', '.join(held[:5]) or 'nothing'}" + " ..." * (len(held) > 5)
+    return f"the nearest folder is {above}, which holds {', '.join(names[:5]) or 'nothing'}" + " ..." * (len(names) > 5)
 
 
-def of_split(files: list[Path], split: str) -> list[Path]:
+def split_files(kind: str, pattern: str, split: str) -> list[Path]:
+    """The regular files of a glob, or below a folder, that belong to the split, in order of their names."""
+    path, ending = Path(pattern), {"parquet": ".parquet", "webdataset": ".tar"}[kind]
+    if path.is_dir():
+        candidates = sorted(path.rglob(f"*{ending}"))
+    else:
+        candidates = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    candidates = [file for file in candidates if file.is_file()]
+    if not candidates:
+        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
+    files = files_of_split(candidates, split)
+    if not files:
+        raise NoInput(f"{kind}:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    return files
+
+
+def files_of_split(files: list[Path], split: str) -> list[Path]:
     """The files whose names begin with the split's. Files that name no split are the train split."""
     named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
     if any(named.values()):

@@ -1,4 +1,4 @@
-"""How much a compressed file may unpack to, and the arrays of an .npz, which are read by nothing that could run code.
+"""The arrays of an .npz, read without running code, and a limit on what a compressed file may unpack to.
 
 Deflate makes a thousand bytes of one, so that a file of 2 MB can fill a machine's memory. Images of few colours shrink
 to a fiftieth, weights hardly at all.
@@ -38,7 +38,7 @@ def array_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, kinds: str = "fiu
         shape, _, dtype = header(stream)
         size = entry.file_size - stream.tell()
     if dtype.hasobject or dtype.kind not in kinds:
-        raise ValueError(f"{entry.filename} holds {dtype}, not numbers")
+        raise ValueError(f"{entry.filename} contains {dtype}, not numbers")
     if min(shape, default=1) < 0 or prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, and has {entry.file_size} bytes")
     with archive.open(entry) as stream:

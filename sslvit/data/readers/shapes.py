@@ -1,7 +1,7 @@
 """The built-in labelled images: textured objects on textured backgrounds, made by arithmetic, nothing downloaded.
 
 An image is a pure function of (seed, id): twelve shapes (the label) on grounds of ten textures (a second label, for
-transfer), with position, scale, rotation, stretch, colours, shading, light and the object's own texture as nuisance.
+transfer), with position, scale, rotation, stretch, colors, shading, light and the object's own texture as nuisance.
 The scene has no pixels until it is rendered, so every size shows the same one. Disjoint ids are disjoint draws.
 
 Nearly everything a pixel goes through is + - * / sqrt, floor, round, abs, min and max: IEEE 754 rounds each of them
@@ -9,7 +9,7 @@ in one way, so batching and threads change no pixel. Sines would break that: the
 
 At 32 px, with 10,000 images to learn from and 2,000 to be asked about, 20 nearest neighbours (temperature 0.07) name
 50 % of the shapes from raw pixels and 15 % from the mean patch of a random ViT (XS/8, seed 0), and of the textures
-9 % from pixels, which is chance (8.3 % and 10 % are the chances). A kind tends to a colour, so colours alone go far
+9 % from pixels, which is chance (8.3 % and 10 % are the chances). A kind tends to a color, so colors alone go far
 and outlines further. Textures need a net that finds them anywhere at any angle: a convolutional one of four layers has
 37 % of them after two passes, XS/8 trained on labels is still at chance after five.
 """
@@ -25,11 +25,11 @@ from sslvit import rng
 # Rotations come from a table of 4096 unit vectors: no sine is evaluated on a tensor.
 DIRECTIONS = torch.tensor([(cos(turn * pi / 2048), sin(turn * pi / 2048)) for turn in range(4096)])
 # The colour that each kind tends to: twelve around the circle of hues.
-KIND_COLOURS = torch.tensor([[0.5 + 0.35 * cos(2 * pi * (k / 12 - c / 3)) for c in range(3)] for k in range(12)])
+SHAPE_COLORS = torch.tensor([[0.5 + 0.35 * cos(2 * pi * (k / 12 - c / 3)) for c in range(3)] for k in range(12)])
 PIXELS = 1 << 20  # rendered at a time, so that the planes of a piece stay near the cache
 
 
-# --- Shapes: distance to the outline, negative inside, in the object's own coordinates (it spans about [-1, 1]). ---
+# --- Shapes: distance to the outline, negative inside, in the object's own coordinates (it spans about [-1, 1]) ---
 
 
 def _length(x: Tensor, y: Tensor) -> Tensor:
@@ -38,38 +38,6 @@ def _length(x: Tensor, y: Tensor) -> Tensor:
 
 def _box(x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
     return torch.maximum(x.abs().sub_(half_width), y.abs().sub_(half_height))
-
-
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return _length(x, y) - 0.85
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (_length(x, y) - 0.68).abs() - 0.24
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(_length(x, y) - 0.95, 0.78 - _length(x - 0.45, y))
-
-
-def _half_disc(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(_length(x, y + 0.45) - 1.0, -0.45 - y)
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs() * (3**0.5 / 2) + y * 0.5, -y) - 0.52
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.74, 0.74)
-
-
-def _bar(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.98, 0.34)
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95))
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
@@ -93,10 +61,6 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(tilted, _length(x - lobe, y - lobe) - 0.6)
 
 
-def _corner(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x + 0.52, y, 0.28, 0.85), _box(x, y + 0.57, 0.8, 0.28))
-
-
 def _arrow(x: Tensor, y: Tensor) -> Tensor:
     head = torch.maximum(x.abs() * 0.8 + y * 0.6 - 0.6, -0.05 - y)
     return torch.minimum(head, _box(x, y + 0.5, 0.22, 0.5))
@@ -114,34 +78,6 @@ def _edge(signed: Tensor, sharp: Tensor) -> Tensor:
     return signed.mul_(sharp).add_(0.5).clamp_(0, 1)
 
 
-def _stripes(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u).sub_(0.25), sharp)
-
-
-def _zigzag(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u + _near(v * 0.6).mul_(1.7)).sub_(0.25), sharp)
-
-
-def _checks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u * 0.7).sub_(0.25).mul_(_near(v * 0.7).sub_(0.25)).mul_(5), sharp)
-
-
-def _lattice(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(0.15 - torch.minimum(_near(u), _near(v)), sharp)
-
-
-def _plaid(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(u).sub_(0.25), sharp).add_(_edge(_near(v).sub_(0.25), sharp)).mul_(0.5)
-
-
-def _dots(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(0.32 - _length(_near(u), _near(v)), sharp)
-
-
-def _rings(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _edge(_near(_length(u, v)).sub_(0.25), sharp)
-
-
 def _bricks(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
     row = v.floor()
     along = _near((u + row) * 0.5).mul_(2)  # every other row is shifted by half a brick
@@ -153,10 +89,6 @@ def _cell(u: Tensor, v: Tensor) -> Tensor:
     mixed = u.to(torch.int32) * 374761393 + v.to(torch.int32) * 668265263  # wraps modulo 2**32
     mixed = (mixed ^ ((mixed >> 13) & 0x7FFFF)) * 1274126177
     return ((mixed >> 16) & 0xFF).to(torch.float32) * (1 / 255)
-
-
-def _mosaic(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
-    return _cell((u * 1.4).floor_(), (v * 1.4).floor_())
 
 
 def _clouds(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
@@ -171,29 +103,29 @@ def _clouds(u: Tensor, v: Tensor, sharp: Tensor) -> Tensor:
 
 
 OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "crescent": _crescent,
-    "half disc": _half_disc,
-    "triangle": _triangle,
-    "square": _square,
-    "bar": _bar,
-    "cross": _cross,
+    "disc": lambda x, y: _length(x, y) - 0.85,
+    "ring": lambda x, y: (_length(x, y) - 0.68).abs() - 0.24,
+    "crescent": lambda x, y: torch.maximum(_length(x, y) - 0.95, 0.78 - _length(x - 0.45, y)),
+    "half disc": lambda x, y: torch.maximum(_length(x, y + 0.45) - 1.0, -0.45 - y),
+    "triangle": lambda x, y: torch.maximum(x.abs() * (3**0.5 / 2) + y * 0.5, -y) - 0.52,
+    "square": lambda x, y: _box(x, y, 0.74, 0.74),
+    "bar": lambda x, y: _box(x, y, 0.98, 0.34),
+    "cross": lambda x, y: torch.minimum(_box(x, y, 0.95, 0.28), _box(x, y, 0.28, 0.95)),
     "star": _star,
     "heart": _heart,
-    "corner": _corner,
+    "corner": lambda x, y: torch.minimum(_box(x + 0.52, y, 0.28, 0.85), _box(x, y + 0.57, 0.8, 0.28)),
     "arrow": _arrow,
 }
 PATTERNS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "stripes": _stripes,
-    "zigzag": _zigzag,
-    "checks": _checks,
-    "lattice": _lattice,
-    "plaid": _plaid,
-    "dots": _dots,
-    "rings": _rings,
+    "stripes": lambda u, v, sharp: _edge(_near(u).sub_(0.25), sharp),
+    "zigzag": lambda u, v, sharp: _edge(_near(u + _near(v * 0.6).mul_(1.7)).sub_(0.25), sharp),
+    "checks": lambda u, v, sharp: _edge(_near(u * 0.7).sub_(0.25).mul_(_near(v * 0.7).sub_(0.25)).mul_(5), sharp),
+    "lattice": lambda u, v, sharp: _edge(0.15 - torch.minimum(_near(u), _near(v)), sharp),
+    "plaid": lambda u, v, sharp: _edge(_near(u).sub_(0.25), sharp).add_(_edge(_near(v).sub_(0.25), sharp)).mul_(0.5),
+    "dots": lambda u, v, sharp: _edge(0.32 - _length(_near(u), _near(v)), sharp),
+    "rings": lambda u, v, sharp: _edge(_near(_length(u, v)).sub_(0.25), sharp),
     "bricks": _bricks,
-    "mosaic": _mosaic,
+    "mosaic": lambda u, v, sharp: _cell((u * 1.4).floor_(), (v * 1.4).floor_()),
     "clouds": _clouds,
 }
 SHAPES = tuple(OUTLINES)
@@ -215,7 +147,7 @@ def make(ids: Tensor, size: int, seed: int = 0) -> Tensor:
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
     if size < 8:
-        raise ValueError(f"size {size} is below 8 pixels, where the shapes cannot be told apart")
+        raise ValueError(f"size {size} is below 8 pixels, where shapes are indistinguishable")
     images = torch.empty(len(ids), 3, size, size, dtype=torch.uint8, device=ids.device)
     piece = max(1, PIXELS // size**2)
     for start in range(0, len(ids), piece):
@@ -234,16 +166,16 @@ def _turned(key: Tensor, name: str, turns: float = 1.0) -> tuple[Tensor, Tensor]
     return DIRECTIONS.to(key.device)[index].unbind(1)
 
 
-def _plane(line: Tensor, centre: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+def _plane(line: Tensor, center: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
     """A linear function over the image, (x - centre) . (along_x, along_y) + offset: b -> b size size."""
-    column = (line - centre[:, 0, None]) * along_x[:, None]
-    row = (line - centre[:, 1, None]) * along_y[:, None]
+    column = (line - center[:, 0, None]) * along_x[:, None]
+    row = (line - center[:, 1, None]) * along_y[:, None]
     if isinstance(offset, Tensor):
         row = row + offset[:, None]
     return row[:, :, None] + column[:, None, :]
 
 
-def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, centre: Tensor, low: float, high: float) -> Tensor:
+def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, center: Tensor, low: float, high: float) -> Tensor:
     """How much of its second colour a texture shows at each pixel: b size size in [0, 1]."""
     cosine, sine = _turned(key, name + " rotation")
     cycles = _between(key, name + " frequency", low, high)  # per unit, that is per half image
@@ -255,7 +187,7 @@ def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, centre: Tenso
             continue
         # The mosaic and the clouds must start elsewhere in each image; the rings stay around the object.
         start = phase[rows] * (1 if texture == "rings" else 1000)
-        along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], centre[rows]
+        along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], center[rows]
         u = _plane(line, middle, along_x, along_y, start[:, 0])
         v = _plane(line, middle, -along_y, along_x, start[:, 1])
         values[rows] = pattern(u, v, (len(line) / 2 / cycles[rows])[:, None, None])
@@ -269,7 +201,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # Where the object is, and its outline as a distance in units of the image.
     scale = _between(key, "scale", 0.5, 0.8)
     stretch = _between(key, "stretch", 0.85, 1.2)
-    centre = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
+    center = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
     cosine, sine = _turned(key, "rotation", turns=0.25)
     labels = shape_label(ids, seed)
     distance = line.new_empty(len(ids), size, size)
@@ -277,7 +209,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
         rows = (labels == index).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
-        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], centre[rows]
+        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], center[rows]
         x = _plane(line, middle, along_x * stretch[rows], along_y * stretch[rows])
         y = _plane(line, middle, -along_y / stretch[rows], along_x / stretch[rows])
         distance[rows] = outline(x, y).mul_(scale[rows, None, None])
@@ -285,20 +217,20 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # Colours: a kind of object tends to a colour, as things do, and varies around it as far as its neighbours'; the
     # ground's is free. Where the object's is free too, colours are all that a small model learns in minutes, and they
     # say nothing of the kind.
-    ground_colour = _between(key, "ground colour", 0.0, 0.6, 3, 1)
-    object_colour = KIND_COLOURS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
-    colours = torch.cat([ground_colour, object_colour], dim=2).clamp_(0, 1)
+    ground_color = _between(key, "ground colour", 0.0, 0.6, 3, 1)
+    object_color = SHAPE_COLORS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
+    colors = torch.cat([ground_color, object_color], dim=2).clamp_(0, 1)
     others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
     contrast = _between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
-    differences = (others - colours) * contrast
+    differences = (others - colors) * contrast
 
-    ground = _texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(centre), 1.2, 2.0)
+    ground = _texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(center), 1.2, 2.0)
     worn = rng.integers(rng.fold(key, "object texture"), len(TEXTURES))
-    worn = _texture(key, "object", worn, line, centre, 1.8, 3.2)
+    worn = _texture(key, "object", worn, line, center, 1.8, 3.2)
 
     # Light: a slope over the whole scene; the object is domed, and darkens the ground where it stands on it.
     slope = _between(key, "light", -0.35, 0.35, 2)
-    light = _plane(line, torch.zeros_like(centre), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
+    light = _plane(line, torch.zeros_like(center), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
     dome, shadow = _between(key, "dome", 0, 0.5)[:, None, None], _between(key, "shadow", 0, 0.6)[:, None, None]
     inside = (distance * (-size / 2)).add_(0.5).clamp_(0, 1)
     bright = (distance * -4).clamp_(0, 1).mul_(dome).add_(0.75).mul_(inside).mul_(light)
@@ -307,7 +239,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     weights = (dim, ground.mul_(dim), bright, worn.mul_(bright))
     total, part = torch.empty_like(light), torch.empty_like(light)
     for channel in range(3):
-        paints = torch.stack([colours, differences], dim=-1)[:, channel].flatten(1) * 255
+        paints = torch.stack([colors, differences], dim=-1)[:, channel].flatten(1) * 255
         torch.mul(weights[0], paints[:, 0, None, None], out=total)
         for layer in range(1, 4):
             total += torch.mul(weights[layer], paints[:, layer, None, None], out=part)

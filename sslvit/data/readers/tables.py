@@ -2,13 +2,11 @@
 
     hf:name, hf:org/name, hf:org/name:configuration      disk:/dir      parquet:/dir/*.parquet
 
-Rows are read as Arrow values and never decoded by `datasets`: its Image feature opens whatever local path or URL a row
-names. Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image.
-Where a root is named, all rows name files, and all of these lie inside it, as those of a list must (lists.py).
+Rows are read as Arrow values and never decoded by `datasets`, whose Image feature opens any local path or URL in a row.
+Here a row's image is its bytes, or else a path inside the data's own folder; anything else is a bad image. With a root,
+all rows name files, and all of these lie inside it, as those of a list must (lists.py).
 """
 
-import glob
-import hashlib
 import json
 import os
 import re
@@ -16,11 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from sslvit.data.image import BadImage, read_file
-from sslvit.data.readers.columns import choose_image_column, column_of, flat, read_labels, rows_of_lists
-from sslvit.data.readers.folders import SPLITS, FileStore, Skipped, lies_inside, nearest, of_split, printable, stamp
+from sslvit.data.image import ImageError, read_file
+from sslvit.data.readers.columns import ReadOptions, choose_image_column, column_of, flat, read_labels, rows_of_lists
+from sslvit.data.readers.folders import (
+    SPLITS,
+    FileStore,
+    Skipped,
+    lies_inside,
+    nearest,
+    printable,
+    real_paths,
+    split_files,
+    stamp,
+)
 from sslvit.data.readers.lists import named_files
+from sslvit.data.source import digest
 from sslvit.errors import DataError, NoInput
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -29,31 +40,21 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 class TableStore:
     """The images of one column. A column of lists counts every image of every list."""
 
-    def __init__(
-        self,
-        table: Any,  # datasets.Dataset
-        roots: list[Path],
-        *,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        classes: tuple[str, ...] | None = None,
-    ):
-        if table._indices is not None:  # of select() or shuffle(), of which the columns below know nothing
+    def __init__(self, table: Any, roots: list[Path], options: ReadOptions):
+        """table: a datasets.Dataset"""
+        if table._indices is not None:  # of select() or shuffle(), unknown to the columns below
             table = table.flatten_indices()
         self.table = table.with_format("arrow")
-        self.roots = [os.fsencode(os.path.realpath(root)) for root in roots]
-        self.image_column = choose_image_column(table.features, image_column)
+        self.roots = real_paths(roots)
+        self.image_column = choose_image_column(table.features, options)
         self._values, self.skipped = None, Skipped()
         rows = rows_of_lists(column_of(self.table, self.image_column))
-        self.labels, self.classes, self.unlabelled = read_labels(table, rows, label_column, classes)
+        self.labels, self.classes, self.unlabelled = read_labels(table, rows, options)
         self.sizes = self._sizes()
         if not len(self.sizes):
             raise NoInput(f"the dataset has no images in column {self.image_column!r}: it has {len(table):,} rows")
-        content = hashlib.blake2b(self.sizes.data, digest_size=16)
-        if self.labels is not None:
-            content.update(self.labels.data)
-        self.fingerprint = content.hexdigest()
-        # The hash that `datasets` has for a table knows its files by name and time alone.
+        self.fingerprint = digest(self.sizes.data, b"" if self.labels is None else self.labels.data)
+        # The hash of `datasets` for a table depends on its files' names and times alone.
         files = [(file["filename"], stamp(os.stat(file["filename"]))) for file in table.cache_files]
         self.version = f"{self.fingerprint}:{table._fingerprint}:{files}"
 
@@ -70,10 +71,7 @@ class TableStore:
         return self._values
 
     def _sizes(self) -> np.ndarray:
-        """Bytes of each image, 0 where the row has none. Only Arrow's offsets are read for it."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
+        """Bytes of each image, 0 where the row has none, from Arrow's offsets alone."""
         data = pc.struct_field(self.values, "bytes") if pa.types.is_struct(self.values.type) else self.values
         if pa.types.is_null(data.type):
             return np.zeros(len(data), np.int64)
@@ -98,46 +96,33 @@ def encoded_bytes(value: Any, roots: list[bytes], max_pixels: int) -> bytes:
     if value is not None:
         return value
     if not path:
-        raise BadImage("the row holds no image")
+        raise ImageError("the row holds no image")
     if "://" in path or "\0" in path:
-        raise BadImage("the row points at a URL, which is not fetched")
+        raise ImageError("the row points at a URL, which is not fetched")
     for root in roots:
         real = os.path.realpath(os.path.join(root, os.fsencode(path)))
         if lies_inside(real, roots):
             if not os.path.lexists(real):
-                raise BadImage("no such file in the data's own folder; --root names another one")
+                raise ImageError("no such file in the data's own folder; --root names another one")
             return read_file(real, max_pixels)
-    raise BadImage("the row points outside the data's own folder, which is not read; --root names another one")
+    raise ImageError("the row points outside the data's own folder, which is not read; --root names another one")
 
 
-def open_table(
-    table: Any, own: list[Path], name: str, *, root: Path | None = None, **columns: Any
-) -> TableStore | FileStore:
+def open_table(table: Any, own: list[Path], name: str, options: ReadOptions) -> TableStore | FileStore:
     """own: the data's own folders."""
-    return TableStore(table, own, **columns) if root is None else _files_of(table, root, name, **columns)
+    return TableStore(table, own, options) if options.root is None else _files_of(table, options.root, name, options)
 
 
-def _files_of(
-    table: Any,
-    root: Path,
-    name: str,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    classes: tuple[str, ...] | None = None,
-) -> FileStore:
+def _files_of(table: Any, root: Path, name: str, options: ReadOptions) -> FileStore:
     """The files that a table's rows name, inside the root."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     table = table.with_format("arrow")
-    chosen = choose_image_column(table.features, image_column, named=True)
+    chosen = choose_image_column(table.features, options)
     column = column_of(table, chosen)
     rows, values = rows_of_lists(column), flat(column)
     if pa.types.is_struct(values.type):
-        held, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
-        if held.null_count < len(held):
-            raise ValueError(f"--root {root}: rows of {name} hold their images in {chosen!r}, they do not name files")
+        contents, values = pc.struct_field(values, "bytes"), pc.struct_field(values, "path")
+        if contents.null_count < len(contents):
+            raise ValueError(f"--root {root}: rows of {name} contain images in {chosen!r}, they do not name files")
     elif not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
         raise ValueError(f"--root {root}: column {chosen!r} of {name} is {values.type}, it does not name files")
     if not len(values):
@@ -145,19 +130,19 @@ def _files_of(
     if values.null_count:
         raise DataError(f"{name}, row {values.is_null().index(True).as_py()}: column {chosen!r} names no file")
     names = [os.fsencode(path) for path in values.to_pylist()]
-    labels = read_labels(table, rows, label_column, classes)
+    labels = read_labels(table, rows, options)
     return named_files(names, root, labels, file=name, elsewhere="--root must be that folder")
 
 
 def load_hub(name: str, *, streaming: bool) -> Any:
-    """A dataset of the hub by its name alone: `datasets` would take a folder here for one, and a URL for a file."""
+    """A dataset of the hub, by name alone: `datasets` would also open local folders and URLs."""
     import datasets
 
     name, colon, configuration = name.partition(":")
     if os.path.exists(name):
-        raise DataError(f"hf:{name} is a folder here: say folder:{name}, disk:{name} or parquet:{name}")
+        raise DataError(f"hf:{name} is a local folder: use folder:{name}, disk:{name} or parquet:{name}")
     if not HUB_NAME.fullmatch(name) or (colon and not HUB_NAME.fullmatch(configuration)):
-        raise ValueError(f"hf:{name}{colon}{configuration} is not a name of the hub: organisation/name:configuration")
+        raise ValueError(f"hf:{name}{colon}{configuration} must be like hf:organisation/name:configuration")
     try:
         return datasets.load_dataset(name, configuration or None, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -168,16 +153,16 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0]
 
 
-def open_hub(name: str, split: str, **columns: Any) -> TableStore | FileStore:
+def open_hub(name: str, options: ReadOptions) -> TableStore | FileStore:
     import datasets
 
     table = load_hub(name, streaming=False)
     # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
     roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
-    return open_table(choose_split(table, split, f"hf:{name}"), roots, f"hf:{name}", **columns)
+    return open_table(choose_split(table, options.split, f"hf:{name}"), roots, f"hf:{name}", options)
 
 
-def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStore:
+def open_disk(folder: Path, options: ReadOptions) -> TableStore | FileStore:
     import datasets
 
     if not folder.is_dir():
@@ -185,17 +170,10 @@ def open_disk(folder: Path, split: str, **columns: Any) -> TableStore | FileStor
     try:
         check_saved(folder)
         table = datasets.load_from_disk(str(folder))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # IndexError: no rows
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"disk:{folder} is not a folder that Dataset.save_to_disk wrote images to"
         raise NoInput(f"{what}: {first_line(error)}") from error
-    return open_table(choose_split(table, split, f"disk:{folder}"), [folder], f"disk:{folder}", **columns)
+    return open_table(choose_split(table, options.split, f"disk:{folder}"), [folder], f"disk:{folder}", options)
 
 
 def check_saved(folder: Path) -> None:
@@ -204,9 +182,7 @@ def check_saved(folder: Path) -> None:
     splits = [""] if one else _json_inside(folder, "dataset_dict.json")["splits"]
     for split in splits:
         if not one and (not re.fullmatch(r"[^/:]+", split) or split in (".", "..")):
-            raise ValueError(
-                f"its dataset_dict.json names the split {split!r}, which is not read: it is no folder's name"
-            )
+            raise ValueError(f"its dataset_dict.json names the split {split!r}, which is not a folder's name")
         _inside(folder, os.path.join(split, "dataset_info.json"))
         for file in _json_inside(folder, os.path.join(split, "state.json"))["_data_files"]:
             if os.path.basename(file["filename"]) != file["filename"]:
@@ -217,11 +193,9 @@ def check_saved(folder: Path) -> None:
 def _inside(folder: Path, name: str) -> Path:
     real = os.path.realpath(folder / name)
     if not lies_inside(os.fsencode(real), [os.fsencode(os.path.realpath(folder))]):
-        raise ValueError(
-            f"its {name} is a link to {real}, which is not read. cp -rL copies a set with what links lead to"
-        )
-    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait for ever
-        raise ValueError(f"its {name} is no file")
+        raise ValueError(f"its {name} is a link to {real}, which is not read. cp -rL copies the targets of links")
+    if os.path.exists(real) and not os.path.isfile(real):  # to open a pipe would wait forever
+        raise ValueError(f"its {name} is not a file")
     return Path(real)
 
 
@@ -229,43 +203,33 @@ def _json_inside(folder: Path, name: str) -> Any:
     return json.loads(_inside(folder, name).read_bytes())
 
 
-def open_parquet(pattern: str, split: str, **columns: Any) -> TableStore | FileStore:
-    """A file, a folder or a glob. Files named train-... and test-..., as on the hub, are told apart by that."""
+def open_parquet(pattern: str, options: ReadOptions) -> TableStore | FileStore:
+    """A file, a folder or a glob. If files are named train-... and test-..., as on the hub, these are the splits."""
+    table, folders = load_parquet(pattern, options.split, streaming=False)
+    return open_table(table, folders, f"parquet:{pattern}", options)
+
+
+def load_parquet(pattern: str, split: str, *, streaming: bool) -> tuple[Any, list[Path]]:
+    """The rows, and the folders of the files."""
     import datasets
 
-    files = matching(pattern, ".parquet")
-    files = of_split(files, split)
-    if not files:
-        raise NoInput(f"parquet:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
-    # As Arrow, `datasets` keeps them under their names and times, by which it would take other files for these.
-    stamps = hashlib.blake2b(repr([stamp(file.stat()) for file in files]).encode(), digest_size=8).hexdigest()
-    place = os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
+    files = split_files("parquet", pattern, split)
+    # As Arrow, `datasets` caches them by their names and times, by which it would take other files for these.
+    stamps = digest(repr([stamp(file.stat()) for file in files]).encode(), size=8)
+    cache = None if streaming else os.path.join(datasets.config.HF_DATASETS_CACHE, f"parquet-{stamps}")
     names = [str(file) for file in files]
     try:
-        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=place)
+        table = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"parquet:{pattern} cannot be read: {first_line(error)}") from error
-    return open_table(table, sorted({file.parent for file in files}), f"parquet:{pattern}", **columns)
-
-
-def matching(pattern: str, ending: str) -> list[Path]:
-    """The regular files of a glob, or below a folder, in order of their names."""
-    path = Path(pattern)
-    if path.is_dir():
-        found = sorted(path.rglob(f"*{ending}"))
-    else:
-        found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    found = [file for file in found if file.is_file()]
-    if not found:
-        raise NoInput(f"no {ending} files match {pattern}: {nearest(Path(pattern.partition('*')[0] or '.'))}")
-    return found
+    return table, sorted({file.parent for file in files})
 
 
 def choose_split(table: Any, split: str, what: str) -> Any:
     if not isinstance(table, dict):  # one Dataset, saved without splits
         if split == "train":
             return table
-        raise NoInput(f"{what} has no splits, it is taken as the train split")
+        raise NoInput(f"{what} has no splits, so all of it is the train split")
     name = next((name for name in SPLITS[split] if name in table), None)
     if name is None:
         raise NoInput(f"{what} has no {split} split: it has {', '.join(table)}")

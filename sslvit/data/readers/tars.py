@@ -3,11 +3,9 @@
     webdataset:/shards/train-{0000..0099}.tar is written webdataset:/shards/train-*.tar
 
 A sample is a key, the name up to the first dot of its last part, and the rest is the column: 0001.jpg and 0001.cls are
-the image and the label of one. Only headers, labels and images are read, each of bounded size; no decoder of anything
-else ever sees a member.
+the image and the label of one. Only headers, labels and images are read, each of bounded size.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -17,23 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sslvit.data.image import BYTES_A_PIXEL, BadImage
-from sslvit.data.labels import no_labels, number
-from sslvit.data.readers.folders import ENDINGS, SPLITS, Names, Skipped, of_split, printable, stamp
-from sslvit.data.readers.tables import matching
+from sslvit.data.image import BYTES_PER_PIXEL, ImageError
+from sslvit.data.labels import no_labels, to_class_numbers
+from sslvit.data.readers.columns import ReadOptions
+from sslvit.data.readers.folders import ENDINGS, Names, Skipped, printable, split_files, stamp
 from sslvit.data.readers.tar_index import Member, check_end, members
+from sslvit.data.source import digest
 from sslvit.errors import DataError, NoInput
 
 LONGEST_LABEL = 1 << 10  # bytes
-STREAMED = 1 << 20  # bytes read at a time where a tar is read through: headers and images with one sweep of the disk
+STREAMED = 1 << 20  # bytes read at a time by streams: headers and images with one sweep of the disk
 MOST_DIGITS = 18  # of a class number
-HEAD = 100  # samples of a stream by which it is judged
-
+HEAD = 100  # samples that show whether a stream has images and labels
 
 _shown = lru_cache(1000)(printable)  # there are few columns
 
 
-class Piece(NamedTuple):
+class ImageInTar(NamedTuple):
     """Where an image lies inside a tar."""
 
     file: Path
@@ -41,24 +39,24 @@ class Piece(NamedTuple):
     size: int
 
     def read(self, max_pixels: int) -> bytes:
-        if self.size > BYTES_A_PIXEL * max_pixels:
-            raise BadImage(f"{self.size:,} bytes > limit {BYTES_A_PIXEL * max_pixels:,}")
+        if self.size > BYTES_PER_PIXEL * max_pixels:
+            raise ImageError(f"{self.size:,} bytes > limit {BYTES_PER_PIXEL * max_pixels:,}")
         try:
             with open(self.file, "rb", buffering=0) as stream:
                 data = os.pread(stream.fileno(), self.size, self.offset)
         except OSError as error:
-            raise BadImage(error.strerror or str(error)) from error
+            raise ImageError(error.strerror or str(error)) from error
         if len(data) != self.size:
-            raise BadImage(f"the archive ends after {len(data):,} of {self.size:,} bytes")
+            raise ImageError(f"the archive ends after {len(data):,} of {self.size:,} bytes")
         return data
 
 
 class TarStore:
-    def __init__(self, files: list[Path], *, image_column: str | None = None, classes: tuple[str, ...] | None = None):
+    def __init__(self, files: list[Path], options: ReadOptions):
         self.files, self.skipped = files, Skipped()
         names, places, texts = [], [], []
         for shard, file in enumerate(files):
-            images, labels = _samples(file, members(file, self.skipped), image_column, self.skipped)
+            images, labels = _samples(file, members(file, self.skipped), options.image_column, self.skipped)
             names += [member.name for member in images.values()]
             places += [(shard, member.offset, member.size) for member in images.values()]
             texts += [labels.get(key) for key in images]
@@ -66,18 +64,18 @@ class TarStore:
             raise NoInput(f"no images in {len(files)} tar files: found {self.skipped}")
         self.names = Names(names)
         self.shards, self.offsets, self.sizes = np.array(places, np.int64).T.copy()
-        self.labels, self.classes, self.unlabelled = self._labels(texts, classes)
-        self.fingerprint = hashlib.blake2b(b"\0".join(names) + self.sizes.tobytes(), digest_size=16).hexdigest()
+        self.labels, self.classes, self.unlabelled = self._labels(texts, options.classes)
+        self.fingerprint = digest(b"\0".join(names), self.sizes.data)
         self.version = f"{self.fingerprint}:{[(os.path.realpath(file), stamp(file.stat())) for file in files]}"
 
     @staticmethod
     def _labels(texts: list[str | None], classes: tuple[str, ...] | None):
         known = [text for text in texts if text is not None]
         if missing := len(texts) - len(known):
-            return no_labels(f"{missing:,} of {len(texts):,} images have no .cls beside them")
+            return no_labels(f"{missing:,} of {len(texts):,} images have no .cls")
         if all(text.isdecimal() and len(text) <= MOST_DIGITS for text in known):
-            return number(np.array(known).astype(np.int64), ".cls", None)
-        return number(known, ".cls", classes)
+            return to_class_numbers(np.array(known).astype(np.int64), ".cls", None)
+        return to_class_numbers(known, ".cls", classes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -86,12 +84,12 @@ class TarStore:
         return f"{printable(os.fsencode(self.files[self.shards[id]]))}: {printable(self.names[id])}"
 
     def read(self, id: int, max_pixels: int) -> bytes:
-        return Piece(self.files[self.shards[id]], int(self.offsets[id]), int(self.sizes[id])).read(max_pixels)
+        return ImageInTar(self.files[self.shards[id]], int(self.offsets[id]), int(self.sizes[id])).read(max_pixels)
 
 
 class TarRows:
-    """The samples of tars in the order in which they lie there, for a stream: the members of one side by side, as
-    WebDataset writes them. A row says where its image is; reading that is left to whoever decodes it."""
+    """The samples of tars in their order there, for a stream: the members of one side by side, as WebDataset writes
+    them. A row says where its image is; the bytes are read when it is decoded."""
 
     def __init__(self, files: list[Path], image_column: str | None):
         self.files, self.image_column, self.skipped = files, image_column, Skipped()
@@ -111,7 +109,7 @@ class TarRows:
             for key, member in images.items():
                 text = labels.get(key, "")
                 label = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
-                yield {"image": Piece(file, member.offset, member.size), "label": label}
+                yield {"image": ImageInTar(file, member.offset, member.size), "label": label}
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
@@ -138,28 +136,15 @@ def _samples(
             elif image_column in (None, _shown(column)):
                 if key in images:
                     other = printable(_key(images[key].name)[1])
-                    raise ValueError(
-                        f"{printable(key)} in {file} has several images, {other} and {printable(column)}: "
-                        f"choose one with --image_column"
-                    )
+                    several = f"{printable(key)} in {file} has several images, {other} and {printable(column)}"
+                    raise ValueError(f"{several}: choose one with --image_column")
                 images[key] = member
     return images, labels
 
 
-def open_tars(
-    pattern: str, split: str, *, image_column: str | None = None, classes: tuple[str, ...] | None = None
-) -> TarStore:
-    return TarStore(tar_files(pattern, split), image_column=image_column, classes=classes)
-
-
 def tar_files(pattern: str, split: str) -> list[Path]:
-    files = matching(pattern, ".tar")
-    compressed = [file for file in files if file.name.endswith((".gz", ".tgz", ".zst", ".xz", ".bz2"))]
-    if compressed:
-        raise DataError(
-            f"{compressed[0]} is compressed, so its images cannot be reached one by one: unpack it to a .tar"
-        )
-    files = of_split(files, split)
-    if not files:
-        raise NoInput(f"webdataset:{pattern} has no {split} split: no file is named {' or '.join(SPLITS[split])}-...")
+    files = split_files("webdataset", pattern, split)
+    for file in files:
+        if file.name.endswith((".gz", ".tgz", ".zst", ".xz", ".bz2")):
+            raise DataError(f"{file} is compressed, so its images cannot be reached one by one: unpack it to a .tar")
     return files
