@@ -12,13 +12,13 @@ from torch import nn
 from sslvit.models.readout import read
 from sslvit.models.resnet import (
     BLOCKS,
-    HYBRIDS,
+    STEMS,
     BiT,
     BiTConfig,
     HybridStem,
     NormReLU,
     Pool,
-    StandardisedConv,
+    StandardizedConv,
     build_root,
     pad_same,
 )
@@ -151,7 +151,7 @@ def timm_stem(kind):
     return timm.create_model(TIMM_HYBRIDS[kind], depth=1).patch_embed.backbone
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("kind", STEMS)
 def test_hybrid_stems_have_timms_parameters_and_with_the_same_weights_its_outputs(kind):
     oracle, stem = timm_stem(kind), HybridStem(kind, 3).double()
     # Filters are standardised: a large deviation changes nothing, but timm's eps and Google's both vanish next to it.
@@ -296,7 +296,7 @@ def test_v2_pools_zeros_from_outside_and_v1_never_sees_a_negative():
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_scaling_a_filter_or_adding_to_it_changes_nothing(version):
-    conv = StandardisedConv(version, 8, 4, 3).double()
+    conv = StandardizedConv(version, 8, 4, 3).double()
     x = random_images(2, 8, 5, 5)
     with torch.no_grad():
         conv.weight.mul_(1e3)
@@ -414,7 +414,7 @@ def test_the_config_rebuilds_the_model_after_a_trip_through_json():
         (lambda: BiT(BiTConfig(image_size=32, blocks=())), "blocks"),
         (lambda: BiT(BiTConfig(image_size=32, blocks=(1,), version="v3")), "v3"),
         (lambda: BiT(BiTConfig(image_size=32, blocks=(1,), root="5x5")), "5x5"),
-        (lambda: BiT(BiTConfig(image_size=32, blocks=(1,), mean=(0.5, 0.5))), "2 values"),
+        (lambda: BiT(BiTConfig(image_size=32, blocks=(1,), mean=(0.5, 0.5))), "3 values"),
         (lambda: BiT.variant("R11x0.5", image_size=32)(torch.rand(1, 1, 32, 32)), r"\(1, 1, 32, 32\)"),
         (lambda: BiT.variant("R11x0.5", image_size=32)(torch.rand(3, 32, 32)), r"\(3, 32, 32\)"),
     ],

@@ -13,8 +13,10 @@ from timm_twin import TINY, timm_twin
 from torch import nn
 
 from sslvit import rng
-from sslvit.models.vit import HYBRIDS, VARIANTS, Classifier, Encoded, ViT, patchify, read, unpatchify
-from sslvit.models.vit_config import ViTConfig
+from sslvit.models.patches import patchify, unpatchify
+from sslvit.models.readout import Classifier, Encoded, read
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import HYBRIDS, VARIANTS, ViTConfig
 
 
 def timm_tokens(twin: VisionTransformer, vit: ViT, images: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from sslvit import rng
-from sslvit.models.vit import ViT, patchify
+from sslvit.models.patches import patchify
+from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.objective import Batch

@@ -21,9 +21,10 @@ from PIL import Image
 from random_models import make
 
 from sslvit.errors import BAD_DATA, CannotWrite, DataError
+from sslvit.models.readout import read
 from sslvit.models.resnet import BiT
-from sslvit.models.vit import VARIANTS, ViT, read
-from sslvit.models.vit_config import ViTConfig
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import VARIANTS, ViTConfig
 from sslvit.storage import durable, sealed
 from sslvit.views.pretraining import eval_view
 from sslvit.weights.folder import _mlp_ratio, described, load_backbone, save_backbone

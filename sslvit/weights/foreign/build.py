@@ -86,10 +86,12 @@ def _hybrid(weights: dict[str, Tensor], projection: Tensor, file: str) -> tuple[
     if not any(name.startswith("patch_embed.backbone.") for name in weights):
         return None, 1, projection
     blocks = _blocks(weights, "patch_embed.backbone.")
-    kind = next((name for name, known in resnet.HYBRIDS.items() if known == blocks), None)
+    kind = next((name for name, known in resnet.STEMS.items() if known == blocks), None)
     root = weights.get(f"patch_embed.backbone.{'stem.' if blocks else ''}conv.weight")
     if kind is None or root is None:
-        raise DataError(f"{file}: a hybrid with a ResNet of {blocks} blocks a stage is none of {resnet.HYBRIDS}")
+        raise DataError(
+            f"{file}: a hybrid with a ResNet of {blocks} blocks per stage: it must be one of {resnet.STEMS}"
+        )
     return kind, 2 ** (len(blocks) + 1) if blocks else 4, root
 
 
