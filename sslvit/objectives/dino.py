@@ -2,7 +2,7 @@
 
 A student sees all crops of an image and a teacher the two large ones; from every crop the student predicts the outputs
 of the teacher for the others. The teacher is the student's moving average. Two things prevent one and the same output
-for all images: its logits are centred (no output wins everywhere) and sharpened by a low temperature (no uniform output).
+for all images: its logits are centred (no output wins everywhere) and sharpened by a low temperature (none is uniform).
 
 In the order of the official code (https://github.com/facebookresearch/dino), with iterations i = 0, 1, ... of T:
 - The loss of iteration i uses the centre of earlier iterations, which then moves towards the mean of the teacher's
@@ -179,7 +179,7 @@ class DINO(Objective):
         return [self.student_head.weight_v, self.student_head.weight_g] if progress < self.freeze_last_layer else []
 
     def see(self, progress: float, logits: Tensor) -> None:
-        """Sums logits for `after_step`. Those of a step that was not taken are dropped by the next, of other progress."""
+        """Sums logits for `after_step`. Those of a step that was not taken are dropped at the next progress."""
         mean = logits.mean(0)
         if self.seen is None or self.seen.progress != progress:
             self.seen = TeacherLogits(progress, torch.zeros_like(mean), 0)

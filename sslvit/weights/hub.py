@@ -7,7 +7,7 @@ from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.storage import sealed
-from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, told
+from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, publishable
 
 FILES = [WEIGHTS, CONFIG, CARD]
 
@@ -57,7 +57,7 @@ def for_others(folder: Path, copy: Path) -> None:
     """A model's files; what older versions wrote of it says where its data and file lie on this machine."""
     (copy / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
     config, text = config_of(folder), (folder / CARD).read_text("utf-8")
-    about = told(config["sslvit"])
+    about = publishable(config["sslvit"])
     for name, value in config["sslvit"].items():
         if value != about[name]:
             text = text.replace(value, about[name])

@@ -189,7 +189,7 @@ REFUSED = [
     ("torchvision", {"registers": 1}, "registers"),
     ("torchvision", {"gelu": "tanh"}, "GELU by tanh"),
     ("torchvision", {"image_size": (32, 48)}, "oblong images"),
-    ("torchvision", {"channels": 1}, "images but of three channels"),
+    ("torchvision", {"channels": 1}, "images of other than three channels"),
     ("torchvision", {"epsilon": 1e-12}, "other epsilon"),
 ]
 
@@ -201,14 +201,14 @@ def test_what_a_layout_has_no_place_for_is_refused_and_leaves_nothing(to, change
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_computes_otherwise_when_it_is_read_back_is_not_written(tmp_path, monkeypatch):
+def test_an_export_that_is_read_back_with_other_outputs_is_not_written(tmp_path, monkeypatch):
     def spoilt(backbone, **options):
         weights = plain(backbone, **options)
         return weights | {"norm.bias": weights["norm.bias"] + 0.1}
 
     monkeypatch.setattr("sslvit.weights.exports.layouts.plain", spoilt)
     for to in ("torchvision", "transformers"):
-        with pytest.raises(DataError, match=r"computes otherwise by .* of the largest output: not written"):
+        with pytest.raises(DataError, match=r"differs by .* of the largest output: not written"):
             export(vit(), ABOUT, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
 
@@ -251,7 +251,7 @@ PROMISED |= {"onnx": 1e-4}
 
 @pytest.mark.parametrize("to", PROMISED)
 def test_an_export_that_differs_by_more_than_is_promised_is_not_written_and_one_by_less_is(to, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(DataError, match="computes otherwise by") as stopped:
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="differs by") as stopped:
         export(vit(), ABOUT, tmp_path / "more", planted(patched, to, 1.5 * PROMISED[to]))
     found = float(re.search(r"by (\S+) of", str(stopped.value))[1])
     assert found == pytest.approx(1.5 * PROMISED[to], rel=0.25)
@@ -266,7 +266,7 @@ def test_nothing_is_overwritten_and_other_mistakes_are_sentences(tmp_path):
     with pytest.raises(CannotWrite, match="there exists: choose another place"):
         export(vit(), ABOUT, tmp_path / "there", "transformers")
     with pytest.raises(
-        ValueError, match="--to pickle: choose one of timm, transformers, torchvision, onnx, torch_export"
+        ValueError, match="--to must be one of timm, transformers, torchvision, onnx, torch_export, got pickle"
     ):
         export(vit(), ABOUT, tmp_path / "out", "pickle")
     with pytest.raises(ValueError, match="--any_size is for onnx and torch_export"):
@@ -381,7 +381,7 @@ def test_damaged_folders_of_ours_are_told_in_a_sentence(tmp_path):
     for wrong in ({"readout": "most"}, {"config": config["sslvit"]["config"] | {"heads": 0}}, {"readout": None}):
         changed = config | {"sslvit": config["sslvit"] | wrong}
         (tmp_path / "run/model/config.json").write_text(json.dumps(changed))
-        with pytest.raises(DataError, match="is not a model folder as sslvit writes it"):
+        with pytest.raises(DataError, match="is not a model as sslvit writes it"):
             about(tmp_path / "run")
 
 
