@@ -2,6 +2,7 @@
 
 An objective works between `embed` and `encode`: it replaces tokens and then adds positions (MPP), or adds positions and
 then drops tokens (MAE). Parameter names are timm's, so weights travel both ways; the head is apart, in `Classifier`.
+Shapes: b images of c channels and H W pixels, n patches on a grid h w, tokens of width d, k heads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,19 +75,6 @@ class ViT(nn.Module):
                 self.register_parameter(name, nn.Parameter(table))
         initialize(self, config.init, config.seed)
 
-    def _new_block(self, config: ViTConfig) -> Block:
-        return Block(
-            width=config.width,
-            heads=config.heads,
-            mlp_width=config.mlp_width,
-            prefix=self.prefix,
-            gelu=config.gelu,
-            qkv_bias=config.qkv_bias,
-            layer_scale=config.layer_scale,
-            dropout=config.dropout,
-            epsilon=config.epsilon,
-        )
-
     @classmethod
     def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "ViT":
         """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"."""
@@ -96,6 +84,62 @@ class ViT(nn.Module):
     def name(self) -> str:
         """The argument of `variant`, or the sizes in words."""
         return self.config.name
+
+    def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
+        """Images in [0, 1] to a class token and patches: `b c H W -> b d, b n d`. key: for `encode`."""
+        tokens, grid = self._with_positions(images)
+        return self.encode(tokens, grid, key)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The content of each patch without its position; images in [0, 1]: `b c H W -> b n d`."""
+        self.grid_of(images)
+        return self.patch_embed(self.standardise(images))
+
+    def add_positions(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        """All patches of a grid (by default the trained one): `b n d -> b n d`. Positions at every layer are left to
+        `encode`."""
+        grid = self._check_grid(grid, tokens.shape[1])
+        return tokens + self._positions(grid)[1] if self._at_stem else tokens
+
+    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None) -> Encoded:
+        """Tokens with their positions, of all patches or of some, `b n d`, through the blocks.
+
+        Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
+        need a key per image in training, `b`.
+        """
+        return self._named(self._through_blocks(tokens, grid, key))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Height and width of these images in patches."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images of shape {tuple(images.shape)} are not b {self.channels} H W")
+        return self.config.grid_of(*images.shape[2:])
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """All tokens as one sequence, as timm's: class token, registers, patches, `b c H W -> b n d`."""
+        tokens, grid = self._with_positions(images)
+        return self._through_blocks(tokens, grid, None)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The patches on their grid, for detection and segmentation: `b c H W -> b d h w`."""
+        h, _ = self.grid_of(images)
+        return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
+
+    def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
+        """The outputs of the last `layers` blocks, or of these blocks (from 0), in order of depth; by default after the
+        final norm."""
+        return [self._named(self.norm(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
+
+    def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
+        """The attention weights in the last `layers` blocks, or in these blocks (from 0): `b k n n` each, one row per
+        query. The class token comes first, then registers, then patches."""
+        return [
+            block.probabilities(before, inputs.position, inputs.relative)
+            for block, before, inputs, _ in self._steps(images, layers)
+        ]
 
     def resized(self, image_size: int | Sequence[int]) -> "ViT":
         """A copy with a resized position table, so that fine-tuning trains the new one, as in the ViT paper. (`forward`
@@ -111,57 +155,6 @@ class ViT(nn.Module):
         other.load_state_dict(state)
         return other.to(self.patch_embed.proj.weight).train(self.training)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, which then computes the block again."""
-        self.grad_checkpointing = enable
-
-    def grid_of(self, images: Tensor) -> Grid:
-        """Height and width of these images in patches."""
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images of shape {tuple(images.shape)} are not b {self.channels} H W")
-        return self.config.grid_of(*images.shape[2:])
-
-    def standardise(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-    def embed(self, images: Tensor) -> Tensor:
-        """The content of each patch without its position; images in [0, 1]: `b c H W -> b n d`."""
-        self.grid_of(images)
-        return self.patch_embed(self.standardise(images))
-
-    def add_positions(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        """All patches of a grid (by default the trained one): `b n d -> b n d`. Positions at every layer are left to
-        `encode`."""
-        grid = self._check_grid(grid, tokens.shape[1])
-        return tokens + self._positions(grid)[1] if self._at_stem else tokens
-
-    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None) -> Encoded:
-        """Tokens that carry their positions, of all patches or of some, `b n d`, through the blocks.
-
-        Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
-        need a key while training, `b`, one per sample.
-        """
-        return self._named(self._through_blocks(tokens, grid, key))
-
-    def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
-        tokens, grid = self._with_positions(images)
-        return self.encode(tokens, grid, key)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """All tokens as one sequence, as timm's: class token, registers, patches, `b c H W -> b n d`."""
-        tokens, grid = self._with_positions(images)
-        return self._through_blocks(tokens, grid, None)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the tokens and positions, for timm's optimizers; they exempt vectors by themselves."""
-        tables = ("_token", "_embed", "_embed_x", "_embed_y")
-        return {name for name, _ in self.named_parameters() if name.endswith(tables)}
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """The patches on their grid, for detection and segmentation: `b c H W -> b d h w`."""
-        h, _ = self.grid_of(images)
-        return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
-
     def freeze(self, blocks: int | None = None) -> "ViT":
         """From here on only the last `blocks` blocks and the norm after them are trained, by default nothing."""
         if not 0 <= (blocks or 0) <= self.depth:
@@ -171,18 +164,37 @@ class ViT(nn.Module):
             module.requires_grad_(True)
         return self
 
-    def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
-        """The outputs of the last `layers` blocks, or of these blocks (from 0), in order of depth; by default after the
-        final norm."""
-        return [self._named(self.norm(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tokens and positions, for timm's optimizers; they exempt vectors by themselves."""
+        tables = ("_token", "_embed", "_embed_x", "_embed_y")
+        return {name for name, _ in self.named_parameters() if name.endswith(tables)}
 
-    def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
-        """The attention weights in the last `layers` blocks, or in these blocks (from 0): `b k n n` each, one row per
-        query. The class token comes first, then registers, then patches."""
-        return [
-            block.probabilities(before, inputs.position, inputs.relative)
-            for block, before, inputs, _ in self._steps(images, layers)
-        ]
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, which then computes the block again."""
+        self.grad_checkpointing = enable
+
+    def _new_block(self, config: ViTConfig) -> Block:
+        return Block(
+            width=config.width,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            prefix=self.prefix,
+            gelu=config.gelu,
+            qkv_bias=config.qkv_bias,
+            layer_scale=config.layer_scale,
+            dropout=config.dropout,
+            epsilon=config.epsilon,
+        )
+
+    def _with_positions(self, images: Tensor) -> tuple[Tensor, Grid]:
+        grid = self.grid_of(images)
+        return self.add_positions(self.embed(images), grid), grid
+
+    def _through_blocks(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
+        x, inputs = self._start(tokens, grid, key)
+        for block, arguments in zip(self.blocks, inputs, strict=True):
+            x = self._run(block, x, arguments)
+        return self.norm(x)
 
     def _steps(
         self, images: Tensor, layers: int | Sequence[int]
@@ -197,16 +209,6 @@ class ViT(nn.Module):
             before, x = x, self._run(block, x, arguments)
             if i in chosen:
                 yield block, before, arguments, x
-
-    def _with_positions(self, images: Tensor) -> tuple[Tensor, Grid]:
-        grid = self.grid_of(images)
-        return self.add_positions(self.embed(images), grid), grid
-
-    def _through_blocks(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
-        x, inputs = self._start(tokens, grid, key)
-        for block, arguments in zip(self.blocks, inputs, strict=True):
-            x = self._run(block, x, arguments)
-        return self.norm(x)
 
     def _start(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> tuple[Tensor, list[BlockInputs]]:
         """The sequence that enters the first block, and the other arguments of each block."""
@@ -238,8 +240,8 @@ class ViT(nn.Module):
         grid = self._check_grid(grid, tokens.shape[1])
         if self.position == "relative":
             return nothing, self.relative_embed.expand(self.depth, -1, -1).unbind()
-        without = self.prefix - self.prefix_positions
-        table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without, 0))
+        without_position = self.prefix - self.prefix_positions
+        table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without_position, 0))
         return table.expand(self.depth, -1, -1).split(1), nothing
 
     def _positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -255,12 +257,10 @@ class ViT(nn.Module):
         height, width = grid or self.grid
         if patches != height * width:
             raise ValueError(
-                f"position {self.position!r} needs all patches of the grid {(height, width)}, not {patches} tokens"
+                f"position {self.position!r} needs all of the grid {(height, width)}, got {patches} tokens"
             )
         if self.position == "relative" and (height, width) != self.grid:
-            raise ValueError(
-                f"position 'relative' knows the offsets of its own grid {self.grid}, not those of {(height, width)}"
-            )
+            raise ValueError(f"position 'relative' is for its own grid {self.grid}, not for {(height, width)}")
         return height, width
 
     def _run(self, block: Block, x: Tensor, arguments: BlockInputs) -> Tensor:
@@ -270,6 +270,7 @@ class ViT(nn.Module):
         return block(x, *arguments)
 
     def _named(self, x: Tensor) -> Encoded:
+        """The sequence as class token and patches, without the registers."""
         classes = self.prefix - self.registers
         cls, _, patches = x.split([classes, self.registers, x.shape[1] - self.prefix], 1)
         return Encoded(cls.squeeze(1) if classes else None, patches)

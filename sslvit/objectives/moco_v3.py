@@ -25,7 +25,7 @@ from sslvit import rng, schedule
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
 from sslvit.objectives.batch_norm import BatchNorm
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes.collectives import all_gather, rank
@@ -52,10 +52,9 @@ class MoCoV3(Objective):
         super().__init__()
         if "cls" not in backbone.readouts:
             raise ValueError("MoCo v3 reads the class token and this backbone has none: build it with class_token=True")
-        if not temperature > 0 or not 0 <= momentum <= 1 or chunks < 1:
-            raise ValueError(
-                f"temperature {temperature} must be above 0, momentum {momentum} in [0, 1], chunks {chunks} at least 1"
-            )
+        check_shares(momentum=momentum)
+        if not temperature > 0 or chunks < 1:
+            raise ValueError(f"temperature {temperature} must be above 0, chunks {chunks} at least 1")
         self.backbone, self.readout = backbone, "cls"
         self.temperature, self.momentum, self.chunks = temperature, momentum, chunks
         if freeze_patch_projection:

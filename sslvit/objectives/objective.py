@@ -49,6 +49,7 @@ class Objective(nn.Module, ABC):
 
 
 def check_shares(**shares: float) -> None:
+    """Raises ValueError for an argument of an objective that is not in [0, 1]."""
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} {value} must lie in [0, 1]")

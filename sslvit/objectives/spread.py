@@ -1,4 +1,4 @@
-"""Spread of features, in length and in number of directions, to notice a collapse: see training/watch.py."""
+"""The spread of features and its number of directions, which show a collapse: see training/watch.py."""
 
 import torch
 import torch.nn.functional as F

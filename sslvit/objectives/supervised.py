@@ -17,7 +17,7 @@ from sslvit.models.blocks import at_least_float32
 from sslvit.models.readout import Classifier, Readout, logits, read
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import spread
 from sslvit.views.mixing import mix_pairs, targets
 
@@ -48,8 +48,7 @@ class Supervised(Objective):
             raise DataError(f"{classes} class leaves nothing to classify: at least 2 are needed")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
-        if not (0 <= mixup <= 1 and 0 <= cutmix <= 1):
-            raise ValueError(f"mixup {mixup} and cutmix {cutmix} must lie in [0, 1]")
+        check_shares(mixup=mixup, cutmix=cutmix)
         if class_weights is not None and class_weights.shape != (classes,):
             raise ValueError(f"class_weights of shape {tuple(class_weights.shape)} for {classes} classes")
         readout = readout or ("cls" if "cls" in backbone.readouts else "mean")

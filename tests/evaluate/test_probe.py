@@ -111,7 +111,7 @@ def test_anybodys_checkpoint_is_probed_with_what_it_does_not_say_and_refused_wit
     [
         ("image_size=16 mean=0,-1,.5", {"image_size": (16, 16), "mean": (0.0, -1.0, 0.5)}),
         ("family=mae leave_head=True", {"family": "mae", "leave_head": True}),
-        ("heads=6 epsilon=1e-12 resize_to=14,20", {"heads": 6, "epsilon": 1e-12, "resize_to": (14, 20)}),
+        ("heads=6 epsilon=1e-12 image_size=14,20", {"heads": 6, "epsilon": 1e-12, "image_size": (14, 20)}),
         ("head=6", "must be one of family, part"),
         ("heads=six", "'six' is no value for heads"),
         ("leave_head=yes", "'yes' is no value for leave_head"),

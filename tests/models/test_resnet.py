@@ -166,7 +166,7 @@ def test_hybrid_stems_have_timms_parameters_and_with_the_same_weights_its_output
 
 
 @pytest.mark.parametrize("name", ["R50-v1 stem", "R50x1"])
-def test_timms_eps_moves_the_outputs_of_its_initial_weights_by_less_than_a_thousandth_of_their_spread(name):
+def test_timms_eps_moves_initial_outputs_by_less_than_a_thousandth_of_their_spread(name):
     v1 = name == "R50-v1 stem"
     oracle = scramble(timm_stem("R50") if v1 else timm.create_model("resnetv2_50x1_bit", num_classes=0, global_pool=""))
     ours = (HybridStem("R50", 3) if v1 else BiT.variant("R50x1", image_size=64)).double()
@@ -419,6 +419,6 @@ def test_the_config_rebuilds_the_model_after_a_trip_through_json():
         (lambda: BiT.variant("R11x0.5", image_size=32)(torch.rand(3, 32, 32)), r"\(3, 32, 32\)"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_value(make, words):
+def test_impossible_arguments_are_refused_with_their_values(make, words):
     with pytest.raises(ValueError, match=words):
         make()

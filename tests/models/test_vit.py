@@ -351,12 +351,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_cannot_be_built_says_why(message):
+def test_impossible_configurations_are_refused_with_the_reason(message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         ViT(ViTConfig(**(TINY | WRONG[message])))
 
 
-def test_what_cannot_be_run_says_why():
+def test_impossible_inputs_are_refused_with_the_reason():
     vit = ViT(ViTConfig(**TINY))
     for images, message in (
         (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),

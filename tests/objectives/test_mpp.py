@@ -260,13 +260,13 @@ def test_an_images_loss_does_not_depend_on_its_batch():
         ({}, {"target": "color"}, "color"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(changes, options, message):
+def test_impossible_arguments_are_refused_with_their_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         MPP(small_vit(**changes), **options)
 
 
 @pytest.mark.parametrize(("target", "cells"), [("mean", 1), ("downsized", 4), ("pixels", 0)])
-def test_a_reconstruction_has_the_predicted_colours_in_corrupted_patches_and_the_image_elsewhere(target, cells):
+def test_a_reconstruction_has_predicted_colours_in_corrupted_patches_alone(target, cells):
     objective = MPP(small_vit(), target=target)
     batch = batch_of(objective)
     torch.nn.init.zeros_(objective.head.weight)

@@ -195,7 +195,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("to", "changes", "reason"), REFUSED)
-def test_what_a_layout_has_no_place_for_is_refused_and_leaves_nothing(to, changes, reason, tmp_path):
+def test_features_that_a_layout_lacks_are_refused_and_nothing_is_written(to, changes, reason, tmp_path):
     with pytest.raises(ValueError, match=f"{to} has no {reason}"):
         export(vit(**changes), ABOUT, tmp_path / "out", to)
     assert list(tmp_path.iterdir()) == []
@@ -250,7 +250,7 @@ PROMISED |= {"onnx": 1e-4}
 
 
 @pytest.mark.parametrize("to", PROMISED)
-def test_an_export_that_differs_by_more_than_is_promised_is_not_written_and_one_by_less_is(to, tmp_path, monkeypatch):
+def test_an_export_is_written_only_if_it_differs_by_less_than_is_promised(to, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(DataError, match="differs by") as stopped:
         export(vit(), ABOUT, tmp_path / "more", planted(patched, to, 1.5 * PROMISED[to]))
     found = float(re.search(r"by (\S+) of", str(stopped.value))[1])
@@ -561,7 +561,7 @@ def test_the_command_line_converts_and_tells(folder, tmp_path):
         assert (gone.returncode, gone.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_info_tells_what_it_can_of_a_file_that_cannot_be_opened_yet(tmp_path):
+def test_info_reports_known_facts_of_a_file_that_cannot_be_opened_yet(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=7)
     save_file(theirs.state_dict(), tmp_path / "x.safetensors")
     told = about(tmp_path / "x.safetensors")
@@ -581,7 +581,7 @@ def test_info_tells_what_it_can_of_a_file_that_cannot_be_opened_yet(tmp_path):
         open_backbone(tmp_path / "x.safetensors", heads=3, gelu="exact", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def test_info_tells_of_a_checkpoint_from_which_a_run_goes_on(tmp_path, monkeypatch):
+def test_info_describes_a_checkpoint(tmp_path, monkeypatch):
     state = {"progress": {"step": 1200, "seconds": 90.0}, "config": {"model": "Ti/16", "data": "folder:x", "start": ""}}
     made = checkpoint.save(tmp_path / "run" / "checkpoints", 1200, {"objective.a": torch.zeros(1000)}, state)
     for path in (made, made / "tensors.safetensors"):

@@ -18,7 +18,7 @@ from sslvit.weights.foreign.names import Located
 Backbone = TypeVar("Backbone", ViT, BiT)
 
 
-def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | None, file: str, located: Located) -> ViT:
+def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: Located) -> ViT:
     """Raises DataError for missing or unexpected weights, ValueError for sizes that the user must say."""
     weights, projection = dict(weights), weights["patch_embed.proj.weight"]
     if projection.ndim != 4:
@@ -56,11 +56,7 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | Non
         "position_resize": facts["resize"],
     }
     config |= _positions(weights, prefix, patch_size, facts.get("image_size"), file, located.layout)
-    backbone = _filled(ViT, config, weights, file)
-    if resize_to is None:
-        return backbone
-    _grid_of(resize_to, patch_size, file)
-    return backbone.resized(resize_to)
+    return _filled(ViT, config, weights, file)
 
 
 def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, layout: str) -> BiT:
@@ -154,7 +150,7 @@ def _grid(rows: int, prefix: int, patch_size: Grid, image_size: Grid | None, fil
         why = "no square grid, or more than one" if image_size is None else f"not the grid of image_size {image_size}"
         raise ValueError(
             f"{file}: its pos_embed has {rows} rows, {prefix} tokens come before the patches of {patch_size}: {why}. "
-            "Say image_size= as it was trained; to have another size, say that as resize_to="
+            "Say image_size= as it was trained"
         )
     return fitting[0]
 

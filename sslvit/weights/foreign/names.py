@@ -217,7 +217,7 @@ def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def with_our_tokens(located: Located, drop_distillation: bool, file: str) -> tuple[dict[str, Tensor], list[str]]:
+def with_our_tokens(located: Located, file: str) -> tuple[dict[str, Tensor], list[str]]:
     """The tokens before the patches as a class token and registers, which compute the same, and notes about it."""
     weights, notes = dict(located.weights), []
     if "register_tokens" in weights and {"cls_token", "pos_embed"} <= weights.keys():
@@ -227,15 +227,9 @@ def with_our_tokens(located: Located, drop_distillation: bool, file: str) -> tup
             raise DataError(f"{file}: cls_token of shape {tuple(token.shape)}, its position {tuple(position.shape)}")
         weights["reg_token"] = weights.pop("register_tokens")
         weights |= {"cls_token": token + position, "pos_embed": patches}
-    if drop_distillation and "dist_token" not in weights:
-        raise ValueError(f"{file} has no distillation token to drop")
-    if drop_distillation:
-        del weights["dist_token"]
-        weights["pos_embed"] = torch.cat([weights["pos_embed"][:, :1], weights["pos_embed"][:, 2:]], 1)
-        notes.append("the distillation token was dropped, as you said: all other tokens change")
-    elif "dist_token" in weights:
+    if "dist_token" in weights:  # the other tokens were trained to see it
         weights["reg_token"] = weights.pop("dist_token")
-        notes.append("the distillation token is kept as a register: the class token and the patches are unchanged")
+        notes.append("the distillation token became a register: the class token and the patches are unchanged")
     return weights, notes
 
 

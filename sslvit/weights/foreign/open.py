@@ -109,16 +109,13 @@ def load_foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: Size | None = None,
-    resize_to: Size | None = None,
     leave_head: bool = False,
-    drop_distillation: bool = False,
 ) -> tuple[ViT | BiT, dict[str, Any]]:
     """The backbone, in evaluation mode, and its description.
 
     family: the release, one of FAMILIES, if names do not show it. part: which of several backbones in a file, by a word
     of its path; by default DINO's teacher and MoCo v3's base encoder. image_size: in training, if the table of
-    positions does not show it. resize_to: resizes that table, by the rule of the code it is from. drop_distillation:
-    by default DeiT's token becomes a register, since the other tokens were trained to see it.
+    positions does not show it. leave_head: take the backbone of a classifier.
     """
     contents = files.read(path)
     name = str(contents.file)
@@ -139,14 +136,14 @@ def load_foreign(
             )
         facts = _known(contents, located, family, options)
         if located.family == "bit":
-            if drop_distillation or any(option is not None for option in (heads, gelu, epsilon, resize_to)):
-                raise ValueError(f"{name} is a BiT: it has neither heads, gelu and epsilon nor positions and tokens")
+            if any(option is not None for option in (heads, gelu, epsilon)):
+                raise ValueError(f"{name} is a BiT: it has no heads, no gelu and no epsilon")
             notes: list[str] = []
             backbone = build.bit(located.weights, facts.values, name, located.layout)
         else:
-            weights, notes = with_our_tokens(located, drop_distillation, name)
+            weights, notes = with_our_tokens(located, name)
             facts.require(weights, {"layout": located.layout, "left behind": str(summary(located.left_behind) or "")})
-            backbone = build.vit(weights, facts.values, pair(resize_to), name, located)
+            backbone = build.vit(weights, facts.values, name, located)
             if contents.config and located.layout in ("timm", "transformers") and "dist_token" not in located.weights:
                 check_config(name, contents.config, backbone.config)
     except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:

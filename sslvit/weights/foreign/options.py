@@ -30,7 +30,6 @@ def _size(text: str) -> tuple[int, int]:
     return _number(int, above=0)(height), _number(int, above=0)(width or height)
 
 
-BOOLEANS = {"true": True, "false": False}
 FACTS: dict[str, Callable[[str], Any]] = {
     "family": str,
     "part": str,
@@ -40,9 +39,7 @@ FACTS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers(above=-math.inf),
     "std": _numbers(above=0),
     "image_size": _size,
-    "resize_to": _size,
-    "leave_head": lambda text: BOOLEANS[text.lower()],
-    "drop_distillation": lambda text: BOOLEANS[text.lower()],
+    "leave_head": lambda text: {"true": True, "false": False}[text.lower()],
 }
 
 
