@@ -18,7 +18,6 @@ Here, other than there, the teacher's temperature rises with every iteration, no
 
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,14 +62,6 @@ class Head(nn.Module):
             embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
             embeddings = F.normalize(embeddings, dim=-1)
             return F.linear(embeddings, self.weight_g * F.normalize(self.weight_v, dim=-1))
-
-
-class TeacherLogits(NamedTuple):
-    """From the forward passes of a step, for after it. Never saved."""
-
-    progress: float
-    total: Tensor  # k: the teacher's mean logits, summed over the passes
-    passes: int  # more than one under accumulation
 
 
 class DINO(Objective):
@@ -132,7 +123,9 @@ class DINO(Objective):
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.temperature_warmup, self.freeze_last_layer = temperature_warmup, freeze_last_layer
         self.momentum, self.center_momentum = momentum, center_momentum
-        self.seen: TeacherLogits | None = None
+        # From the forward passes of a step, several under accumulation, for `after_step`. Never saved.
+        self.seen_progress: float | None = None
+        self.seen_logits: list[Tensor] = []  # k each: the teacher's mean
 
     @property
     def learner(self) -> ViT:
@@ -145,7 +138,9 @@ class DINO(Objective):
             raise ValueError(f"DINO's first 2 views must have one size, got {shapes}")
         with torch.no_grad():
             logits = self.head(self.backbone(torch.cat(large)).cls)
-            self.see(progress, logits)
+            if progress != self.seen_progress:  # what a step that was not taken left is dropped
+                self.seen_progress, self.seen_logits = progress, []
+            self.seen_logits.append(logits.mean(0))
             targets = ((logits - self.centre) / self.temperature(progress)).softmax(-1)
             targets = rearrange(targets, "(v b) k -> v b k", v=LARGE)
         features = self.encode(batch)
@@ -178,23 +173,16 @@ class DINO(Objective):
         optimizer skips this layer: its moments and step count do not change, nor is weight decay applied."""
         return [self.student_head.weight_v, self.student_head.weight_g] if progress < self.freeze_last_layer else []
 
-    def see(self, progress: float, logits: Tensor) -> None:
-        """Sums logits for `after_step`. Those of a step that was not taken are dropped at the next progress."""
-        mean = logits.mean(0)
-        if self.seen is None or self.seen.progress != progress:
-            self.seen = TeacherLogits(progress, torch.zeros_like(mean), 0)
-        self.seen = TeacherLogits(progress, self.seen.total + mean, self.seen.passes + 1)
-
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Moves the centre and the teacher, by the progress of the step just taken."""
-        assert self.seen is not None, "after_step follows a forward"
-        mean = collectives.all_mean(self.seen.total / self.seen.passes)
+        assert self.seen_progress is not None, "after_step follows a forward"
+        mean = collectives.all_mean(sum(self.seen_logits) / len(self.seen_logits))
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.center_momentum)
-        momentum = schedule.cosine(self.seen.progress, self.momentum, 1.0)
+        momentum = schedule.cosine(self.seen_progress, self.momentum, 1.0)
         ema_update(self.backbone, self.student, momentum)
         ema_update(self.head, self.student_head, momentum)
-        self.seen = None
+        self.seen_progress = None
 
 
 def cross_entropy_of_pairs(targets: Tensor, logits: Tensor) -> Tensor:
