@@ -76,10 +76,12 @@ def bits(state: Tensor, *shape: int) -> Tensor:
     # Output i of SplitMix64 hashes seed + (i + 1) * GOLDEN.
     steps = torch.arange(1, count + 1, device=state.device, dtype=torch.int64).mul_(GOLDEN)
     out = torch.empty(len(streams), count, dtype=torch.int64, device=state.device)
-    rows = max(1, CHUNK // max(count, 1)) if state.device.type == "cpu" else max(1, len(streams))
-    scratch = torch.empty_like(out[:rows])
-    for some, values in zip(streams.split(rows), out.split(rows), strict=True):
-        _mix_(torch.add(some, steps, out=values), scratch[: len(some)])
+    size = CHUNK if state.device.type == "cpu" else max(1, out.numel())
+    rows = max(1, size // max(count, 1))
+    scratch = torch.empty(min(size, out.numel()), dtype=torch.int64, device=state.device)
+    for keys, values in zip(streams.split(rows), out.split(rows), strict=True):
+        for some, chunk in zip(steps.split(size), values.split(size, 1), strict=True):
+            _mix_(torch.add(keys, some, out=chunk), scratch[: chunk.numel()].view_as(chunk))
     return out.view((*state.shape, *shape))
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sslvit.models.blocks import keep_inputs_only
 from sslvit.models.readout import read
 from sslvit.models.resnet import (
     BLOCKS,
@@ -22,6 +23,7 @@ from sslvit.models.resnet import (
     build_root,
     pad_same,
 )
+from sslvit.models.vit import ViT
 
 TIMM_HYBRIDS = {
     "R": "vit_tiny_r_s16_p8_224",
@@ -379,6 +381,12 @@ def test_gradients_reach_every_parameter_and_checkpointing_does_not_change_them(
     assert [key for key, gradient in plain.items() if not gradient.any()] == []
     bit.grad_checkpointing = True
     assert all(torch.equal(gradient, plain[key]) for key, gradient in gradients().items())
+
+
+def test_gradient_checkpointing_of_a_module_reaches_bits_and_vits():
+    module = nn.ModuleList([BiT.variant("R11x0.5", image_size=32), ViT.variant("mu/8", image_size=32)])
+    keep_inputs_only(nn.Sequential(module))
+    assert [backbone.grad_checkpointing for backbone in module] == [True, True]
 
 
 def test_at_the_start_of_v1_nothing_inside_a_branch_learns_but_its_last_norm():
