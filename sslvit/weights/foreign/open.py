@@ -76,26 +76,17 @@ def start_from(folder: str, *, image_size: Size, channels: int, model: str = "")
 class HoldsClassifier(DataError):
     """A file was trained on labels, which leave_head=True must confirm."""
 
-    def __init__(self, what: str):
-        self.what = what
-        super().__init__(f"{what}. If its backbone is what you want, say leave_head=True (--foreign leave_head=true)")
-
 
 def _as_it_is(folder: str) -> ViT | BiT:
     """The model of --init_from. Facts that another's file lacks can be said to `convert`."""
-    command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign"
     try:
         return open_backbone(folder)[0]
-    except HoldsClassifier as error:
-        raise DataError(
-            f"{error.what}. For --init_from, run `{command} leave_head=true`, then say --init_from NEW"
-        ) from error
-    except DataError:
-        raise
     except ValueError as error:
-        raise ValueError(
-            f"{error}. For --init_from, run `{command} NAME=VALUE ...`, then say --init_from NEW"
-        ) from error
+        if isinstance(error, DataError) and not isinstance(error, HoldsClassifier):
+            raise
+        command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign NAME=VALUE ..."
+        kind = DataError if isinstance(error, DataError) else ValueError
+        raise kind(f"{error}. For --init_from, run `{command}`, then say --init_from NEW") from error
 
 
 def load_foreign(
@@ -132,7 +123,8 @@ def load_foreign(
         head = classifiers(located)
         if head and not leave_head:
             raise HoldsClassifier(
-                f"{name} holds a classifier ({', '.join(head[:3])}): it is a linear probe's or was trained on labels"
+                f"{name} holds a classifier ({', '.join(head[:3])}): a linear probe's, or it was trained on labels. "
+                "For its backbone alone, say leave_head=true"
             )
         facts = _known(contents, located, family, options)
         if located.family == "bit":
