@@ -1,6 +1,6 @@
 """The Transformer's block, pre-norm, with timm's parameter names (https://github.com/huggingface/pytorch-image-models).
 
-What is random comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
+All randomness comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from sslvit import rng
 from sslvit.models.positions import relative_bias
 
 Gelu = Literal["exact", "tanh"]
-EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' torch code; torch's own default is 1e-5
+EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' code; torch's default is 1e-5
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,8 @@ The paper leaves some choices open, which are made here:
 - "Another patch" is any other patch of the same image, so that an image's loss does not depend on its batch.
 - Embeddings are corrupted before positions are added: a masked patch still knows where it is.
 - The class token stays. The mask embedding starts as N(0, 0.02), the head like the backbone's linear layers.
-- The 16 softmaxes and the squared errors are averaged, not summed: a head of zeros costs ln 512 for either colours.
+- The 16 softmaxes and the squared errors are averaged, not summed: with a head of zeros, mean and downsized colours
+  both cost ln 512.
 """
 
 from math import prod

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sslvit.errors import DataError
+from sslvit.models.blocks import EPSILON
 from sslvit.models.positions import to_pair
 from sslvit.models.vit_config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 
@@ -30,7 +31,6 @@ class Family(NamedTuple):
     std: Sequence[float] = IMAGENET_STD
     resize: str = "bicubic_plain"  # see sslvit.models.positions
     readout: str = "cls"
-    epsilon: float = 1e-6
 
 
 FAMILIES = {
@@ -138,7 +138,7 @@ def add_family(facts: Facts, family: str, weights: dict[str, Tensor], options: d
     if family != "bit":
         resize = "bicubic" if family == "dinov2" and "register_tokens" in weights else release.resize
         heads = release.heads.get(size_of(weights))
-        facts.add(source, heads=heads, gelu=release.gelu, epsilon=release.epsilon, resize=resize)
+        facts.add(source, heads=heads, gelu=release.gelu, epsilon=EPSILON, resize=resize)
     for name in ("mean", "std"):
         if options.get(name) is None and name not in facts.values:
             facts.add(source, **{name: getattr(release, name)})
@@ -164,7 +164,7 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     facts.add(f"{name} in its config.json", mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
     if not is_bit:
         heads = arguments.get("num_heads") or TIMM_HEADS[named[1] or named[2]]
-        facts.add(f"{name} in its config.json", heads=heads, gelu=TIMM_GELU[act], epsilon=1e-6, resize="bicubic")
+        facts.add(f"{name} in its config.json", heads=heads, gelu=TIMM_GELU[act], epsilon=EPSILON, resize="bicubic")
 
 
 def add_transformers_config(facts: Facts, config: dict[str, Any], preprocessor: dict[str, Any] | None) -> None:
