@@ -1,8 +1,8 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, https://arxiv.org/abs/2104.14294).
 
 A student sees all crops of an image and a teacher the two large ones; from every crop the student predicts the outputs
-of the teacher for the others. The teacher is the student's moving average. Two things prevent one and the same output
-for all images: its logits are centred (no output wins everywhere) and sharpened by a low temperature (none is uniform).
+of the teacher for the others. The teacher is the student's moving average. Two things prevent a collapse: its logits
+are centred (no output wins for all images) and sharpened by a low temperature (outputs are not uniform).
 
 In the order of the official code (https://github.com/facebookresearch/dino), with iterations i = 0, 1, ... of T:
 - The loss of iteration i uses the centre of earlier iterations, which then moves towards the mean of the teacher's
