@@ -1,9 +1,9 @@
 """Stateless random numbers: hashes of counters, with the same bits on every device and for every batching.
 
-A key is an int64 tensor, one element a stream (usually one a sample). Element i of stream s is the i-th output of
+A key is an int64 tensor, one element per stream (usually one per sample). Element i of stream s is the i-th output of
 SplitMix64 seeded with s (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195), so it depends on that
 sample's key and on i alone. There is no generator to save, and a rank, a worker or a restart cannot change a draw.
-torch has few unsigned operations, so everything is int64 arithmetic, which wraps modulo 2**64 and is exact anywhere.
+torch has few unsigned operations, so everything is int64 arithmetic, which wraps modulo 2**64 and is exact everywhere.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ def _signed(value: int) -> int:
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
-CHUNK = 1 << 14  # elements mixed at a time on a CPU: 128 KiB stay in the second-level cache
+CHUNK = 1 << 14  # elements mixed at once on a CPU: 128 KiB, which stay in the second-level cache
 
 
 def _shift_xor_(x: Tensor, amount: int, scratch: Tensor) -> None:
-    # >> on int64 keeps the sign; the mask makes it the logical shift that the hash is defined with.
+    # >> on int64 keeps the sign; the mask makes it the logical shift of the hash's definition.
     torch.bitwise_right_shift(x, amount, out=scratch)
     scratch.bitwise_and_((1 << (64 - amount)) - 1)
     x.bitwise_xor_(scratch)
@@ -55,7 +55,7 @@ def _word(counter: int | str | Tensor) -> int | Tensor:
 
 
 def key(*counters: int | str | Tensor) -> Tensor:
-    """The key of these counters in this order. Strings name things; tensors broadcast to one key an element."""
+    """The key of these counters in this order. Strings are names; tensors broadcast to one key per element."""
     return fold(torch.zeros((), dtype=torch.int64), *counters)
 
 
@@ -89,7 +89,7 @@ def _chunks(state: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
                 offset = row * count + start
                 yield slice(offset, offset + len(part)), _mix_(values, buffer[1, : len(part)])
         return
-    rows = CHUNK // max(count, 1)  # short streams: several whole streams a piece
+    rows = CHUNK // max(count, 1)  # short streams: several whole streams per piece
     for start in range(0, len(streams), rows):
         part = streams[start : start + rows]
         size = len(part) * count
@@ -98,7 +98,7 @@ def _chunks(state: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def bits(state: Tensor, *shape: int) -> Tensor:
-    """64 random bits an element, as int64: shape of the key + shape."""
+    """64 random bits per element, as int64: shape of the key + shape."""
     out = torch.empty(state.numel() * prod(shape), dtype=torch.int64, device=state.device)
     for where, values in _chunks(state, prod(shape)):
         out[where] = values
@@ -121,15 +121,16 @@ def integers(state: Tensor, high: int, *shape: int) -> Tensor:
 
 
 def permutation(state: Tensor, n: int) -> Tensor:
-    """A permutation of 0..n-1 a stream: shape of the key + (n,)."""
+    """A permutation of 0..n-1 per stream: shape of the key + (n,)."""
     return bits(state, n).argsort(dim=-1, stable=True)
 
 
 def normal(state: Tensor, *shape: int) -> Tensor:
     """float32 standard normals, by Box and Muller in float64.
 
-    The transcendental functions are our own polynomials of +, * and sqrt, which IEEE 754 fixes to the last bit:
-    libm and CUDA round log and cos differently. (Not so once compiled: fusing a product with a sum rounds once only.)
+    log and cos are polynomials of +, * and sqrt, which IEEE 754 defines to the last bit: libm and CUDA round log and
+    cos differently, and one bit would make other augmentations and other runs. (torch.compile may fuse a product with a
+    sum, which rounds only once.)
     """
     first, second = bits(fold(state, 0), *shape), bits(fold(state, 1), *shape)
     radius = (-2.0 * _log(_open_unit(first))).sqrt()

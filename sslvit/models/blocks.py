@@ -1,6 +1,6 @@
 """The Transformer's block, pre-norm, with timm's parameter names (https://github.com/huggingface/pytorch-image-models).
 
-What is random comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
+All randomness comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,30 +16,28 @@ from sslvit import rng
 from sslvit.models.positions import relative_bias
 
 Gelu = Literal["exact", "tanh"]
-EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' torch code; torch's own default is 1e-5
+EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' code; torch's default is 1e-5
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Of factors: float32 in mixed precision too, and float64 where everything is."""
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """For sums and factors: float32 under mixed precision, float64 where everything is float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
-    """`b n d -> b n d`, by one key a sample, on which alone the mask of that sample depends; without keys, none."""
+    """`b n d -> b n d`. The mask of a sample depends on its key alone; without keys nothing is dropped."""
     if key is None:
         return x
     keep = rng.uniform(key, *x.shape[1:]) >= rate
-    return (x * (keep.to(wide(x.dtype)) / (1 - rate))).to(x.dtype)
+    return (x * (keep.to(at_least_float32(x.dtype)) / (1 - rate))).to(x.dtype)
 
 
 def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32) -> Sequence[Tensor]:
-    """Stochastic depth (https://arxiv.org/abs/1603.09382), at a rate that grows linearly from 0 to this one.
-
-    For each block a factor for both branches of each sample, `b 2`: 0, or what keeps the expectation.
-    """
+    """Stochastic depth (https://arxiv.org/abs/1603.09382), at a rate that grows linearly from 0 to this one: for each
+    block the factors of both branches of each sample, `b 2`, either 0 or 1 / (1 - rate)."""
     rates = torch.linspace(0, rate, depth, device=key.device, dtype=dtype).unsqueeze(-1)
-    kept = rng.uniform(key, depth, 2) >= rates
-    return (kept / (1 - rates)).unbind(1)
+    keep = rng.uniform(key, depth, 2) >= rates
+    return (keep / (1 - rates)).unbind(1)
 
 
 class Attention(nn.Module):
@@ -53,7 +51,7 @@ class Attention(nn.Module):
     def _inputs(self, x: Tensor, relative: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values (`b k n d` each) and the bias of their logits."""
         # Split, then divide into heads: joining the three gradients takes one copy. The usual order takes two.
-        q, k, v = (rearrange(part, "b n (k d) -> b k n d", k=self.heads) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (rearrange(each, "b n (k d) -> b k n d", k=self.heads) for each in self.qkv(x).chunk(3, -1))
         return q, k, v, None if relative is None else relative_bias(q * self.scale, relative, self.prefix)
 
     def forward(self, x: Tensor, relative: Tensor | None, key: Tensor | None) -> Tensor:
@@ -63,7 +61,7 @@ class Attention(nn.Module):
         return dropout(self.proj(rearrange(x, "b k n d -> b n (k d)")), self.dropout, key)
 
     def probabilities(self, x: Tensor, relative: Tensor | None) -> Tensor:
-        """What forward attends with, for looking at: `b n d -> b k n n`, rows sum to 1."""
+        """The attention weights, for inspection: `b n d -> b k n n`, rows sum to 1."""
         q, k, _, bias = self._inputs(x, relative)
         logits = self.scale * q @ k.mT
         return (logits if bias is None else logits + bias).softmax(-1)
@@ -100,17 +98,18 @@ class Block(nn.Module):
         width: int,
         heads: int,
         mlp_width: int,
-        prefix: int,
-        gelu: Gelu,
-        qkv_bias: bool,
-        layer_scale: float | None,
-        dropout: float,
+        prefix: int = 0,
+        gelu: Gelu = "exact",
+        qkv_bias: bool = True,
+        layer_scale: float | None = None,
+        dropout: float = 0.0,
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, EPSILON)
+        self.norm1 = nn.LayerNorm(width, epsilon)
         self.attn = Attention(width, heads, prefix, qkv_bias, dropout)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2 = nn.LayerNorm(width, EPSILON)
+        self.norm2 = nn.LayerNorm(width, epsilon)
         self.mlp = Mlp(width, mlp_width, gelu, dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
@@ -122,8 +121,8 @@ class Block(nn.Module):
         path: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """`b n d -> b n d`. position is added first, relative is a table of offsets for the attention, path has drop
-        path's factors for the two branches, `b 2`, and key is dropout's, `b`."""
+        """`b n d -> b n d`. position is added first, relative is the attention's table of offsets, path has the drop
+        path factors of the two branches, `b 2`, and key is dropout's, `b`."""
         if position is not None:
             x = x + position
         keys = (None, None, None) if key is None else tuple(rng.fold(key, place) for place in range(3))
@@ -139,16 +138,16 @@ def _scaled(branch: Tensor, path: Tensor | None, which: int) -> Tensor:
 
 
 def keep_inputs_only(module: nn.Module) -> None:
-    """Gradient checkpointing in all backbones of a module."""
-    for part in module.modules():
-        if hasattr(part, "set_grad_checkpointing"):
-            part.set_grad_checkpointing()
+    """Gradient checkpointing in all backbones of a module, ViTs and BiTs."""
+    for child in module.modules():
+        if "grad_checkpointing" in vars(child):
+            child.grad_checkpointing = True
 
 
 @contextmanager
 def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Its blocks, if that is wanted; afterwards they are as they are written, for whoever looks into them."""
-    blocks = [part for part in module.modules() if wanted and isinstance(part, Block)]
+    """Compiles the blocks of a module if wanted, and undoes it afterwards."""
+    blocks = [child for child in module.modules() if wanted and isinstance(child, Block)]
     for block in blocks:
         block.compile()
     yield

@@ -1,4 +1,4 @@
-"""How the weights of a ViT start: by the rules of timm, DINO, MoCo v3, MAE and JAX, from a seed alone."""
+"""Initial weights of a ViT from a seed, by the rules of timm, DINO, MoCo v3, MAE and JAX."""
 
 import math
 from functools import partial
@@ -11,7 +11,7 @@ Init = Literal["timm", "dino", "moco_v3", "mae", "jax"]
 
 
 @torch.no_grad()
-def initialise(vit: nn.Module, init: Init, seed: int) -> None:
+def initialize(vit: nn.Module, init: Init, seed: int) -> None:
     """Draws everything but the norms, the layer scales, fixed positions and a hybrid's ResNet.
 
     | | linear weights | biases | patch projection | class token |
@@ -24,17 +24,17 @@ def initialise(vit: nn.Module, init: Init, seed: int) -> None:
 
     timm and DINO call their rule trunc_normal_, but it cuts at +-2, a hundred standard deviations: a normal. Learned
     positions are N(0, .02) in all of these. Registers, younger than these papers, are N(0, 1e-6) as timm's: never 0, or
-    without positions they would stay equal for ever.
+    without positions they would stay equal forever.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = partial(nn.init.normal_, generator=generator)
     for block in vit.blocks:
         for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            parts = 3 if linear is block.attn.qkv and init in ("moco_v3", "jax") else 1
+            matrices = 3 if linear is block.attn.qkv and init in ("moco_v3", "jax") else 1
             if init in ("timm", "dino"):
                 normal(linear.weight, std=0.02)
             else:
-                xavier(linear.weight, linear.out_features // parts, generator)
+                xavier(linear.weight, linear.out_features // matrices, generator)
             if linear.bias is not None:
                 in_mlp = linear in (block.mlp.fc1, block.mlp.fc2)
                 normal(linear.bias, std=1e-6 if init == "jax" and in_mlp else 0.0)
@@ -66,7 +66,7 @@ def xavier(weight: Tensor, fan_out: int, generator: torch.Generator) -> None:
 
 
 def as_torch(convolution: nn.Module, tensor: Tensor, generator: torch.Generator) -> None:
-    """Its weight or its bias, as torch makes them."""
+    """Draws a weight or a bias of this convolution by torch's default rule."""
     bound = convolution.weight[0].numel() ** -0.5
     nn.init.uniform_(tensor, -bound, bound, generator=generator)
 

@@ -1,6 +1,6 @@
-"""Where a patch is: fixed sin-cos tables, resizing a table to another grid, and relative attention's bias.
+"""Position embeddings: fixed sin-cos tables, resizing a table to another grid, and relative attention's bias.
 
-Tables are `l (h w) d`, one for each layer that has its own; the grid is read row by row.
+Tables are `l (h w) d`, one for each layer that has its own, in raster order.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
 
 
 def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a size that may be a single side."""
+    """Height and width; a single number is both."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
@@ -28,10 +28,9 @@ def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
 def position_tables(
     position: Position, position_at: PositionAt, grid: Grid, width: int, depth: int, prefix: int
 ) -> dict[str, Tensor]:
-    """What a model with such positions keeps, by name: a fixed table, or learned ones still to be drawn.
+    """The tables of a model with such positions, by name: a fixed one, or learned ones still to be initialised.
 
-    pos_embed has rows for `prefix` tokens (the class token and the registers), then for the patches, as timm's has.
-    Raises ValueError for what this kind of position cannot do.
+    pos_embed has rows for `prefix` tokens (the class token and the registers), then for the patches, as in timm.
     """
     h, w = grid
     layers = depth if position_at == "every_layer" else 1
@@ -81,47 +80,47 @@ def sincos(kind: str, grid: Grid, width: int) -> Tensor:
 
 
 def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
-    """2-D interpolation of a table: l (h w) d -> l (h' w') d. Each code has its own, and weights were tuned with it.
+    """2-D interpolation of a table: l (h w) d -> l (h' w') d. Each code base has its rule, which weights are used to.
 
     - bicubic: timm's default, with antialias=True. Its kernel has a = -0.5; without it has a = -0.75, so that the two
       differ even where the grid grows.
     - bilinear_corners: the ViT paper's, scipy.ndimage.zoom with order=1: the corners stay where they are.
     - bicubic_plain: without antialias, as in DeiT and MAE.
-    - bicubic_offset: that, with each size a tenth of a patch larger, to keep clear of rounding, as in DINO and DINOv2
+    - bicubic_offset: plain, but each size a tenth of a patch larger, to keep clear of rounding, as in DINO and DINOv2
       (https://github.com/facebookresearch/dino/issues/8).
-    - bicubic_corners: that, and the corners stay where they are, as in torchvision.
+    - bicubic_corners: plain, but the corners stay where they are, as in torchvision.
 
     Fixed tables are interpolated too, as MAE does for fine-tuning.
     """
-    if (
-        all(isinstance(size, int) for size in new) and old == new
-    ):  # while a program of any size is exported, they are none
+    # While a program for any image size is exported, the sizes are symbols instead of integers.
+    if all(isinstance(size, int) for size in new) and old == new:
         return table
     image = rearrange(table if table.dtype == torch.float64 else table.float(), "l (h w) d -> l d h w", h=old[0])
     if how == "bicubic":
         image = F.interpolate(image, new, mode="bicubic", antialias=True)
     elif how == "bicubic_offset":
-        scale = tuple((wanted + 0.1) / had for wanted, had in zip(new, old, strict=True))
+        scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
+    elif how == "bilinear_corners":
+        image = F.interpolate(image, new, mode="bilinear", align_corners=True)
     else:
-        kind, _, corners = how.partition("_")
-        image = F.interpolate(image, new, mode=kind, align_corners=corners == "corners")
+        image = F.interpolate(image, new, mode="bicubic", align_corners=how == "bicubic_corners")
     return rearrange(image, "l d h w -> l (h w) d").to(table.dtype)
 
 
 def join_2d(columns: Tensor, rows: Tensor) -> Tensor:
-    """Learned 2-D: half of the width says the column, half says the row: l w d, l h d -> l (h w) (2 d)."""
+    """Learned 2-D: half of the width is the column's, half the row's: l w d, l h d -> l (h w) (2 d)."""
     h, w = rows.shape[1], columns.shape[1]
     columns, rows = repeat(columns, "l w d -> l (h w) d", h=h), repeat(rows, "l h d -> l (h w) d", w=w)
     return torch.cat([columns, rows], -1)
 
 
 def relative_bias(queries: Tensor, table: Tensor, prefix: int) -> Tensor:
-    """Appendix D.4 of the ViT paper: the content query meets an embedding of each offset as key, and the logits are
+    """Appendix D.4 of the ViT paper: the content query attends to an embedding of each offset, and these logits are
     added to those of the content. `b k n d, offsets (k d) -> b k n n`, unscaled.
 
     The offset is one-dimensional, p_k - p_q in raster order, from -(n - 1) to n - 1. The class token and the registers
-    (the first `prefix` tokens) lie nowhere, so pairs with them get no bias; the paper does not say what it did.
+    (the first `prefix` tokens) have no place, so pairs with them get no bias; the paper does not say what it did.
     """
     queries = queries[:, :, prefix:]
     n = queries.shape[2]

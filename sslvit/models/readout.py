@@ -1,4 +1,4 @@
-"""What a backbone gives, and how it is read: named tokens, one vector an image, a classifier."""
+"""Outputs of a backbone: named tokens, one vector per image (the readout), a classifier's scores."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -16,9 +16,9 @@ class Encoded(NamedTuple):
 
 
 def read(encoded: Encoded, readout: str) -> Tensor:
-    """One vector an image: the class token or the mean patch, `b d`, or both joined, `b (2 d)`."""
+    """One vector per image: the class token or the mean patch, `b d`, or both joined, `b (2 d)`."""
     if readout not in get_args(Readout):
-        raise ValueError(f"readout {readout!r} is none of {get_args(Readout)}")
+        raise ValueError(f"readout must be one of {get_args(Readout)}, got {readout!r}")
     if readout == "mean":
         return encoded.patches.mean(1)
     if encoded.cls is None:
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     """A backbone and a head: `b c H W -> b classes`. The head starts at zero, so the first loss is ln(classes).
 
     representation: the size of a hidden layer with tanh, which the ViT paper has in pretraining, not in fine-tuning.
-    fresh_norm: a norm of what was read, for a backbone without a final norm: so MAE fine-tunes the mean patch.
+    fresh_norm: a norm of the readout, for a backbone without a final norm: so MAE fine-tunes the mean patch.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if readout not in backbone.readouts:
-            raise ValueError(f"readout {readout!r} is none of this backbone's {backbone.readouts}")
+            raise ValueError(f"readout {readout!r} is not one of this backbone's {backbone.readouts}")
         width = backbone.width * (2 if readout == "both" else 1)
         self.backbone, self.readout = backbone, readout
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def logits(classifier: nn.Module, features: Tensor) -> Tensor:
-    """What was read of the backbone, `b d -> b classes`, through a classifier's fc_norm, pre_logits and head."""
+    """A readout through a classifier's fc_norm, pre_logits and head: `b d -> b classes`."""
     if classifier.fc_norm is not None:
         features = classifier.fc_norm(features)
     if classifier.pre_logits is not None:

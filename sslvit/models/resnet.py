@@ -1,6 +1,6 @@
-"""BiT ResNets: group norm and weight-standardised convolutions, no batch statistics anywhere.
+"""BiT ResNets: group norm and weight-standardised convolutions, no batch statistics.
 
-Two different networks carry the name, and both are here:
+Two different networks have this name:
 
 v1  post-activation bottlenecks, the convolutional part of the ViT hybrids (https://arxiv.org/abs/2010.11929, code in
     google-research/vision_transformer). Convolutions are divided by std + 1e-5, group norm has eps 1e-6 (flax's
@@ -10,9 +10,8 @@ v2  pre-activation bottlenecks, Big Transfer (https://arxiv.org/abs/1912.11370, 
     padded with zeros although its input has negative values (big_vision's port pads with -inf), and a last group
     norm with ReLU ends the network.
 
-Parameter names are timm's, its values of eps are not: it has 1e-8 under the root and 1e-5 in group norm for both.
-Filters of deviation 0.03, say, then give v1 outputs that differ by about 1e-4 of their spread. We follow Google, and
-timm (epsilons="timm") with weights that come from it, so that they compute what they computed there.
+Parameter names are timm's. Its epsilons are others, for both 1e-8 under the square root and 1e-5 in group norm, which
+changes outputs of v1 by about 1e-4 of their spread. We follow Google, or timm (epsilons="timm") with weights of timm.
 
 Two roots: "7x7" (stride 2, then a 3x3 max pool: stride 4) as in the papers, and "3x3" (stride 1, no pool) with three
 stages as for CIFAR in https://arxiv.org/abs/1603.05027, because 28 to 64 pixels do not survive a stride of 32.
@@ -52,8 +51,8 @@ BLOCKS = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-# "R50" has lost its fourth stage to the third (B/16 and L/16); R50+L/32 keeps all four; "R" is the root alone.
-HYBRIDS = {"R": (), "R26": (2, 2, 2, 2), "R50": (3, 4, 9), "R50-4stage": (3, 4, 6, 3)}
+# In front of hybrid ViTs: "R50" moves its fourth stage's blocks to the third, for B/16 and L/16; "R" is the root alone.
+STEMS = {"R": (), "R26": (2, 2, 2, 2), "R50": (3, 4, 9), "R50-4stage": (3, 4, 6, 3)}
 
 
 def pad_same(images: Tensor, kernel: int, stride: int) -> Tensor:
@@ -62,8 +61,8 @@ def pad_same(images: Tensor, kernel: int, stride: int) -> Tensor:
     return F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
-class StandardisedConv(nn.Conv2d):
-    """A convolution without bias whose every filter has mean 0 and (biased) variance 1, https://arxiv.org/abs/1903.10520."""
+class StandardizedConv(nn.Conv2d):
+    """A convolution without bias whose filters have mean 0 and (biased) variance 1, https://arxiv.org/abs/1903.10520."""
 
     def __init__(self, version: Version, channels: int, width: int, kernel: int, stride: int = 1) -> None:
         super().__init__(channels, width, kernel, stride, padding=kernel // 2 if version == "v2" else 0, bias=False)
@@ -91,7 +90,7 @@ class NormReLU(Norm):
 
 
 class Pool(nn.Module):
-    """The root's 3x3 max pool of stride 2; where v1 pads nothing is negative, so that zeros act as -inf would."""
+    """The root's 3x3 max pool of stride 2. v1's input is not negative, so that padding with zeros acts as -inf."""
 
     def __init__(self, version: Version) -> None:
         super().__init__()
@@ -102,17 +101,17 @@ class Pool(nn.Module):
 
 
 class PostActivationBottleneck(nn.Module):
-    """v1: conv, norm, ReLU three times, the third ReLU after the shortcut is added."""
+    """v1: conv, norm, ReLU, three times, the last ReLU after the shortcut is added."""
 
     def __init__(self, channels: int, width: int, stride: int, project: bool) -> None:
         super().__init__()
-        self.conv1 = StandardisedConv("v1", channels, width, 1)
+        self.conv1 = StandardizedConv("v1", channels, width, 1)
         self.norm1 = NormReLU("v1", width)
-        self.conv2 = StandardisedConv("v1", width, width, 3, stride)
+        self.conv2 = StandardizedConv("v1", width, width, 3, stride)
         self.norm2 = NormReLU("v1", width)
-        self.conv3 = StandardisedConv("v1", width, 4 * width, 1)
+        self.conv3 = StandardizedConv("v1", width, 4 * width, 1)
         self.norm3 = Norm("v1", 4 * width)
-        projection = {"conv": StandardisedConv("v1", channels, 4 * width, 1, stride), "norm": Norm("v1", 4 * width)}
+        projection = {"conv": StandardizedConv("v1", channels, 4 * width, 1, stride), "norm": Norm("v1", 4 * width)}
         self.downsample = nn.Sequential(OrderedDict(projection)) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,17 +120,17 @@ class PostActivationBottleneck(nn.Module):
 
 
 class PreActivationBottleneck(nn.Module):
-    """v2: norm, ReLU, conv three times; a projected shortcut starts behind the first ReLU, any other before it."""
+    """v2: norm, ReLU, conv, three times; a projected shortcut starts after the first ReLU, an identity before it."""
 
     def __init__(self, channels: int, width: int, stride: int, project: bool) -> None:
         super().__init__()
         self.norm1 = NormReLU("v2", channels)
-        self.conv1 = StandardisedConv("v2", channels, width, 1)
+        self.conv1 = StandardizedConv("v2", channels, width, 1)
         self.norm2 = NormReLU("v2", width)
-        self.conv2 = StandardisedConv("v2", width, width, 3, stride)
+        self.conv2 = StandardizedConv("v2", width, width, 3, stride)
         self.norm3 = NormReLU("v2", width)
-        self.conv3 = StandardisedConv("v2", width, 4 * width, 1)
-        projection = {"conv": StandardisedConv("v2", channels, 4 * width, 1, stride)}
+        self.conv3 = StandardizedConv("v2", width, 4 * width, 1)
+        projection = {"conv": StandardizedConv("v2", channels, 4 * width, 1, stride)}
         self.downsample = nn.Sequential(OrderedDict(projection)) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,9 +140,9 @@ class PreActivationBottleneck(nn.Module):
 
 
 def build_root(version: Version, kind: Root, channels: int, width: int) -> nn.Sequential:
-    """The first convolution (v2 leaves its norm to the first block) and, behind a 7x7, the pool."""
+    """The first convolution, its norm (v2 leaves that to the first block) and, after a 7x7, the pool."""
     kernel, stride = (7, 2) if kind == "7x7" else (3, 1)
-    layers: dict[str, nn.Module] = {"conv": StandardisedConv(version, channels, width, kernel, stride)}
+    layers: dict[str, nn.Module] = {"conv": StandardizedConv(version, channels, width, kernel, stride)}
     if version == "v1":
         layers["norm"] = NormReLU(version, width)
     if kind == "7x7":
@@ -165,58 +164,53 @@ def build_stages(version: Version, blocks: Sequence[int], width: int) -> nn.Sequ
 
 
 def set_epsilons(network: nn.Module, epsilons: Epsilons) -> None:
-    if epsilons not in get_args(Epsilons):
-        raise ValueError(f"epsilons {epsilons!r} are none of {get_args(Epsilons)}")
     for module in network.modules() if epsilons == "timm" else ():
-        if isinstance(module, StandardisedConv):
+        if isinstance(module, StandardizedConv):
             module.timm = True
         elif isinstance(module, Norm):
             module.eps = 1e-5
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, seed: int) -> None:
+def initialize(network: nn.Module, seed: int) -> None:
     """flax's defaults, from a seed: LeCun normal kernels, scales 1, shifts 0; but the last scale of a v1 block is 0."""
     generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():  # a block comes before its parts, so the zeros are set in a second round
-        if isinstance(module, StandardisedConv):
+    for module in network.modules():
+        if isinstance(module, StandardizedConv):
             lecun_normal(module.weight, generator)
         elif isinstance(module, Norm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    for module in network.modules():
+    for module in network.modules():  # a block comes before its layers, hence a second round
         if isinstance(module, PostActivationBottleneck):
             nn.init.zeros_(module.norm3.weight)
 
 
 class HybridStem(nn.Sequential):
-    """The v1 network in front of a hybrid ViT's patch embedding: `b c H W -> b width h w`, h = ceil(H / stride).
-
-    "R50" for R50+B/16 and R50+L/16, "R50-4stage" for R50+L/32, "R26" for R26+S/32 and "R" (the root alone) for R+Ti/16.
-    """
+    """The v1 network in front of a hybrid ViT's patch embedding: `b c H W -> b width h w`, h = ceil(H / stride)."""
 
     def __init__(self, kind: str, channels: int, seed: int = 0) -> None:
-        if kind not in HYBRIDS:
-            raise ValueError(f"hybrid {kind!r} is none of {tuple(HYBRIDS)}")
-        blocks = HYBRIDS[kind]
+        if kind not in STEMS:
+            raise ValueError(f"hybrid must be one of {tuple(STEMS)}, got {kind!r}")
+        blocks = STEMS[kind]
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator when they are built
             stem = build_root("v1", "7x7", channels, 64)
-            # timm nests the root only where stages follow it, and the names of its parameters are kept.
-            parts = {"stem": stem, "stages": build_stages("v1", blocks, 64)} if blocks else dict(stem.named_children())
-        super().__init__(OrderedDict(parts))
+            # As in timm, whose names these are, the root is nested only where stages follow it.
+            layers = {"stem": stem, "stages": build_stages("v1", blocks, 64)} if blocks else dict(stem.named_children())
+        super().__init__(OrderedDict(layers))
         self.stride = 2 ** (len(blocks) + 1) if blocks else 4
         self.width = 128 * 2 ** len(blocks) if blocks else 64
-        initialise(self, seed)
+        initialize(self, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiTConfig:
-    """Everything that `BiT(config)` needs."""
+    """All that `BiT(config)` needs."""
 
     image_size: int | tuple[int, int]
-    """It sets `grid`; any size is accepted later."""
+    """Sets `grid`; images of any size are accepted."""
     blocks: tuple[int, ...]
-    """How many in each stage."""
+    """The number in each stage."""
     version: Version = "v2"
     width_factor: float = 1
     """The N of R50xN: all widths times N."""
@@ -224,7 +218,7 @@ class BiTConfig:
     channels: int = 3
     seed: int = 0
     mean: tuple[float, ...] = ()
-    """With std, what images in [0, 1] are standardised with: by default 0.5, as in BiT."""
+    """Images in [0, 1] are standardised with mean and std: by default 0.5, as in BiT."""
     std: tuple[float, ...] = ()
     epsilons: Epsilons = "google"
 
@@ -238,19 +232,16 @@ class BiTConfig:
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
-        for name, choices in (("version", Version), ("root", Root)):
+        for name, choices in (("version", Version), ("root", Root), ("epsilons", Epsilons)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
         if not self.blocks or min(self.blocks) < 1:
-            raise ValueError(f"blocks {self.blocks}: at least one stage, and at least one block in each")
-        base = int(64 * self.width_factor)
-        if base != 64 * self.width_factor or base < 32 or base % 32:
-            raise ValueError(
-                f"width_factor {self.width_factor} gives {64 * self.width_factor:g} channels, not a multiple of 32"
-            )
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+            raise ValueError(f"blocks {self.blocks} must have at least one stage, and at least one block in each")
+        base = 64 * self.width_factor
+        if base < 32 or base % 32:
+            raise ValueError(f"width_factor {self.width_factor} gives {base:g} channels, not a multiple of 32")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} must have {self.channels} values, one per channel")
 
 
 class BiT(nn.Module):
@@ -276,7 +267,7 @@ class BiT(nn.Module):
         self.stride = (4 if config.root == "7x7" else 1) * 2 ** (len(blocks) - 1)
         self.grid = tuple(math.ceil(n / self.stride) for n in self.image_size)
         set_epsilons(self, config.epsilons)
-        initialise(self, config.seed)
+        initialize(self, config.seed)
 
     @classmethod
     def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "BiT":
@@ -286,15 +277,19 @@ class BiT(nn.Module):
             depths = ", ".join(f"R{depth}" for depth in BLOCKS)
             raise ValueError(f"variant {name!r} is not like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
         blocks = BLOCKS[int(match[1])]
-        shape = {"blocks": blocks, "width_factor": float(match[2]), "root": "3x3" if len(blocks) == 3 else "7x7"}
-        options: dict[str, Any] = {"image_size": image_size, "version": "v1" if match[3] else "v2"} | shape | changes
-        return cls(BiTConfig(**options))
+        options: dict[str, Any] = {
+            "version": "v1" if match[3] else "v2",
+            "blocks": blocks,
+            "width_factor": float(match[2]),
+            "root": "3x3" if len(blocks) == 3 else "7x7",
+        }
+        return cls(BiTConfig(image_size=to_pair(image_size), **(options | changes)))
 
     @property
     def name(self) -> str:
-        """What `variant` would be given."""
+        """The argument of `variant`."""
         blocks = self.config.blocks
-        layers = next((f"{layers}" for layers, known in BLOCKS.items() if tuple(known) == blocks), f"{blocks}")
+        layers = next((layers for layers, known in BLOCKS.items() if known == blocks), blocks)
         return f"R{layers}x{self.config.width_factor:g}" + ("-v1" if self.config.version == "v1" else "")
 
     @property

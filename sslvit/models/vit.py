@@ -2,6 +2,7 @@
 
 An objective works between `embed` and `encode`: it replaces tokens and then adds positions (MPP), or adds positions and
 then drops tokens (MAE). Parameter names are timm's, so weights travel both ways; the head is apart, in `Classifier`.
+Shapes: b images of c channels and H W pixels, n patches on a grid h w, tokens of width d, k heads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,40 +16,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit import rng
-from sslvit.models.blocks import EPSILON, Block, drop_path, dropout, wide
-from sslvit.models.init import initialise
-from sslvit.models.patches import PatchEmbed, patchify, unpatchify
+from sslvit.models.blocks import Block, at_least_float32, drop_path, dropout
+from sslvit.models.init import initialize
+from sslvit.models.patches import PatchEmbed, patchify
 from sslvit.models.positions import FIXED, Grid, join_2d, position_tables, resize, to_pair
-from sslvit.models.readout import Classifier, Encoded, Readout, read
+from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
-from sslvit.models.vit_config import HYBRIDS, VARIANTS, ViTConfig, variant
+from sslvit.models.vit_config import ViTConfig, variant
 
-__all__ = [
-    "HYBRIDS",
-    "VARIANTS",
-    "Classifier",
-    "Encoded",
-    "Readout",
-    "ViT",
-    "ViTConfig",
-    "patchify",
-    "read",
-    "unpatchify",
-]
+__all__ = ["ViT", "ViTConfig", "patchify"]
 
 
 class BlockInputs(NamedTuple):
-    """What a block is given besides its tokens."""
+    """Arguments of a block besides its tokens."""
 
     position: Tensor | None  # added first, `1 n d`
-    relative: Tensor | None  # a table of offsets for the attention
-    drop_path: Tensor | None  # factors of the two branches, `b 2`
+    relative: Tensor | None  # the attention's table of offsets
+    path: Tensor | None  # drop path's factors of the two branches, `b 2`
     key: Tensor | None  # dropout's, `b`
 
 
 class ViT(nn.Module):
-    """Attributes: width, depth, heads, channels; image_size, patch_size and grid, each (height, width); readouts, those
-    it has; prefix, how many tokens come before the patches."""
+    """Attributes: width, depth, heads, channels; image_size, patch_size and grid, each (height, width); the readouts it
+    has; prefix, the number of tokens before the patches."""
 
     Config = ViTConfig
 
@@ -58,14 +48,10 @@ class ViT(nn.Module):
         self.image_size, self.patch_size = to_pair(config.image_size), to_pair(config.patch_size)
         self.grid, self.width, self.depth, self.heads = config.grid, config.width, config.depth, config.heads
         self.channels, self.registers = config.channels, config.registers
-        self.prefix = config.class_token + config.registers  # the tokens before the patches
+        self.prefix = config.class_token + config.registers
         self.prefix_positions = self.prefix if config.class_position else 0
+        self.position, self.position_at = config.position, config.position_at
         self._at_stem = config.position_at == "stem" and config.position != "none"
-        self.position, self.position_at, self.position_resize = (
-            config.position,
-            config.position_at,
-            config.position_resize,
-        )
         self.drop_path, self.dropout = config.drop_path, config.dropout
         self.readouts: tuple[str, ...] = get_args(Readout) if config.class_token else ("mean",)
         self.grad_checkpointing = False
@@ -75,11 +61,8 @@ class ViT(nn.Module):
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
             self.patch_embed = PatchEmbed(self.patch_size, config.channels, config.width, config.hybrid, config.seed)
             self.blocks = nn.ModuleList(self._new_block(config) for _ in range(config.depth))
-            self.norm = nn.LayerNorm(config.width, EPSILON) if config.final_norm else nn.Identity()
+            self.norm = nn.LayerNorm(config.width, config.epsilon) if config.final_norm else nn.Identity()
         set_epsilons(self.patch_embed, config.hybrid_epsilons)
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = config.epsilon
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
         tables = position_tables(
@@ -90,7 +73,105 @@ class ViT(nn.Module):
                 self.register_buffer(name, table)  # saved, so that timm finds it and fine-tuning may train it
             else:
                 self.register_parameter(name, nn.Parameter(table))
-        initialise(self, config.init, config.seed)
+        initialize(self, config.init, config.seed)
+
+    @classmethod
+    def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "ViT":
+        """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"."""
+        return cls(variant(name, image_size=image_size, **changes))
+
+    @property
+    def name(self) -> str:
+        """The argument of `variant`, or the sizes in words."""
+        return self.config.name
+
+    def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
+        """Images in [0, 1] to a class token and patches: `b c H W -> b d, b n d`. key: for `encode`."""
+        tokens, grid = self._with_positions(images)
+        return self.encode(tokens, grid, key)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The content of each patch without its position; images in [0, 1]: `b c H W -> b n d`."""
+        self.grid_of(images)
+        return self.patch_embed(self.standardise(images))
+
+    def add_positions(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        """All patches of a grid (by default the trained one): `b n d -> b n d`. Positions at every layer are left to
+        `encode`."""
+        grid = self._check_grid(grid, tokens.shape[1])
+        return tokens + self._positions(grid)[1] if self._at_stem else tokens
+
+    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None) -> Encoded:
+        """Tokens with their positions, of all patches or of some, `b n d`, through the blocks.
+
+        Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
+        need a key per image in training, `b`.
+        """
+        return self._named(self._through_blocks(tokens, grid, key))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Height and width of these images in patches."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images of shape {tuple(images.shape)} are not b {self.channels} H W")
+        return self.config.grid_of(*images.shape[2:])
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """All tokens as one sequence, as timm's: class token, registers, patches, `b c H W -> b n d`."""
+        tokens, grid = self._with_positions(images)
+        return self._through_blocks(tokens, grid, None)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The patches on their grid, for detection and segmentation: `b c H W -> b d h w`."""
+        h, _ = self.grid_of(images)
+        return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
+
+    def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
+        """The outputs of the last `layers` blocks, or of these blocks (from 0), in order of depth; by default after the
+        final norm."""
+        return [self._named(self.norm(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
+
+    def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
+        """The attention weights in the last `layers` blocks, or in these blocks (from 0): `b k n n` each, one row per
+        query. The class token comes first, then registers, then patches."""
+        return [
+            block.probabilities(before, inputs.position, inputs.relative)
+            for block, before, inputs, _ in self._steps(images, layers)
+        ]
+
+    def resized(self, image_size: int | Sequence[int]) -> "ViT":
+        """A copy with a resized position table, so that fine-tuning trains the new one, as in the ViT paper. (`forward`
+        takes images of any size, and resizes the trained table each time.)"""
+        other = ViT(replace(self.config, image_size=to_pair(image_size)))
+        (h, w), (new_h, new_w) = self.grid, self._check_grid(other.grid, other.grid[0] * other.grid[1])
+        state = self.state_dict()
+        if self.position == "learned_2d":
+            state["pos_embed_x"] = resize(self.pos_embed_x, (1, w), (1, new_w), self.config.position_resize)
+            state["pos_embed_y"] = resize(self.pos_embed_y, (h, 1), (new_h, 1), self.config.position_resize)
+        elif "pos_embed" in state:
+            state["pos_embed"] = torch.cat(self._positions(other.grid), 1)
+        other.load_state_dict(state)
+        return other.to(self.patch_embed.proj.weight).train(self.training)
+
+    def freeze(self, blocks: int | None = None) -> "ViT":
+        """From here on only the last `blocks` blocks and the norm after them are trained, by default nothing."""
+        if not 0 <= (blocks or 0) <= self.depth:
+            raise ValueError(f"freeze all but the last {blocks} blocks of {self.depth}")
+        self.requires_grad_(False)
+        for module in (*self.blocks[-blocks:], self.norm) if blocks else ():
+            module.requires_grad_(True)
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tokens and positions, for timm's optimizers; they exempt vectors by themselves."""
+        tables = ("_token", "_embed", "_embed_x", "_embed_y")
+        return {name for name, _ in self.named_parameters() if name.endswith(tables)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, which then computes the block again."""
+        self.grad_checkpointing = enable
 
     def _new_block(self, config: ViTConfig) -> Block:
         return Block(
@@ -102,128 +183,35 @@ class ViT(nn.Module):
             qkv_bias=config.qkv_bias,
             layer_scale=config.layer_scale,
             dropout=config.dropout,
+            epsilon=config.epsilon,
         )
 
-    @classmethod
-    def variant(cls, name: str, *, image_size: int | Sequence[int], **changes: Any) -> "ViT":
-        """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"."""
-        return cls(variant(name, image_size=image_size, **changes))
+    def _with_positions(self, images: Tensor) -> tuple[Tensor, Grid]:
+        grid = self.grid_of(images)
+        return self.add_positions(self.embed(images), grid), grid
 
-    @property
-    def name(self) -> str:
-        """What `variant` would be given, or the sizes in words."""
-        return self.config.name
-
-    def resized(self, image_size: int | Sequence[int]) -> "ViT":
-        """A copy whose position table is resized for good, so that fine-tuning trains the new one, as in the ViT paper.
-        (`forward` takes images of any size, and resizes the table that was trained each time.)"""
-        other = ViT(replace(self.config, image_size=to_pair(image_size)))
-        (h, w), (new_h, new_w) = self.grid, self._check_grid(other.grid, other.grid[0] * other.grid[1])
-        state = self.state_dict()
-        if self.position == "learned_2d":
-            state["pos_embed_x"] = resize(self.pos_embed_x, (1, w), (1, new_w), self.position_resize)
-            state["pos_embed_y"] = resize(self.pos_embed_y, (h, 1), (new_h, 1), self.position_resize)
-        elif "pos_embed" in state:
-            state["pos_embed"] = torch.cat(self._positions(other.grid), 1)
-        other.load_state_dict(state)
-        return other.to(self.patch_embed.proj.weight).train(self.training)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, which then computes the block again."""
-        self.grad_checkpointing = enable
-
-    def grid_of(self, images: Tensor) -> Grid:
-        """How many patches high and wide these images are."""
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images of shape {tuple(images.shape)} are not b {self.channels} H W")
-        return self.config.grid_of(*images.shape[2:])
-
-    def standardise(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-    def embed(self, images: Tensor) -> Tensor:
-        """What each patch holds, not where it is; images in [0, 1]: `b c H W -> b n d`."""
-        self.grid_of(images)
-        return self.patch_embed(self.standardise(images))
-
-    def add_positions(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        """All patches of a grid (the trained one, if not given): `b n d -> b n d`. Positions at every layer are left
-        to `encode`."""
-        grid = self._check_grid(grid, tokens.shape[1])
-        return tokens + self._positions(grid)[1] if self._at_stem else tokens
-
-    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None) -> Encoded:
-        """Tokens that carry their positions, of all patches or of some, `b n d`, through the blocks.
-
-        Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
-        need a key while training, `b`, one per sample.
-        """
-        return self._named(self._tokens(tokens, grid, key))
-
-    def _tokens(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
+    def _through_blocks(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
         x, inputs = self._start(tokens, grid, key)
-        for block, given in zip(self.blocks, inputs, strict=True):
-            x = self._run(block, x, given)
+        for block, arguments in zip(self.blocks, inputs, strict=True):
+            x = self._run(block, x, arguments)
         return self.norm(x)
-
-    def forward(self, images: Tensor, key: Tensor | None = None) -> Encoded:
-        grid = self.grid_of(images)
-        return self.encode(self.add_positions(self.embed(images), grid), grid, key)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """All tokens as one sequence, as timm's: class token, registers, patches, `b c H W -> b n d`."""
-        grid = self.grid_of(images)
-        return self._tokens(self.add_positions(self.embed(images), grid), grid, None)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the tokens and positions, which timm's optimizers ask for; vectors are spared anyway."""
-        looked_up = ("_token", "_embed", "_embed_x", "_embed_y")
-        return {name for name, _ in self.named_parameters() if name.endswith(looked_up)}
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """The patches where they lie, for detection and segmentation: `b c H W -> b d h w`."""
-        h, _ = self.grid_of(images)
-        return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
-
-    def freeze(self, blocks: int | None = None) -> "ViT":
-        """Only the last so many blocks and the norm after them are trained from here on, or nothing at all."""
-        if not 0 <= (blocks or 0) <= self.depth:
-            raise ValueError(f"freeze all but the last {blocks} blocks of {self.depth}")
-        kept = (*self.blocks[-blocks:], self.norm) if blocks else ()
-        still = {id(parameter) for module in kept for parameter in module.parameters()}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in still)
-        return self
-
-    def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
-        """The outputs of the last so many blocks, or of these (from 0), in order of depth, by default normed."""
-        steps = self._steps(images, layers)
-        return [self._named(self.norm(after) if norm else after) for _, _, _, after in steps]
-
-    def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
-        """The probabilities in the last so many blocks, or in these (from 0): `b k n n` each, a row for each query. The
-        class token comes first, then registers, then patches."""
-        return [
-            block.probabilities(before, inputs.position, inputs.relative)
-            for block, before, inputs, _ in self._steps(images, layers)
-        ]
 
     def _steps(
         self, images: Tensor, layers: int | Sequence[int]
     ) -> Iterator[tuple[Block, Tensor, BlockInputs, Tensor]]:
-        """These blocks, with what goes in and what comes out."""
+        """These blocks, with their inputs and outputs."""
         chosen = range(self.depth - layers, self.depth) if isinstance(layers, int) else layers
         if not chosen or min(chosen) < 0 or max(chosen) >= self.depth:
-            raise ValueError(f"layers {layers} of {self.depth}")
-        grid = self.grid_of(images)
-        x, inputs = self._start(self.add_positions(self.embed(images), grid), grid, None)
-        for i, (block, given) in enumerate(zip(self.blocks, inputs, strict=True)):
-            before, x = x, self._run(block, x, given)
+            raise ValueError(f"layers {layers} must be among the {self.depth} blocks")
+        tokens, grid = self._with_positions(images)
+        x, inputs = self._start(tokens, grid, None)
+        for i, (block, arguments) in enumerate(zip(self.blocks, inputs, strict=True)):
+            before, x = x, self._run(block, x, arguments)
             if i in chosen:
-                yield block, before, given, x
+                yield block, before, arguments, x
 
     def _start(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> tuple[Tensor, list[BlockInputs]]:
-        """The sequence for the first block, and what each block is given besides."""
+        """The sequence that enters the first block, and the other arguments of each block."""
         x = tokens
         if self.prefix:
             prefix = torch.cat([token for token in (self.cls_token, self.reg_token) if token is not None], 1)
@@ -234,12 +222,12 @@ class ViT(nn.Module):
         keys: Sequence[Tensor | None] = [None] * self.depth
         if self.training and (self.drop_path or self.dropout):
             if key is None or key.shape != (len(x),):
-                given = None if key is None else tuple(key.shape)
-                raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {given}")
-            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), wide(x.dtype))
+                shape = None if key is None else tuple(key.shape)
+                raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {shape}")
+            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), at_least_float32(x.dtype))
             if self.dropout:
                 key = rng.fold(key, "dropout")
-                x = dropout(x, self.dropout, key)  # the paper's, directly after positions are added
+                x = dropout(x, self.dropout, key)  # as in the paper, directly after positions are added
                 keys = [rng.fold(key, i) for i in range(self.depth)]
         positions, relative = self._in_blocks(tokens, grid)
         return x, [BlockInputs(*each) for each in zip(positions, relative, paths, keys, strict=True)]
@@ -252,38 +240,37 @@ class ViT(nn.Module):
         grid = self._check_grid(grid, tokens.shape[1])
         if self.position == "relative":
             return nothing, self.relative_embed.expand(self.depth, -1, -1).unbind()
-        without = self.prefix - self.prefix_positions
-        table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without, 0))
+        without_position = self.prefix - self.prefix_positions
+        table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without_position, 0))
         return table.expand(self.depth, -1, -1).split(1), nothing
 
     def _positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Of the class token and the registers, `l prefix d`, and of the patches of this grid, `l n d`."""
+        """Positions of the class token and the registers, `l prefix d`, and of the patches of this grid, `l n d`."""
         if self.position == "learned_2d":
             patches = join_2d(self.pos_embed_x, self.pos_embed_y)
             prefix = self.pos_embed if self.prefix_positions else patches[:, :0]
         else:
             prefix, patches = self.pos_embed.split([self.prefix_positions, self.grid[0] * self.grid[1]], 1)
-        return prefix, resize(patches, self.grid, grid, self.position_resize)
+        return prefix, resize(patches, self.grid, grid, self.config.position_resize)
 
     def _check_grid(self, grid: Grid | None, patches: int) -> Grid:
         height, width = grid or self.grid
         if patches != height * width:
             raise ValueError(
-                f"position {self.position!r} needs all patches of the grid {(height, width)}, not {patches} tokens"
+                f"position {self.position!r} needs all of the grid {(height, width)}, got {patches} tokens"
             )
         if self.position == "relative" and (height, width) != self.grid:
-            raise ValueError(
-                f"position 'relative' knows the offsets of its own grid {self.grid}, not those of {(height, width)}"
-            )
+            raise ValueError(f"position 'relative' is for its own grid {self.grid}, not for {(height, width)}")
         return height, width
 
-    def _run(self, block: Block, x: Tensor, given: BlockInputs) -> Tensor:
+    def _run(self, block: Block, x: Tensor, arguments: BlockInputs) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            # Nothing in a block draws from torch's generators, so there is no state of theirs to keep.
-            return checkpoint(block, x, *given, use_reentrant=False, preserve_rng_state=False)
-        return block(x, *given)
+            # Nothing in a block draws from torch's generators, so their state need not be saved.
+            return checkpoint(block, x, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(x, *arguments)
 
     def _named(self, x: Tensor) -> Encoded:
+        """The sequence as class token and patches, without the registers."""
         classes = self.prefix - self.registers
         cls, _, patches = x.split([classes, self.registers, x.shape[1] - self.prefix], 1)
         return Encoded(cls.squeeze(1) if classes else None, patches)

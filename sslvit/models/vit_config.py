@@ -1,4 +1,4 @@
-"""What a ViT is built from, and the names that the papers gave to some of these choices."""
+"""The configuration of a ViT, and the names that papers gave to some of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,21 +41,22 @@ CHOICES = {
     "position_resize": PositionResize,
     "gelu": Gelu,
     "init": Init,
+    "hybrid_epsilons": Epsilons,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """All that `ViT(config)` needs; `dataclasses.replace(vit.config, drop_path=0.1)` describes a changed copy."""
+    """All that `ViT(config)` needs. For a changed copy: `ViT(dataclasses.replace(vit.config, drop_path=0.1))`."""
 
     image_size: int | tuple[int, int]
-    """One side, or height and width: afterwards always the latter. The same for patch_size."""
+    """One side, or height and width, which it becomes; so does patch_size."""
     patch_size: int | tuple[int, int]
     width: int
     depth: int
     heads: int
     mlp_width: int = 0
-    """0 takes 4 times the width."""
+    """0 is 4 times the width."""
     channels: int = 3
     class_token: bool = True
     registers: int = 0
@@ -73,7 +74,7 @@ class ViTConfig:
     init: Init = "timm"
     seed: int = 0
     mean: tuple[float, ...] = ()
-    """With std, what images in [0, 1] are standardised with: by default ImageNet's for three channels, else 0.5."""
+    """Images in [0, 1] are standardised with mean and std: by default ImageNet's for three channels, else 0.5."""
     std: tuple[float, ...] = ()
     hybrid: str | None = None
     """A ResNet (R50, R50-4stage, R26, R) whose features are embedded, not pixels; patch_size stays in pixels."""
@@ -108,7 +109,7 @@ class ViTConfig:
 
     @property
     def grid(self) -> Grid:
-        """How many patches high and wide an image of image_size is."""
+        """Height and width of an image of image_size in patches."""
         return self.grid_of(*to_pair(self.image_size))
 
     def grid_of(self, height: int, width: int) -> Grid:
@@ -119,14 +120,14 @@ class ViTConfig:
 
     @property
     def name(self) -> str:
-        """What `variant` would be given, or the sizes in words."""
+        """The argument of `variant`, or the sizes in words."""
         shape = (self.width, self.depth, self.heads, self.mlp_width)
         size = next((name for name, sizes in VARIANTS.items() if sizes == shape), None)
         height, width = to_pair(self.patch_size)
         patch = height if height == width else f"{height}x{width}"
         if size is None or height != width:
             return f"ViT of width {self.width}, depth {self.depth}, heads {self.heads}, patches of {patch}"
-        official = (name for name, parts in HYBRIDS.items() if parts == (self.hybrid, size, patch))
+        official = (name for name, choices in HYBRIDS.items() if choices == (self.hybrid, size, patch))
         return next(official, f"{self.hybrid}+{size}/{patch}" if self.hybrid else f"{size}/{patch}")
 
 
@@ -139,10 +140,8 @@ def variant(name: str, *, image_size: int | Sequence[int], **changes: Any) -> Vi
         raise ValueError(
             f"no variant {name!r}: it must be one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"
         )
-    sizes: dict[str, Any] = dict(zip(("width", "depth", "heads", "mlp_width"), VARIANTS[size], strict=True))
-    if "width" in changes:
-        del sizes["mlp_width"]  # another width has its own
-    options: dict[str, Any] = (
-        {"image_size": to_pair(image_size), "patch_size": int(patch_size), "hybrid": hybrid} | sizes | changes
-    )
-    return ViTConfig(**options)
+    width, depth, heads, mlp_width = VARIANTS[size]
+    options = {"patch_size": int(patch_size), "width": width, "depth": depth, "heads": heads, "hybrid": hybrid}
+    if "width" not in changes:  # another width has an MLP of its own
+        options["mlp_width"] = mlp_width
+    return ViTConfig(image_size=to_pair(image_size), **(options | changes))

@@ -1,1 +1,1 @@
-"""One readable file an objective; none imports another."""
+"""One readable file per objective; none imports another."""

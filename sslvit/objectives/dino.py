@@ -1,27 +1,23 @@
 """DINO: self-distillation with no labels (Caron et al. 2021, https://arxiv.org/abs/2104.14294).
 
-A student sees all crops of an image and a teacher the two large ones; each of the teacher's outputs is what the student
-must say of every other crop. The teacher is the student's moving average. Two things keep it from saying the same of
-every image: its logits are centred (no output wins everywhere) and sharpened by a low temperature (no uniform answer).
+A student sees all crops of an image and a teacher the two large ones; from every crop the student predicts the outputs
+of the teacher for the others. The teacher is the student's moving average. Two things prevent a collapse: its logits
+are centred (no output wins for all images) and sharpened by a low temperature (outputs are not uniform).
 
 In the order of the official code (https://github.com/facebookresearch/dino), with iterations i = 0, 1, ... of T:
-- The loss of iteration i is centred with what earlier iterations left. The centre then moves, towards the mean of the
-  teacher's logits before the temperature divides them, over both large crops of all processes.
+- The loss of iteration i uses the centre of earlier iterations, which then moves towards the mean of the teacher's
+  logits, before the temperature divides them, over both large crops of all processes.
 - After the optimizer's step i the teacher keeps the share m(i / T) of itself; m rises from 0.996 to 1 by half a cosine.
-  So it is the progress of the step that was taken, not of the next, and the last step still moves the teacher a little.
+  This is the progress of the step just taken, not of the next, so the last step still moves the teacher a little.
 - The teacher runs in training mode but without drop path; it starts as a copy of the student.
+- Positions of small crops are resized by plain bicubic interpolation with an offset of 0.1 patches.
 
-Positions of small crops are resized by the official rule, plain bicubic with 0.1 patches of offset, also where training
-starts from a model that had another.
-
-Where this differs: the teacher's temperature rises with every iteration, not with every epoch (never more than 0.001
-apart for .04 to .07 in 30 epochs); images go through drop path by keys of their own; and as in all but MoCo v3 the loop
-does not drop an epoch's last incomplete batch (see data/loader.py).
+Here, other than there, the teacher's temperature rises with every iteration, not every epoch (a difference of at most
+0.001 for .04 to .07 in 30 epochs), and as in all but MoCo v3 the loop keeps an epoch's last incomplete batch.
 """
 
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +27,7 @@ from torch import Tensor, nn
 from sslvit import rng, schedule
 from sslvit.models.positions import PositionResize
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
@@ -68,14 +64,6 @@ class Head(nn.Module):
             return F.linear(embeddings, self.weight_g * F.normalize(self.weight_v, dim=-1))
 
 
-class Seen(NamedTuple):
-    """What the forward passes of a step leave for after it. It is never saved."""
-
-    progress: float
-    total: Tensor  # k: the teacher's mean logits, summed over the passes
-    passes: int  # more than one under accumulation
-
-
 class DINO(Objective):
     readout = "cls"
 
@@ -97,11 +85,11 @@ class DINO(Objective):
         position_resize: PositionResize = "bicubic_offset",
         seed: int = 0,
     ):
-        """The backbone becomes the teacher's, which is what is exported; the student starts as its copy with drop path.
+        """The backbone becomes the teacher's, which is exported; the student starts as its copy with drop path.
 
-        teacher_temperature: at the start, and from the share temperature_warmup of training on. norm_last_layer: True
-        for the paper's ViT-B; its best ViT-S is without. freeze_last_layer: the share of training, the paper's first
-        epoch, in which the student's last layer stays what it is. position_resize: of both networks from here on.
+        teacher_temperature: at the start, and after the share temperature_warmup of training. norm_last_layer: True for
+        the paper's ViT-B, False for its best ViT-S. freeze_last_layer: the share of training, the paper's first epoch,
+        in which the student's last layer is not trained. position_resize: of both networks, whatever it was.
         """
         super().__init__()
         if "cls" not in backbone.readouts:
@@ -113,12 +101,13 @@ class DINO(Objective):
             )
         if min(student_temperature, *teacher_temperature) <= 0:
             raise ValueError(f"temperatures {student_temperature} and {teacher_temperature} must be above 0")
-        shares = {"temperature_warmup": temperature_warmup, "freeze_last_layer": freeze_last_layer}
-        for name, value in (shares | {"momentum": momentum, "center_momentum": center_momentum}).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} {value} is not in [0, 1]")
+        check_shares(
+            temperature_warmup=temperature_warmup,
+            freeze_last_layer=freeze_last_layer,
+            momentum=momentum,
+            center_momentum=center_momentum,
+        )
         backbone.config = replace(backbone.config, position_resize=position_resize)
-        backbone.position_resize = position_resize
         self.student = type(backbone)(replace(backbone.config, drop_path=drop_path))
         self.student.load_state_dict(backbone.state_dict())
         self.student_head = Head(
@@ -134,7 +123,9 @@ class DINO(Objective):
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.temperature_warmup, self.freeze_last_layer = temperature_warmup, freeze_last_layer
         self.momentum, self.center_momentum = momentum, center_momentum
-        self.seen: Seen | None = None
+        # From the forward passes of a step, several under accumulation, for `after_step`. Never saved.
+        self.seen_progress: float | None = None
+        self.seen_logits: list[Tensor] = []  # k each: the teacher's mean
 
     @property
     def learner(self) -> ViT:
@@ -143,22 +134,28 @@ class DINO(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         large = batch.views[:LARGE]
         if len(large) < LARGE or large[0].shape != large[1].shape:
-            raise ValueError(f"DINO's first 2 views are of one size, not {[tuple(view.shape) for view in batch.views]}")
+            shapes = [tuple(view.shape) for view in batch.views]
+            raise ValueError(f"DINO's first 2 views must have one size, got {shapes}")
         with torch.no_grad():
             logits = self.head(self.backbone(torch.cat(large)).cls)
-            self.see(progress, logits)
+            if progress != self.seen_progress:  # what a step that was not taken left is dropped
+                self.seen_progress, self.seen_logits = progress, []
+            self.seen_logits.append(logits.mean(0))
             targets = ((logits - self.centre) / self.temperature(progress)).softmax(-1)
             targets = rearrange(targets, "(v b) k -> v b k", v=LARGE)
         features = self.encode(batch)
-        logits = rearrange(
-            self.student_head(features) / self.student_temperature, "(v b) k -> v b k", v=len(batch.views)
-        )
-        loss = cross_entropy_of_pairs(targets, logits)
+        logits = self.student_head(features) / self.student_temperature
+        loss = cross_entropy_of_pairs(targets, rearrange(logits, "(v b) k -> v b k", v=len(batch.views)))
         with torch.no_grad():
-            sure = entropy(targets).mean()
-            used = entropy(reduce(targets, "v b k -> k", "mean"))
-            metrics = {"teacher_entropy": sure, "teacher_outputs": used.exp(), "teacher_information": used - sure}
-            return loss, metrics | {"divergence": loss - sure} | spread(features[: len(large[0])])
+            per_image = entropy(targets).mean()
+            overall = entropy(reduce(targets, "v b k -> k", "mean"))
+            metrics = {
+                "teacher_entropy": per_image,
+                "teacher_outputs": overall.exp(),
+                "teacher_information": overall - per_image,
+                "divergence": loss - per_image,
+            }
+            return loss, metrics | spread(features[: len(large[0])])
 
     def encode(self, batch: Batch) -> Tensor:
         """The student's class tokens of all views, each size in one pass: (v b) d"""
@@ -167,39 +164,32 @@ class DINO(Objective):
         return torch.cat([self.student(torch.cat(images), torch.cat(keys)).cls for images, keys in groups])
 
     def temperature(self, progress: float) -> float:
-        """The teacher's."""
+        """The teacher's temperature."""
         start, end = self.teacher_temperature
         return schedule.linear(progress / self.temperature_warmup, start, end) if self.temperature_warmup else end
 
     def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
-        """The last layer at first. Its gradient is computed like any other, so that processes agree on what to average.
-        Since the loop drops it then, the optimizer passes over this layer: moments, step count and decay stay too."""
+        """The last layer at first. Its gradient is computed and averaged like any other, but the loop drops it, so the
+        optimizer skips this layer: its moments and step count do not change, nor is weight decay applied."""
         return [self.student_head.weight_v, self.student_head.weight_g] if progress < self.freeze_last_layer else []
-
-    def see(self, progress: float, logits: Tensor) -> None:
-        """A step that is not taken has no after_step: what it saw is forgotten at the next, of other progress."""
-        mean = logits.mean(0)
-        if self.seen is None or self.seen.progress != progress:
-            self.seen = Seen(progress, torch.zeros_like(mean), 0)
-        self.seen = Seen(progress, self.seen.total + mean, self.seen.passes + 1)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """The centre and the teacher follow, by the progress of the step that was taken."""
-        assert self.seen is not None, "after_step follows a forward"
-        mean = collectives.all_mean(self.seen.total / self.seen.passes)
+        """Moves the centre and the teacher, by the progress of the step just taken."""
+        assert self.seen_progress is not None, "after_step follows a forward"
+        mean = collectives.all_mean(sum(self.seen_logits) / len(self.seen_logits))
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.center_momentum)
-        momentum = schedule.cosine(self.seen.progress, self.momentum, 1.0)
+        momentum = schedule.cosine(self.seen_progress, self.momentum, 1.0)
         ema_update(self.backbone, self.student, momentum)
         ema_update(self.head, self.student_head, momentum)
-        self.seen = None
+        self.seen_progress = None
 
 
 def cross_entropy_of_pairs(targets: Tensor, logits: Tensor) -> Tensor:
     """The mean cross entropy over all pairs of a teacher's view and another view of the student: g b k, v b k -> ()
 
-    -sum q log softmax(s) is logsumexp(s) - q.s since q sums to 1, which spares a copy of the student's v b k numbers.
-    A large crop is compared with the teacher's view of the other, a small one with both, that is, with their sum.
+    -sum q log softmax(s) is logsumexp(s) - q.s since q sums to 1, which saves a copy of the student's v b k numbers.
+    A large crop is compared with the teacher's view of the other one, a small crop with both, that is, with their sum.
     """
     large, small = logits[:LARGE], logits[LARGE:]
     of_large = large.logsumexp(-1) - (targets.flip(0) * large).sum(-1)

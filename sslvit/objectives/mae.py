@@ -1,12 +1,12 @@
 """MAE, the masked autoencoder (https://arxiv.org/abs/2111.06377).
 
-A large random part of the patches is dropped before the encoder, which sees the visible ones alone. A small decoder
-gets the encoded patches, a mask token for each dropped one, and positions for all; from its outputs at the dropped
-places a linear layer predicts their pixels. As in the official code (https://github.com/facebookresearch/mae):
+Most patches, chosen at random, are masked: the encoder sees the visible ones alone. A small decoder gets the encoded
+patches, a mask token for each masked one, and positions for all; from its outputs at the masked places a linear layer
+predicts their pixels. As in the official code (https://github.com/facebookresearch/mae):
 - Positions are fixed, in the encoder (with a backbone of position "sincos_mae") and in the decoder.
 - Each target patch is normalised by the mean and the unbiased variance of all its values, its channels together. They
-  are the values that the backbone sees, standardised a channel, which is why this is not the same on raw pixels.
-- The class token goes through encoder and decoder. Nothing is asked of it, but it is what the paper probes.
+  are the values that the backbone sees, standardised per channel, so raw pixels would give other targets.
+- The class token goes through encoder and decoder. It has no target, but it is what the paper probes.
 - The 1e-6 that is added to the variance makes a patch of one colour cost nothing when zeros are predicted.
 """
 
@@ -20,8 +20,9 @@ from sslvit import rng
 from sslvit.models.blocks import EPSILON, Block
 from sslvit.models.patches import patchify, unpatchify
 from sslvit.models.positions import sincos
-from sslvit.models.vit import Encoded, ViT, read
-from sslvit.objectives.masking import random_order, take
+from sslvit.models.readout import Encoded, read
+from sslvit.models.vit import ViT
+from sslvit.objectives.masking import put, random_order, take
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.spread import spread
 
@@ -38,14 +39,13 @@ class MAE(Objective):
         norm_pix_loss: bool = True,
         seed: int = 0,
     ):
-        """mask_ratio: the share of patches that the encoder does not see. norm_pix_loss: predict patches of mean 0 and
-        variance 1 instead of pixels, as the paper's better models do."""
+        """norm_pix_loss: predict patches of mean 0 and variance 1 instead of pixels, like the paper's better models."""
         super().__init__()
         n = prod(backbone.grid)
         self.visible = int(n * (1 - mask_ratio))
         if not 0 < self.visible < n:
             raise ValueError(
-                f"mask_ratio {mask_ratio} of {n} patches leaves {self.visible} visible: some must be, but not all"
+                f"mask_ratio {mask_ratio} of {n} patches leaves {self.visible} visible: it must be some, but not all"
             )
         if backbone.position_at != "stem":
             raise ValueError(f"position_at {backbone.position_at!r} needs all patches in the encoder: use 'stem'")
@@ -55,13 +55,14 @@ class MAE(Objective):
             )
         self.backbone, self.norm_pix_loss = backbone, norm_pix_loss
         self.readout = "cls" if "cls" in backbone.readouts else "mean"
-        # Only what is learned is saved, under the official names; the table is a constant.
+        # Only learned weights are saved, under the official names; the table is a constant.
         self.register_buffer("decoder_pos_embed", sincos("sincos_mae", backbone.grid, decoder_width), persistent=False)
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
             self.decoder_embed = nn.Linear(backbone.width, decoder_width)
             self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
             self.decoder_blocks = nn.ModuleList(
-                decoder_block(decoder_width, decoder_heads) for _ in range(decoder_depth)
+                Block(width=decoder_width, heads=decoder_heads, mlp_width=4 * decoder_width)
+                for _ in range(decoder_depth)
             )
             self.decoder_norm = nn.LayerNorm(decoder_width, EPSILON)
             self.decoder_pred = nn.Linear(decoder_width, prod(backbone.patch_size) * backbone.channels)
@@ -79,7 +80,7 @@ class MAE(Objective):
         return loss, {"loss_of_zeros": target.square().mean()} | spread(read(encoded, self.readout))
 
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
-        """The visible patches encoded, the dropped ones decoded, and the order, visible ones first."""
+        """The visible patches encoded, the masked ones decoded, and the random order, visible ones first."""
         (images,) = batch.views
         order = random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid))
         tokens = self.backbone.add_positions(self.backbone.embed(images))
@@ -87,54 +88,39 @@ class MAE(Objective):
         encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))
         return encoded, self.decode(encoded, order), order
 
-    @torch.no_grad()
-    def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The images with dropped patches grey, and with the predictions there; of normalised patches the decoder does
-        not say mean and variance, and they are the true ones."""
-        images, size = batch.views[0], self.backbone.patch_size
-        _, predicted, order = self.predict(batch)
-        dropped, predicted = order[:, self.visible :], predicted.float()
-        patches = patchify(images, size)
-        standard = patchify(self.backbone.standardise(images), size)
-        if self.norm_pix_loss:
-            variance, mean = torch.var_mean(take(standard, dropped), -1, keepdim=True)
-            predicted = predicted * (variance + 1e-6).sqrt() + mean
-        filled = standard.scatter(1, dropped.unsqueeze(-1).expand_as(predicted), predicted)
-        mean, std = (x.flatten().repeat(prod(size)) for x in (self.backbone.mean, self.backbone.std))
-        filled = (filled * std + mean).clamp(0, 1)
-        grey = patches.scatter(1, dropped.unsqueeze(-1).expand_as(predicted), torch.full_like(predicted, 0.5))
-        return tuple(unpatchify(x, size, self.backbone.grid) for x in (grey, filled))
-
     def decode(self, encoded: Encoded, order: Tensor) -> Tensor:
-        """The dropped patches. Attention does not care for order: they come last, with their own positions, rather than
-        being sorted in: b v d, b n -> b (n - v) (p q c)"""
+        """The masked patches: b v d, b n -> b (n - v) (p q c). Attention ignores order, so they simply come last, with
+        their positions."""
         visible = self.decoder_embed(encoded.patches)
-        dropped = self.mask_token.to(visible.dtype).expand(len(order), order.shape[1] - self.visible, -1)
-        x = torch.cat([visible, dropped], 1) + self.decoder_pos_embed[0, order]
+        masked = self.mask_token.to(visible.dtype).expand(len(order), order.shape[1] - self.visible, -1)
+        x = torch.cat([visible, masked], 1) + self.decoder_pos_embed[0, order]
         if encoded.cls is not None:  # its position is zeros
             x = torch.cat([self.decoder_embed(encoded.cls).unsqueeze(1), x], 1)
         for block in self.decoder_blocks:
             x = block(x)
-        x = x.narrow(1, x.shape[1] - dropped.shape[1], dropped.shape[1])
+        x = x.narrow(1, x.shape[1] - masked.shape[1], masked.shape[1])
         return self.decoder_pred(self.decoder_norm(x))
 
-    def target(self, images: Tensor, dropped: Tensor) -> Tensor:
+    def target(self, images: Tensor, masked: Tensor) -> Tensor:
         """b c H W, b m -> b m (p q c)"""
-        patches = take(patchify(self.backbone.standardise(images), self.backbone.patch_size), dropped)
+        patches = take(patchify(self.backbone.standardise(images), self.backbone.patch_size), masked)
         if not self.norm_pix_loss:
             return patches
         variance, mean = torch.var_mean(patches, -1, keepdim=True)
         return (patches - mean) * (variance + 1e-6).rsqrt()
 
-
-def decoder_block(width: int, heads: int) -> Block:
-    return Block(
-        width=width,
-        heads=heads,
-        mlp_width=4 * width,
-        prefix=1,
-        gelu="exact",
-        qkv_bias=True,
-        layer_scale=None,
-        dropout=0.0,
-    )
+    @torch.no_grad()
+    def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The images with masked patches grey, and with the predictions in their place. Normalised predictions are
+        scaled by the true mean and variance, which the decoder does not predict."""
+        (images,), size = batch.views, self.backbone.patch_size
+        _, predicted, order = self.predict(batch)
+        masked, predicted = order[:, self.visible :], predicted.float()
+        standard = patchify(self.backbone.standardise(images), size)
+        if self.norm_pix_loss:
+            variance, mean = torch.var_mean(take(standard, masked), -1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        mean, std = (x.flatten().repeat(prod(size)) for x in (self.backbone.mean, self.backbone.std))
+        filled = (put(standard, masked, predicted) * std + mean).clamp(0, 1)
+        grey = put(patchify(images, size), masked, torch.full_like(predicted, 0.5))
+        return tuple(unpatchify(x, size, self.backbone.grid) for x in (grey, filled))

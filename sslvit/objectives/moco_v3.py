@@ -1,17 +1,16 @@
-"""MoCo v3 (https://arxiv.org/abs/2104.02057): two views of an image should agree, after a teacher and among all images.
+"""MoCo v3 (https://arxiv.org/abs/2104.02057): contrastive learning with a teacher and large batches.
 
 A query is predictor(projector(backbone(view))) of the student; a key is projector(backbone(other view)) of the teacher,
-a moving average of the student. A query is to pick out its own key among those of the batch, over all processes. As in
+a moving average of the student. Each query must identify its own key among those of the batch over all processes. As in
 the official code (https://github.com/facebookresearch/moco-v3):
 - Linear layers of the heads have no biases, and both heads end in a batch norm without weights.
 - Each view has its own batch statistics, and so has the teacher, which stays in training mode.
-- The loss is multiplied by twice the temperature, which the learning rate of the paper counts on.
-- The patch projection stays as it was drawn; positions are fixed, with a backbone of position "sincos_moco_v3".
+- The loss is multiplied by twice the temperature, for which the paper's learning rate is chosen.
+- The patch projection is never trained; positions are fixed, with a backbone of position "sincos_moco_v3".
 
-The official forward moves the teacher before it computes the keys, with the student's weights of that moment and the
-momentum of that step: `after_step` has the same weights and, its progress being that of the next step, the same
-momentum, so the keys are the same; the official move before the first step (the teacher is the student) and ours after
-the last (the momentum is 1) change nothing.
+The official code moves the teacher before it computes the keys. `after_step` does so after the step before, with the
+same weights and, its progress being that of the next step, the same momentum, so the keys are the same. The official
+move before the first step (the teacher is the student) and ours after the last (the momentum is 1) change nothing.
 """
 
 from collections.abc import Callable
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit import rng, schedule
+from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
 from sslvit.objectives.batch_norm import BatchNorm
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes.collectives import all_gather, rank
@@ -47,15 +47,14 @@ class MoCoV3(Objective):
         seed: int = 0,
     ):
         """momentum: the teacher's at first; it rises to 1 by half a cosine. hidden, dimension: widths of both heads.
-        chunks: the backbone sees the batch in this many chunks, and each again in the backward pass, which needs the
-        memory of one chunk; the heads and the loss see the whole batch, so the loss is unchanged."""
+        chunks: the backbone sees the batch in this many chunks, and again in the backward pass, which saves memory; the
+        heads and the loss see the whole batch, so the loss is unchanged."""
         super().__init__()
         if "cls" not in backbone.readouts:
             raise ValueError("MoCo v3 reads the class token and this backbone has none: build it with class_token=True")
-        if not temperature > 0 or not 0 <= momentum <= 1 or chunks < 1:
-            raise ValueError(
-                f"temperature {temperature} must be above 0, momentum {momentum} in [0, 1], chunks {chunks} at least 1"
-            )
+        check_shares(momentum=momentum)
+        if not temperature > 0 or chunks < 1:
+            raise ValueError(f"temperature {temperature} must be above 0, chunks {chunks} at least 1")
         self.backbone, self.readout = backbone, "cls"
         self.temperature, self.momentum, self.chunks = temperature, momentum, chunks
         if freeze_patch_projection:
@@ -67,7 +66,7 @@ class MoCoV3(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch.views) != 2:
-            raise ValueError(f"MoCo v3 compares 2 views of an image, not {len(batch.views)}")
+            raise ValueError(f"MoCo v3 needs 2 views of an image, not {len(batch.views)}")
         features = self.read(self.backbone, batch, "student")
         query_1, query_2 = (self.predictor(self.projector(x)) for x in features)
         with torch.no_grad():
@@ -90,11 +89,10 @@ class MoCoV3(Objective):
         ]
 
     def contrast(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """How hard it is to tell each query's own key from those of the other images."""
-        with torch.autocast(
-            queries.device.type, enabled=False
-        ):  # bfloat16 has three digits, and /temperature magnifies
-            wide = torch.promote_types(queries.dtype, torch.float32)
+        """The cross entropy of each query's own key among the keys of all images."""
+        # bfloat16 has three digits, and the temperature magnifies its errors.
+        with torch.autocast(queries.device.type, enabled=False):
+            wide = at_least_float32(queries.dtype)
             queries, keys = F.normalize(queries.to(wide), dim=-1), F.normalize(keys.to(wide), dim=-1)
             cosines = queries @ all_gather(keys).T
         own = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
@@ -113,7 +111,7 @@ class MoCoV3(Objective):
 
 
 def head(*widths: int, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers of these widths without biases: batch norm and ReLU after each, batch norm alone at the end."""
+    """Linear layers of these widths without biases, with batch norm and ReLU between them and batch norm at the end."""
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
         for width_in, width_out in pairwise(widths):
@@ -124,12 +122,12 @@ def head(*widths: int, generator: torch.Generator) -> nn.Sequential:
 
 
 def in_chunks(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, key: Tensor, *, chunks: int) -> Tensor:
-    """compute(images, key), in chunks of which autograd keeps nothing but the input: it computes them again."""
+    """compute(images, key) in chunks, which are computed again in the backward pass."""
     if chunks == 1:
         return compute(images, key)
-    done = [
-        # What is drawn comes from the key, so there is no state of torch's generators to keep.
-        checkpoint(compute, some, its_key, use_reentrant=False, preserve_rng_state=False)
-        for some, its_key in zip(images.chunk(chunks), key.chunk(chunks), strict=True)
+    outputs = [
+        # All draws come from the key, so the state of torch's generators need not be saved.
+        checkpoint(compute, chunk, chunk_key, use_reentrant=False, preserve_rng_state=False)
+        for chunk, chunk_key in zip(images.chunk(chunks), key.chunk(chunks), strict=True)
     ]
-    return torch.cat(done)
+    return torch.cat(outputs)

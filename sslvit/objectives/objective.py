@@ -1,4 +1,4 @@
-"""What the loop needs to know of an objective, and nothing more."""
+"""The interface between the training loop and an objective."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from sslvit.models.vit import ViT
 
 class Batch(NamedTuple):
     views: tuple[Tensor, ...]  # each b c H W, floats in [0, 1]
-    key: Tensor  # b: one key a sample; all randomness of a forward comes from it
-    labels: Tensor | None = None  # b; only supervised objectives look
+    key: Tensor  # b: one key per sample, from which all randomness of a forward comes
+    labels: Tensor | None = None  # b; for supervised objectives alone
 
 
 class Objective(nn.Module, ABC):
     """A loss around a backbone. Concrete objectives are final: share functions, never super().forward()."""
 
-    backbone: ViT  # what is evaluated and exported
-    readout: Readout  # what a probe should read, in training and offline alike
+    backbone: ViT  # is evaluated and exported
+    readout: Readout  # for probes, in training and offline alike
     couples_samples = False  # whether the loss of an image depends on the others of its batch
 
     @property
@@ -32,17 +32,24 @@ class Objective(nn.Module, ABC):
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        """What the exported model keeps besides the backbone, by timm's names: a classifier's head."""
+        """Exported with the backbone, by timm's names: a classifier's head."""
         return {}
 
     def reconstructed(self, batch: Batch) -> tuple[Tensor, ...]:
-        """For the eye: what the objective was shown of the first view, and what it made of that; b c H W in [0, 1].
-        Nothing, for one that predicts no images."""
+        """To look at, b c H W in [0, 1]: the objective's input from the first view, and its prediction. Empty for an
+        objective that predicts no images."""
         return ()
 
     def frozen_parameters(self, progress: float) -> list[nn.Parameter]:
-        """What is not moved at this progress: the loop drops its gradients, so the optimizer passes over it."""
+        """Not trained at this progress: the loop drops their gradients, so that the optimizer skips them."""
         return []
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""
+
+
+def check_shares(**shares: float) -> None:
+    """Raises ValueError for an argument of an objective that is not in [0, 1]."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} {value} must lie in [0, 1]")

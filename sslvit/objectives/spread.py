@@ -1,7 +1,4 @@
-"""How far and in how many directions features differ: what every objective reports of its backbone's readout.
-
-training/watch.py says what these numbers mean, and judges them.
-"""
+"""The spread of features and its number of directions, which show a collapse: see training/watch.py."""
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +16,12 @@ def deviation(features: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> Tensor:
     """b d -> ()"""
     unit = F.normalize(features.float(), dim=-1)
-    centred = unit - unit.mean(0)
-    b, d = centred.shape
-    gram = centred @ centred.mT if b < d else centred.mT @ centred  # their eigenvalues are the same
+    centered = unit - unit.mean(0)
+    b, d = centered.shape
+    gram = centered @ centered.mT if b < d else centered.mT @ centered  # their eigenvalues are the same
     return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
 
 
 def spread(features: Tensor) -> dict[str, Tensor]:
-    """What every objective reports of its backbone's readout: b d"""
+    """Metrics that every objective reports of its backbone's readout: b d"""
     return {"feature_std": deviation(features), "effective_rank": effective_rank(features)}

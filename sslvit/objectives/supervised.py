@@ -1,11 +1,11 @@
-"""Supervised classification: the other side of every comparison, for ViTs, hybrids and BiT ResNets.
+"""Supervised classification, to compare with: for ViTs, hybrids and BiT ResNets.
 
 The ViT paper's (https://arxiv.org/abs/2010.11929): a head with one hidden layer and tanh on the class token
 (representation = the width), dropout in the backbone, label smoothing. Plain ViT-S/16 (https://arxiv.org/abs/2205.01580):
 the mean patch, fixed positions, one linear layer, mixup of 0.2. BiT (https://arxiv.org/abs/1912.11370): the mean.
 The linear layer starts at zero, so the first loss is ln(classes).
 
-Mixup and cutmix mix every two neighbours of the batch, and no others: data/mixing.py says why.
+Mixup and cutmix mix neighbouring pairs of the batch alone: views/mixing.py says why.
 """
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.errors import DataError
+from sslvit.models.blocks import at_least_float32
 from sslvit.models.readout import Classifier, Readout, logits, read
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import spread
 from sslvit.views.mixing import mix_pairs, targets
 
@@ -40,15 +41,14 @@ class Supervised(Objective):
     ):
         """readout: the class token if there is one, else the mean patch. mixup, cutmix: the parameter of their Beta
         distributions, 0 for never; with both, each pair takes either, equally often. class_weights: a factor for each
-        class; they should average 1 over the images, as `balanced` gives them, since nothing is divided by their sum.
+        class; they should average 1 over the images, like those of `balanced`, since nothing is divided by their sum.
         """
         super().__init__()
         if classes < 2:
-            raise DataError(f"{classes} class leaves nothing to tell apart")
+            raise DataError(f"{classes} class leaves nothing to classify: at least 2 are needed")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1)")
-        if not (0 <= mixup <= 1 and 0 <= cutmix <= 1):
-            raise ValueError(f"mixup {mixup} and cutmix {cutmix} must lie in [0, 1]")
+        check_shares(mixup=mixup, cutmix=cutmix)
         if class_weights is not None and class_weights.shape != (classes,):
             raise ValueError(f"class_weights of shape {tuple(class_weights.shape)} for {classes} classes")
         readout = readout or ("cls" if "cls" in backbone.readouts else "mean")
@@ -62,13 +62,12 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,), labels = batch.views, self.checked(batch.labels)
-        wide = torch.promote_types(images.dtype, torch.float32)
+        wide = at_least_float32(images.dtype)
         truth = targets(labels, self.classes, self.label_smoothing, wide)
         if self.training and (self.mixup or self.cutmix):
             images, truth = mix_pairs(images, truth, rng.fold(batch.key, "mix"), self.mixup, self.cutmix)
         features = read(self.backbone(images, rng.fold(batch.key, "backbone")), self.readout)
-        scores = logits(self, features)
-        scores = scores.to(wide)
+        scores = logits(self, features).to(wide)
         loss = -(self.class_weights * truth * scores.log_softmax(-1)).sum(-1).mean()
         with torch.no_grad():  # of mixed images, the larger part's label counts
             accuracy = (scores.argmax(-1) == truth.argmax(-1)).to(scores.dtype).mean()
@@ -87,7 +86,7 @@ class Supervised(Objective):
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
-    """Class weights with which every class counts alike, however many images it has: inverse to its count."""
+    """Class weights by which every class counts alike: inverse to its number of images."""
     counts = torch.bincount(labels, minlength=classes)
     if len(counts) > classes or bool((counts == 0).any()):
         raise DataError(f"class weights need images of each of {classes} classes; the counts are {counts.tolist()}")

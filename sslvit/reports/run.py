@@ -25,7 +25,8 @@ from sslvit.storage.jsonl import read_lines
 from sslvit.storage.sealed import NUMBER, check, read, readable
 from sslvit.training.cost import COST
 from sslvit.views.batching import to_pair
-from sslvit.weights.folder import CONFIG, card, config_of, load_described
+from sslvit.weights.card import card
+from sslvit.weights.folder import CONFIG, config_of, load_described
 
 CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",

@@ -1,4 +1,4 @@
-"""Models from and to the Hugging Face Hub: our model folder, strictly, by huggingface_hub."""
+"""Model folders from and to the Hugging Face Hub."""
 
 import tempfile
 from pathlib import Path
@@ -7,32 +7,31 @@ from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.storage import sealed
-from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, told
+from sslvit.weights.folder import CARD, CONFIG, WEIGHTS, config_of, load_backbone, publishable
 
 FILES = [WEIGHTS, CONFIG, CARD]
 
 
 def load_model(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
-    """In evaluation mode. A folder is a run's or a model's; anything else is OWNER/NAME on the Hub."""
+    """The backbone, in evaluation mode, of a run's folder, a model's folder, or OWNER/NAME on the Hub."""
     if Path(folder_or_repo).exists():
         return load_backbone(folder_or_repo)
     text = str(folder_or_repo)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise NoInput(f"{text} is no folder here, and no OWNER/NAME on the Hub")
+        raise NoInput(f"{text} is neither a folder here nor OWNER/NAME on the Hub")
     import huggingface_hub
 
     try:
         folder = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=FILES)
-    except Exception as error:  # its network library has kinds of its own
+    except Exception as error:  # of its network library's own kinds
         raise NoInput(
-            f"{text} is no folder here, and cannot be had from the Hub ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}). Offline, give a folder"
+            f"{text} is no folder here and was not downloaded from the Hub ({_in_short(error)}). Offline, give a folder"
         ) from error
     return load_backbone(folder)
 
 
 def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Uploads a model folder with its card, verified first; returns its address. The token is huggingface_hub's own."""
+    """Verifies and uploads a model folder with its card; returns its address. The token is huggingface_hub's own."""
     folder = Path(folder) / "model" if (Path(folder) / "model" / "config.json").exists() else Path(folder)
     load_backbone(folder)
     if not (folder / CARD).exists():
@@ -43,21 +42,24 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
         api = huggingface_hub.HfApi()
         address = str(api.create_repo(repo, private=private, exist_ok=True))
         with tempfile.TemporaryDirectory(prefix="sslvit-") as copy:
-            for_others(folder, Path(copy))
+            copy_without_paths(folder, Path(copy))
             api.upload_folder(folder_path=copy, repo_id=repo, allow_patterns=FILES)
     except Exception as error:
         raise NoInput(
-            f"{repo} cannot be written on the Hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
-            "Log in with `hf auth login`, and see that there is a network"
+            f"{repo} cannot be written on the Hub ({_in_short(error)}). Check the network and `hf auth login`"
         ) from error
     return address
 
 
-def for_others(folder: Path, copy: Path) -> None:
-    """A model's files; what older versions wrote of it says where its data and file lie on this machine."""
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def copy_without_paths(folder: Path, copy: Path) -> None:
+    """A model's files without the local paths of its data and file, which older versions wrote."""
     (copy / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
     config, text = config_of(folder), (folder / CARD).read_text("utf-8")
-    about = told(config["sslvit"])
+    about = publishable(config["sslvit"])
     for name, value in config["sslvit"].items():
         if value != about[name]:
             text = text.replace(value, about[name])

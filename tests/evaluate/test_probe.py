@@ -109,8 +109,8 @@ def test_a_foreign_checkpoint_is_probed_with_its_missing_facts_and_refused_witho
     [
         ("image_size=16 mean=0,-1,.5", {"image_size": (16, 16), "mean": (0.0, -1.0, 0.5)}),
         ("family=mae leave_head=True", {"family": "mae", "leave_head": True}),
-        ("heads=6 epsilon=1e-12 resize_to=14,20", {"heads": 6, "epsilon": 1e-12, "resize_to": (14, 20)}),
-        ("head=6", "none of family, part"),
+        ("heads=6 epsilon=1e-12 image_size=14,20", {"heads": 6, "epsilon": 1e-12, "image_size": (14, 20)}),
+        ("head=6", "must be one of family, part"),
         ("heads=six", "'six' is no value for heads"),
         ("leave_head=yes", "'yes' is no value for leave_head"),
         ("gelu", "'' is no value for gelu"),

@@ -8,7 +8,8 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.models.blocks import drop_path, dropout
-from sslvit.models.vit import ViT, read
+from sslvit.models.readout import read
+from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 
 TINY = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 3, "heads": 2}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sslvit.models.vit import Classifier, ViT
+from sslvit.models.readout import Classifier
+from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 
 D, HIDDEN, P, C, DEPTH = 192, 768, 8, 3, 4

@@ -247,12 +247,12 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("changes", "message"), IMPOSSIBLE)
-def test_what_a_position_cannot_be_says_why(changes, message):
+def test_impossible_positions_are_refused_with_the_reason(changes, message):
     with pytest.raises(ValueError, match=message):
         ViT(ViTConfig(**(TINY | changes)))
 
 
-def test_what_a_position_cannot_do_says_why():
+def test_inputs_that_a_position_cannot_take_are_refused_with_the_reason():
     relative = ViT(ViTConfig(**TINY, position="relative", position_at="every_layer_shared"))
     with pytest.raises(ValueError, match=r"\(4, 6\).*\(6, 4\)"):
         relative(torch.rand(1, 3, 24, 16))

@@ -13,8 +13,10 @@ from timm_twin import TINY, timm_twin
 from torch import nn
 
 from sslvit import rng
-from sslvit.models.vit import HYBRIDS, VARIANTS, Classifier, Encoded, ViT, patchify, read, unpatchify
-from sslvit.models.vit_config import ViTConfig
+from sslvit.models.patches import patchify, unpatchify
+from sslvit.models.readout import Classifier, Encoded, read
+from sslvit.models.vit import ViT
+from sslvit.models.vit_config import HYBRIDS, VARIANTS, ViTConfig
 
 
 def timm_tokens(twin: VisionTransformer, vit: ViT, images: torch.Tensor) -> torch.Tensor:
@@ -349,12 +351,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_cannot_be_built_says_why(message):
+def test_impossible_configurations_are_refused_with_the_reason(message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         ViT(ViTConfig(**(TINY | WRONG[message])))
 
 
-def test_what_cannot_be_run_says_why():
+def test_impossible_inputs_are_refused_with_the_reason():
     vit = ViT(ViTConfig(**TINY))
     for images, message in (
         (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),

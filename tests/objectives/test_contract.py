@@ -160,7 +160,7 @@ def test_a_batch_whose_images_are_compared_never_holds_one_twice(tmp_path):
     assert lines[-1]["epoch"] == 6
 
 
-def test_a_run_of_compared_images_from_before_goes_on_in_the_order_that_it_began_with(tmp_path):
+def test_an_older_run_of_compared_images_resumes_in_its_own_order(tmp_path):
     """Checkpoints did not say it then: the endless row, 15 steps, and batches that may repeat an image."""
     root = tmp_path / "run" / "checkpoints"
     seen_in_a_run(tmp_path / "run", 20, 8, save_every=3)
@@ -176,7 +176,7 @@ def test_a_run_of_compared_images_from_before_goes_on_in_the_order_that_it_began
     assert again == [order[:8], order[8:16], order[16:]]
 
 
-def test_fewer_compared_images_than_a_batch_are_refused_before_anything_is_written_or_deleted(tmp_path):
+def test_fewer_compared_images_than_a_batch_are_refused_before_anything_is_written(tmp_path):
     (tmp_path / "run").mkdir()
     for changes in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(ValueError, match=r"--batch_size 8: 7 images.*--batch_size 7"):

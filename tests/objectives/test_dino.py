@@ -375,7 +375,7 @@ def test_the_last_layer_keeps_all_digits_in_mixed_precision():
         ({}, {"freeze_last_layer": -0.1}, "freeze_last_layer -0.1"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(vit, options, message):
+def test_impossible_arguments_are_refused_with_their_values(vit, options, message):
     with pytest.raises(ValueError, match=message):
         DINO(small_vit(**vit), **SIZES, **options)
 

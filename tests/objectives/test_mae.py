@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from sslvit import rng
-from sslvit.models.vit import ViT, patchify
+from sslvit.models.patches import patchify
+from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.objective import Batch
@@ -56,7 +57,7 @@ def official_table(grid: tuple[int, int], width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (4, 8)])
-def test_positions_of_encoder_and_decoder_say_the_column_first_as_in_the_official_code(grid):
+def test_positions_of_encoder_and_decoder_have_the_column_first_as_in_the_official_code(grid):
     objective = MAE(small_vit(image_size=(4 * grid[0], 4 * grid[1])), **DECODER)
     for ours, width in ((objective.backbone.pos_embed, 24), (objective.decoder_pos_embed, 16)):
         table = official_table(grid, width)[:, -ours.shape[1] :]
@@ -282,7 +283,7 @@ def test_vit_b_with_the_papers_decoder_has_the_parameters_of_the_official_checkp
         ({"position": "learned_1d", "position_at": "every_layer"}, {}, "every_layer"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(changes, options, message):
+def test_impossible_arguments_are_refused_with_their_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         MAE(small_vit(**changes), **(DECODER | options))
 

@@ -171,7 +171,7 @@ def test_when_all_logits_are_equal_the_loss_is_4_tau_ln_b():
         assert metrics["uniformity"] == pytest.approx(-4)
 
 
-def test_a_query_and_its_key_that_agree_among_orthogonal_others_have_the_loss_of_a_softmax():
+def test_agreeing_pairs_among_orthogonal_others_have_the_loss_of_a_softmax():
     ours = small_moco()
     loss, metrics = ours.contrast(3 * torch.eye(16).double(), 5 * torch.eye(16).double())
     expected = 2 * 0.2 * math.log(1 + 15 * math.exp(-1 / 0.2))
@@ -270,7 +270,7 @@ def test_bfloat16_costs_digits_but_not_the_statistics():
         ({}, {"chunks": 0}, "chunks 0"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(changes, options, message):
+def test_impossible_arguments_are_refused_with_their_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         small_moco(small_vit(**changes), **options)
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from scipy import stats
 
 from sslvit import rng
-from sslvit.models.vit import ViT, patchify
+from sslvit.models.patches import patchify
+from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
-from sslvit.objectives.mpp import MPP, colour_classes
+from sslvit.objectives.mpp import MPP, color_classes, corrupted
 from sslvit.objectives.objective import Batch
 
 
@@ -110,7 +111,7 @@ def test_exactly_half_of_the_patches_are_corrupted_80_10_10():
         key = rng.key(1, torch.arange(100) + 100 * part)
         tokens = torch.randn(100, n, 8, generator=torch.Generator().manual_seed(part))
         chosen = rng.permutation(rng.fold(key, "corrupted"), n)[:, : objective.count]
-        out = objective.corrupt(tokens, chosen, key)
+        out = corrupted(tokens, chosen, objective.mask_embedding, key)
         is_chosen = torch.zeros(100, n, dtype=torch.bool).scatter(1, chosen, True)
         assert is_chosen.sum(1).eq(n // 2).all()
         same = (out == tokens).all(-1)
@@ -138,7 +139,7 @@ def test_the_other_patch_is_any_other_equally_often():
     key = rng.key(4, torch.arange(4000))
     tokens = torch.arange(1.0, 17.0)[None, :, None].expand(4000, 16, 8)
     chosen = torch.arange(16).expand(4000, 16)
-    out = objective.corrupt(tokens, chosen, key)[..., 0]
+    out = corrupted(tokens, chosen, objective.mask_embedding, key)[..., 0]
     swapped = (out != tokens[..., 0]) & (out >= 1)
     offsets = ((out - tokens[..., 0]) % 16)[swapped].long()
     counts = torch.bincount(offsets, minlength=16)
@@ -154,21 +155,21 @@ def test_the_share_of_corrupted_patches_is_exact(corrupt, expected):
 def test_black_is_class_0_and_white_511_and_red_is_the_first_digit():
     def one(red, green, blue):
         image = torch.tensor([red, green, blue])[None, :, None, None].expand(1, 3, 4, 4)
-        return int(colour_classes(patchify(image, (4, 4)), (4, 4), 1))
+        return int(color_classes(patchify(image, (4, 4)), (4, 4), 1))
 
     assert one(0.0, 0.0, 0.0) == 0
     assert one(1.0, 1.0, 1.0) == 511
     assert one(0.126, 0.0, 0.0) == 64
     assert one(0.124, 0.25, 0.999) == 2 * 8 + 7
     grey = torch.full((1, 1, 4, 4), 0.5)
-    assert int(colour_classes(patchify(grey, (4, 4)), (4, 4), 1)) == 4
+    assert int(color_classes(patchify(grey, (4, 4)), (4, 4), 1)) == 4
 
 
 def test_the_downsized_patch_is_read_row_by_row():
     image = torch.zeros(1, 1, 8, 8)
     image[..., 0:2, 2:4] = 1.0  # of the 4x4 cells of 2x2 pixels, the second of the first row
     image[..., 6:8, 0:2] = 0.5
-    classes = colour_classes(patchify(image, (8, 8)), (8, 8), 4).flatten()
+    classes = color_classes(patchify(image, (8, 8)), (8, 8), 4).flatten()
     expected = torch.zeros(16, dtype=torch.long)
     expected[1], expected[12] = 7, 4
     assert torch.equal(classes, expected)
@@ -177,9 +178,9 @@ def test_the_downsized_patch_is_read_row_by_row():
 def test_a_patch_that_four_does_not_divide_is_downsized_by_area():
     image = torch.zeros(1, 1, 7, 7)
     image[..., 1] = 1.0  # of cells 1.75 pixels wide it fills 0.75 / 1.75 = 0.43 of the first and 0.14 of the second
-    classes = colour_classes(patchify(image, (7, 7)), (7, 7), 4)
+    classes = color_classes(patchify(image, (7, 7)), (7, 7), 4)
     assert classes.view(4, 4).tolist() == [[3, 1, 0, 0]] * 4
-    assert (colour_classes(patchify(image * 0 + 0.5, (7, 7)), (7, 7), 4) == 4).all()
+    assert (color_classes(patchify(image * 0 + 0.5, (7, 7)), (7, 7), 4) == 4).all()
 
 
 @pytest.mark.parametrize(("target", "channels", "colours"), [("mean", 3, 512), ("downsized", 3, 512), ("mean", 1, 8)])
@@ -234,7 +235,7 @@ def test_positions_are_added_after_corruption():
     """Two masked patches of one image differ only by where they are, so their predictions differ."""
     objective = MPP(small_vit(), corrupt=1.0)
     key = rng.key(0, torch.arange(1))
-    tokens = objective.corrupt(torch.zeros(1, 16, 24), torch.arange(16)[None], key)
+    tokens = corrupted(torch.zeros(1, 16, 24), torch.arange(16)[None], objective.mask_embedding, key)
     masked = (tokens == objective.mask_embedding).all(-1)[0]
     with_positions = objective.backbone.add_positions(tokens)[0, masked]
     assert len(with_positions.unique(dim=0)) == int(masked.sum()) > 1
@@ -259,13 +260,13 @@ def test_an_images_loss_does_not_depend_on_its_batch():
         ({}, {"target": "color"}, "color"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(changes, options, message):
+def test_impossible_arguments_are_refused_with_their_values(changes, options, message):
     with pytest.raises(ValueError, match=message):
         MPP(small_vit(**changes), **options)
 
 
 @pytest.mark.parametrize(("target", "cells"), [("mean", 1), ("downsized", 4), ("pixels", 0)])
-def test_a_reconstruction_has_the_predicted_colours_in_corrupted_patches_and_the_image_elsewhere(target, cells):
+def test_a_reconstruction_has_predicted_colours_in_corrupted_patches_alone(target, cells):
     objective = MPP(small_vit(), target=target)
     batch = batch_of(objective)
     torch.nn.init.zeros_(objective.head.weight)
@@ -289,12 +290,15 @@ def test_a_reconstruction_has_the_predicted_colours_in_corrupted_patches_and_the
 def test_the_three_bits_of_a_colour_are_read_back_in_their_order():
     objective = MPP(small_vit(), corrupt=1.0)
     batch = batch_of(objective)
-    truth = colour_classes(patchify(batch.views[0], (4, 4)), (4, 4), 1).squeeze(-1)
+    truth = color_classes(patchify(batch.views[0], (4, 4)), (4, 4), 1).squeeze(-1)
 
-    def told(images, chosen, key):
-        return None, torch.nn.functional.one_hot(truth.gather(1, chosen), 512).float()
+    predict = objective.predict
 
-    objective.predict = told
+    def perfect(batch):
+        encoded, _, chosen = predict(batch)
+        return encoded, torch.nn.functional.one_hot(truth.gather(1, chosen), 512).float(), chosen
+
+    objective.predict = perfect
     means = patchify(batch.views[0], (4, 4)).unflatten(-1, (16, 3)).mean(2)
     filled = patchify(objective.reconstructed(batch)[1], (4, 4)).unflatten(-1, (16, 3))
     assert (filled.mean(2) - means).abs().max() <= 1 / 16 + 1e-6

@@ -155,7 +155,7 @@ def test_labels_that_are_missing_or_out_of_range_are_bad_data(labels, message):
         ({"classes": 3, "readout": "all"}, "all"),
     ],
 )
-def test_what_cannot_be_is_said_with_its_values(options, message):
+def test_impossible_arguments_are_refused_with_their_values(options, message):
     with pytest.raises(ValueError, match=message):
         Supervised(small_vit(), **options)
 

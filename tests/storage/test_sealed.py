@@ -37,7 +37,6 @@ from sslvit.storage import checkpoint, durable, sealed
 from sslvit.training.bad_steps import replay
 from sslvit.views.pretraining import EvalView
 from sslvit.weights.exports.export import export
-from sslvit.weights.exports.programs import Reading
 from sslvit.weights.exports.programs import described as of_program
 from sslvit.weights.folder import save_backbone
 from sslvit.weights.foreign.open import load_foreign, open_backbone
@@ -146,7 +145,7 @@ def step(place: Path) -> Case:
 def exported(place: Path, layout: str) -> Case:
     if layout == "model":
         (place / "out").mkdir()
-        sealed.write(place / "out" / "model.json", of_program(vit(), Reading(vit(), "cls"), False))
+        sealed.write(place / "out" / "model.json", of_program(vit(), "cls", False))
         return Case(place / "out" / "model.json", lambda: about(place / "out"))
     export(vit(), ABOUT, place / "out", layout)
     return Case(place / "out" / f"{layout}.json", lambda: of_model(load_foreign(place / "out")))

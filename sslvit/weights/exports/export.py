@@ -1,7 +1,6 @@
-"""A backbone in the layouts of others: transformers' own, torchvision's, ONNX, torch.export.
+"""Exports of a backbone: timm's layout (a model folder), transformers', torchvision's, ONNX and torch.export.
 
-timm's layout is the model folder itself (sslvit.weights.folder). Nothing counts as written before it has been read back
-and has computed what the backbone computes.
+An export is written only if it computes what the backbone computes after it is read back.
 """
 
 import os
@@ -19,37 +18,35 @@ from sslvit.storage import durable
 from sslvit.weights.exports.layouts import as_timm, as_torchvision, as_transformers
 from sslvit.weights.exports.programs import as_onnx, as_torch_export
 
-FORMATS: dict[str, Callable[..., str] | None] = {
-    "timm": None,
+PROGRAMS: dict[str, Callable[..., str]] = {"onnx": as_onnx, "torch_export": as_torch_export}
+FORMATS: dict[str, Callable[..., str]] = {
+    "timm": as_timm,
     "transformers": as_transformers,
     "torchvision": as_torchvision,
-    "onnx": as_onnx,
-    "torch_export": as_torch_export,
+    **PROGRAMS,
 }
 
 
 def export(
     model: ViT | BiT | Classifier, about: dict[str, Any], out: str | Path, to: str, *, any_size: bool = False
 ) -> str:
-    """Writes a new folder, and says what is in it and how near it came. about: as open_backbone gives it.
+    """Writes a new folder, and reports its content and its largest error. about: as from open_backbone.
 
     to: one of FORMATS. any_size: a program (onnx, torch_export) for images of any size that is a multiple of the patch.
     """
-    out = Path(out).resolve()  # or `new/../old` would name a folder that is looked for elsewhere
+    out = Path(out).resolve()  # or else `new/../old` would be two different folders
     if to not in FORMATS:
-        raise ValueError(f"--to {to}: choose one of {', '.join(FORMATS)}")
-    if any_size and to not in ("onnx", "torch_export"):
+        raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got {to}")
+    if any_size and to not in PROGRAMS:
         raise ValueError(f"--any_size is for onnx and torch_export: a model in {to}'s layout resizes by its own rules")
     if isinstance(model, Classifier) and to in ("transformers", "torchvision"):
-        raise ValueError(f"{to}: a classifier's head has no place there yet; export it to onnx or torch_export")
-    model = model.eval()
+        raise ValueError(f"--to {to}: a classifier's head can only be exported to timm, onnx or torch_export")
+    write, options = FORMATS[to], {"any_size": any_size} if to in PROGRAMS else {}
     try:
         if out.exists() and (not out.is_dir() or os.listdir(out)):
             raise CannotWrite(f"{out} exists: choose another place")
         with durable.whole_folder(out, replace=False) as folder, torch.no_grad():
-            if (write := FORMATS[to]) is None:
-                return as_timm(model, about, folder).replace("{out}", str(out))
-            return write(model, about["readout"], folder, any_size).replace("{out}", str(out))
+            return write(model.eval(), about, folder, **options).replace("{out}", str(out))
     except CannotWrite:
         raise
     except OSError as error:

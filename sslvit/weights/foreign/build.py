@@ -1,4 +1,4 @@
-"""Our backbone of weights under timm's names and of what is known besides, with positions as the file has them."""
+"""Our backbone from weights under timm's names and the facts that they do not show."""
 
 import re
 from math import isqrt
@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from sslvit.errors import DataError
-from sslvit.models import resnet
 from sslvit.models.positions import FIXED, Grid, sincos
-from sslvit.models.resnet import BiT
+from sslvit.models.resnet import STEMS, BiT
 from sslvit.models.vit import ViT
 from sslvit.weights.folder import load_strictly
-from sslvit.weights.foreign.facts import depth_of
-from sslvit.weights.foreign.names import Found
+from sslvit.weights.foreign.facts import size_of
+from sslvit.weights.foreign.names import Located
 
 Backbone = TypeVar("Backbone", ViT, BiT)
 
 
-def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | None, file: str, found: Found) -> ViT:
-    """Raises DataError for weights that are missing or too many, ValueError for sizes that nobody said."""
+def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: Located) -> ViT:
+    """Raises DataError for missing or unexpected weights, ValueError for sizes that the user must say."""
     weights, projection = dict(weights), weights["patch_embed.proj.weight"]
     if projection.ndim != 4:
         raise DataError(f"{file}: patch_embed.proj.weight of shape {tuple(projection.shape)} is no convolution's")
@@ -28,21 +27,17 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | Non
     patch_size = (projection.shape[2] * stride, projection.shape[3] * stride)
     mlp, mlp_out = (weights.get(f"blocks.0.mlp.{name}.weight", torch.empty(0, 0)) for name in ("fc1", "fc2"))
     if mlp.numel() and mlp_out.numel() and mlp.shape[0] != mlp_out.shape[1]:
-        raise DataError(
-            f"{file} has SwiGLU (fc1 {tuple(mlp.shape)}, fc2 {tuple(mlp_out.shape)}), which this ViT has not"
-        )
-    if "norm.weight" not in weights and not any(n.startswith("fc_norm.") for n in found.left_behind):
-        raise DataError(
-            f"{file}: missing norm.weight, the norm after the last block, without which it computes otherwise"
-        )
-    depth = depth_of(weights)
+        raise DataError(f"{file} has SwiGLU (fc1 {tuple(mlp.shape)}, fc2 {tuple(mlp_out.shape)}), which this ViT lacks")
+    if "norm.weight" not in weights and not any(n.startswith("fc_norm.") for n in located.left_behind):
+        raise DataError(f"{file}: missing norm.weight, the norm after the last block, which changes all outputs")
+    width, depth = size_of(weights)
     if depth > len(weights):
         raise DataError(f"{file}: it names {depth} blocks, and has {len(weights)} tensors")
     registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
     prefix = registers + ("cls_token" in weights)
     config = {
         "patch_size": patch_size,
-        "width": projection.shape[0],
+        "width": width,
         "depth": depth,
         "heads": facts["heads"],
         "mlp_width": mlp.shape[0],
@@ -55,21 +50,36 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], resize_to: Grid | Non
         "mean": facts["mean"],
         "std": facts["std"],
         "hybrid": hybrid,
-        "hybrid_epsilons": "timm" if hybrid and found.layout == "timm" else "google",
+        "hybrid_epsilons": "timm" if hybrid and located.layout == "timm" else "google",
         "final_norm": "norm.weight" in weights,
         "epsilon": facts["epsilon"],
         "position_resize": facts["resize"],
     }
-    config |= _positions(weights, prefix, patch_size, facts, file, found.layout)
-    backbone = _filled(ViT, config, weights, file)
-    if resize_to is None:
-        return backbone
-    _grid_of(resize_to, patch_size, file)
-    return backbone.resized(resize_to)
+    config |= _positions(weights, prefix, patch_size, facts.get("image_size"), file, located.layout)
+    return _filled(ViT, config, weights, file)
+
+
+def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, layout: str) -> BiT:
+    blocks, root = _blocks(weights, ""), weights["stem.conv.weight"]
+    if "norm.weight" not in weights:
+        raise DataError(f"{file}: missing norm.weight: only BiTs of version 2, with a norm at their end, were released")
+    if root.ndim != 4 or len(blocks) > 4 or not 0 < min(blocks, default=0) <= max(blocks) <= len(weights):
+        raise DataError(f"{file}: a root of shape {tuple(root.shape)} and {blocks} blocks per stage are no BiT's")
+    config = {
+        "image_size": facts.get("image_size", 224),  # for `grid` alone: a BiT takes images of any size
+        "blocks": blocks,
+        "width_factor": root.shape[0] / 64,
+        "root": "7x7" if root.shape[2] == 7 else "3x3",
+        "channels": root.shape[1],
+        "mean": facts["mean"],
+        "std": facts["std"],
+        "epsilons": "timm" if layout == "bit" else "google",
+    }
+    return _filled(BiT, config, weights, file)
 
 
 def _filled(kind: type[Backbone], config: dict[str, Any], weights: dict[str, Tensor], file: str) -> Backbone:
-    """All shapes are compared before anything is made: a small file can name sizes that no machine has."""
+    """Compares all shapes before it allocates anything: a small file can name sizes that no machine has."""
     with torch.device("meta"):
         try:
             shapes = kind(kind.Config(**config))
@@ -82,58 +92,54 @@ def _filled(kind: type[Backbone], config: dict[str, Any], weights: dict[str, Ten
 
 
 def _hybrid(weights: dict[str, Tensor], projection: Tensor, file: str) -> tuple[str | None, int, Tensor]:
-    """The name of the ResNet that embeds, its stride, and the weight that sees pixels."""
+    """The name of the ResNet in front, its stride, and the weight that sees pixels."""
     if not any(name.startswith("patch_embed.backbone.") for name in weights):
         return None, 1, projection
     blocks = _blocks(weights, "patch_embed.backbone.")
-    kind = next((name for name, known in resnet.HYBRIDS.items() if known == blocks), None)
+    kind = next((name for name, known in STEMS.items() if known == blocks), None)
     root = weights.get(f"patch_embed.backbone.{'stem.' if blocks else ''}conv.weight")
     if kind is None or root is None:
-        raise DataError(f"{file}: a hybrid with a ResNet of {blocks} blocks a stage is none of {resnet.HYBRIDS}")
+        raise DataError(f"{file}: the ResNet of a hybrid must have blocks per stage as in {STEMS}, got {blocks}")
     return kind, 2 ** (len(blocks) + 1) if blocks else 4, root
 
 
 def _blocks(weights: dict[str, Tensor], prefix: str) -> tuple[int, ...]:
+    """The number of blocks in each stage of a ResNet."""
     counts: dict[int, int] = {}
     for name in weights:
         if match := re.match(re.escape(prefix) + r"stages\.(\d+)\.blocks\.(\d+)\.", name):
             counts[int(match[1])] = max(counts.get(int(match[1]), 0), int(match[2]) + 1)
-    stages = range(min(max(counts, default=-1), len(weights)) + 1)  # no more than there can be, whatever a name says
+    stages = range(min(max(counts, default=-1), len(weights)) + 1)  # a name may claim any number
     return tuple(counts.get(stage, 0) for stage in stages)
 
 
 def _positions(
-    weights: dict[str, Tensor],
-    prefix: int,
-    patch_size: Grid,
-    facts: dict[str, Any],
-    file: str,
-    layout: str,
+    weights: dict[str, Tensor], prefix: int, patch_size: Grid, image_size: Grid | None, file: str, layout: str
 ) -> dict[str, Any]:
-    """Which positions, of which images; the table is put among the weights as our ViT wants it."""
+    """Arguments of the ViT about positions and image size; puts the table among the weights if there is none."""
     if "pos_embed" not in weights:
         if layout != "google":  # big_vision's sincos2d
             raise DataError(f"{file}: missing pos_embed, the positions: rotary ones, say, which leave no weights")
-        if "image_size" not in facts:
-            raise ValueError(f"{file} has fixed positions, which tell no size: say image_size=")
-        grid, with_prefix = _grid_of(facts["image_size"], patch_size, file), False
+        if image_size is None:
+            raise ValueError(f"{file} has fixed positions, which show no size: say image_size=")
+        grid, with_prefix = _grid_of(image_size, patch_size, file), False
         weights["pos_embed"] = sincos("sincos_big_vision", grid, weights["patch_embed.proj.weight"].shape[0])
     else:
         table = weights["pos_embed"]
         if table.ndim != 3 or len(table) != 1:
-            raise DataError(f"{file}: pos_embed of shape {tuple(table.shape)} is no table of one row a token")
-        grid, with_prefix = _grid(table.shape[1], prefix, patch_size, facts.get("image_size"), file)
+            raise DataError(f"{file}: pos_embed of shape {tuple(table.shape)} is no table of one row per token")
+        grid, with_prefix = _grid(table.shape[1], prefix, patch_size, image_size, file)
     before, table = weights["pos_embed"].split([prefix if with_prefix else 0, grid[0] * grid[1]], 1)
-    kind = "learned_1d"
+    position = "learned_1d"
     for fixed in FIXED:
         if table.shape[-1] % 4 == 0 and table.shape[-1] >= 8 and not before.any():
-            kind = fixed if torch.allclose(table, sincos(fixed, grid, table.shape[-1]), atol=1e-5) else kind
+            position = fixed if torch.allclose(table, sincos(fixed, grid, table.shape[-1]), atol=1e-5) else position
     size = (grid[0] * patch_size[0], grid[1] * patch_size[1])
-    return {"position": kind, "class_position": with_prefix or not prefix, "image_size": size}
+    return {"position": position, "class_position": with_prefix or not prefix, "image_size": size}
 
 
 def _grid(rows: int, prefix: int, patch_size: Grid, image_size: Grid | None, file: str) -> tuple[Grid, bool]:
-    """The grid of a table with so many rows, and whether the tokens before the patches have rows too."""
+    """The grid of a table with this number of rows, and whether the tokens before the patches have rows too."""
     patches = {with_prefix: rows - prefix * with_prefix for with_prefix in ((True, False) if prefix else (True,))}
     if image_size is not None:
         grid = _grid_of(image_size, patch_size, file)
@@ -141,10 +147,10 @@ def _grid(rows: int, prefix: int, patch_size: Grid, image_size: Grid | None, fil
     else:
         fitting = [((isqrt(n), isqrt(n)), has) for has, n in patches.items() if n > 0 and isqrt(n) ** 2 == n]
     if len(fitting) != 1:
-        said = "no square grid, or more than one" if image_size is None else f"not the grid of image_size {image_size}"
+        why = "no square grid, or more than one" if image_size is None else f"not the grid of image_size {image_size}"
         raise ValueError(
-            f"{file}: its pos_embed has {rows} rows, {prefix} tokens come before the patches of {patch_size}: {said}. "
-            "Say image_size= as it was trained; to have another size, say that as resize_to="
+            f"{file}: its pos_embed has {rows} rows, {prefix} tokens come before the patches of {patch_size}: {why}. "
+            "Say image_size= as it was trained"
         )
     return fitting[0]
 
@@ -156,30 +162,11 @@ def _grid_of(image_size: Grid, patch_size: Grid, file: str) -> Grid:
     return height // p, width // q
 
 
-def differences(backbone: ViT | BiT, found: Found) -> list[str]:
-    """Where what was built is not, for all inputs and digits, what the other code computes."""
+def differences(backbone: ViT | BiT, located: Located) -> list[str]:
+    """Notes where the other code computes something slightly different."""
     notes = []
-    if found.layout in ("timm", "bit") and (isinstance(backbone, BiT) or backbone.config.hybrid):
+    if located.layout in ("timm", "bit") and (isinstance(backbone, BiT) or backbone.config.hybrid):
         notes.append("in the ResNet epsilons are timm's, as in the code of such names; Google's move outputs by 1e-4")
     if isinstance(backbone, ViT) and not backbone.config.final_norm:
         notes.append("fine-tuned on the mean patch: its norm of the mean was left behind with the classifier")
     return notes
-
-
-def bit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, layout: str) -> BiT:
-    blocks, root = _blocks(weights, ""), weights["stem.conv.weight"]
-    if "norm.weight" not in weights:
-        raise DataError(f"{file}: missing norm.weight: only BiTs of version 2, with a norm at their end, were released")
-    if root.ndim != 4 or len(blocks) > 4 or not 0 < min(blocks, default=0) <= max(blocks) <= len(weights):
-        raise DataError(f"{file}: a root of shape {tuple(root.shape)} and {blocks} blocks a stage are no BiT's")
-    config = {
-        "image_size": facts.get("image_size", 224),  # only what `grid` says: a BiT takes images of any size
-        "blocks": blocks,
-        "width_factor": root.shape[0] / 64,
-        "root": "7x7" if root.shape[2] == 7 else "3x3",
-        "channels": root.shape[1],
-        "mean": facts["mean"],
-        "std": facts["std"],
-    }
-    config["epsilons"] = "timm" if layout == "bit" else "google"
-    return _filled(BiT, config, weights, file)

@@ -1,8 +1,8 @@
-"""Other people's files as named tensors. Nothing in a file is ever executed here, and sizes are looked at first.
+"""Other people's files as named tensors. Nothing in a file is executed, and sizes are checked first.
 
-safetensors is read by its library, which checks the header, once that is known to be short. Of an .npz every header is
-compared with the size of its entry before an array is made, and the sum with the file's. A .pth is a pickle: a child
-process with limits reads it and hands its tensors back.
+safetensors is read by its library after a check that the header is short. In an .npz every header is compared with the
+size of its entry before an array is made, and the sum with the file's. A .pth is a pickle, which a child process with
+limits reads.
 """
 
 import json
@@ -27,17 +27,17 @@ from sslvit.errors import DataError, NoInput
 from sslvit.storage import durable, sealed
 
 MOST_BYTES = 16 << 30  # as in sslvit.weights.foreign.unpickle
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder, as timm and transformers write it
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in folders of timm and transformers
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
 
 
 class Contents(NamedTuple):
     file: Path
-    parts: dict[str, dict[str, Tensor]]  # a state dict for each path of keys that leads to one; "" is the file itself
+    state_dicts: dict[str, dict[str, Tensor]]  # by the path of keys that leads to each; "" is the file itself
     config: dict[str, Any] | None  # of the folder, if it is one that timm or transformers wrote
     preprocessor: dict[str, Any] | None
-    torchvision: dict[str, Any] | None = None  # as our export to its layout says
+    torchvision: dict[str, Any] | None = None  # of our export to its layout
 
 
 def read(path: str | Path, seconds: float = 600) -> Contents:
@@ -48,35 +48,34 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
         if file.is_dir():
             raise NoInput(f"{path} is a folder without {' or '.join(WEIGHTS)}, it has {sorted(os.listdir(path))[:10]}")
         real = file.resolve(strict=True)  # the Hub's cache is made of links
-        if not real.is_file():  # to open a named pipe would wait for ever
+        if not real.is_file():  # to open a named pipe would wait forever
             raise DataError(f"{file} is not a regular file")
         size = real.stat().st_size
         if size > MOST_BYTES:
             raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
         if (suffix := file.suffix.lower()) in PICKLES:
             refuse_by_its_first_bytes(file, real)
-            parts = _unpickled(file, real, seconds)
+            state_dicts = _unpickled(file, real, seconds)
         elif suffix == ".npz":
-            parts = {"": _arrays(file, real)}
+            state_dicts = {"": _arrays(file, real)}
         elif suffix == ".safetensors":
-            parts = {"": _tensors(real)}
+            state_dicts = {"": _tensors(real)}
         else:
-            raise DataError(f"{file} is none of .safetensors, .npz, {', '.join(PICKLES)}")
+            raise DataError(f"{file} must be one of .safetensors, .npz, {', '.join(PICKLES)}")
     except OSError as error:
         raise NoInput(f"{file}: {error.strerror or error}") from error
     except DataError:
         raise
     except (safetensors.SafetensorError, ValueError) as error:
         raise DataError(f"{file} is not a whole safetensors file of weights: {error}") from error
-    # What lies beside a file of any other name may belong to another model.
-    named = file.name in WEIGHTS
+    if file.name not in WEIGHTS:  # a config beside it may belong to another model
+        return Contents(file, state_dicts, None, None)
     names = ("config.json", "preprocessor_config.json", "torchvision.json")
-    configs = (_json(file.with_name(name)) if named else None for name in names)
-    return Contents(file, parts, *configs)
+    return Contents(file, state_dicts, *(_json(file.with_name(name)) for name in names))
 
 
 def refuse_by_its_first_bytes(file: Path, real: Path) -> None:
-    """What is no file of torch's at all, and what it is instead."""
+    """Names the kind of a file that cannot be one of torch's."""
     with real.open("rb") as stream:
         first = stream.read(300)
     kinds = {
@@ -107,11 +106,11 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 
 def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Tensor]]:
-    """By a child that may know nothing and, if it were taken over, find nothing; its file goes whatever happens."""
+    """By a child without our environment, which holds secrets; its file is deleted whatever happens."""
     with tempfile.TemporaryDirectory(prefix="sslvit-") as folder:
-        target, said = Path(folder) / "tensors.safetensors", Path(folder) / "said"
+        target, output = Path(folder) / "tensors.safetensors", Path(folder) / "output"
         environment = {name: os.environ[name] for name in CHILD_HAS if name in os.environ}
-        with said.open("wb") as stream:
+        with output.open("wb") as stream:
             try:
                 child = subprocess.run(
                     [sys.executable, "-W", "ignore", "-m", "sslvit.weights.foreign.unpickle", str(real), str(target)],
@@ -125,18 +124,18 @@ def _unpickled(file: Path, real: Path, seconds: float) -> dict[str, dict[str, Te
             except subprocess.TimeoutExpired as error:
                 raise DataError(f"{file} took longer than {seconds:g} seconds to read, and was given up") from error
         if child.returncode:
-            raise DataError(f"{file} {_reason(said, child.returncode)}")
+            raise DataError(f"{file} {_reason(output, child.returncode)}")
         tensors = _tensors(target)
-    parts: dict[str, dict[str, Tensor]] = {}
+    state_dicts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         *path, last = json.loads(name)
-        parts.setdefault(".".join(path), {})[last] = tensor
-    return parts
+        state_dicts.setdefault(".".join(path), {})[last] = tensor
+    return state_dicts
 
 
-def _reason(said: Path, code: int) -> str:
-    with said.open("rb") as stream:
-        stream.seek(max(0, said.stat().st_size - 4096))
+def _reason(output: Path, code: int) -> str:
+    with output.open("rb") as stream:
+        stream.seek(max(0, output.stat().st_size - 4096))
         text = "".join(c if c.isprintable() else " " for c in stream.read().decode(errors="replace"))
     if code < 0:
         return f"was not read: its reader was stopped by signal {-code}"
@@ -145,7 +144,7 @@ def _reason(said: Path, code: int) -> str:
             f"asks for {named[1]}, which is no tensor and might run code: nothing of it was executed. If you trust "
             "where it is from, save its tensors as safetensors there"
         )
-    if "weights_only" in text:  # torch's advice to do without safety is not passed on
+    if "weights_only" in text:  # torch advises to give up safety, which is not passed on
         return "is not a PyTorch file of tensors, or not a whole one: save a state dict of it, best as safetensors"
     return f"is not a PyTorch file of tensors, or not a whole one: {text[:300].strip() or 'its reader said nothing'}"
 

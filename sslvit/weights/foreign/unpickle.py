@@ -1,9 +1,9 @@
 """The tensors of one PyTorch file, read in a process of its own: `python -m sslvit.weights.foreign.unpickle FILE OUT`.
 
 A pickle is a program. torch.load(weights_only=True) runs only what makes tensors and plain containers, but it has had
-holes (CVE-2025-32434, CVE-2026-24747), and a file can also ask for more memory or time than there is. So whoever wants
-such a file starts this module (sslvit.weights.foreign.files does), with limits, and reads back a safetensors file, in
-which nothing can be executed. Each tensor is named by the JSON list of the keys that lead to it.
+holes (CVE-2025-32434, CVE-2026-24747), and a file can also ask for more memory or time than there is. So
+sslvit.weights.foreign.files starts this module, with limits, and reads back a safetensors file, in which nothing can be
+executed. Each tensor is named by the JSON list of the keys that lead to it.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from torch import Tensor
 from sslvit.storage import durable
 
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 16 << 30, 100_000, 8
-# What official training loops leave beside the weights: DINO's schedules are numbers of numpy (numpy.core is numpy 1's
-# name), and launchers on clusters (submitit, in MAE, DINO and DeiT) leave a Path in the arguments.
+# Saved by official training loops beside the weights: DINO's schedules are numbers of numpy (numpy.core in numpy 1),
+# and launchers on clusters (submitit, in MAE, DINO and DeiT) leave a Path in the arguments.
 LEFT_OUT = (
     *("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
@@ -28,8 +28,7 @@ LEFT_OUT = (
 
 
 class LeftOut:
-    """Stands where a file has a number of numpy's, its dtype or a path. No weight is one, so neither numpy nor pathlib
-    is called: whatever a file gives them is dropped."""
+    """Replaces a number of numpy's, its dtype or a path, without calling numpy or pathlib: no weight is one."""
 
     __slots__ = ()
 
@@ -41,8 +40,8 @@ class LeftOut:
 
 
 def tensors_of(loaded: object) -> dict[str, Tensor]:
-    """All tensors that string keys lead to. So an optimizer's state, which has numbers for keys, stays behind."""
-    found, entries, size = {}, 0, 0
+    """All tensors that string keys lead to, which leaves out an optimizer's state, whose keys are numbers."""
+    tensors, entries, size = {}, 0, 0
     waiting: list[tuple[tuple[str, ...], object]] = [((), loaded)]
     while waiting:
         path, value = waiting.pop()
@@ -59,16 +58,16 @@ def tensors_of(loaded: object) -> dict[str, Tensor]:
             if size > MOST_BYTES:
                 raise ValueError(f"its tensors have more than {MOST_BYTES} bytes")
             if value.dtype in durable.DTYPES:
-                found[json.dumps(path)] = value
-            if len(found) > durable.MOST_TENSORS:
+                tensors[json.dumps(path)] = value
+            if len(tensors) > durable.MOST_TENSORS:
                 raise ValueError(f"it has more than {durable.MOST_TENSORS} tensors")
-    if not found:
+    if not tensors:
         raise ValueError("it holds no tensors that names lead to")
-    return found
+    return tensors
 
 
 def limit(size: int) -> None:
-    """Of memory, as much as reading a file of this size honestly takes, beside what Python and torch have already."""
+    """Limits memory to what reading a file of this size needs, beyond what Python and torch have already."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES + (1 << 20), MOST_BYTES + (1 << 20)))
     memory = psutil.Process().memory_info().vms + 4 * size + (1 << 30)
@@ -82,7 +81,7 @@ def main(source: str, target: str) -> None:
         with torch.serialization.safe_globals([argparse.Namespace, *((LeftOut, name) for name in LEFT_OUT)]):
             loaded = torch.load(source, map_location="cpu", weights_only=True)
         durable.write(Path(target), durable.tensor_pieces(tensors_of(loaded)))
-    except Exception as error:  # of whatever kind: the file is not as it should be, and this process ends
+    except Exception as error:  # a broken file can raise anything
         sys.exit(f"{type(error).__name__}: {error}"[:4000])
 
 
