@@ -30,7 +30,8 @@ from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.storage import checkpoint, manifest
-from sslvit.train import completes, pretrain
+from sslvit.train import pretrain
+from sslvit.training.run import completes
 from sslvit.views.pretraining import CropFlip
 
 HERE = Path(__file__).parent / "support"

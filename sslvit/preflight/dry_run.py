@@ -22,10 +22,11 @@ from sslvit.objectives.objective import Batch, Objective
 from sslvit.preflight.views import show_views
 from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
-from sslvit.train import assemble, backward
+from sslvit.train import backward
 from sslvit.training import optim
 from sslvit.training.batches import look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image, peak_memory
+from sslvit.training.run import assemble
 from sslvit.training.sharding import wanted
 from sslvit.training.state import training_tensors
 

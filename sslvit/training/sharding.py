@@ -88,9 +88,9 @@ def under_autocast(forward: Callable, accelerator: Accelerator, batch: Batch, pr
         return forward(batch, progress)
 
 
-def evaluate_whole(evaluate: Callable, parts: Objective, into: Objective, _: nn.Module) -> dict[str, float]:
-    collect(parts, into)
-    return evaluate(into.backbone)
+def evaluate_whole(evaluate: Callable, trained: Objective, objective: Objective) -> dict[str, float]:
+    collect(trained, objective)
+    return evaluate(objective.backbone)
 
 
 def collect(parts: Objective, into: Objective) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 from started import draw_images, one, ranks, said, two, until_step, within
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
@@ -226,17 +225,15 @@ def test_a_killed_launcher_leaves_no_process_that_trains_on(images, tmp_path):
     assert checkpoint.latest(out / "checkpoints").step == losses(out)[-1]["step"] < 400
 
 
-def test_a_stop_that_cannot_save_says_so_and_where_the_weights_are(images, tmp_path):
+def test_a_stop_that_cannot_save_says_so(images, tmp_path):
     out = tmp_path / "run"
-    process = one(images, out, *RARELY, FAIL_SAVES="1", TMPDIR=str(tmp_path))
+    process = one(images, out, *RARELY, FAIL_SAVES="1")
     until_step(out, 5, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 73, said(out)
     step = losses(out)[-1]["step"]
     assert f"error: the checkpoint of step {step} could not be written to {out}" in said(out)
-    (kept,) = tmp_path.glob("sslvit-*/tensors.safetensors")
-    assert f"Its weights and moments at step {step} are in {kept}" in said(out)
-    assert "objective.backbone.cls_token" in load_file(kept)
+    assert "No checkpoint had been saved yet" in said(out)
 
 
 class Evaluates:

@@ -247,7 +247,7 @@ def test_a_model_without_checkpoints_is_not_trained_anew_and_overwritten(tmp_pat
     tiny_run(tmp_path / "run", epochs=1.0)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = contents(tmp_path / "run")
-    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to go on from\. --start"):
+    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to go on from\. --init_from"):
         tiny_run(tmp_path / "run", epochs=1.0, resume=True)
     after = contents(tmp_path / "run")
     assert {name for name in before if before[name] != after[name]} <= {"run.lock"}
