@@ -29,7 +29,7 @@ from sslvit.errors import DataError, Diverged
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
-from sslvit.storage import checkpoint, manifest
+from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.training.run import completes
 from sslvit.views.pretraining import CropFlip
@@ -536,7 +536,7 @@ def test_a_checkpoint_between_two_lines_of_the_log_holds_the_time_of_all_its_ste
     config = TrainConfig(out=tmp_path, **(DEFAULTS | {"epochs": 1.0, "log_every": 100, "save_every": 3}))
     pretrain(made, source(), CropFlip(32), config, start(threads=1))
     for step in (3, 4):
-        state, _ = manifest.read_state(tmp_path / "checkpoints" / f"step-{step:08d}", step)
+        state, _ = checkpoint.read_state(tmp_path / "checkpoints" / f"step-{step:08d}", step)
         taken.append(state["progress"]["seconds"])
     assert taken[0] >= 3 * 0.2
     assert taken[1] >= taken[0] + 0.2

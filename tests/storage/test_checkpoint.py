@@ -20,10 +20,9 @@ from crashes import PowerLoss, forked, killed_at, list_changes, tapped
 from examples import is_whole, names, save
 
 import sslvit
-from sslvit.errors import CANNOT_WRITE
+from sslvit.errors import CANNOT_WRITE, CannotWrite, Stop
 from sslvit.storage import checkpoint
-from sslvit.storage.checkpoint import SaveFailed
-from sslvit.storage.manifest import STATE, TENSORS, CheckpointError
+from sslvit.storage.checkpoint import STATE, TENSORS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -314,7 +313,7 @@ def power_losses(root: Path, tmp_path: Path, older: int | None = 6, ignore: str 
                     step = found and found.step
                     if step not in ((9,) if done >= returned else (older, 9)) or (found and not is_whole(found)):
                         wrong.append(f"{top.name}: {step}")
-                except CheckpointError as error:
+                except Stop as error:
                     wrong.append(f"{top.name}: {error}")
                 if states % 7 == 0 and ignore is None:
                     checkpoint.restore(here)
@@ -368,7 +367,7 @@ def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint
             try:
                 save(here, 9)
                 message = None
-            except SaveFailed as error:
+            except CannotWrite as error:
                 message = str(error)
         if message is not None:
             failed += 1
@@ -392,7 +391,7 @@ def test_a_full_disk_is_one_typed_error_with_path_need_and_free_space_and_saving
     def child() -> None:
         for step, limit in enumerate([0, 1, 7, 8, 100, 512, 4096, 10_000, 65_536, 100_000, 199_000, 200_000], start=2):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            with pytest.raises(SaveFailed) as refused:
+            with pytest.raises(CannotWrite) as refused:
                 checkpoint.save(tmp_path, step, large, {})
             assert refused.value.code == CANNOT_WRITE
             for part in (
@@ -419,7 +418,7 @@ def test_too_little_free_space_is_noticed_before_anything_is_written(root, monke
         free: int
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1_000_000))
-    with pytest.raises(SaveFailed, match=r"too little free space \(needs 1.2 MB, 1.0 MB free\)"):
+    with pytest.raises(CannotWrite, match=r"too little free space \(needs 1.2 MB, 1.0 MB free\)"):
         checkpoint.save(root, 9, {"weight": torch.zeros(250_000)}, {})
     checkpoint.save(root, 9, {"weight": torch.zeros(200_000)}, {})
 
@@ -434,7 +433,7 @@ def test_what_reads_back_otherwise_is_not_made_visible(root, monkeypatch):
             path.write_bytes(path.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(os, "fsync", rot)
-    with pytest.raises(SaveFailed, match=r"tensors.safetensors reads back other than it was written"):
+    with pytest.raises(CannotWrite, match=r"tensors.safetensors reads back other than it was written"):
         save(root, 9)
     monkeypatch.undo()
     assert names(root) == ["step-00000003", "step-00000006"]
@@ -449,7 +448,7 @@ def test_a_root_that_was_deleted_during_the_run_is_made_again(root):
 def test_a_root_that_is_a_file_is_a_typed_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
-        with pytest.raises(SaveFailed, match=str(root)):
+        with pytest.raises(CannotWrite, match=str(root)):
             save(root, 1)
         assert checkpoint.latest(root) is None
 
