@@ -22,7 +22,7 @@ from sslvit.models.blocks import compiled
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
 from sslvit.runs.folder import prepare_folder
-from sslvit.runs.log import Log, complete, evaluations, progress_bar
+from sslvit.runs.log import Log, complete, evaluations, open_log, progress_bar
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
 from sslvit.training.batches import look, next_batch, sampler_for
@@ -72,7 +72,7 @@ def pretrain(
 
         facts = {"source": source.name, "steps": steps, "lengths": state.lengths} | data_fingerprint(source)
         if first < steps:
-            log = Log(config, accelerator, first, facts, owed=state.pending_line is not None)
+            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None)
             if evaluate and (first == 0 or state.pending_line is not None):
                 log.write(first, (state.pending_line or {}) | evaluate(objective.backbone))
                 state.pending_line = None
@@ -90,7 +90,7 @@ def pretrain(
         if accelerator.is_main_process:
             write_outcome(objective, source, config, state, steps, accelerator, trained=state.step > first)
         accelerator.wait_for_everyone()
-        return evaluations(config.out / "metrics.jsonl")
+        return evaluations(config.out)
 
 
 def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator) -> TrainConfig:

@@ -1,16 +1,14 @@
-"""The folder of a run: who may enter, one process at a time, and the log of its metrics."""
+"""The folder of a run: access to it, by one process at a time."""
 
 import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import socket
 import stat
 import time
 import uuid
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -20,7 +18,7 @@ from typing import Any
 from sslvit.errors import CannotWrite
 from sslvit.runs import files
 from sslvit.runs.files import CHECKPOINTS, LOCK
-from sslvit.storage import checkpoint, durable, jsonl
+from sslvit.storage import checkpoint, durable
 
 log = logging.getLogger(__name__)
 
@@ -241,79 +239,3 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, steps strictly increasing, across however many restarts.
-
-    Opened with the step of the checkpoint that the run continues from: lines of later steps, which will come again,
-    and a torn last line are dropped. Step 0 starts afresh. `sync` before a checkpoint makes the log as durable as it.
-    owed: the line of this step will come again too.
-    """
-
-    def __init__(self, path: str | Path, step: int, *, owed: bool = False):
-        self.path, self.last, self.pending = Path(path), -1, b""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        kept = [line for line in jsonl.parse(self.path, text) if 0 <= _step_of(line.values) <= step - owed and step > 0]
-        rising = _rising([_step_of(line.values) for line in kept])
-        for line in (line for place, line in enumerate(kept) if place not in rising):
-            jsonl.damaged(self.path, line.number, line.text)
-        kept = [kept[place] for place in sorted(rising)]
-        self.last = _step_of(kept[-1].values) if kept else -1
-        whole = b"".join(line.text + b"\n" for line in kept)
-        dropped = len(text.splitlines()) - len(kept)
-        if dropped:
-            log.warning("%s: %d lines after step %d or damaged were dropped", path, dropped, step)
-        if whole != text:
-            durable.replace(self.path, [whole])
-        self.fd = durable.without_links(self.path, os.O_WRONLY | os.O_CREAT)
-        self.size = os.fstat(self.fd).st_size
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Numbers that are not finite become null, which every JSON reader knows. A full disk delays lines, no more."""
-        if step <= self.last:
-            raise ValueError(f"{self.path}: step {step} follows step {self.last}")
-        self.last = step
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.pending += json.dumps({"step": step} | finite).encode() + b"\n"
-        self._put_out()
-
-    def sync(self) -> None:
-        self._put_out(durably=True)
-
-    def _put_out(self, durably: bool = False) -> None:
-        try:
-            done = 0
-            while done < len(self.pending):
-                done += os.pwrite(self.fd, self.pending[done:], self.size + done)
-            if durably:
-                os.fsync(self.fd)
-        except OSError as error:
-            os.ftruncate(self.fd, self.size)
-            log.warning("%s: %s; the lines since the last good write wait for the next", self.path, error.strerror)
-        else:
-            self.size, self.pending = self.size + done, b""
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-def _step_of(values: dict[str, Any]) -> int:
-    """-1 for a line that is none of ours."""
-    step = values.get("step")
-    return step if type(step) is int else -1
-
-
-def _rising(steps: list[int]) -> set[int]:
-    """The places of a longest strictly rising selection: a step that was damaged costs its own line and no other."""
-    ends: list[int] = []  # of a selection of each length, the place with the least last step
-    before: list[int] = []  # what each place follows
-    for place, step in enumerate(steps):
-        length = bisect_left(ends, step, key=steps.__getitem__)
-        before.append(ends[length - 1] if length else -1)
-        ends[length : length + 1] = [place]
-    chosen, place = set(), ends[-1] if ends else -1
-    while place >= 0:
-        chosen.add(place)
-        place = before[place]
-    return chosen

@@ -17,7 +17,8 @@ from sslvit.data.unreadable import UnreadableImages
 from sslvit.objectives.objective import Batch
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.runs import files
-from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
+from sslvit.runs.folder import FolderRefused, RunLocked, lock, prepare_folder
+from sslvit.runs.log import Log
 from sslvit.storage import checkpoint, durable
 from sslvit.train import pretrain
 from sslvit.training.bad_steps import save_bad_step
@@ -195,7 +196,7 @@ def test_a_copy_of_a_run_by_hard_links_does_not_change_when_the_run_goes_on(fini
             pass
         with pytest.raises(RunLocked):
             prepare_folder(folder, resume=True).__enter__()
-        metrics = MetricsLog(folder / "metrics.jsonl", 4)
+        metrics = Log(folder / "metrics.jsonl", 4)
         metrics.write(5, {"loss": 1.0})
         metrics.close()
         UnreadableImages(folder / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
@@ -225,7 +226,7 @@ def test_what_is_appended_to_is_opened_without_following_a_link(tmp_path, caplog
     for name in ("metrics.jsonl", "bad_images.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "new")
     with pytest.raises(OSError, match="symbolic links"):
-        MetricsLog(tmp_path / "metrics.jsonl", 0)
+        Log(tmp_path / "metrics.jsonl", 0)
     UnreadableImages(tmp_path / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
     assert "Too many levels of symbolic links; the bad images since then wait" in caplog.text
     assert not (tmp_path / "new").exists()

@@ -19,7 +19,8 @@ import torch
 from crashes import forked, killed_at, list_changes, tapped
 
 from sslvit.errors import CANNOT_WRITE
-from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder, still_held
+from sslvit.runs.folder import FolderRefused, RunLocked, lock, prepare_folder, still_held
+from sslvit.runs.log import Log
 from sslvit.storage import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -315,7 +316,7 @@ def steps(path: Path) -> list[int]:
 
 
 def written(path: Path, first: int, last: int) -> Path:
-    metrics = MetricsLog(path, first)
+    metrics = Log(path, first)
     for step in range(first + 1, last + 1):
         metrics.write(step, {"loss": 1 / step})
     metrics.close()
@@ -323,7 +324,7 @@ def written(path: Path, first: int, last: int) -> Path:
 
 
 def test_every_line_is_an_object_with_its_step_first(tmp_path):
-    metrics = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    metrics = Log(tmp_path / "metrics.jsonl", 0)
     metrics.write(0, {"knn": 0.25})
     metrics.write(10, {"loss": 2.5, "text": "ü\n", "flag": True, "bad": math.nan, "worse": -math.inf, "none": None})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -356,14 +357,14 @@ def test_lines_that_are_none_and_steps_that_come_twice_are_dropped(tmp_path, cap
     path.write_bytes(
         b'{"step": 1}\n\xff\xfe\n[]\n{"step": 1}\n{"step": "2"}\n{"step": 2}\n\n{"no": 3}\n{"step": 3}\n{"step": 4'
     )
-    MetricsLog(path, 10).close()
+    Log(path, 10).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
     assert "7 lines" in caplog.text
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
 def test_steps_that_do_not_rise_are_refused(tmp_path):
-    metrics = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    metrics = Log(tmp_path / "metrics.jsonl", 0)
     metrics.write(5, {})
     for step in (5, 4):
         with pytest.raises(ValueError, match=f"step {step} follows step 5"):
@@ -373,7 +374,7 @@ def test_steps_that_do_not_rise_are_refused(tmp_path):
 
 def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    metrics, full = MetricsLog(path, 0), False
+    metrics, full = Log(path, 0), False
 
     def refuse(name: str, args: tuple, named: dict) -> None:
         if full and name in ("pwrite", "fsync"):
@@ -396,7 +397,7 @@ def test_a_kill_while_the_log_is_opened_again_loses_no_line(tmp_path):
     whole = written(tmp_path / "whole", 0, 9).read_bytes()
 
     def reopen(folder: Path) -> None:
-        MetricsLog(folder / "metrics.jsonl", 6).close()
+        Log(folder / "metrics.jsonl", 6).close()
 
     def torn(name: str) -> Path:
         (tmp_path / name).mkdir()
