@@ -98,7 +98,7 @@ def test_overwriting_is_refused_where_anything_else_lies_and_names_it(finished, 
     named = "mpp" if theirs.startswith("mpp") else named
     with pytest.raises(FolderRefused) as refused, prepare_folder(folder, overwrite=True):
         pass
-    assert f"--overwrite: {folder} holds more than a run: {named}. Move what is not the run's" in str(refused.value)
+    assert f"--overwrite: {folder} holds more than a run: {named}. Move these away" in str(refused.value)
     assert {name: data for name, data in contents(folder).items() if name != "run.lock"} == {
         name: data for name, data in before.items() if name != "run.lock"
     }
@@ -248,7 +248,7 @@ def test_a_model_without_checkpoints_is_not_trained_anew_and_overwritten(tmp_pat
     tiny_run(tmp_path / "run", epochs=1.0)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = contents(tmp_path / "run")
-    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to go on from\. --init_from"):
+    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to continue from\. --init_from"):
         tiny_run(tmp_path / "run", epochs=1.0, resume=True)
     after = contents(tmp_path / "run")
     assert {name for name in before if before[name] != after[name]} <= {"run.lock"}
