@@ -27,7 +27,7 @@ def wanted(config: TrainConfig, accelerator: Accelerator) -> bool:
     if accelerator.mixed_precision == "fp16":
         raise ValueError("--shard with --precision fp16 would need one scale for all shares: use bf16, or no")
     if accelerator.num_processes == 1:
-        accelerator.print("warning: --shard with one process: there is nobody to share with")
+        accelerator.print("warning: --shard has no effect with a single process")
         return False
     return True
 

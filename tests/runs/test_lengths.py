@@ -286,5 +286,5 @@ def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 75, done.stderr
-    assert "stopped: asked to stop; nothing was trained, and the same command begins again" in done.stderr
+    assert "stopped: asked to stop; nothing was trained, and the same command starts again" in done.stderr
     assert "resume" not in done.stderr
