@@ -57,7 +57,7 @@ def dry_run(config: TrainConfig, objective: Objective, source: Images, views: Vi
     operations = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
     steps = steps_of(config, row.epoch_images)
     optimizer = optim.new_optimizer(objective, config)
-    tolerant = replace(config, max_bad=1.0)
+    tolerant = replace(config, max_bad=1.0, shard=False)
     run = assemble(objective, optimizer, row, views, None, tolerant, accelerator, first_step=0, steps=1 + TIMED)
     seconds, losses = [], []
     entered: list[tuple[Tensor, Batch]] = []

@@ -101,7 +101,7 @@ def clip(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Ten
     """Clips the gradients, and returns their global norm as it was."""
     most, each = config.clip or math.inf, config.clip_each
     parameters = [p for p in model.parameters() if p.grad is not None]
-    if sharding.is_split(model):
+    if config.shard:
         return sharding.clip(parameters, most, each)
     norm = accelerator.clip_grad_norm_(parameters, most)
     if each:

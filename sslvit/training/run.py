@@ -13,7 +13,6 @@ from sslvit.data.loader import Loaded, MicroBatches, Views, load
 from sslvit.data.unreadable import UnreadableImages
 from sslvit.models.blocks import keep_inputs_only
 from sslvit.objectives.objective import Objective
-from sslvit.training import sharding
 
 
 class Run(NamedTuple):
@@ -45,7 +44,7 @@ def assemble(
 ) -> Run:
     if config.grad_checkpointing:
         keep_inputs_only(objective)
-    if sharding.is_split(objective):
+    if config.shard:
         model, prepared = objective, accelerator.prepare(optimizer)
     else:
         model, prepared = accelerator.prepare(objective, optimizer)

@@ -52,8 +52,8 @@ def kill_a_worker(images: Path, out: Path, step: int, which: int, limit: float =
     assert process.returncode == 70
     (sentence,) = [line for line in said(out).splitlines() if line.startswith("error:")]
     assert sentence.startswith(f"error: a worker that reads images (pid {family[which].pid}) is gone: it crashed or")
-    assert re.search(rf"Workers were at {images}/\d\d\.png, {images}/\d\d\.png\. Fewer --workers", sentence)
-    assert "--resume goes on from the newest checkpoint" in sentence
+    assert re.search(rf"Workers were at {images}/\d\d\.png, at {images}/\d\d\.png\. Fewer --workers", sentence)
+    assert "--resume continues from the newest checkpoint" in sentence
     assert checkpoint.latest(out / "checkpoints").step >= step - 3
     again = one(images, out, *words)
     assert again.wait(60) == 0
@@ -156,7 +156,7 @@ def test_a_process_that_hangs_ends_all_within_the_timeout_and_three_seconds(imag
     assert not psutil.wait_procs([lead, other], timeout=40)[1]
     assert time.monotonic() - began < 5 + limit
     process.wait(40)
-    assert f"process 1 (pid {other.pid}) had been stopped, and was ended" in said(out)
+    assert f"process 1 (pid {other.pid}) had been stopped, and was killed" in said(out)
     assert (out / "stacks" / "process-0.txt").exists()
 
 
