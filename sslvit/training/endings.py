@@ -1,4 +1,4 @@
-"""The checkpoints that the loop leaves, and what it says of them when it ends before its last step."""
+"""The checkpoints of the loop, and its messages about them when it ends before its last step."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +37,7 @@ class Checkpoints:
     ):
         self.objective, self.optimizer, self.sampler, self.config = objective, optimizer, sampler, config
         self.accelerator, self.state, self.log = accelerator, state, log
-        self.failed, self.saved = 0, state.step  # how many in a row; the last step that is saved
+        self.failed, self.saved = 0, state.step  # failed saves in a row; the last step that is saved
 
     def save(self, *, final: bool) -> None:
         """final: there will be no other, so this one must not fail."""
@@ -92,13 +92,13 @@ class Checkpoints:
 def preempted(state: RunState, steps: int, out: Path) -> Preempted:
     if state.step == 0:
         return Preempted(f"asked to stop before the first of {steps} steps: there was nothing to save in {out}")
-    return Preempted(f"asked to stop at step {state.step} of {steps}; saved in {out}: --resume goes on from there")
+    return Preempted(f"asked to stop at step {state.step} of {steps}; saved in {out}: --resume continues from there")
 
 
 def kept_so_far(out: Path, bad: int | None = None) -> str:
-    """What a run that diverged leaves behind. bad: the first of the steps that were not finite."""
+    """A sentence about the newest checkpoint of a run that ends early. bad: the first of the non-finite steps."""
     saved = checkpoint.newest_step(out / "checkpoints")
     text = "No checkpoint had been saved yet" if saved is None else f"The newest checkpoint in {out} is of step {saved}"
     if bad is not None and (folder := out / "bad_steps" / f"step-{bad:08d}").exists():
-        text += f"; what entered the first of these steps is in {folder}, for sslvit.training.bad_steps.replay"
+        text += f"; the inputs of the first of these steps are in {folder}, for sslvit.training.bad_steps.replay"
     return text

@@ -194,4 +194,4 @@ def test_a_run_that_diverges_says_which_checkpoint_there_is(tmp_path, save_every
     else:
         assert saved is None
         assert "No checkpoint had been saved yet; " in sentence
-    assert f"what entered the first of these steps is in {out / 'bad_steps' / 'step-00000005'}, for" in sentence
+    assert f"the inputs of the first of these steps are in {out / 'bad_steps' / 'step-00000005'}, for" in sentence
