@@ -112,7 +112,7 @@ def test_launchers_that_would_take_over_are_refused_in_a_sentence(asked, said, m
         start(threads=1)
 
 
-def test_one_process_has_nobody_to_share_with(tmp_path, capsys, reference):
+def test_shard_has_no_effect_with_one_process(tmp_path, capsys, reference):
     tiny_run(tmp_path / "run", shard=True)
     assert "warning: --shard has no effect with a single process" in capsys.readouterr().out
     assert fingerprint(tmp_path / "run") == fingerprint(reference)
@@ -267,9 +267,7 @@ run_cli(lambda: tiny_run.tiny_run(Path(sys.argv[2]), shard=sys.argv[4] == "split
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("what", "weights"), [("loss", "whole"), ("gradient", "split")])
-def test_what_is_not_finite_on_one_of_two_processes_stops_both_and_reaches_nothing_that_is_kept(
-    tmp_path, what, weights
-):
+def test_non_finite_numbers_on_one_of_two_processes_stop_both_and_are_not_saved(tmp_path, what, weights):
     (tmp_path / "poisoned.py").write_text(POISONED)
     words = [str(tmp_path / "poisoned.py"), str(HERE), str(tmp_path / "run"), what, weights]
     done = launch([*TORCHRUN, free_port(), *words], ACCELERATE_USE_CPU="true")
@@ -481,9 +479,7 @@ def go(out: Path, data: str, **changes) -> None:
     pretrain(objective(), open_source(data, image_size=32), CropFlip(32), config, start(threads=1))
 
 
-def test_going_on_with_other_images_is_refused_with_both_counts_unless_it_is_allowed_and_a_moved_folder_is_no_other(
-    tmp_path, monkeypatch, capsys
-):
+def test_resuming_with_other_images_is_refused_unless_allowed_or_only_moved(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     folder, moved, out = tmp_path / "here", tmp_path / "there", tmp_path / "run"
     folder.mkdir()
@@ -510,13 +506,13 @@ def test_other_labels_of_the_same_images_are_other_data(tmp_path):
         go(tmp_path, "shapes:n=16,texture", resume=True)
 
 
-def test_a_bad_setting_is_refused_without_a_command_line_too_and_before_anything_is_written(tmp_path):
+def test_a_bad_setting_is_refused_before_anything_is_written_also_without_flags(tmp_path):
     with pytest.raises(ValueError, match="--lr is nan"):
         tiny_run(tmp_path / "run", lr=float("nan"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_accelerate_finds_is_taken_and_one_that_it_does_not_know_is_not(monkeypatch):
+def test_only_trackers_that_accelerate_knows_are_accepted(monkeypatch):
     monkeypatch.setattr("sslvit.processes.collectives.get_available_trackers", lambda: [LoggerType.TENSORBOARD, "mine"])
     check_trackers(("tensorboard",))
     with pytest.raises(ValueError, match="mine must be one of aim, clearml"):

@@ -52,8 +52,8 @@ RULES = (
         "embedding_std",
         lambda first: 0.3 * min(first, 1.0),
         "the embeddings of different images have become nearly one",
-        "Two networks agree best when they output the same for every image, and nothing prevented it: neither negatives "
-        "nor a stopped gradient, or the steps were too large for them",
+        "Two networks agree best when they output the same for every image, and neither negatives nor a stopped "
+        "gradient prevented it, or the steps were too large for them",
         "Check what prevents the trivial solution of this objective; then start again with a third of --lr",
     ),
     Rule(
@@ -67,8 +67,8 @@ RULES = (
         "teacher_information",
         lambda first: 0.005,
         "the teacher's outputs carry no information about the image",
-        "A student that cannot predict the teacher's output for another crop predicts the mean, and the teacher follows "
-        "it; a low temperature of the teacher works against this",
+        "A student that cannot predict the teacher's output for another crop predicts the mean, and the teacher "
+        "follows it; a low temperature of the teacher works against this",
         "Start again with a constant temperature of 0.04, larger small crops, and a third of --lr",
     ),
     Rule(

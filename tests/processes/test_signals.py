@@ -66,7 +66,7 @@ def test_each_signal_at_any_time_loses_no_step_and_changes_nothing(images, whole
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process_goes_on(images, whole, tmp_path):
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(images, whole, tmp_path):
     """World size 2, 1, 2: the same losses as with one process throughout."""
     out = tmp_path / "run"
     for begin in (two, one, two):
@@ -104,7 +104,7 @@ def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path, limit)
     assert checkpoint.latest(out / "checkpoints") is None
 
 
-def test_what_launchers_and_schedulers_send_twice_counts_once_and_nothing_ends_a_save(images, tmp_path):
+def test_signals_that_launchers_repeat_count_once_and_none_ends_a_save(images, tmp_path):
     """Ctrl-C reaches the run and its launcher, whose death sends SIGTERM; torchrun repeats what the scheduler sent."""
     out = tmp_path / "run"
     process = one(images, out, *RARELY, SLOW_SAVES="2.5")
@@ -250,7 +250,7 @@ class Evaluates:
         return {"eval/mean/sum": sum(p.double().sum().item() for p in backbone.parameters())}
 
 
-def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_run_goes_on(tmp_path):
+def test_a_due_evaluation_does_not_delay_a_stop_and_comes_when_the_run_resumes(tmp_path):
     class Asking(MPP):
         def forward(self, batch, progress):
             if interrupt and round(progress * STEPS) == 3:  # the fourth step ends the first pass
@@ -277,7 +277,7 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
-def test_a_kill_after_an_evaluation_was_made_up_for_and_before_the_next_checkpoint_does_not_keep_the_run_from_going_on(
+def test_a_kill_between_a_delayed_evaluation_and_the_next_checkpoint_loses_nothing(
     tmp_path,
 ):
     class Killed(BaseException):

@@ -119,7 +119,7 @@ def test_what_is_damaged_is_written_anew(finished, tmp_path, damaged):
 @pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_kill_before_anything_that_is_written_after_the_last_checkpoint_loses_nothing(finished, tmp_path):
+def test_a_kill_before_any_write_after_the_last_checkpoint_loses_nothing(finished, tmp_path):
     count = renames(partial(resume, at_its_last_checkpoint(finished, tmp_path / "counted")))
     check_as_unkilled(tmp_path / "counted", finished)
     assert count >= 2 * len(OUTCOME)

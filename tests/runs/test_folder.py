@@ -102,7 +102,7 @@ def test_of_two_runs_that_start_at_the_same_moment_one_goes_on(tmp_path):
 
 
 @pytest.mark.processes
-def test_the_lock_of_a_killed_process_is_free_at_once_even_while_a_worker_of_it_lives(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_at_once_even_while_its_worker_lives(tmp_path):
     for _ in range(3):
         with holder(tmp_path, worker=True), pytest.raises(RunLocked), lock(tmp_path):
             pass
@@ -119,7 +119,7 @@ def test_the_lock_file_names_pid_host_start_and_run(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["start"])
 
 
-def test_whatever_was_in_the_lock_file_the_folder_is_known_to_be_held_until_it_goes_away(tmp_path):
+def test_a_folder_is_locked_whatever_its_lock_file_contained_until_it_is_gone(tmp_path):
     (tmp_path / "run.lock").write_text('{"sslvit": "older"}' + "\n" * 5000)
     with prepare_folder(tmp_path):
         assert still_held(tmp_path)
@@ -294,7 +294,7 @@ def test_whatever_a_checkpoint_needs_of_the_disk_is_tried_at_the_door(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_kill_while_a_run_is_overwritten_or_entered_leaves_a_folder_that_can_be_entered(tmp_path):
+def test_a_kill_while_a_run_is_overwritten_or_entered_leaves_a_usable_folder(tmp_path):
     def overwrite(folder: Path) -> None:
         with prepare_folder(folder, overwrite=True):
             pass

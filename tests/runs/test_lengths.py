@@ -136,7 +136,7 @@ def test_a_run_made_longer_twice_keeps_both_sentences(tmp_path):
     assert [sentence.partition(":")[0] for sentence in told] == ["--epochs was 1, is now 2", "--epochs was 2, is now 3"]
 
 
-def test_a_kill_before_the_model_of_the_longer_run_is_written_leaves_it_to_the_next_restart(tmp_path):
+def test_a_model_that_a_kill_prevented_is_written_by_the_next_restart(tmp_path):
     out = tmp_path / "run"
     tiny_run(out, epochs=2.0)
     for name in ("model", "cost.json"):
@@ -243,7 +243,7 @@ def test_a_run_that_goes_on_after_its_end_says_that_its_model_is_older(tmp_path,
     )
 
 
-def test_a_checkpoint_of_a_version_that_did_not_say_what_the_model_is_is_told_in_a_sentence(tmp_path):
+def test_a_checkpoint_without_a_description_of_the_model_is_refused_in_a_sentence(tmp_path):
     found = checkpoint.latest(_stopped := tmp_path / "run" / "checkpoints")
     assert found is None
     checkpoint.save(_stopped, 3, {"objective.backbone.x": torch.ones(1)}, {"progress": {}})

@@ -99,7 +99,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
     return sent
 
 
-def test_what_is_uploaded_of_a_run_knows_no_path_of_this_machine_and_shows_names_as_they_are(tmp_path, monkeypatch):
+def test_uploads_contain_no_path_of_this_machine_and_show_names_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     images = tmp_path / "secret-project" / "<b>_[x](y)?token=abc123"
     images.mkdir(parents=True)

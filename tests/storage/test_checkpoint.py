@@ -233,9 +233,7 @@ def damaged(root: Path) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("work", "allowed"), [(third, {6, 9}), (resave, {6}), (damaged, {3, 9})])
-def test_sigkill_before_and_within_every_change_of_the_disk_leaves_the_old_or_the_new_checkpoint(
-    root, tmp_path, work, allowed
-):
+def test_sigkill_at_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint(root, tmp_path, work, allowed):
     shutil.copytree(root, tmp_path / "counted")
     changes = list_changes(partial(work, tmp_path / "counted"))
     # To be killed before a change is to be killed after the one before it.
@@ -276,7 +274,7 @@ def test_sigkill_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp
 
 
 @pytest.mark.processes
-def test_a_kill_in_the_restart_after_a_kill_after_a_kill_still_leaves_a_good_checkpoint(root):
+def test_kills_in_restarts_after_kills_still_leave_a_good_checkpoint(root):
     def one_more() -> None:
         save(root, checkpoint.restore(root).step + 1)
 
@@ -325,14 +323,14 @@ def power_losses(root: Path, tmp_path: Path, older: int | None = 6, ignore: str 
     return states, wrong
 
 
-def test_power_loss_after_any_step_of_a_save_leaves_the_old_checkpoint_or_the_new_one(root, tmp_path):
+def test_power_loss_at_any_step_of_a_save_leaves_the_old_or_the_new_checkpoint(root, tmp_path):
     (tmp_path / "states").mkdir()
     states, wrong = power_losses(root, tmp_path / "states")
     assert states >= 200
     assert wrong == []
 
 
-def test_power_loss_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp_path):
+def test_power_loss_in_the_first_save_leaves_nothing_or_a_whole_checkpoint(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "states").mkdir()
     states, wrong = power_losses(tmp_path / "run" / "checkpoints", tmp_path / "states", older=None)
@@ -348,9 +346,7 @@ def test_the_simulated_power_loss_does_find_what_a_missing_fsync_would_lose(root
 # Refusals of the disk
 
 
-def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint_and_the_next_save_works(
-    root, tmp_path
-):
+def test_an_error_at_any_change_of_the_disk_leaves_a_good_checkpoint(root, tmp_path):
     shutil.copytree(root, tmp_path / "counted")
     failed = 0
     for moment in range(len(list_changes(partial(save, tmp_path / "counted", 9)))):
@@ -383,7 +379,7 @@ def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint
 
 
 @pytest.mark.processes
-def test_a_full_disk_is_one_typed_error_with_path_need_and_free_space_and_saving_works_again_later(tmp_path):
+def test_a_full_disk_is_one_error_with_path_need_and_free_space_and_passes(tmp_path):
     """RLIMIT_FSIZE refuses to let a file grow, as a full disk does, in the middle of a write."""
     large = {"weight": torch.arange(50_000.0)}
     checkpoint.save(tmp_path, 1, large, {})
