@@ -145,7 +145,7 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
             due = Due.after(state.step, run, stop=stop, alarm=alarm is not None)
             line = log_line(run, state, alarm) if due.log else {}
             if due.evaluate and due.preempted:
-                state.pending_line, line = line, {}  # whoever asked to stop need not wait for an evaluation
+                state.pending_line, line = line, {}  # a stop does not wait for an evaluation
             elif due.evaluate and run.evaluate:
                 line |= run.evaluate()
                 clock.restart()

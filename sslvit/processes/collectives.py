@@ -23,7 +23,6 @@ _peers: dict[int, int] = {}  # the pids of the other processes on this machine, 
 _launch: set[str] = set()  # options of the launcher that this package takes over
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
-TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
 
 def processes() -> int:
@@ -55,9 +54,9 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
         ctx.size = len(value)
-        parts = [torch.empty_like(value) for _ in range(processes())]
-        dist.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
+        rows = [torch.empty_like(value) for _ in range(processes())]
+        dist.all_gather(rows, value.contiguous())
+        return torch.cat(rows)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -204,7 +203,8 @@ def assert_launched_together(seen: int) -> None:
     if requested > seen:
         raise ValueError(
             f"{requested} processes were requested, but this one sees {seen}: without a GPU Accelerate starts one, or "
-            f"several that each train alone. On a CPU start them with {TOGETHER.format(count=requested)}"
+            "several that each train alone. On a CPU start them with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {requested} SCRIPT"
         )
 
 

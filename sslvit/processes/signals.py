@@ -44,7 +44,7 @@ def _on_signal(number: int, frame: Any) -> None:
         if not _State.stepping:
             if not _State.resumable:
                 raise Preempted("asked to stop; nothing was trained, and the same command starts again")
-            raise Preempted("asked to stop; what was saved is kept, and the same command with --resume continues it")
+            raise Preempted("asked to stop; the same command with --resume continues from what was saved")
         _raise_if_waiting()
     # A repeated signal of the same kind means: stop now. One of another kind comes from a launcher that died of it.
     elif number == _State.number and now - _State.first > ONCE and not _State.saving:

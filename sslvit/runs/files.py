@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK, CHECKPOINTS = "run.lock", "checkpoints"
-APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # all else is written anew and renamed
-WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept before one is read or saved
+APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # other files are written whole and renamed
+WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept whenever one is read or saved
 _CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
 _BAD_STEP = r"bad_steps/step-\d{8,}"
 _FILES = (

@@ -36,7 +36,7 @@ def counting() -> FlopCounterMode:
         return 2 * 2 * query.numel() * key[-2]  # two products
 
     def backward(grad: torch.Size, query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
-        return 5 * 2 * query.numel() * key[-2]  # the first product anew, and two for each
+        return 5 * 2 * query.numel() * key[-2]  # the first product again, and two for each
 
     fused = "_scaled_dot_product_flash_attention_for_cpu"
     formulas = {fused: forward, f"{fused}_backward": backward}

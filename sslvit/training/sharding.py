@@ -6,7 +6,6 @@ or saved. So checkpoints are the same with and without sharding, and either cont
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from sslvit.config import TrainConfig
 from sslvit.models.blocks import Block
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Objective
 from sslvit.processes import collectives
 
 
@@ -46,7 +45,7 @@ def sharded(objective: Objective, optimizer: torch.optim.Optimizer, accelerator:
             fully_shard(module, mesh=mesh)
     fully_shard(trained, mesh=mesh)
     # Inside the hooks of FSDP: a wrapper around the module would be outside of them.
-    trained.forward = partial(under_autocast, trained.forward, accelerator)  # type: ignore[method-assign]
+    trained.forward = accelerator.autocast()(trained.forward)  # type: ignore[method-assign]
     names = {parameter: name for name, parameter in objective.named_parameters()}
     shards = dict(trained.named_parameters())
     for parameter in list(optimizer.state):
@@ -87,11 +86,6 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             gathered[name] = complete.cpu()
         del complete  # one at a time
     return gathered
-
-
-def under_autocast(forward: Callable, accelerator: Accelerator, batch: Batch, progress: float) -> Any:
-    with accelerator.autocast():
-        return forward(batch, progress)
 
 
 def evaluate_whole(evaluate: Callable, trained: Objective, objective: Objective) -> dict[str, float]:

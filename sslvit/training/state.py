@@ -1,4 +1,4 @@
-"""The state of a run between two steps: its parts in a checkpoint, and how they are restored."""
+"""The state of a run between two steps: how it is saved, restored and compared."""
 
 import json
 import time
@@ -78,21 +78,22 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 def restore_tensors(tensors: dict[str, Tensor], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Strictly: every weight is there, and no tensor is left over."""
-    weights = {name.removeprefix("objective."): t for name, t in tensors.items() if name.startswith("objective.")}
+    left = dict(tensors)
     try:
-        objective.load_state_dict(weights, strict=True)
+        objective.load_state_dict(_pop_prefixed(left, "objective."), strict=True)
     except RuntimeError as error:
         raise DataError(
             f"the checkpoint's weights do not fit this model: {' '.join(str(error).split())[:500]}"
         ) from error
-    left = {name: t for name, t in tensors.items() if name.startswith("optimizer.")}
     for name, parameter in objective.named_parameters():
-        prefix = f"optimizer.{name}."
-        mine = {key.removeprefix(prefix): left.pop(key) for key in list(left) if key.startswith(prefix)}
-        if mine:
-            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in mine.items()}
-    if left or len(weights) + sum(name.startswith("optimizer.") for name in tensors) != len(tensors):
-        raise ValueError(f"the checkpoint holds tensors that this run does not have: {sorted(left or tensors)[:5]}")
+        if moments := _pop_prefixed(left, f"optimizer.{name}."):
+            optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in moments.items()}
+    if left:
+        raise ValueError(f"the checkpoint holds tensors that this run does not have: {sorted(left)[:5]}")
+
+
+def _pop_prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
 def data_fingerprint(source: Images) -> dict[str, Any]:

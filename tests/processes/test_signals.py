@@ -260,7 +260,9 @@ def test_a_due_evaluation_does_not_delay_a_stop_and_comes_when_the_run_resumes(t
     def run(out: Path, evaluate: Evaluates) -> int:
         config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
         made = Asking(ViT(ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=2)))
-        asked = "asked to stop at step 4 of 16" if interrupt else "asked to stop; what was saved is kept"
+        asked = (
+            "asked to stop at step 4 of 16" if interrupt else "asked to stop; the same command with --resume continues"
+        )
         stops = pytest.raises(Preempted, match=asked) if interrupt or evaluate.interrupt else nullcontext()
         with stops:
             pretrain(made, source(), CropFlip(32), config, start(threads=1), evaluate)
@@ -316,4 +318,4 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
-    assert done.stderr.startswith("stopped: asked to stop; what was saved is kept")
+    assert done.stderr.startswith("stopped: asked to stop; the same command with --resume continues")
