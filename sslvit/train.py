@@ -56,7 +56,7 @@ def pretrain(
     with folder if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
 
-        # Where the run is: at its beginning, or at its newest checkpoint.
+        # The state of the newest checkpoint, or of the beginning.
         objective.to(accelerator.device)
         optimizer = optim.new_optimizer(objective, config)
         state = restore(objective, optimizer, source, config, accelerator)
@@ -66,7 +66,7 @@ def pretrain(
         first, steps = state.step, steps_of(config, sampler.epoch_images)
         if accelerator.num_processes > 1:
             collectives.assert_identical_on_all_ranks(must_agree(objective, source, config), accelerator.device)
-        if first == 0:
+        if first == 0:  # the data in words and pictures, and the cost of a step
             look(sampler, objective.backbone.image_size, views, config, accelerator)
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
 
@@ -94,7 +94,7 @@ def pretrain(
 
 
 def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
-    """The settings as they are recorded, and compared among processes and with a restart."""
+    """The settings as they are recorded and compared among processes and at a restart. Nothing is written before."""
     config.check()
     signals.listen()
     if objective.couples_samples and config.accumulation > 1:
