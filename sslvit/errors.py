@@ -1,4 +1,4 @@
-"""What stops a run, in one sentence, and the exit code that says it to a script."""
+"""Exceptions that stop a run with one sentence, and their exit codes."""
 
 LONGEST = 2000  # characters of a message
 
@@ -6,7 +6,7 @@ DIVERGED, BAD_DATA, NO_INPUT, INTERNAL, CANNOT_WRITE, PREEMPTED, BAD_CONFIGURATI
 
 
 class Stop(Exception):
-    """A run cannot go on, and the message says why and what to do. Plain ValueErrors are bad configurations."""
+    """The run cannot continue; the message says why, and the way out. Plain ValueErrors are bad configurations."""
 
     code = INTERNAL
 
@@ -27,7 +27,7 @@ class DataError(Stop, ValueError):
 
 
 class NoInput(DataError):
-    """There is no data where we were told to look."""
+    """There is no data at this place."""
 
     code = NO_INPUT
 
@@ -39,12 +39,12 @@ class CannotWrite(Stop, OSError):
 
 
 class Preempted(Stop):
-    """A signal asked us to stop, and everything was saved."""
+    """A signal asked the run to stop, and everything was saved."""
 
     code = PREEMPTED
 
 
 def shortened(text: str) -> str:
-    """The beginning and the end, where the way out stands, of a text that quotes a file at length."""
-    left_out = len(text) - LONGEST
-    return text if left_out <= 0 else f"{text[: LONGEST // 2]} ({left_out:,} characters) {text[-LONGEST // 2 :]}"
+    """The beginning and the end, with the way out, of a long text, such as one that quotes a file."""
+    excess = len(text) - LONGEST
+    return text if excess <= 0 else f"{text[: LONGEST // 2]} ({excess:,} characters) {text[-LONGEST // 2 :]}"

@@ -77,7 +77,7 @@ def cached(source: EncodedSource, workers: int = 0, say: Callable[[str], None] =
 
 def _open(folder: Path, source: EncodedSource, say: Callable[[str], None]) -> Source | None:
     try:
-        about = sealed.read(folder / ABOUT, longest=LONGEST_ABOUT, must=True)
+        about = sealed.read(folder / ABOUT, longest=LONGEST_ABOUT, require_seal=True)
         if "differs" in about:
             return source
         sealed.check(about, shape=list, xxh3_128=str, bad=list)

@@ -75,7 +75,7 @@ class UnreadableImages:
                 self._ids.add(id)
                 self._last = f"{json.dumps(line.values.get('path'))}: {line.values.get('reason')}"
             else:
-                jsonl.damaged(self.file, line.number, line.text)
+                jsonl.warn_of_damage(self.file, line.number, line.text)
         self._lines += whole.count(b"\n") + len(newline)
 
     def tolerated(self, read: int) -> float:

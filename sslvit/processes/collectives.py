@@ -1,4 +1,4 @@
-"""Processes: starting them honestly, and the few collectives that objectives use. The identity on one process."""
+"""Several processes: their start, checks that they train together, and collectives, which do nothing on one process."""
 
 import atexit
 import ctypes
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from sslvit.processes import launcher, signals
 
-_pids: dict[int, int] = {}  # of the other processes on this machine, by rank
-_launch: set[str] = set()  # what else the launcher asked for
+_peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
+_launch: set[str] = set()  # options of the launcher that this package takes over
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
-TOGETHER = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node {count} SCRIPT"
 
 
 def processes() -> int:
@@ -47,26 +46,17 @@ def all_mean(value: Tensor) -> Tensor:
 def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
     """The means of scalars over processes, in one collective and one wait for the device."""
     device = next(value.device for value in values.values() if isinstance(value, Tensor))
-    row = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
-    return dict(zip(values, all_mean(row).tolist(), strict=True))
-
-
-def of_the_first(value: bool, device: torch.device) -> bool:
-    """What the first process says."""
-    if processes() == 1:
-        return value
-    said = torch.tensor(float(value), device=device)
-    dist.broadcast(said, 0)
-    return bool(said.item())
+    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
+    return dict(zip(values, all_mean(stacked).tolist(), strict=True))
 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
         ctx.size = len(value)
-        parts = [torch.empty_like(value) for _ in range(processes())]
-        dist.all_gather(parts, value.contiguous())
-        return torch.cat(parts)
+        rows = [torch.empty_like(value) for _ in range(processes())]
+        dist.all_gather(rows, value.contiguous())
+        return torch.cat(rows)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
@@ -89,9 +79,9 @@ def start(
     log_with: tuple[str, ...] = (),
     project_dir: str | None = None,
 ) -> Accelerator:
-    """The Accelerator, after checking that the processes which were started see each other.
+    """The Accelerator, after a check that all processes that were started see each other.
 
-    precision None leaves the choice to `accelerate launch`. threads 0 shares this machine's cores among its processes:
+    precision None leaves the choice to `accelerate launch`. threads 0 divides this machine's cores among its processes:
     the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
     """
     take_over_sharding()
@@ -117,36 +107,36 @@ def start(
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Accelerate only warns of a tracker that is missing; a run that was to be tracked must not start untracked."""
-    given = f"--log_with {' '.join(names)}"
+    """Accelerate only warns of a missing tracker; a run that is to be tracked must not start untracked."""
+    option = f"--log_with {' '.join(names)}"
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"{given}: {name} must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
-    installed = {str(tracker) for tracker in get_available_trackers()}  # some of them an Enum's members
+            raise ValueError(f"{option}: {name} must be one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+    installed = {str(tracker) for tracker in get_available_trackers()}  # some are members of an Enum
     if missing := [name for name in names if name not in installed]:
         extra = " (pip install 'sslvit[trackers]' installs tensorboard, trackio and wandb)"
-        raise ValueError(f"{given}: not installed: pip install {' '.join(missing)}{extra}")
+        raise ValueError(f"{option}: not installed: pip install {' '.join(missing)}{extra}")
 
 
 def take_over_sharding() -> None:
-    """Sharding is the loop's (training/sharding.py), so that checkpoints stay whole: launchers only ask for it."""
-    asked = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if truth(f"ACCELERATE_USE_{name}")]
-    if not asked:
+    """The loop shards (training/sharding.py), so that checkpoints stay whole; launchers only ask for it."""
+    plugins = [name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if is_true(f"ACCELERATE_USE_{name}")]
+    if not plugins:
         return
-    if asked != ["FSDP"] or os.environ.get("FSDP_VERSION") != "2":
-        version = f" version {os.environ.get('FSDP_VERSION', 1)}" if asked == ["FSDP"] else ""
+    if plugins != ["FSDP"] or os.environ.get("FSDP_VERSION") != "2":
+        version = f" version {os.environ.get('FSDP_VERSION', 1)}" if plugins == ["FSDP"] else ""
         raise ValueError(
-            f"{asked[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
+            f"{plugins[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
             "weights and moments too (recipes/configs/fsdp2.yaml, or --shard under any launcher)"
         )
     for name, instead in (("OFFLOAD_PARAMS", "more processes"), ("ACTIVATION_CHECKPOINTING", "--grad_checkpointing")):
-        if truth(f"FSDP_{name}"):
-            raise ValueError(f"fsdp_{name.lower()} of accelerate's configuration is not done here: use {instead}")
+        if is_true(f"FSDP_{name}"):
+            raise ValueError(f"fsdp_{name.lower()} of Accelerate's configuration is not supported: use {instead}")
     del os.environ["ACCELERATE_USE_FSDP"]  # or Accelerate would do it
     _launch.add("shard")
 
 
-def truth(name: str) -> bool:
+def is_true(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
@@ -155,9 +145,9 @@ def launched_to_shard() -> bool:
 
 
 def keep_memory() -> None:
-    """Freed tensors stay in this process. By default glibc hands large ones back to the kernel, and each step pays for
-    clearing their pages again: a sixth of a step of XS/4 with 64 images, nothing with tensors that are small anyway. In
-    return the process holds what it once needed until it ends."""
+    """Freed tensors stay in this process. By default glibc returns large ones to the kernel, and each step pays for
+    clearing their pages again: a sixth of a step of XS/4 with 64 images, nothing for small tensors. In return the
+    process keeps its peak memory until it ends."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
@@ -167,8 +157,8 @@ def keep_memory() -> None:
 
 
 def start_run(config: Any) -> Accelerator:
-    """By a TrainConfig."""
-    signals.listen(goes_on=not (config.dry_run or config.show_views))
+    """`start` by a TrainConfig."""
+    signals.listen(resumable=not (config.dry_run or config.show_views))
     return start(
         precision=config.precision,
         threads=config.threads,
@@ -179,28 +169,28 @@ def start_run(config: Any) -> Accelerator:
 
 
 def leave_group() -> None:
-    if dist.is_initialized():  # not yet by another start
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def record_peers(device: torch.device) -> None:
-    """Learns who else is on this machine, for when one of them does not answer any more."""
-    mine = torch.tensor([[zlib.crc32(os.uname().nodename.encode()), os.getpid()]], device=device)
-    others = all_gather(mine).tolist()
-    _pids.update({r: pid for r, (host, pid) in enumerate(others) if host == others[rank()][0] and r != rank()})
+    """Remembers the other processes on this machine, for when one of them does not answer any more."""
+    host = zlib.crc32(os.uname().nodename.encode())
+    rows = all_gather(torch.tensor([[host, os.getpid()]], device=device)).tolist()
+    _peers.update({r: pid for r, (its_host, pid) in enumerate(rows) if its_host == host and r != rank()})
 
 
 def peers() -> dict[int, int]:
     """The pids of the other processes on this machine, by rank."""
-    return dict(_pids)
+    return dict(_peers)
 
 
 def assert_identical_on_all_ranks(facts: dict[str, str], device: torch.device) -> None:
-    """Stops all processes if a fact is not the same in each: they would train different things as one."""
+    """Raises ValueError in all processes if a fact differs between them."""
     mine = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) for text in facts.values()]
-    found = all_gather(torch.tensor([mine], device=device)).tolist()
-    for other, theirs in enumerate(found):
-        if different := [name for name, a, b in zip(facts, found[0], theirs, strict=True) if a != b]:
+    hashes = all_gather(torch.tensor([mine], device=device)).tolist()
+    for other, theirs in enumerate(hashes):
+        if different := [name for name, a, b in zip(facts, hashes[0], theirs, strict=True) if a != b]:
             raise ValueError(
                 f"process {other} has other {' and '.join(different)} than process 0: start all with one command, on "
                 "the same files, with the same versions"
@@ -208,24 +198,25 @@ def assert_identical_on_all_ranks(facts: dict[str, str], device: torch.device) -
 
 
 def assert_launched_together(seen: int) -> None:
-    """Stops when several processes were asked for but each would train alone, all writing one folder."""
-    asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_the_launcher())
-    if asked > seen:
+    """Raises ValueError if several processes were requested but each would train alone, all writing one folder."""
+    requested = max(int(os.environ.get("WORLD_SIZE", 1)), _requested_of_the_launcher())
+    if requested > seen:
         raise ValueError(
-            f"{asked} processes were asked for, but this one sees {seen}: without a GPU Accelerate starts one process, "
-            f"or several that each train alone. On a CPU start them with {TOGETHER.format(count=asked)}"
+            f"{requested} processes were requested, but this one sees {seen}: without a GPU Accelerate starts one, or "
+            "several that each train alone. On a CPU start them with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {requested} SCRIPT"
         )
 
 
 def stop_with_the_launcher() -> None:
-    """`accelerate launch` dies of a signal and passes nothing on, torchrun of SIGKILL: the run would train on with
-    nobody to wait for it. On Linux it is then sent the signal that saves."""
+    """`accelerate launch` dies of a signal without passing it on, torchrun of SIGKILL, and the run would train on. On
+    Linux the kernel then sends it the signal that saves."""
     if sys.platform == "linux" and (launcher.command() or "TORCHELASTIC_RUN_ID" in os.environ):
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
-def _asked_of_the_launcher() -> int:
-    """`accelerate launch --cpu --num_processes 2` starts one process and tells it nothing: ask the parent."""
+def _requested_of_the_launcher() -> int:
+    """`accelerate launch --cpu --num_processes 2` starts one process that cannot know, except from its parent."""
     words = launcher.command()
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, _, value = word.replace("-", "_").partition("=")

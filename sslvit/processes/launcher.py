@@ -1,4 +1,4 @@
-"""`accelerate launch`, as the process sees it that was started by it."""
+"""`accelerate launch`, as seen by the process that it started."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import psutil
 
 AT_MOST = 5  # seconds that the launcher may take to end after this process
-LAST_WORDS = """
+REPEAT = """
 import os, select, sys
 mine, launcher, seconds, sentence = sys.argv[1:]
 select.select([int(mine)], [], [], 60)
@@ -17,7 +17,7 @@ os.write(2, b"\\n" + os.fsencode(sentence) + b"\\n")
 
 
 def command() -> list[str]:
-    """The words of the `accelerate launch` that started this process, if one did."""
+    """The command line of the `accelerate launch` that started this process, if any."""
     try:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
@@ -26,11 +26,9 @@ def command() -> list[str]:
 
 
 def repeat_after_it(sentence: str) -> None:
-    """Says a sentence again when the launcher has ended, which prints twenty lines of its own traceback first.
+    """Prints an error again after the launcher, which ends in twenty lines of its own traceback that do not name the
+    cause. By a process that waits for the launcher's end, a tenth of a second as a rule and never more than AT_MOST.
 
-    By a process that outlives this one until the launcher has ended, a tenth of a second as a rule and never more than
-    AT_MOST seconds. A shell may show its prompt before the sentence, and whoever reads the launcher's output through a
-    pipe waits for it too; but else the last thing on the terminal is a CalledProcessError that does not name the cause.
     Not where `accelerate launch --quiet` prints nothing, and not under torchrun, which ends in a table of processes.
     """
     words = command()
@@ -39,11 +37,11 @@ def repeat_after_it(sentence: str) -> None:
     try:
         mine, launcher = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", LAST_WORDS, str(mine), str(launcher), str(AT_MOST), sentence],
+            [sys.executable, "-I", "-S", "-c", REPEAT, str(mine), str(launcher), str(AT_MOST), sentence],
             pass_fds=[mine, launcher],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-    except OSError:  # an old kernel, or no more processes: then it was said once
+    except OSError:  # an old kernel, or no more processes: then it is printed once
         return

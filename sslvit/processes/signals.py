@@ -1,5 +1,5 @@
-"""Signals that ask a run to stop: after its step, when it has saved; and at once where there is nothing to save, or
-where images are awaited, since no step is under way then."""
+"""Signals that ask a run to stop: after its step, once it has saved; and at once where there is nothing to save, or
+while it waits for images, since no step is under way then."""
 
 import os
 import signal
@@ -7,31 +7,31 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 from sslvit.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-ONCE = 1.0  # seconds in which launchers and schedulers send again what they mean once
+ONCE = 1.0  # seconds within which launchers and schedulers repeat a signal that they mean once
 
 
 class Interrupted(BaseException):
-    """Asked to stop while waiting. No Exception, or whoever reads images would take it for a bad file of theirs."""
+    """Asked to stop while waiting. Not an Exception, or a reader of images would take it for a bad file."""
 
 
-class _Asked:
-    """The process has one: signals are its own."""
+class _State:
+    """One for the process, since signals are the process's."""
 
-    number, first = 0, 0.0
+    number, first = 0, 0.0  # the signal that was received, and when
     stepping = saving = waiting = False
-    goes_on = True
+    resumable = True
 
 
-def listen(*, goes_on: bool = True) -> None:
-    """From here on. Before the first step, between runs and after the last one a signal ends the process by Preempted:
-    what is worth keeping is on the disk. goes_on: whether there is something that --resume goes on with."""
-    _Asked.number, _Asked.goes_on = 0, goes_on
+def listen(*, resumable: bool = True) -> None:
+    """Handles signals from here on. Before the first step, between runs and after the last one a signal ends the
+    process by Preempted: all results are on the disk. resumable: whether --resume has something to continue."""
+    _State.number, _State.resumable = 0, resumable
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _on_signal)
@@ -39,62 +39,58 @@ def listen(*, goes_on: bool = True) -> None:
 
 def _on_signal(number: int, frame: Any) -> None:
     now = time.monotonic()
-    if not _Asked.number:
-        _Asked.number, _Asked.first = number, now
-        if not _Asked.stepping:
-            if not _Asked.goes_on:
-                raise Preempted("asked to stop; nothing was trained, and the same command begins again")
-            raise Preempted("asked to stop; what was saved is kept, and the same command with --resume goes on from it")
+    if not _State.number:
+        _State.number, _State.first = number, now
+        if not _State.stepping:
+            if not _State.resumable:
+                raise Preempted("asked to stop; nothing was trained, and the same command starts again")
+            raise Preempted("asked to stop; the same command with --resume continues from what was saved")
         _raise_if_waiting()
-    # A launcher that dies of the signal sends another one: only the same one again is somebody's impatience.
-    elif number == _Asked.number and now - _Asked.first > ONCE and not _Asked.saving:
+    # A repeated signal of the same kind means: stop now. One of another kind comes from a launcher that died of it.
+    elif number == _State.number and now - _State.first > ONCE and not _State.saving:
         sys.exit(128 + number)
 
 
 def stop_requested() -> bool:
-    return bool(_Asked.number)
+    return bool(_State.number)
 
 
 @contextmanager
-def stepping() -> Iterator[None]:
-    """Signals wait for who asks about them, after each step."""
-    _Asked.stepping = True
+def _within(flag: Literal["stepping", "saving", "waiting"]) -> Iterator[None]:
     try:
+        setattr(_State, flag, True)
         yield
     finally:
-        _Asked.stepping = False
+        setattr(_State, flag, False)
+
+
+def stepping() -> AbstractContextManager[None]:
+    """In its `with` block a signal only sets `stop_requested`, which the loop reads after each step."""
+    return _within("stepping")
+
+
+def saving() -> AbstractContextManager[None]:
+    """In its `with` block not even a second signal ends the process."""
+    return _within("saving")
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """A signal raises Interrupted in here, also one that came before."""
-    try:
-        _Asked.waiting = True
-        if _Asked.number and _Asked.stepping:
+    """In its `with` block a signal raises Interrupted, also one that came before."""
+    with _within("waiting"):
+        if _State.number and _State.stepping:
             _raise_if_waiting()
         yield
-    finally:
-        _Asked.waiting = False
 
 
 def _raise_if_waiting() -> None:
-    if _Asked.waiting:
-        _Asked.waiting = False  # once: what clears up after it is not to be interrupted
+    if _State.waiting:
+        _State.waiting = False  # once: the cleaning up after it must not be interrupted
         raise Interrupted
 
 
-@contextmanager
-def saving() -> Iterator[None]:
-    """Not even a second signal ends the process in here."""
-    _Asked.saving = True
-    try:
-        yield
-    finally:
-        _Asked.saving = False
-
-
 def ignore_signals_in_worker() -> None:
-    """In a loader's worker: who signals all processes of a run means the run, which saves and ends its workers."""
+    """In a loader's worker: a signal to all processes of a run is for the run itself, which saves and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -23,10 +23,11 @@ from sslvit.objectives.objective import Batch, Objective
 from sslvit.reports.show_views import show_views
 from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
-from sslvit.train import Run, assemble, backward
+from sslvit.train import backward
 from sslvit.training import optim
 from sslvit.training.batches import look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image, peak_memory
+from sslvit.training.run import Run, assemble
 from sslvit.training.sharding import wanted
 from sslvit.training.state import training_tensors
 
@@ -71,7 +72,7 @@ def dry_run(config: TrainConfig, objective: Objective, images: Images, views: Vi
     flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
     steps = steps_of(config, row.epoch_images)
     optimizer = optim.new_optimizer(objective, config)
-    tolerant = replace(config, max_bad=1.0)
+    tolerant = replace(config, max_bad=1.0, shard=False)
     run = assemble(objective, optimizer, row, views, None, tolerant, accelerator, first_step=0, steps=1 + TIMED)
     taken = take_steps(run, optimizer, steps)
 

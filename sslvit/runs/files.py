@@ -1,4 +1,4 @@
-"""What a run writes into its folder, in one list. Nothing else is deleted there, and no link there is followed.
+"""The list of files that a run writes into its folder. Nothing else is deleted there, and no link is followed.
 
 A folder may hold further runs of the same form: the choice of a rate in fine-tuning keeps each in choice/lr-...
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK, CHECKPOINTS = "run.lock", "checkpoints"
-APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # all else is written anew and renamed
-WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept before one is read or saved
+APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # other files are written whole and renamed
+WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept whenever one is read or saved
 _CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
 _BAD_STEP = r"bad_steps/step-\d{8,}"
 _FILES = (
@@ -41,12 +41,12 @@ LEFT_BY_A_KILL = re.compile(r"(.*/)?\.(tmp|del)-[^/]*", re.DOTALL)
 
 
 def foreign(folder: Path) -> list[str]:
-    """What lies in the folder and is not a run's: files, links and folders, by their paths in it."""
+    """Files, links and folders that are not a run's, by their paths in the folder."""
     return sorted(name for name, _, is_file, is_folder in _entries(folder) if not (is_file or is_folder))
 
 
 def misplaced(folder: Path) -> list[str]:
-    """What bears the name of something that a run writes and is something else, such as a link or a named pipe."""
+    """Paths at which a run writes a file or a folder and which are something else, such as a link or a named pipe."""
     return sorted(
         name
         for name, kind, is_file, is_folder in _entries(folder)
@@ -55,13 +55,13 @@ def misplaced(folder: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, int, bool, bool]]:
-    """Of all that lies in the folder: the path, what it is, and whether a run's files and its folders have such paths.
-    No link is followed, and folders that are not a run's are not looked into; what a kill left is deleted anyway."""
+    """Everything in the folder: its path, its mode, and whether it has the path of a run's file or of a run's folder.
+    No link is followed, and other folders are not entered. Leftovers of a kill, which will be deleted, are skipped."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = os.path.relpath(os.path.join(parent, name), folder)
             if LEFT_BY_A_KILL.fullmatch(path):
                 continue
-            yield path, os.lstat(Path(folder) / path).st_mode, bool(FILE.fullmatch(path)), bool(FOLDER.fullmatch(path))
+            yield path, os.lstat(folder / path).st_mode, bool(FILE.fullmatch(path)), bool(FOLDER.fullmatch(path))
         inside = {name: os.path.relpath(os.path.join(parent, name), folder) for name in folders}
         folders[:] = [name for name, path in inside.items() if FOLDER.fullmatch(path)]

@@ -1,16 +1,14 @@
-"""The folder of a run: who may enter, one process at a time, and the log of its metrics."""
+"""The folder of a run: access to it, by one process at a time."""
 
 import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import socket
 import stat
 import time
 import uuid
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -20,17 +18,17 @@ from typing import Any
 from sslvit.errors import CannotWrite
 from sslvit.runs import files
 from sslvit.runs.files import CHECKPOINTS, LOCK
-from sslvit.storage import checkpoint, durable, jsonl
+from sslvit.storage import checkpoint, durable
 
 log = logging.getLogger(__name__)
 
 LONGEST_LOCK = 1 << 16
-NAMED = 5  # of what lies in a folder
-HELD: dict[int, str] = {}  # the locks that this process holds: their descriptors, and the ids of the runs
+NAMED = 5  # at most, of the files that a message is about
+HELD: dict[int, str] = {}  # the ids of the runs that this process has locked, by the descriptors of their locks
 
 
 class FolderRefused(CannotWrite):
-    """The folder cannot be written, or holds something that must not be mixed with or replaced by a run."""
+    """The folder cannot be written, or has content that must not be mixed with or replaced by a run."""
 
 
 class RunLocked(CannotWrite):
@@ -45,29 +43,24 @@ def prepare_folder(out: str | Path, *, resume: bool = False, overwrite: bool = F
     """
     folder = Path(out)
     if resume and overwrite:
-        raise ValueError(f"{folder}: resume continues the run that overwrite deletes; choose one")
-    with ExitStack() as entered:
+        raise ValueError(f"{folder}: --resume continues the run that --overwrite deletes; choose one")
+    with ExitStack() as locked:
         try:
-            _enter(folder, entered, resume, overwrite)
+            _enter(folder, locked, resume, overwrite)
         except CannotWrite:
             raise
         except OSError as error:
             reason = "it is a file" if folder.is_file() else error.strerror or error
-            raise FolderRefused(
-                f"{folder} cannot be written as a run folder: {reason}; choose another --out"
-            ) from error
+            raise FolderRefused(f"{folder} cannot be written: {reason}; choose another --out") from error
         yield folder
 
 
-def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> None:
+def _enter(folder: Path, locked: ExitStack, resume: bool, overwrite: bool) -> None:
     durable.make_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if names and not holds_a_run(folder):
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise FolderRefused(
-            f"{folder} is not empty ({', '.join(names[:3])}{more}) and holds no run: choose another --out"
-        )
-    entered.enter_context(lock(folder))  # before anything is judged or deleted: another process may be at work in here
+        raise FolderRefused(f"{folder} is not empty ({_some(names)}) and holds no run: choose another --out")
+    locked.enter_context(lock(folder))  # before anything is judged or deleted: another process may be at work in here
     for place in (folder, *(folder / name for name in files.WRITTEN_INTO)):
         if place.is_dir() and (place == folder or not place.is_symlink()):
             durable.sweep(place)
@@ -76,7 +69,7 @@ def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> N
     if content and overwrite:
         _delete_run(folder, content)
     elif content and resume:
-        _check_goes_on(folder)
+        _check_can_resume(folder)
     elif content:
         step = checkpoint.newest_step(folder / CHECKPOINTS)
         newest = "none" if step is None else f"step {step}"
@@ -89,8 +82,7 @@ def _enter(folder: Path, entered: ExitStack, resume: bool, overwrite: bool) -> N
 def _delete_run(folder: Path, content: list[Path]) -> None:
     if others := files.foreign(folder):
         raise FolderRefused(
-            f"--overwrite: {folder} holds more than a run: {_some(others)}. Move what is not the run's away, or "
-            "choose another --out"
+            f"--overwrite: {folder} holds more than a run: {_some(others)}. Move these away, or choose another --out"
         )
     trash = durable.temporary(folder, "overwritten")
     for path in sorted(content, key=lambda path: path.name != "model"):  # never a model without its checkpoints
@@ -98,16 +90,16 @@ def _delete_run(folder: Path, content: list[Path]) -> None:
     durable.delete(trash)
 
 
-def _check_goes_on(folder: Path) -> None:
+def _check_can_resume(folder: Path) -> None:
     check_no_links(folder)
     for path in (folder / name for name in files.APPENDED):
-        # What is appended to the log of a run must not appear in its copy by `cp -al` too, which shares the file.
+        # Lines appended to the log of a run must not appear in its copy by `cp -al` too, which shares the file.
         if path.exists() and path.stat().st_nlink > 1:
             durable.replace(path, [path.read_bytes()])
     if (folder / "model").exists() and checkpoint.newest_step(folder / CHECKPOINTS) is None:
         raise FolderRefused(
-            f"--resume: {folder} holds a trained model and no checkpoint to go on from. --init_from {folder} with "
-            "another --out trains its model further; --overwrite deletes it and begins anew"
+            f"--resume: {folder} holds a trained model and no checkpoint to continue from. --init_from {folder} with "
+            "another --out trains its model further; --overwrite deletes it and starts again"
         )
 
 
@@ -115,8 +107,8 @@ def check_no_links(folder: Path) -> None:
     """A link under a name that a run writes would have the run write elsewhere."""
     if odd := files.misplaced(folder):
         raise FolderRefused(
-            f"{folder} has links, or other things that are no plain files and folders, where a run writes: "
-            f"{_some(odd)}. Nothing is written through them: remove them, or put copies of what they point to there"
+            f"{folder} has links, or other things that are not regular files or folders, where a run writes: "
+            f"{_some(odd)}. Nothing is written through them: remove them, or replace them by copies of their targets"
         )
 
 
@@ -126,7 +118,7 @@ def _some(names: list[str]) -> str:
 
 
 def still_held(folder: Path) -> bool:
-    """Whether the folder is still the one that this process has locked, and was not deleted, moved or made again."""
+    """Whether the folder is still the one that this process has locked: not deleted, moved or created again."""
     return _holder(folder).get("run") in HELD.values()
 
 
@@ -136,12 +128,12 @@ def check_still_ours(folder: Path) -> None:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Only what no other program leaves: a bare config.json could be anybody's model."""
+    """By files that no other program leaves: a bare config.json could be any model's."""
     return "sslvit" in _holder(folder) or checkpoint.newest_step(folder / CHECKPOINTS) is not None
 
 
 def _try_writing(folder: Path) -> None:
-    """All that a checkpoint needs of a file system, so that it fails now and not after the first hour."""
+    """Tries all that a checkpoint needs of a file system, so that it fails now and not after the first hour."""
     probe = durable.temporary(folder, "probe")
     try:
         durable.write(probe / "probe", [b"probe"])
@@ -161,13 +153,13 @@ def lock(folder: Path) -> Iterator[str]:
     HELD[fd] = run
     try:
         me = {
-            "sslvit": "This folder belongs to a run. Whoever holds a lock on this file is writing here.",
+            "sslvit": "This folder belongs to a run. The process that has locked this file is writing here.",
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": run,
         }
-        # One write of constant length over the last holder's: the file is never empty, at no moment, once it was used.
+        # One write of constant length over the last holder's: once it was used, the file is never empty.
         os.ftruncate(fd, os.pwrite(fd, f"{json.dumps(me):<511}\n".encode(), 0))
         os.fsync(fd)
         yield run
@@ -177,26 +169,26 @@ def lock(folder: Path) -> Iterator[str]:
 
 
 def _locked(file: Path) -> int:
-    """A descriptor of the lock file, locked. The file is this folder's alone: one that has another name elsewhere (a
-    hard link, as in a copy by `cp -al`) is replaced by its copy, and what is there no more is not held to be the lock.
+    """A descriptor of the lock file, locked. The file must be this folder's alone: one that has another name elsewhere
+    (a hard link, as in a copy by `cp -al`) is replaced by its copy, and one that has been replaced is opened again.
     """
-    for last in (False,) * 9 + (True,):  # on a file system whose files have no lasting numbers, it is taken as it is
+    for last in (False,) * 9 + (True,):  # a file system may have no stable inode numbers: then any locked file will do
         try:
             fd = durable.without_links(file, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
-            raise _no_plain_file(file) from error
+            raise _not_regular(file) from error
         try:
             mine = os.fstat(fd)
             if not stat.S_ISREG(mine.st_mode):
-                raise _no_plain_file(file)
+                raise _not_regular(file)
             _take(fd, file.parent)
-            mine = os.fstat(fd)  # as it is now that nobody else replaces it
-            there = os.lstat(file) if os.path.lexists(file) else None
-            if last or (mine.st_nlink == 1 and there is not None and os.path.samestat(mine, there)):
+            mine = os.fstat(fd)  # from here on no other process replaces it
+            in_place = os.path.lexists(file) and os.path.samestat(mine, os.lstat(file))
+            if last or (in_place and mine.st_nlink == 1):
                 return fd
-            if there is not None and os.path.samestat(mine, there):
+            if in_place:
                 durable.replace(file, [os.pread(fd, LONGEST_LOCK, 0)])
         except BaseException:
             os.close(fd)
@@ -205,8 +197,8 @@ def _locked(file: Path) -> int:
     raise AssertionError("the last turn returns or raises")
 
 
-def _no_plain_file(file: Path) -> FolderRefused:
-    return FolderRefused(f"{file} is a link or no plain file: remove it, or choose another --out")
+def _not_regular(file: Path) -> FolderRefused:
+    return FolderRefused(f"{file} is a link, or not a regular file: remove it, or choose another --out")
 
 
 def _take(fd: int, folder: Path) -> None:
@@ -214,7 +206,7 @@ def _take(fd: int, folder: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         deadline = time.monotonic() + 1.0
-        while not (holder := _holder(folder)) and time.monotonic() < deadline:  # it may be about to write its name
+        while not (holder := _holder(folder)) and time.monotonic() < deadline:  # it may not have written its name yet
             time.sleep(0.05)
         raise RunLocked(
             f"{folder} is being written by process {holder.get('pid', 'unknown')} on {holder.get('host', 'unknown')} "
@@ -223,7 +215,7 @@ def _take(fd: int, folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
-        log.warning("%s is on a file system without locks: nothing will stop a second run in it", folder)
+        log.warning("%s is on a file system without locks: nothing prevents a second run in it", folder)
 
 
 def _holder(folder: Path) -> dict[str, Any]:
@@ -235,85 +227,9 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def _let_go_in_child() -> None:
-    """A forked loader worker would otherwise hold the lock too, and keep it for seconds after its parent was killed."""
+    """A forked loader worker would hold the lock too, and keep it for seconds after its parent was killed."""
     while HELD:
         os.close(HELD.popitem()[0])
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, steps strictly increasing, across however many restarts.
-
-    Opened with the step of the checkpoint that the run continues from: lines of later steps, which will come again,
-    and a torn last line are dropped. Step 0 starts afresh. `sync` before a checkpoint makes the log as durable as it.
-    owed: the line of this step will come again too.
-    """
-
-    def __init__(self, path: str | Path, step: int, *, owed: bool = False):
-        self.path, self.last, self.pending = Path(path), -1, b""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        kept = [line for line in jsonl.parse(self.path, text) if 0 <= _step_of(line.values) <= step - owed and step > 0]
-        rising = _rising([_step_of(line.values) for line in kept])
-        for line in (line for place, line in enumerate(kept) if place not in rising):
-            jsonl.damaged(self.path, line.number, line.text)
-        kept = [kept[place] for place in sorted(rising)]
-        self.last = _step_of(kept[-1].values) if kept else -1
-        whole = b"".join(line.text + b"\n" for line in kept)
-        dropped = len(text.splitlines()) - len(kept)
-        if dropped:
-            log.warning("%s: %d lines after step %d or damaged were dropped", path, dropped, step)
-        if whole != text:
-            durable.replace(self.path, [whole])
-        self.fd = durable.without_links(self.path, os.O_WRONLY | os.O_CREAT)
-        self.size = os.fstat(self.fd).st_size
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Numbers that are not finite become null, which every JSON reader knows. A full disk delays lines, no more."""
-        if step <= self.last:
-            raise ValueError(f"{self.path}: step {step} follows step {self.last}")
-        self.last = step
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.pending += json.dumps({"step": step} | finite).encode() + b"\n"
-        self._put_out()
-
-    def sync(self) -> None:
-        self._put_out(durably=True)
-
-    def _put_out(self, durably: bool = False) -> None:
-        try:
-            done = 0
-            while done < len(self.pending):
-                done += os.pwrite(self.fd, self.pending[done:], self.size + done)
-            if durably:
-                os.fsync(self.fd)
-        except OSError as error:
-            os.ftruncate(self.fd, self.size)
-            log.warning("%s: %s; the lines since the last good write wait for the next", self.path, error.strerror)
-        else:
-            self.size, self.pending = self.size + done, b""
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-def _step_of(values: dict[str, Any]) -> int:
-    """-1 for a line that is none of ours."""
-    step = values.get("step")
-    return step if type(step) is int else -1
-
-
-def _rising(steps: list[int]) -> set[int]:
-    """The places of a longest strictly rising selection: a step that was damaged costs its own line and no other."""
-    ends: list[int] = []  # of a selection of each length, the place with the least last step
-    before: list[int] = []  # what each place follows
-    for place, step in enumerate(steps):
-        length = bisect_left(ends, step, key=steps.__getitem__)
-        before.append(ends[length - 1] if length else -1)
-        ends[length : length + 1] = [place]
-    chosen, place = set(), ends[-1] if ends else -1
-    while place >= 0:
-        chosen.add(place)
-        place = before[place]
-    return chosen

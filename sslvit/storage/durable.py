@@ -1,12 +1,12 @@
 """Files and folders that a crash leaves either complete or invisible.
 
 The order is always the same: write into a `.tmp-` folder, fsync every file, fsync the folder, rename it to its real
-name, fsync the parent. What is to go is renamed to `.del-` first, so that nothing half deleted bears a real name.
-`.tmp-` and `.del-` entries that a killed process left behind are swept by the next one.
+name, fsync the parent. Before anything is deleted it is renamed to `.del-`, so that nothing half deleted has a real
+name. `.tmp-` and `.del-` entries that a killed process left behind are swept by the next one.
 
-Hash: xxh3_128. On the machine where it was chosen, 264 MB took 0.015 s, against 0.17 s for sha256 (a processor with
-SHA instructions; 0.99 s on one without), 0.34 s for blake2b, and 0.08 s for writing the file. It guards against
-accidents, not against attackers; neither would sha256, because who can change a file can change its manifest too.
+The hash is xxh3_128: 264 MB took 0.015 s, against 0.17 s for sha256, 0.34 s for blake2b, and 0.08 s for writing the
+file. It protects against accidents, not attackers; nor would sha256, since who can change a file can change its
+manifest too.
 """
 
 import errno
@@ -29,7 +29,7 @@ from xxhash import xxh3_128
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20  # small enough that what was hashed is still in the cache when it is written
+CHUNK = 1 << 20  # small enough to be still in the cache when it is written after it was hashed
 LONGEST_HEADER, MOST_TENSORS = 4 << 20, 20_000  # of a safetensors file; the largest ViT and its optimizer: 2,000
 DTYPES = {
     torch.float64: "F64",
@@ -46,9 +46,9 @@ DTYPES = {
 
 
 def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | str]:
-    """Writes and fsyncs a new file, and returns its size and the hash of what was meant to be in it, in one pass.
+    """Writes and fsyncs a new file, and returns the size and hash of its intended content, in one pass.
 
-    Mode 0666 less the umask: safetensors' own writer makes files that only their owner can read.
+    Mode 0666 minus the umask: safetensors' own writer makes files that only their owner can read.
     """
     digest, size = xxh3_128(), 0
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -58,7 +58,7 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
                 chunk = memoryview(piece)[start : start + CHUNK]
                 digest.update(chunk)
                 size += len(chunk)
-                while chunk:  # a full disk accepts a part and refuses the rest with the next call
+                while chunk:  # a full disk accepts some bytes and refuses the others at the next call
                     chunk = chunk[os.write(fd, chunk) :]
         os.fsync(fd)
     finally:
@@ -67,7 +67,7 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
 
 
 def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Writes a file whole or not at all. What has its name is replaced: a link itself, not what it points to."""
+    """Writes a file whole or not at all, in the place of another of its name: of a link itself, not of its target."""
     make_folder(path.parent)
     place = temporary(path.parent, path.name)
     try:
@@ -84,19 +84,19 @@ def without_links(name: str | Path, flags: int) -> int:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """As UTF-8, whatever the locale; bytes of file names that are none stay legible, as \\udce9."""
+    """As UTF-8, whatever the locale; other bytes of file names stay legible, as \\udce9."""
     replace(path, [text.encode("utf-8", "backslashreplace")])
 
 
 def replace_picture(path: Path, picture: Any) -> None:
-    """picture: of Pillow. As a PNG."""
+    """As a PNG. picture: a Pillow image."""
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
     replace(path, [encoded.getvalue()])
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:
-    """What `write` returned, from what can be read back."""
+    """What `write` returned, computed from the file."""
     digest, size = xxh3_128(), 0
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK):
@@ -106,7 +106,7 @@ def fingerprint(path: Path) -> dict[str, int | str]:
 
 
 def read(path: Path, written: dict[str, int | str] | None = None, longest: int | None = None) -> bytes:
-    """All bytes of a regular file, read once: if they are what `write` says was written, or if they are not too many.
+    """All bytes of a regular file, read once. written: the expected result of `fingerprint`. longest: the most bytes.
 
     Raises ValueError with the reason, or OSError.
     """
@@ -119,15 +119,15 @@ def read(path: Path, written: dict[str, int | str] | None = None, longest: int |
         raise ValueError(f"has {status.st_size} bytes instead of {written['size']}")
     contents = path.read_bytes()
     if written is not None and xxh3_128(contents).hexdigest() != written["xxh3_128"]:
-        raise ValueError("the bytes are not those that were written (hash differs)")
+        raise ValueError("its bytes are not those that were written (hash differs)")
     return contents
 
 
 def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file, one tensor at a time, so that saving needs no second copy of the model.
 
-    Tensors that share memory are written once for each name. Wide dtypes come first, as in the reference
-    implementation, so that every tensor of a mapped file is aligned.
+    Tensors that share memory are written once per name. Wide dtypes come first, as in the reference implementation, so
+    that every tensor of a mapped file is aligned.
     """
     assert sys.byteorder == "little"
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -136,7 +136,7 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or name == "__metadata__":
-            raise ValueError(f"tensor {name!r} ({tensor.dtype}, {tensor.layout}) has no place in a safetensors file")
+            raise ValueError(f"tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be in a safetensors file")
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -148,12 +148,12 @@ def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def check_header(begins: bytes) -> None:
-    """Of a safetensors file by its first bytes, LONGEST_HEADER + 8 or all, before its library reads it: that takes
-    headers of 100 MB, repeats them in its errors, and needs 40 us for each tensor, be it empty. Raises ValueError."""
+    """Checks a safetensors file by its first LONGEST_HEADER + 8 bytes. Its library accepts headers of 100 MB, repeats
+    them in its errors, and needs 40 us per tensor, even an empty one. Raises ValueError."""
     length = int.from_bytes(begins[:8], "little")
     if length > LONGEST_HEADER:
         raise ValueError(f"its header claims {length:,} bytes, more than the {LONGEST_HEADER:,} that are read")
-    if (count := begins.count(b"{", 8, 8 + length) - 1) > MOST_TENSORS:  # which no way of writing JSON can hide
+    if (count := begins.count(b"{", 8, 8 + length) - 1) > MOST_TENSORS:  # JSON cannot hide a brace
         raise ValueError(f"its header names {count:,} tensors, more than the {MOST_TENSORS:,} that are read")
 
 
@@ -170,7 +170,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not be told
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems neither can nor need it
             raise
     finally:
         os.close(fd)
@@ -193,8 +193,8 @@ def temporary(parent: Path, name: str) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A folder to write in, which then is `folder`, whole or not at all: in the place of an older one, or OSError where
-    there is one by then that is not empty."""
+    """A folder to write in, which then becomes `folder`, whole or not at all: in the place of an older one, or OSError
+    if there is one by then that is not empty."""
     make_folder(folder.parent)
     written = temporary(folder.parent, folder.name)
     try:
@@ -211,7 +211,7 @@ def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def hide(path: Path) -> Path:
-    """Takes a file or folder out of sight; what is left to do is to delete what this returns."""
+    """Renames a file or folder to a hidden name, which the caller is to delete."""
     trash = path.with_name(f".del-{path.name}-{uuid.uuid4().hex[:8]}")
     os.rename(path, trash)
     return trash
@@ -226,7 +226,7 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes what a killed process left behind. Only for the one process that may write here."""
+    """Deletes leftovers of a killed process. Only for the one process that may write here."""
     for path in folder.iterdir():
         if path.name.startswith((".tmp-", ".del-")):
             try:

@@ -1,4 +1,4 @@
-"""Lines of JSON, of which a damaged one costs itself and no more."""
+"""Lines of JSON; a damaged line costs no other."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ class Line(NamedTuple):
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file, none where there is no such file. Damaged lines are left out, with a warning of each."""
+    """The objects of a file, none if it does not exist. Damaged lines are left out, with a warning for each."""
     try:
         return [line.values for line in parse(file, file.read_bytes())]
     except FileNotFoundError:
@@ -24,25 +24,23 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def parse(file: Path, text: bytes, first: int = 1) -> list[Line]:
-    """The lines that hold an object. first: the number of the first one. A last line without an end is torn: not one.
+    """The lines that hold an object. first: the number of the first one. A torn last line, without its end, is skipped.
 
-    The damaged ones are named, and shown in the warning: they are the user's to judge, and a log that goes on is
-    rewritten without them.
+    Damaged ones are shown in a warning: a log that continues is rewritten without them.
     """
-    *whole, _ = text.split(b"\n")
-    found = []
-    for number, line in enumerate(whole, first):
+    lines = []
+    for number, line in enumerate(text.split(b"\n")[:-1], first):
         try:
             values = json.loads(line)
             if not isinstance(values, dict):
                 raise ValueError("it is not an object")
-        except (ValueError, RecursionError):  # bytes that are no text are ValueErrors too
-            damaged(file, number, line)
+        except (ValueError, RecursionError):  # ValueError: also bytes that are not text
+            warn_of_damage(file, number, line)
         else:
-            found.append(Line(number, values, line))
-    return found
+            lines.append(Line(number, values, line))
+    return lines
 
 
-def damaged(file: Path, number: int, line: bytes) -> None:
+def warn_of_damage(file: Path, number: int, line: bytes) -> None:
     shown = ascii(line[:SHOWN])[2:-1] + ("..." if len(line) > SHOWN else "")
     log.warning("%s: line %d is damaged and left out: %s", file, number, shown)

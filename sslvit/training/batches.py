@@ -33,20 +33,22 @@ def sampler_for(source: Images, config: TrainConfig, accelerator: Accelerator) -
     )
 
 
-def look(row: MicroBatches, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
-    """What is about to be trained on, before the hours begin: in words, in data.txt too, and in first_batch.png."""
-    if isinstance(row.source, Source):
+def look(sampler: MicroBatches, image_size: Size, views: Views, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Shows the data before the hours of training begin: in words, in data.txt too, and in first_batch.png."""
+    if not accelerator.is_main_process:
+        return
+    if isinstance(sampler.source, Source):
         canvas = views.canvas if isinstance(views, Scaled) else 0
-        text = Summary(row.source, batch_size=config.batch_size, image_size=image_size, canvas=canvas).text()
+        text = Summary(sampler.source, batch_size=config.batch_size, image_size=image_size, canvas=canvas).text()
     else:
-        text = f"{row.source.name}: a set of unknown size, {len(row.source):,} images count as one pass"
+        text = f"{sampler.source.name}: a dataset of unknown size, {len(sampler.source):,} images count as one pass"
     accelerator.print(text)
     durable.replace_text(config.out / "data.txt", text + "\n")
-    contact_sheet(row.first(PICTURED), config.out / "first_batch.png")
+    contact_sheet(sampler.first(PICTURED), config.out / "first_batch.png")
 
 
 def next_batch(batches: Iterator[Loaded], device: torch.device) -> Loaded:
-    """The next micro-batch, on the device; or Interrupted, in all processes if in one: they meet here before each
+    """The next micro-batch, on the device; or Interrupted, in all processes if in one. They agree before each
     micro-batch, since one that is in a step already would wait in it for the others."""
     loaded = None
     try:
@@ -67,6 +69,6 @@ def to_device(loaded: Loaded, device: torch.device) -> Loaded:
     def move(value: Tensor | None) -> Tensor | None:
         return value if value is None else value.to(device, non_blocking=True)
 
-    held = loaded.samples
-    samples = held._replace(pixels=move(held.pixels), extents=move(held.extents), labels=move(held.labels))
+    samples = loaded.samples
+    samples = samples._replace(pixels=move(samples.pixels), extents=move(samples.extents), labels=move(samples.labels))
     return loaded._replace(samples=samples, view_key=move(loaded.view_key), slot_key=move(loaded.slot_key))

@@ -1,4 +1,4 @@
-"""What training costs, to be shown beside every number: images, seconds, floating-point operations, memory."""
+"""The cost of training, shown beside every result: images, seconds, floating-point operations, memory."""
 
 import copy
 import os
@@ -16,9 +16,10 @@ from sslvit.data.source import Samples
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.storage import sealed
 from sslvit.storage.sealed import NUMBER
+from sslvit.training.state import RunState
 
 IMAGES = 2  # batch norm and mixing need two
-# What a comparison reads of cost.json.
+# The entries of cost.json that a comparison reads.
 COST: dict[str, Any] = {
     "images": NUMBER,
     "seconds": NUMBER,
@@ -29,13 +30,13 @@ COST: dict[str, Any] = {
 
 
 def counting() -> FlopCounterMode:
-    """Operations of what runs inside. Some releases of torch (2.14.1) take a CPU's fused attention to cost nothing."""
+    """Counts FLOPs inside its `with` block. Some releases of torch (2.14.1) count none for a CPU's fused attention."""
 
     def forward(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
         return 2 * 2 * query.numel() * key[-2]  # two products
 
     def backward(grad: torch.Size, query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
-        return 5 * 2 * query.numel() * key[-2]  # the first product anew, and two for each
+        return 5 * 2 * query.numel() * key[-2]  # the first product again, and two for each
 
     fused = "_scaled_dot_product_flash_attention_for_cpu"
     formulas = {fused: forward, f"{fused}_backward": backward}
@@ -44,8 +45,8 @@ def counting() -> FlopCounterMode:
 
 
 def flops_per_image(objective: Objective, views: Views, samples: Samples, device: torch.device) -> float | None:
-    """Of a step's forward and backward passes, teachers included: products and sums counted apart, of matrix products,
-    convolutions and attention. It is counted on a copy, of which nothing stays; None where that has no room."""
+    """Of a step's forward and backward passes, teachers included: matrix products, convolutions and attention, with
+    multiplications and additions counted separately. Counted on a copy; None if the device has no memory for it."""
     key = rng.key(0, torch.arange(IMAGES, device=device))
     rows = torch.arange(IMAGES) % len(samples.pixels)
     extents = None if samples.extents is None else samples.extents[rows].to(device)
@@ -61,10 +62,10 @@ def flops_per_image(objective: Objective, views: Views, samples: Samples, device
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of this process: the GPU's where it trains there, else of the whole process."""
+    """Bytes that this process has used at most: on the GPU if it trains there, else in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # ru_maxrss is handed down by the parent, whatever that had
+    try:  # a process inherits its parent's ru_maxrss
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -72,17 +73,15 @@ def peak_memory(device: torch.device) -> int:
         return scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def write_cost(
-    file: Path, *, images: int, seconds: float, flops: float | None, memory: int, accelerator: Accelerator
-) -> None:
-    device = accelerator.device
+def write_cost(file: Path, images: int, state: RunState, accelerator: Accelerator) -> None:
+    device, seconds, flops = accelerator.device, state.seconds, state.flops
     cost: dict[str, Any] = {
         "images": images,
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else None,
         "flops_per_image": flops,
         "flops": None if flops is None else flops * images,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": state.memory,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,

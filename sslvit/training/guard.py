@@ -1,4 +1,4 @@
-"""Whether a step may move the weights: spikes, numbers that are not finite, fp16's overflows, and collapse."""
+"""Judgement of each step before it moves the weights: spikes, non-finite numbers, fp16's overflows, and collapse."""
 
 import math
 from enum import Enum, auto
@@ -35,20 +35,20 @@ class StepGuard:
         elif judgement is Judgement.OVERFLOW:
             self.overflows += 1
         else:
-            if self.accelerator.scaler:  # or it would take the next gradients for these
+            if self.accelerator.scaler:  # or it would treat the next gradients as these
                 self.accelerator.scaler.update(self.accelerator.scaler.get_scale())
             self.not_finite = self.not_finite + 1 if judgement is Judgement.NOT_FINITE else 0
         return judgement
 
     def _judge(self, metrics: dict[str, float], step: int) -> Judgement:
         spike = self.watch.spike(metrics["gradient_norm"])  # times the median of the last steps
-        left_out = 0 < self.config.skip_spikes < spike < math.inf
+        skipped = 0 < self.config.skip_spikes < spike < math.inf
         if SPIKE < spike < math.inf:
-            told = "it is left out" if left_out else f"--skip_spikes {SPIKE:g} would leave it out"
+            fate = "it is skipped" if skipped else f"--skip_spikes {SPIKE:g} would skip it"
             self.accelerator.print(
-                f"warning: step {step + 1}: the gradient norm is {spike:.3g} times the usual; {told}"
+                f"warning: step {step + 1}: the gradient norm is {spike:.3g} times the usual; {fate}"
             )
-        if left_out:
+        if skipped:
             return Judgement.SPIKE
         finite = math.isfinite(metrics["gradient_norm"])
         if not math.isfinite(metrics["loss"]) or not (finite or self.accelerator.scaler):
@@ -58,7 +58,7 @@ class StepGuard:
     def raise_if_diverged(self, metrics: dict[str, float], step: int) -> None:
         out = self.config.out
         if self.not_finite == PATIENCE:
-            self.accelerator.wait_for_everyone()  # the first to end ends the others, which may still be writing theirs
+            self.accelerator.wait_for_everyone()  # the first to end ends the others, which may still write theirs
             raise Diverged(
                 f"loss or gradients were not finite at {PATIENCE} steps in a row, up to step {step}: {metrics}. They "
                 f"changed no weight. {kept_so_far(out, step + 1 - PATIENCE)}. Try a smaller --lr or --clip 1"
@@ -70,7 +70,7 @@ class StepGuard:
             )
 
     def health(self, metrics: dict[str, float], step: int) -> Verdict | None:
-        """What is said at the step at which the run is found to have collapsed; with --stop_on_collapse it ends."""
+        """A verdict at the step at which a collapse is noticed; with --stop_on_collapse the run ends."""
         verdict = self.watch.update(metrics)
         if verdict and self.config.stop_on_collapse:
             raise Diverged(f"step {step}: {verdict}")

@@ -1,4 +1,4 @@
-"""Which parameters decay, and by how much, and how fast each layer learns; the optimizers themselves are torch's."""
+"""Weight decay and learning rate of each parameter; the optimizers themselves are torch's."""
 
 import math
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")
 
 
 def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -> bool:
-    """Whether weight decay reaches this parameter, by one of the customs of the papers' code.
+    """Whether weight decay applies to this parameter, by one of the conventions of the papers' code for exempting some.
 
-    - tokens_and_vectors: biases, norms, and what is looked up or added rather than multiplied, so that only kernels
-      decay, as in the code of the ViT paper (https://github.com/google-research/big_vision, optax.py).
-    - vectors: what has one dimension, and biases. Tokens and learned positions have three, and decay (MAE, DINO).
+    - tokens_and_vectors: biases, norms, tokens and learned positions are exempt, so that only kernels decay, as in the
+      code of the ViT paper (https://github.com/google-research/big_vision, optax.py).
+    - vectors: one-dimensional parameters and biases are exempt. Tokens and learned positions decay (MAE, DINO).
     - nothing: biases and norms decay too (MoCo v3).
     """
     vector = parameter.ndim <= 1 or name.endswith(".bias")
@@ -31,10 +31,10 @@ def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for what comes before the blocks, then the blocks from 1, and depth + 1 for all that follows them.
+    """0 before the blocks, then the blocks from 1, and depth + 1 after them.
 
-    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm learns like the head. (timm lets that norm
-    learn like the last block.)
+    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm has the rate of the head. (In timm it has
+    that of the last block.)
     """
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
@@ -48,26 +48,26 @@ def parameter_groups(
     no_weight_decay: NoWeightDecay = "tokens_and_vectors",
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: with weight decay, and without. With layer decay two of each layer, the
-    last layer first, each with the scale of its learning rate: layer_decay to the power of the layers behind it."""
+    """Two groups of the trainable parameters: with weight decay, and without. With layer decay two per layer, the last
+    layer first, each with the scale of its learning rate: layer_decay to the power of the number of layers above."""
     if no_weight_decay not in get_args(NoWeightDecay):
         raise ValueError(f"no_weight_decay {no_weight_decay!r} must be one of {get_args(NoWeightDecay)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # Of an objective the backbone that it trains, of a classifier its backbone; a backbone may be given by itself.
+    # The backbone that an objective trains, or that of a classifier; the module may also be a backbone itself.
     learner = getattr(module, "learner", getattr(module, "backbone", module))
     inside = {parameter: name for name, parameter in learner.named_parameters()}
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     if layer_decay != 1 and not depth:
-        raise ValueError(f"layer_decay {layer_decay} needs a ViT's blocks to train, and there are none")
+        raise ValueError(f"layer_decay {layer_decay} needs a ViT with trainable blocks")
     layers = {name: layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1 for name, p in trainable}
     groups = []
     for layer in sorted(set(layers.values()), reverse=True):
         scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]
         decayed = [p for name, p in here if decays(name, p, no_weight_decay)]
-        spared = [p for name, p in here if not decays(name, p, no_weight_decay)]
+        exempt = [p for name, p in here if not decays(name, p, no_weight_decay)]
         groups += [
             {"params": decayed, "weight_decay": weight_decay, "decays": True, "scale": scale},
-            {"params": spared, "weight_decay": 0.0, "decays": False, "scale": scale},
+            {"params": exempt, "weight_decay": 0.0, "decays": False, "scale": scale},
         ]
     return groups
 
@@ -80,7 +80,7 @@ def new_optimizer(objective: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 
 def adamw(groups: Iterable[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW whose learning rate and decay the loop sets each step. torch multiplies the decay by the learning rate."""
+    """Its learning rate and decay are set by the loop at each step. torch multiplies the decay by the learning rate."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
@@ -98,10 +98,10 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainCo
 
 
 def clip(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Tensor:
-    """Clips the gradients, and returns their global norm as it was."""
+    """Clips the gradients, and returns their global norm before that."""
     most, each = config.clip or math.inf, config.clip_each
     parameters = [p for p in model.parameters() if p.grad is not None]
-    if sharding.is_split(model):
+    if config.shard:
         return sharding.clip(parameters, most, each)
     norm = accelerator.clip_grad_norm_(parameters, most)
     if each:

@@ -1,6 +1,6 @@
-"""What a run leaves when it has ended: its cost, and its model.
+"""The results that a run leaves when it has ended: its cost, and its model.
 
-What a kill kept from being written, or a run of another length left, is written when the run is resumed.
+Results that a kill prevented, or that a run of another length left, are written when the run is resumed.
 """
 
 from accelerate import Accelerator
@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from sslvit.config import TrainConfig
 from sslvit.data.source import Images
 from sslvit.objectives.objective import Objective
+from sslvit.runs.folder import check_still_ours
 from sslvit.storage import sealed
 from sslvit.training.cost import peak_memory, write_cost
 from sslvit.training.state import RunState, about_model
@@ -18,18 +19,19 @@ def write_outcome(
     objective: Objective,
     source: Images,
     config: TrainConfig,
-    now: RunState,
+    state: RunState,
     steps: int,
     accelerator: Accelerator,
     *,
     trained: bool,
 ) -> None:
-    """trained: whether steps were taken; else what is there already, of as many steps, stays."""
+    """trained: whether steps were taken; else existing results of as many steps stay."""
+    check_still_ours(config.out)
     cost, model = config.out / "cost.json", config.out / "model"
-    images = now.step * config.batch_size
+    images = state.step * config.batch_size
     if trained or sealed.intact(cost).get("images") != images:
-        memory = now.memory or peak_memory(accelerator.device)
-        write_cost(cost, images=images, seconds=now.seconds, flops=now.flops, memory=memory, accelerator=accelerator)
+        state.memory = state.memory or peak_memory(accelerator.device)
+        write_cost(cost, images, state, accelerator)
     written = sealed.intact(model / CONFIG).get("sslvit")
     if trained or not isinstance(written, dict) or written.get("steps") != steps:
         save_backbone(

@@ -1,4 +1,4 @@
-"""A worker or another process is gone, or hangs: who, at what, and what to do, instead of what torch says of it."""
+"""Lost or hanging workers and processes: an error that names them and the way out, in place of torch's."""
 
 import os
 import re
@@ -22,72 +22,65 @@ from sslvit.storage import durable
 
 OF_PROCESSES = re.compile(r"gloo|nccl|processgroup|connection (closed|reset|refused)|broken pipe|timed? ?out", re.I)
 FULL = re.compile(r"unable to (allocate|resize|open|mmap).*shared memory.*", re.I)
-GO_ON = "The same command with --resume goes on from the newest checkpoint"
+CONTINUE = "The same command with --resume continues from the newest checkpoint"
 
 
 class Lost(Stop):
-    """Part of a run is gone or hangs."""
+    """A worker or a process of the run is gone or hangs."""
 
     code = INTERNAL
 
 
 @contextmanager
-def watched(row: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[None]:
-    """save: keeps the steps that are done, which a lost worker does not undo: it is noticed between two steps."""
+def watched(sampler: MicroBatches, out: Path, save: Callable[[], bool]) -> Iterator[None]:
+    """save: saves the steps that are done, which a lost worker does not undo: it is noticed between two steps."""
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
-        full = FULL.search(said)
-        what = ""
-        if full:
-            what = of_shared_memory(full[0])
+        message, sentence = str(error), ""
+        if full := FULL.search(message):
+            sentence = of_shared_memory(full[0])
         elif isinstance(error, WorkerDied | WorkerTimedOut):
-            what = of_workers(error, row)
-        if what:
-            kept = collectives.processes() == 1 and save()
-            raise Lost(what + (". The last step is saved" if kept else "")) from error
-        if collectives.processes() == 1 or not OF_PROCESSES.search(said):
+            sentence = of_workers(error, sampler)
+        if sentence:
+            saved = collectives.processes() == 1 and save()
+            raise Lost(sentence + (". The last step is saved" if saved else "")) from error
+        if collectives.processes() == 1 or not OF_PROCESSES.search(message):
             raise
         stack = out / "stacks" / f"process-{collectives.rank()}.txt"
         durable.replace_text(stack, "".join(traceback.format_exception(error)))
-        raise Lost(of_processes(said, stack)) from error
+        raise Lost(of_processes(message, stack)) from error
 
 
-def of_workers(error: WorkerDied | WorkerTimedOut, row: MicroBatches) -> str:
-    at = {worker: where(row.source, id) for worker, id in enumerate(row.reading) if id >= 0}
-    if isinstance(error, WorkerTimedOut):
-        waited = f"within {error.seconds:g} seconds"
-        if error.stopped:
-            who = " and ".join(
-                f"worker {worker} (pid {pid}){f' at {at[worker]}' if worker in at else ''}"
-                for worker, pid in error.stopped.items()
-            )
-            were, have = ("was", "has") if len(error.stopped) == 1 else ("were", "have")
-            return (
-                f"no images came {waited}: {who} {were} stopped (SIGSTOP or a debugger) and {have} been killed. {GO_ON}"
-            )
-        worker = (row.awaited - row.begun) % len(row.reading)
-        place = f" at {at[worker]}" if worker in at else ""
+def of_workers(error: WorkerDied | WorkerTimedOut, sampler: MicroBatches) -> str:
+    reading = {worker: f" at {where(sampler.source, id)}" for worker, id in enumerate(sampler.reading) if id >= 0}
+    if isinstance(error, WorkerTimedOut) and error.stopped:
+        stopped = " and ".join(f"worker {n} (pid {pid}){reading.get(n, '')}" for n, pid in error.stopped.items())
         return (
-            f"worker {worker} (pid {error.pids[worker]}) gave no images {waited} and seems to hang{place}. Look "
-            f"whether that file can be read, or give --timeout more seconds. {GO_ON}"
+            f"no images came within {error.seconds:g} seconds: {stopped}, stopped by SIGSTOP or a debugger, had to be "
+            f"killed. {CONTINUE}"
         )
-    who = f" (pid {error.pid})" if error.pid else ""
-    reading = f" Workers were at {', '.join(at.values())}." if at else ""
+    if isinstance(error, WorkerTimedOut):
+        worker = (sampler.awaited - sampler.begun) % len(sampler.reading)
+        return (
+            f"worker {worker} (pid {error.pids[worker]}) gave no images within {error.seconds:g} seconds and seems to "
+            f"hang{reading.get(worker, '')}. Check that this file can be read, or raise --timeout. {CONTINUE}"
+        )
+    pid = f" (pid {error.pid})" if error.pid else ""
+    workers = f" Workers were{','.join(reading.values())}." if reading else ""
     return (
-        f"a worker that reads images{who} is gone: it crashed or was killed, as happens "
-        f"when memory runs out.{reading} Fewer --workers need less memory and shared memory (/dev/shm). {GO_ON}. torch "
-        f"says: {error.reason.splitlines()[0]}"
+        f"a worker that reads images{pid} is gone: it crashed or was killed, as happens when memory runs out."
+        f"{workers} Fewer --workers need less memory and shared memory (/dev/shm). {CONTINUE}. torch says: "
+        f"{error.reason.splitlines()[0]}"
     )
 
 
-def of_shared_memory(said: str) -> str:
+def of_shared_memory(message: str) -> str:
     free = shared.room()
     now = "" if free is None else f" ({shared.SHARED}, {free / 1e6:,.1f} MB free now)"
     return (
-        f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: "
-        f"something else uses it. {shared.MORE}; fewer --workers need less. {GO_ON}. torch says: {said}"
+        f"a worker that reads images found no room in shared memory{now}, which had enough when the run began: another "
+        f"program uses it. {shared.MORE}; fewer --workers need less. {CONTINUE}. torch says: {message}"
     )
 
 
@@ -97,8 +90,8 @@ def where(source: Images, id: int) -> str:
     return source.store.where(id) if isinstance(source, EncodedSource) else f"image {id}"
 
 
-def of_processes(said: str, stack: Path) -> str:
-    """Which of the others on this machine is gone or stopped. One that is stopped is ended: nobody else will."""
+def of_processes(message: str, stack: Path) -> str:
+    """Names the processes on this machine that are gone or stopped. Those that are stopped are killed."""
     lines = []
     for rank, pid in collectives.peers().items():
         try:
@@ -109,6 +102,6 @@ def of_processes(said: str, stack: Path) -> str:
             lines.append(f"process {rank} (pid {pid}) is gone")
         elif status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
             os.kill(pid, signal.SIGKILL)
-            lines.append(f"process {rank} (pid {pid}) had been stopped, and was ended")
-    who = "; ".join(lines) or "another process does not answer, and all on this machine are there"
-    return f"{who}. {GO_ON}. Where this one waited is in {stack}. torch says: {said.splitlines()[0][:200]}"
+            lines.append(f"process {rank} (pid {pid}) had been stopped, and was killed")
+    lost = "; ".join(lines) or "another process does not answer, though all on this machine are alive"
+    return f"{lost}. {CONTINUE}. This process's stack is in {stack}. torch says: {message.splitlines()[0][:200]}"

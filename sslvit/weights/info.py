@@ -9,7 +9,7 @@ from sslvit.errors import DataError
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.runs.log import duration
-from sslvit.storage import manifest, sealed
+from sslvit.storage import checkpoint, sealed
 from sslvit.storage.checkpoint import NAME
 from sslvit.storage.durable import tensors_hash
 from sslvit.storage.jsonl import read_lines
@@ -54,15 +54,15 @@ def _checkpoint(path: Path) -> dict[str, str]:
     """A checkpoint of a run. Its tensors are not read."""
     folder = (path if path.is_dir() else path.parent).resolve()
     named = NAME.fullmatch(folder.name)
-    if not named or not (folder / manifest.MANIFEST).is_file():
+    if not named or not (folder / checkpoint.MANIFEST).is_file():
         return {}
     try:
-        state, versions = manifest.read_state(folder, int(named[1]))
+        state, versions = checkpoint.read_state(folder, int(named[1]))
         progress, config = state["progress"], state["config"]
         seconds, step = duration(progress["seconds"]), f"{progress['step']:,}"
-        size = (folder / manifest.TENSORS).stat().st_size / 1e6
+        size = (folder / checkpoint.TENSORS).stat().st_size / 1e6
         version, start = versions["sslvit"], config.get("init_from") or config.get("start")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, manifest.Damaged) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder} is no whole checkpoint: {type(error).__name__}: {error}") from error
     run = folder.parent.parent
     return {

@@ -45,7 +45,7 @@ def test_shared_memory_that_something_else_fills_later_ends_the_run_in_a_sentenc
     assert done.returncode == 70, done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert sentence.startswith("error: a worker that reads images found no room in shared memory (/dev/shm, ")
-    assert "fewer --workers need less. The same command with --resume goes on" in sentence
+    assert "fewer --workers need less. The same command with --resume continues" in sentence
     assert "Traceback" not in done.stderr
 
 

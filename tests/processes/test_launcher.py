@@ -34,7 +34,7 @@ def launched(program: str, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
 
 
-def test_the_sentence_stands_last_behind_the_launchers_own_traceback_and_nobody_stays(program):
+def test_the_error_comes_last_after_the_launchers_traceback_and_no_process_stays(program):
     done = launched(program)
     assert done.returncode == 1  # accelerate's, whatever ours was
     first, _, after = done.stderr.partition(SENTENCE)

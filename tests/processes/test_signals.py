@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 from started import draw_images, one, ranks, said, two, until_step, within
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, source
 
@@ -67,7 +66,7 @@ def test_each_signal_at_any_time_loses_no_step_and_changes_nothing(images, whole
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_and_one_process_goes_on(images, whole, tmp_path):
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(images, whole, tmp_path):
     """World size 2, 1, 2: the same losses as with one process throughout."""
     out = tmp_path / "run"
     for begin in (two, one, two):
@@ -105,7 +104,7 @@ def test_the_same_signal_a_second_later_ends_it_at_once(images, tmp_path, limit)
     assert checkpoint.latest(out / "checkpoints") is None
 
 
-def test_what_launchers_and_schedulers_send_twice_counts_once_and_nothing_ends_a_save(images, tmp_path):
+def test_signals_that_launchers_repeat_count_once_and_none_ends_a_save(images, tmp_path):
     """Ctrl-C reaches the run and its launcher, whose death sends SIGTERM; torchrun repeats what the scheduler sent."""
     out = tmp_path / "run"
     process = one(images, out, *RARELY, SLOW_SAVES="2.5")
@@ -226,17 +225,15 @@ def test_a_killed_launcher_leaves_no_process_that_trains_on(images, tmp_path):
     assert checkpoint.latest(out / "checkpoints").step == losses(out)[-1]["step"] < 400
 
 
-def test_a_stop_that_cannot_save_says_so_and_where_the_weights_are(images, tmp_path):
+def test_a_stop_that_cannot_save_says_so(images, tmp_path):
     out = tmp_path / "run"
-    process = one(images, out, *RARELY, FAIL_SAVES="1", TMPDIR=str(tmp_path))
+    process = one(images, out, *RARELY, FAIL_SAVES="1")
     until_step(out, 5, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 73, said(out)
     step = losses(out)[-1]["step"]
     assert f"error: the checkpoint of step {step} could not be written to {out}" in said(out)
-    (kept,) = tmp_path.glob("sslvit-*/tensors.safetensors")
-    assert f"Its weights and moments at step {step} are in {kept}" in said(out)
-    assert "objective.backbone.cls_token" in load_file(kept)
+    assert "No checkpoint had been saved yet" in said(out)
 
 
 class Evaluates:
@@ -253,7 +250,7 @@ class Evaluates:
         return {"eval/mean/sum": sum(p.double().sum().item() for p in backbone.parameters())}
 
 
-def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_run_goes_on(tmp_path):
+def test_a_due_evaluation_does_not_delay_a_stop_and_comes_when_the_run_resumes(tmp_path):
     class Asking(MPP):
         def forward(self, batch, progress):
             if interrupt and round(progress * STEPS) == 3:  # the fourth step ends the first pass
@@ -263,7 +260,9 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
     def run(out: Path, evaluate: Evaluates) -> int:
         config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "resume": True}))
         made = Asking(ViT(ViTConfig(image_size=32, patch_size=8, width=64, depth=2, heads=2)))
-        asked = "asked to stop at step 4 of 16" if interrupt else "asked to stop; what was saved is kept"
+        asked = (
+            "asked to stop at step 4 of 16" if interrupt else "asked to stop; the same command with --resume continues"
+        )
         stops = pytest.raises(Preempted, match=asked) if interrupt or evaluate.interrupt else nullcontext()
         with stops:
             pretrain(made, source(), CropFlip(32), config, start(threads=1), evaluate)
@@ -280,7 +279,7 @@ def test_an_evaluation_that_is_due_does_not_hold_a_stop_up_and_comes_when_the_ru
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
-def test_a_kill_after_an_evaluation_was_made_up_for_and_before_the_next_checkpoint_does_not_keep_the_run_from_going_on(
+def test_a_kill_between_a_delayed_evaluation_and_the_next_checkpoint_loses_nothing(
     tmp_path,
 ):
     class Killed(BaseException):
@@ -319,4 +318,4 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
-    assert done.stderr.startswith("stopped: asked to stop; what was saved is kept")
+    assert done.stderr.startswith("stopped: asked to stop; the same command with --resume continues")

@@ -119,7 +119,7 @@ def test_what_is_damaged_is_written_anew(finished, tmp_path, damaged):
 @pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_kill_before_anything_that_is_written_after_the_last_checkpoint_loses_nothing(finished, tmp_path):
+def test_a_kill_before_any_write_after_the_last_checkpoint_loses_nothing(finished, tmp_path):
     count = renames(partial(resume, at_its_last_checkpoint(finished, tmp_path / "counted")))
     check_as_unkilled(tmp_path / "counted", finished)
     assert count >= 2 * len(OUTCOME)
@@ -166,11 +166,7 @@ def test_a_report_that_cannot_be_written_is_not_announced_and_is_written_later(f
 
 
 @pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
-def test_a_run_whose_folder_goes_away_while_it_trains_ends_with_its_code_and_keeps_the_weights(
-    tmp_path, how, monkeypatch
-):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+def test_a_run_whose_folder_goes_away_while_it_trains_ends_with_its_code(tmp_path, how):
     out, calls = tmp_path / "run", []
 
     def evaluate(_: torch.nn.Module) -> dict[str, float]:
@@ -184,9 +180,8 @@ def test_a_run_whose_folder_goes_away_while_it_trains_ends_with_its_code_and_kee
         return {"eval/mean/knn": 0.5}
 
     config = TrainConfig(out=out, **(DEFAULTS | {"evaluate_every": 1.0, "save_every": 2}))
-    with pytest.raises(CannotWrite, match=rf"could not be written to {out}.*weights and moments at step 8 are in"):
+    with pytest.raises(CannotWrite, match=rf"checkpoint of step 8 could not be written to {out}, after 3"):
         pretrain(objective(), source(), CropFlip(32), config, start(threads=1), evaluate)
-    assert next(tmp_path.glob("sslvit-*/tensors.safetensors")).stat().st_size > 0
     if how == "replaced":
         assert checkpoint.latest(out / "checkpoints").step == 4  # of the other run, in which nobody meddles
     else:

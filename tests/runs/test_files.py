@@ -17,7 +17,8 @@ from sslvit.data.unreadable import UnreadableImages
 from sslvit.objectives.objective import Batch
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.runs import files
-from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder
+from sslvit.runs.folder import FolderRefused, RunLocked, lock, prepare_folder
+from sslvit.runs.log import Log
 from sslvit.storage import checkpoint, durable
 from sslvit.train import pretrain
 from sslvit.training.bad_steps import save_bad_step
@@ -97,7 +98,7 @@ def test_overwriting_is_refused_where_anything_else_lies_and_names_it(finished, 
     named = "mpp" if theirs.startswith("mpp") else named
     with pytest.raises(FolderRefused) as refused, prepare_folder(folder, overwrite=True):
         pass
-    assert f"--overwrite: {folder} holds more than a run: {named}. Move what is not the run's" in str(refused.value)
+    assert f"--overwrite: {folder} holds more than a run: {named}. Move these away" in str(refused.value)
     assert {name: data for name, data in contents(folder).items() if name != "run.lock"} == {
         name: data for name, data in before.items() if name != "run.lock"
     }
@@ -178,7 +179,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(finished, tmp_path, name):
         prepare_folder(folder, resume=True).__enter__()
 
 
-def test_a_folder_that_the_user_reaches_by_a_link_of_their_own_is_a_run_folder_as_any(tmp_path):
+def test_a_run_folder_may_be_reached_by_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     tiny_run(tmp_path / "runs", epochs=1.0)
@@ -195,7 +196,7 @@ def test_a_copy_of_a_run_by_hard_links_does_not_change_when_the_run_goes_on(fini
             pass
         with pytest.raises(RunLocked):
             prepare_folder(folder, resume=True).__enter__()
-        metrics = MetricsLog(folder / "metrics.jsonl", 4)
+        metrics = Log(folder / "metrics.jsonl", 4)
         metrics.write(5, {"loss": 1.0})
         metrics.close()
         UnreadableImages(folder / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
@@ -225,7 +226,7 @@ def test_what_is_appended_to_is_opened_without_following_a_link(tmp_path, caplog
     for name in ("metrics.jsonl", "bad_images.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "new")
     with pytest.raises(OSError, match="symbolic links"):
-        MetricsLog(tmp_path / "metrics.jsonl", 0)
+        Log(tmp_path / "metrics.jsonl", 0)
     UnreadableImages(tmp_path / "bad_images.jsonl", size=1000).add([Unreadable(7, "b.png", "empty file", 2)])
     assert "Too many levels of symbolic links; the bad images since then wait" in caplog.text
     assert not (tmp_path / "new").exists()
@@ -247,7 +248,7 @@ def test_a_model_without_checkpoints_is_not_trained_anew_and_overwritten(tmp_pat
     tiny_run(tmp_path / "run", epochs=1.0)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = contents(tmp_path / "run")
-    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to go on from\. --init_from"):
+    with pytest.raises(FolderRefused, match=r"holds a trained model and no checkpoint to continue from\. --init_from"):
         tiny_run(tmp_path / "run", epochs=1.0, resume=True)
     after = contents(tmp_path / "run")
     assert {name for name in before if before[name] != after[name]} <= {"run.lock"}

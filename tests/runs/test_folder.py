@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import forked, killed_at, list_changes, tapped
+from started import within
 
 from sslvit.errors import CANNOT_WRITE
-from sslvit.runs.folder import FolderRefused, MetricsLog, RunLocked, lock, prepare_folder, still_held
+from sslvit.runs.folder import FolderRefused, RunLocked, lock, prepare_folder, still_held
+from sslvit.runs.log import Log
 from sslvit.storage import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -65,13 +67,14 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.processes
-def test_a_second_run_in_a_folder_is_refused_at_once_and_told_who_is_there(tmp_path):
+@within(3)
+def test_a_second_run_in_a_folder_is_refused_at_once_and_names_the_first(tmp_path, limit):
     with holder(tmp_path) as pid:
         for _ in range(10):
             start = time.monotonic()
             with pytest.raises(RunLocked) as refused, prepare_folder(tmp_path, resume=True):
                 pass
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < limit
             assert f"process {pid} on {socket.gethostname()}" in str(refused.value)
             assert refused.value.code == CANNOT_WRITE
 
@@ -101,7 +104,7 @@ def test_of_two_runs_that_start_at_the_same_moment_one_goes_on(tmp_path):
 
 
 @pytest.mark.processes
-def test_the_lock_of_a_killed_process_is_free_at_once_even_while_a_worker_of_it_lives(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_at_once_even_while_its_worker_lives(tmp_path):
     for _ in range(3):
         with holder(tmp_path, worker=True), pytest.raises(RunLocked), lock(tmp_path):
             pass
@@ -118,7 +121,7 @@ def test_the_lock_file_names_pid_host_start_and_run(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["start"])
 
 
-def test_whatever_was_in_the_lock_file_the_folder_is_known_to_be_held_until_it_goes_away(tmp_path):
+def test_a_folder_is_locked_whatever_its_lock_file_contained_until_it_is_gone(tmp_path):
     (tmp_path / "run.lock").write_text('{"sslvit": "older"}' + "\n" * 5000)
     with prepare_folder(tmp_path):
         assert still_held(tmp_path)
@@ -293,7 +296,7 @@ def test_whatever_a_checkpoint_needs_of_the_disk_is_tried_at_the_door(tmp_path):
 
 
 @pytest.mark.processes
-def test_a_kill_while_a_run_is_overwritten_or_entered_leaves_a_folder_that_can_be_entered(tmp_path):
+def test_a_kill_while_a_run_is_overwritten_or_entered_leaves_a_usable_folder(tmp_path):
     def overwrite(folder: Path) -> None:
         with prepare_folder(folder, overwrite=True):
             pass
@@ -315,7 +318,7 @@ def steps(path: Path) -> list[int]:
 
 
 def written(path: Path, first: int, last: int) -> Path:
-    metrics = MetricsLog(path, first)
+    metrics = Log(path, first)
     for step in range(first + 1, last + 1):
         metrics.write(step, {"loss": 1 / step})
     metrics.close()
@@ -323,7 +326,7 @@ def written(path: Path, first: int, last: int) -> Path:
 
 
 def test_every_line_is_an_object_with_its_step_first(tmp_path):
-    metrics = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    metrics = Log(tmp_path / "metrics.jsonl", 0)
     metrics.write(0, {"knn": 0.25})
     metrics.write(10, {"loss": 2.5, "text": "ü\n", "flag": True, "bad": math.nan, "worse": -math.inf, "none": None})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -356,14 +359,14 @@ def test_lines_that_are_none_and_steps_that_come_twice_are_dropped(tmp_path, cap
     path.write_bytes(
         b'{"step": 1}\n\xff\xfe\n[]\n{"step": 1}\n{"step": "2"}\n{"step": 2}\n\n{"no": 3}\n{"step": 3}\n{"step": 4'
     )
-    MetricsLog(path, 10).close()
+    Log(path, 10).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
     assert "7 lines" in caplog.text
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
 def test_steps_that_do_not_rise_are_refused(tmp_path):
-    metrics = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    metrics = Log(tmp_path / "metrics.jsonl", 0)
     metrics.write(5, {})
     for step in (5, 4):
         with pytest.raises(ValueError, match=f"step {step} follows step 5"):
@@ -373,7 +376,7 @@ def test_steps_that_do_not_rise_are_refused(tmp_path):
 
 def test_a_disk_that_is_full_for_a_while_costs_no_line(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    metrics, full = MetricsLog(path, 0), False
+    metrics, full = Log(path, 0), False
 
     def refuse(name: str, args: tuple, named: dict) -> None:
         if full and name in ("pwrite", "fsync"):
@@ -396,7 +399,7 @@ def test_a_kill_while_the_log_is_opened_again_loses_no_line(tmp_path):
     whole = written(tmp_path / "whole", 0, 9).read_bytes()
 
     def reopen(folder: Path) -> None:
-        MetricsLog(folder / "metrics.jsonl", 6).close()
+        Log(folder / "metrics.jsonl", 6).close()
 
     def torn(name: str) -> Path:
         (tmp_path / name).mkdir()

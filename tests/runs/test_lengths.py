@@ -70,8 +70,10 @@ def test_an_ended_run_that_is_made_longer_trains_on_by_the_new_schedule(tmp_path
     capsys.readouterr()
     tiny_run(out, epochs=4.0, resume=True)
     old, new = cosine(7, 8, warmup=4), cosine(8, 16, warmup=4)
-    told = "warning: --epochs was 2, is now 4: the run goes on at step 8 of 16 instead of 8, with the schedules of the "
-    told += f"new length: the learning rate goes from {old:.4g} to {new:.4g} at once. It will not be the run that "
+    told = (
+        "warning: --epochs was 2, is now 4: the run continues at step 8 of 16 instead of 8, with the schedules of the "
+    )
+    told += f"new length: the learning rate jumps from {old:.4g} to {new:.4g}. It will not be the run that "
     assert told in capsys.readouterr().out
     assert losses(out)[:8] == first
     rates = logged_rates(out)
@@ -95,7 +97,7 @@ def test_a_stopped_run_is_made_shorter_and_ends_at_the_end_of_the_new_schedule(t
     assert sorted(rates) == list(range(8))
     for step in range(8):
         assert rates[step] == pytest.approx(cosine(step, 16 if step < 6 else 8, warmup=4), abs=1e-12), step
-    assert "--epochs was 4, is now 2: the run goes on at step 6 of 8 instead of 16" in capsys.readouterr().out
+    assert "--epochs was 4, is now 2: the run continues at step 6 of 8 instead of 16" in capsys.readouterr().out
     assert checkpoint.latest(out / "checkpoints").step == 8
 
 
@@ -108,7 +110,7 @@ def test_no_more_epochs_than_are_done_is_one_error_and_changes_nothing(tmp_path,
     said = (
         rf"--epochs {epochs:g} is {steps} steps, and the run in {out} has done 6 of its 16 \(--epochs 4\): give more "
     )
-    with pytest.raises(ValueError, match=rf"{said}than 1\.5, or take its model as it is"):
+    with pytest.raises(ValueError, match=rf"{said}than 1\.5"):
         tiny_run(out, epochs=epochs, resume=True)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "run.lock"} == before
 
@@ -134,7 +136,7 @@ def test_a_run_made_longer_twice_keeps_both_sentences(tmp_path):
     assert [sentence.partition(":")[0] for sentence in told] == ["--epochs was 1, is now 2", "--epochs was 2, is now 3"]
 
 
-def test_a_kill_before_the_model_of_the_longer_run_is_written_leaves_it_to_the_next_restart(tmp_path):
+def test_a_model_that_a_kill_prevented_is_written_by_the_next_restart(tmp_path):
     out = tmp_path / "run"
     tiny_run(out, epochs=2.0)
     for name in ("model", "cost.json"):
@@ -241,7 +243,7 @@ def test_a_run_that_goes_on_after_its_end_says_that_its_model_is_older(tmp_path,
     )
 
 
-def test_a_checkpoint_of_a_version_that_did_not_say_what_the_model_is_is_told_in_a_sentence(tmp_path):
+def test_a_checkpoint_without_a_description_of_the_model_is_refused_in_a_sentence(tmp_path):
     found = checkpoint.latest(_stopped := tmp_path / "run" / "checkpoints")
     assert found is None
     checkpoint.save(_stopped, 3, {"objective.backbone.x": torch.ones(1)}, {"progress": {}})
@@ -284,5 +286,5 @@ def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 75, done.stderr
-    assert "stopped: asked to stop; nothing was trained, and the same command begins again" in done.stderr
+    assert "stopped: asked to stop; nothing was trained, and the same command starts again" in done.stderr
     assert "resume" not in done.stderr

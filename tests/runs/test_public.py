@@ -99,7 +99,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
     return sent
 
 
-def test_what_is_uploaded_of_a_run_knows_no_path_of_this_machine_and_shows_names_as_they_are(tmp_path, monkeypatch):
+def test_uploads_contain_no_path_of_this_machine_and_show_names_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     images = tmp_path / "secret-project" / "<b>_[x](y)?token=abc123"
     images.mkdir(parents=True)
@@ -129,7 +129,7 @@ def test_models_that_were_written_with_paths_are_uploaded_and_told_of_without(tm
     sent = uploaded(monkeypatch, tmp_path / "model")
     assert not [name for name, text in sent.items() if "secret" in text or str(tmp_path) in text]
     assert "- data: folder:flowers (20 of its 40)\n- file: vit.pth\n" in sent["README.md"]
-    assert sealed.opened(sent["config.json"].encode(), must=True) == config | {
+    assert sealed.opened(sent["config.json"].encode(), require_seal=True) == config | {
         "sslvit": config["sslvit"] | {"data": "folder:flowers (20 of its 40)", "file": "vit.pth"}
     }
     assert described(tmp_path / "model")["data"] == "folder:flowers (20 of its 40)"

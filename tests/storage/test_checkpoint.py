@@ -20,10 +20,9 @@ from crashes import PowerLoss, forked, killed_at, list_changes, tapped
 from examples import is_whole, names, save
 
 import sslvit
-from sslvit.errors import CANNOT_WRITE
+from sslvit.errors import CANNOT_WRITE, CannotWrite, Stop
 from sslvit.storage import checkpoint
-from sslvit.storage.checkpoint import SaveFailed
-from sslvit.storage.manifest import STATE, TENSORS, CheckpointError
+from sslvit.storage.checkpoint import STATE, TENSORS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -234,9 +233,7 @@ def damaged(root: Path) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("work", "allowed"), [(third, {6, 9}), (resave, {6}), (damaged, {3, 9})])
-def test_sigkill_before_and_within_every_change_of_the_disk_leaves_the_old_or_the_new_checkpoint(
-    root, tmp_path, work, allowed
-):
+def test_sigkill_at_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint(root, tmp_path, work, allowed):
     shutil.copytree(root, tmp_path / "counted")
     changes = list_changes(partial(work, tmp_path / "counted"))
     # To be killed before a change is to be killed after the one before it.
@@ -277,7 +274,7 @@ def test_sigkill_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp
 
 
 @pytest.mark.processes
-def test_a_kill_in_the_restart_after_a_kill_after_a_kill_still_leaves_a_good_checkpoint(root):
+def test_kills_in_restarts_after_kills_still_leave_a_good_checkpoint(root):
     def one_more() -> None:
         save(root, checkpoint.restore(root).step + 1)
 
@@ -314,7 +311,7 @@ def power_losses(root: Path, tmp_path: Path, older: int | None = 6, ignore: str 
                     step = found and found.step
                     if step not in ((9,) if done >= returned else (older, 9)) or (found and not is_whole(found)):
                         wrong.append(f"{top.name}: {step}")
-                except CheckpointError as error:
+                except Stop as error:
                     wrong.append(f"{top.name}: {error}")
                 if states % 7 == 0 and ignore is None:
                     checkpoint.restore(here)
@@ -326,14 +323,14 @@ def power_losses(root: Path, tmp_path: Path, older: int | None = 6, ignore: str 
     return states, wrong
 
 
-def test_power_loss_after_any_step_of_a_save_leaves_the_old_checkpoint_or_the_new_one(root, tmp_path):
+def test_power_loss_at_any_step_of_a_save_leaves_the_old_or_the_new_checkpoint(root, tmp_path):
     (tmp_path / "states").mkdir()
     states, wrong = power_losses(root, tmp_path / "states")
     assert states >= 200
     assert wrong == []
 
 
-def test_power_loss_in_the_first_save_ever_leaves_nothing_or_a_whole_checkpoint(tmp_path):
+def test_power_loss_in_the_first_save_leaves_nothing_or_a_whole_checkpoint(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "states").mkdir()
     states, wrong = power_losses(tmp_path / "run" / "checkpoints", tmp_path / "states", older=None)
@@ -349,9 +346,7 @@ def test_the_simulated_power_loss_does_find_what_a_missing_fsync_would_lose(root
 # Refusals of the disk
 
 
-def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint_and_the_next_save_works(
-    root, tmp_path
-):
+def test_an_error_at_any_change_of_the_disk_leaves_a_good_checkpoint(root, tmp_path):
     shutil.copytree(root, tmp_path / "counted")
     failed = 0
     for moment in range(len(list_changes(partial(save, tmp_path / "counted", 9)))):
@@ -368,7 +363,7 @@ def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint
             try:
                 save(here, 9)
                 message = None
-            except SaveFailed as error:
+            except CannotWrite as error:
                 message = str(error)
         if message is not None:
             failed += 1
@@ -384,7 +379,7 @@ def test_an_error_of_any_change_of_the_disk_leaves_the_old_or_the_new_checkpoint
 
 
 @pytest.mark.processes
-def test_a_full_disk_is_one_typed_error_with_path_need_and_free_space_and_saving_works_again_later(tmp_path):
+def test_a_full_disk_is_one_error_with_path_need_and_free_space_and_passes(tmp_path):
     """RLIMIT_FSIZE refuses to let a file grow, as a full disk does, in the middle of a write."""
     large = {"weight": torch.arange(50_000.0)}
     checkpoint.save(tmp_path, 1, large, {})
@@ -392,7 +387,7 @@ def test_a_full_disk_is_one_typed_error_with_path_need_and_free_space_and_saving
     def child() -> None:
         for step, limit in enumerate([0, 1, 7, 8, 100, 512, 4096, 10_000, 65_536, 100_000, 199_000, 200_000], start=2):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            with pytest.raises(SaveFailed) as refused:
+            with pytest.raises(CannotWrite) as refused:
                 checkpoint.save(tmp_path, step, large, {})
             assert refused.value.code == CANNOT_WRITE
             for part in (
@@ -419,7 +414,7 @@ def test_too_little_free_space_is_noticed_before_anything_is_written(root, monke
         free: int
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1_000_000))
-    with pytest.raises(SaveFailed, match=r"too little free space \(needs 1.2 MB, 1.0 MB free\)"):
+    with pytest.raises(CannotWrite, match=r"too little free space \(needs 1.2 MB, 1.0 MB free\)"):
         checkpoint.save(root, 9, {"weight": torch.zeros(250_000)}, {})
     checkpoint.save(root, 9, {"weight": torch.zeros(200_000)}, {})
 
@@ -434,7 +429,7 @@ def test_what_reads_back_otherwise_is_not_made_visible(root, monkeypatch):
             path.write_bytes(path.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(os, "fsync", rot)
-    with pytest.raises(SaveFailed, match=r"tensors.safetensors reads back other than it was written"):
+    with pytest.raises(CannotWrite, match=r"tensors.safetensors reads back other than it was written"):
         save(root, 9)
     monkeypatch.undo()
     assert names(root) == ["step-00000003", "step-00000006"]
@@ -449,7 +444,7 @@ def test_a_root_that_was_deleted_during_the_run_is_made_again(root):
 def test_a_root_that_is_a_file_is_a_typed_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
-        with pytest.raises(SaveFailed, match=str(root)):
+        with pytest.raises(CannotWrite, match=str(root)):
             save(root, 1)
         assert checkpoint.latest(root) is None
 

@@ -270,7 +270,7 @@ ODD += [
 VALUES = [None, True, -1, 0.5, 10**12, 10**400, math.nan, -math.inf, "x", "", [], ["x"], {}, {"x": None}]
 
 
-def test_odd_contents_of_any_file_that_is_read_back_end_in_a_sentence_or_are_made_again(case, capsys):
+def test_odd_contents_of_any_file_end_in_a_sentence_or_are_written_again(case, capsys):
     whole, truth = case.file.read_bytes(), case.read()
     codes = (BAD_DATA, BAD_CONFIGURATION)  # an empty object can be another's, or settings that were others
     for odd in [*(text.encode() for text in ODD), b"\xff\xfe", whole[:-5], whole[: len(whole) // 2]]:
@@ -290,7 +290,7 @@ def places(content: Any, *path: str | int) -> Iterator[tuple[str | int, ...]]:
 @pytest.mark.parametrize(
     "case", [name for name in CASES if "shown" not in name and "parquet" not in name], indirect=True
 )
-def test_a_file_without_a_seal_that_holds_anything_anywhere_ends_in_a_sentence_at_worst(case, capsys):
+def test_a_file_without_a_seal_and_with_any_content_ends_in_a_sentence_at_worst(case, capsys):
     """As an earlier version could have left it, or somebody who has deleted the seal."""
     whole = case.file.read_bytes()
     plain = sealed.opened(whole)

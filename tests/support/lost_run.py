@@ -23,6 +23,7 @@ from sslvit.cli import run_cli
 from sslvit.config import TrainConfig
 from sslvit.data.readers.folders import FileStore
 from sslvit.data.spec import open_source
+from sslvit.errors import CannotWrite
 from sslvit.processes.collectives import start_run
 from sslvit.storage import checkpoint
 from sslvit.views.pretraining import CropFlip
@@ -51,7 +52,7 @@ def slow_backward(run: train.Run, progress: float) -> tuple:
 def save(root: Path, step: int, *given, **options) -> Path:
     time.sleep(float(os.environ.get("SLOW_SAVES", 0)))
     if "FAIL_SAVES" in os.environ:
-        raise checkpoint.SaveFailed(f"{root}: the checkpoint of step {step} was not saved: No space left on device")
+        raise CannotWrite(f"{root}: the checkpoint of step {step} was not saved: No space left on device")
     return really_save(root, step, *given, **options)
 
 

@@ -8,7 +8,7 @@ import torch
 from bad_step import bad_step, dino, part, vit
 
 from sslvit.objectives.supervised import Supervised
-from sslvit.training.bad_steps import KEPT, replay, save_bad_step
+from sslvit.training.bad_steps import MOST_SAVED, replay, save_bad_step
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -53,10 +53,10 @@ def test_only_the_first_few_are_kept_and_none_twice(tmp_path):
     objective, parts = dino(), [part()]
     kept = [save_bad_step(tmp_path, objective, parts, step=step, progress=0.0) for step in (5, 5, 6, 9, 12, 5)]
     assert [folder is not None for folder in kept] == [True, False, True, True, False, False]
-    assert len(list((tmp_path / "bad_steps").iterdir())) == KEPT
+    assert len(list((tmp_path / "bad_steps").iterdir())) == MOST_SAVED
 
 
 def test_a_disk_that_takes_nothing_does_not_stop_the_run(tmp_path, caplog):
     (tmp_path / "bad_steps").write_text("in the way")
     assert save_bad_step(tmp_path, dino(), [part()], step=5, progress=0.0) is None
-    assert "step 5 was not finite and could not be kept" in caplog.text
+    assert "step 5 was not finite and could not be saved" in caplog.text

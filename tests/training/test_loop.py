@@ -20,7 +20,7 @@ from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.training import optim
 from sslvit.training.guard import OVERFLOWS
-from sslvit.training.watch import REMEMBERED, Watch
+from sslvit.training.watch import LONGEST_HISTORY, Watch
 from sslvit.views.pretraining import CropFlip
 
 
@@ -132,7 +132,7 @@ def test_spikes_are_judged_by_the_last_64_norms():
     for norm in range(1, 200):
         assert watch.spike(float(norm)) == pytest.approx(norm / statistics.median(recent))
         recent = [*recent, float(norm)][-64:]
-    assert len(watch.norms) == REMEMBERED == 64
+    assert len(watch.norms) == LONGEST_HISTORY == 64
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -194,4 +194,4 @@ def test_a_run_that_diverges_says_which_checkpoint_there_is(tmp_path, save_every
     else:
         assert saved is None
         assert "No checkpoint had been saved yet; " in sentence
-    assert f"what entered the first of these steps is in {out / 'bad_steps' / 'step-00000005'}, for" in sentence
+    assert f"the inputs of the first of these steps are in {out / 'bad_steps' / 'step-00000005'}, for" in sentence

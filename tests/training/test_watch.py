@@ -245,7 +245,7 @@ def test_a_verdict_comes_once_after_twenty_steps_in_a_row_and_again_after_a_reco
 @pytest.mark.parametrize(
     ("nats", "collapsed"), [(0.001, True), (0.004, True), (0.006, False), (0.02, False), (0.09, False)]
 )
-def test_a_teacher_has_collapsed_below_five_thousandths_of_a_nat_an_image_whatever_it_started_at(nats, collapsed):
+def test_a_teacher_has_collapsed_below_0_005_nats_per_image_wherever_it_started(nats, collapsed):
     """DINO on 1,024 digits falls to 0.001; at other rates it ended below 0.02, with a slower teacher at 0.09."""
     for first in (0.6, nats):
         watch = Watch()

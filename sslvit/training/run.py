@@ -1,0 +1,86 @@
+"""What the steps of a run share, and what is due after each of them."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from sslvit.config import TrainConfig
+from sslvit.data.loader import Loaded, MicroBatches, Views, load
+from sslvit.data.unreadable import UnreadableImages
+from sslvit.models.blocks import keep_inputs_only
+from sslvit.objectives.objective import Objective
+
+
+class Run(NamedTuple):
+    """Made once, before the first step. No settings: those are in `config`."""
+
+    objective: Objective  # what is trained: with --shard the copy that is split among the processes
+    model: nn.Module  # the same, as Accelerate wraps it
+    optimizer: AcceleratedOptimizer
+    sampler: MicroBatches
+    batches: Iterator[Loaded]
+    views: Views
+    unreadable: UnreadableImages
+    evaluate: Callable[[], dict[str, float]] | None  # the whole backbone, also with --shard
+    config: TrainConfig
+    accelerator: Accelerator
+    steps: int
+
+
+def assemble(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    sampler: MicroBatches,
+    views: Views,
+    evaluate: Callable[[], dict[str, float]] | None,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    first_step: int,
+    steps: int,
+) -> Run:
+    if config.grad_checkpointing:
+        keep_inputs_only(objective)
+    if config.shard:
+        model, prepared = objective, accelerator.prepare(optimizer)
+    else:
+        model, prepared = accelerator.prepare(objective, optimizer)
+    gpu, workers = accelerator.device.type == "cuda", config.workers
+    ahead = None if gpu or not workers else views  # a GPU makes views faster itself
+    batches = load(
+        sampler, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
+    )
+    unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
+    return Run(objective, model, prepared, sampler, batches, views, unreadable, evaluate, config, accelerator, steps)
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    last: bool  # this process takes no further step
+    preempted: bool  # and the run is not complete
+
+    @classmethod
+    def after(cls, step: int, run: Run, *, stop: bool, alarm: bool) -> "Due":
+        """step: the number of steps done."""
+        config, complete = run.config, step == run.steps
+        last = complete or stop
+        every = config.evaluate_every * run.sampler.epoch_images / config.batch_size  # steps
+        return cls(
+            log=step % config.log_every == 0 or last or alarm,
+            evaluate=run.evaluate is not None and (complete or completes(step, every)),
+            save=step % config.save_every == 0 or last,
+            last=last,
+            preempted=not complete and stop,
+        )
+
+
+def completes(step: int, every: float) -> bool:
+    """Whether this step completes another `every` steps, which need not be whole; 0 never does."""
+    return every > 0 and int(step / every) > int((step - 1) / every)
