@@ -165,11 +165,9 @@ def shown(text: str) -> str:
 
 
 def _output_is_closed() -> bool:
-    """Whether the broken pipe is our output, whose reader, `head` for one, has ended."""
-    if sys.stdout is None:
-        return False
+    """Whether the broken pipe is our output, whose reader, `head` for one, has ended. If not, an empty line is lost."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it when it ends
         return True

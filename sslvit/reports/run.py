@@ -76,6 +76,9 @@ class Run:
         self.folder = folder
         self.config = self._read("config.json", image_size=int | list)
         self.environment = self._read("environment.json", packages=dict)
+        with readable(folder / "environment.json"):
+            check({"lengths": []} | self.environment, lengths=list)
+        self.lengths = [str(sentence) for sentence in self.environment.get("lengths", [])]
         self.cost = self._read("cost.json", **COST, images_per_second=NUMBER, processes=int, threads=int)
         self.lines = [line for line in read_lines(folder / "metrics.jsonl") if isinstance(line.get("step"), int)]
         self.evaluations = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
@@ -106,7 +109,7 @@ class Run:
             for row in rows_of(self.evaluations)
             if row.readout == model["readout"]
         ]
-        sentences += self.environment.get("lengths", [])
+        sentences += self.lengths
         verdicts = [line["health"] for line in self.lines if line.get("health")]
         return sentences + (verdicts or ["Its features did not collapse."])
 
