@@ -18,13 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from sslvit import rng
 from sslvit.models.blocks import Block, at_least_float32, drop_path, dropout
 from sslvit.models.init import initialize
-from sslvit.models.patches import PatchEmbed, patchify
+from sslvit.models.patches import PatchEmbed
 from sslvit.models.positions import FIXED, Grid, join_2d, position_tables, resize, to_pair
 from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
 from sslvit.models.vit_config import ViTConfig, variant
-
-__all__ = ["ViT", "ViTConfig", "patchify"]
 
 
 class BlockInputs(NamedTuple):
