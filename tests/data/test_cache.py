@@ -102,7 +102,7 @@ def test_a_cache_of_an_earlier_version_without_a_seal_is_written_anew(root, tmp_
     assert (
         f"cache {folders(root)[0]} is written anew: it has no seal, as in earlier versions\n" in capsys.readouterr().err
     )
-    sealed.read(about, must=True)
+    sealed.read(about, require_seal=True)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no pixels", "torn json", "other json"])

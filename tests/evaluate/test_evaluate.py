@@ -235,7 +235,7 @@ def test_readouts_of_several_blocks_are_their_normed_outputs_joined():
 
 @pytest.mark.parametrize("readout", ["class", "cls:0", "cls:x", "mean:-1", "patches:2", "cls:6"])
 def test_a_readout_that_is_not_there_is_refused(readout):
-    with pytest.raises(ValueError, match=r"readout|layers 6 of 5"):
+    with pytest.raises(ValueError, match=r"readout|layers 6 must be among the 5 blocks"):
         extract(small(), numbered(2), EvalView(8), start(threads=1), readouts=(readout,))
 
 
