@@ -15,7 +15,7 @@ import tyro
 
 from sslvit.config import RENAMED, TrainConfig
 from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Preempted, Stop, shortened
-from sslvit.processes import launcher
+from sslvit.processes import collectives, launcher
 
 Chosen = TypeVar("Chosen", bound=TrainConfig)
 Options = TypeVar("Options")
@@ -104,6 +104,17 @@ def run_cli(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    try:
+        _run(main, options)
+    except SystemExit as end:
+        if collectives.processes() == 1:
+            raise
+        collectives.end_process(end.code if isinstance(end.code, int) else int(end.code is not None))
+    if collectives.processes() > 1:
+        collectives.end_process(0)
+
+
+def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> None:
     try:
         main(*configurations(options))
         if sys.stdout:  # None where it was closed before we began

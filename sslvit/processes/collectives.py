@@ -8,7 +8,7 @@ import signal
 import sys
 import zlib
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -171,6 +171,16 @@ def start_run(config: Any) -> Accelerator:
 def leave_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends one of several processes as soon as Python's exit handlers have run: while the interpreter is taken down
+    threads of torch can still abort it, and a run that is done would count as failed."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            stream.flush()
+    os._exit(code)
 
 
 def record_peers(device: torch.device) -> None:
