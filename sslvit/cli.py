@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from sslvit.config import RENAMED, TrainConfig
+from sslvit.config import RENAMED, RENAMED_BUDGET, TrainConfig
 from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Preempted, Stop, shortened
 from sslvit.processes import collectives, launcher
 
@@ -24,7 +24,7 @@ Options = TypeVar("Options")
 def parse(kind: type[Options], default: Options | None = None, args: Sequence[str] | None = None) -> Options:
     """A configuration from the command line. Options that were renamed work by their old names too, and say so."""
     args = sys.argv[1:] if args is None else args
-    return tyro.cli(kind, default=default, args=[with_new_name(word) for word in args])
+    return tyro.cli(kind, default=default, args=with_new_names(args))
 
 
 def choose(presets: Mapping[str, Chosen], words: Sequence[str] | None = None) -> Chosen:
@@ -52,6 +52,18 @@ def typed(flag: str, words: Sequence[str] | None = None) -> str:
     alone = make_dataclass("Alone", [(flag, str, field(default=""))])
     known, _ = tyro.cli(alone, args=words, return_unknown_args=True, add_help=False)
     return getattr(known, flag)
+
+
+def with_new_names(words: Sequence[str]) -> list[str]:
+    """Options that were renamed, and --budget operations, as they are called now."""
+    renamed = [with_new_name(word) for word in words]
+    for i, word in enumerate(renamed):
+        flag, equals, value = word.partition("=")
+        if flag == "--budget" and value in RENAMED_BUDGET:
+            renamed[i] = f"{flag}{equals}{RENAMED_BUDGET[value]}"
+        elif word in RENAMED_BUDGET and i and renamed[i - 1] == "--budget":
+            renamed[i] = RENAMED_BUDGET[word]
+    return renamed
 
 
 def with_new_name(word: str) -> str:
@@ -99,7 +111,7 @@ def run_cli(
     """Runs a program, whose errors become one sentence and an exit code; SSLVIT_TRACEBACK=1 shows where they came from.
 
     options: the class of main's configuration, or its presets by name, of which the first is the default; without, main
-    takes no argument.
+    takes no argument. Of several processes each ends here.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have what the terminal cannot show
@@ -109,6 +121,8 @@ def run_cli(
     except SystemExit as end:
         if collectives.processes() == 1:
             raise
+        if isinstance(end.code, str):
+            _print(end.code)
         collectives.end_process(end.code if isinstance(end.code, int) else int(end.code is not None))
     if collectives.processes() > 1:
         collectives.end_process(0)
@@ -182,6 +196,8 @@ def _output_is_closed() -> bool:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it when it ends
         return True
+    except ValueError:  # it was closed here
+        return False
     return False
 
 

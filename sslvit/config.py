@@ -28,7 +28,8 @@ ROUNDING = "rounding"  # the run goes on, but no longer bit for bit
 EVALUATION = "evaluation"  # later evaluations do not compare with earlier ones
 LENGTH = "length"  # the schedules become those of the new length, see training/state.py
 
-# Options by the names that they had in version 0.1, on the command line and in saved configurations.
+# Options by the names that they had in version 0.1, on the command line and in saved settings of runs, comparisons and
+# studies; and the value that has another name.
 RENAMED = {
     "start": "init_from",
     "only": "only_classes",
@@ -42,6 +43,7 @@ RENAMED = {
     "held_epochs": "freeze_last_layer_epochs",
     "parts": "chunks",
 }
+RENAMED_BUDGET = {"operations": "flops"}
 
 
 def option(
@@ -82,7 +84,17 @@ def check_bounds(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
+class Options:
+    """What all configurations share."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if isinstance(one.default, Path) and isinstance(value := getattr(self, one.name), str):
+                object.__setattr__(self, one.name, Path(value))  # from Python a text will do
+
+
+@dataclass(frozen=True)
+class ImagesConfig(Options):
     """Which images, and how they are read."""
 
     data: str = option("shapes", FREE)  # where the images lie; what they are is compared separately
@@ -115,6 +127,7 @@ class ImagesConfig:
     """Folders: also follow links that point outside, and linked folders."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         size = tuple(np.atleast_1d(self.image_size).tolist())  # from JSON it is a list
         object.__setattr__(self, "image_size", size[0] if len(set(size)) == 1 else size)  # 224 224 is 224
 
@@ -218,7 +231,7 @@ class DataConfig(ImagesConfig):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Options):
     """What every recipe lets its user choose about training."""
 
     out: Path = option(Path("runs/run"), FREE)
@@ -339,8 +352,8 @@ def as_now(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
     """Settings saved by an earlier version: under their names of now, and with what was done before --eval_crop
     existed, when whole images were squeezed. Of square thumbnails that is what is done now."""
     renamed = {RENAMED.get(name, name): value for name, value in saved.items()}
-    if renamed.get("budget") == "operations":
-        renamed["budget"] = "flops"
+    if "budget" in renamed:
+        renamed["budget"] = RENAMED_BUDGET.get(renamed["budget"], renamed["budget"])
     return ({"eval_crop": 0.0} if max(to_pair(image_size)) > THUMBNAIL else {}) | renamed
 
 
@@ -367,8 +380,11 @@ def check_unchanged(saved: dict[str, Any], config: Any) -> list[str]:
         else:
             refused.append(change)
     if refused:
+        preset, hint = saved.get("preset"), "give the old values"
+        if preset and preset != now.get("preset"):
+            hint = f"add --preset {preset} and {hint}"
         raise ValueError(
-            f"--resume would continue a different run: {'; '.join(refused)}. Give the old values, or start anew with "
+            f"--resume would continue a different run: {'; '.join(refused)}. To resume, {hint}; or start anew with "
             f"another --out or --overwrite"
         )
     return warnings

@@ -97,11 +97,12 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     """The settings as they are recorded and compared among processes and at a restart. Nothing is written before."""
     config = config.with_rate()
     config.check()
+    collectives.check_trackers(config.log_with)
     signals.listen()
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
-            "each other, so micro-batches change its loss. Use more processes, a smaller batch, or MoCo v3's --chunks"
+            "each other, so micro-batches change its loss. Use more processes, a smaller batch, or --chunks if there is"
         )
     if 0 < config.epochs <= config.warmup_epochs:
         accelerator.print(

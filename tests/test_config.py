@@ -182,3 +182,8 @@ def test_a_run_from_before_ranges_goes_on_with_the_whole_range_by_name_and_with_
     run(range=(0.0, 65535.0))
     with pytest.raises(ValueError, match="range was None, is now"):
         run(range=(0.0, 4095.0))
+
+
+def test_folders_may_be_texts_from_python():
+    assert TrainConfig(out="runs/x").out == Path("runs/x")
+    assert CONFIGS[0](out="runs/x", image_size=(32, 32)).out == Path("runs/x")

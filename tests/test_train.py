@@ -519,6 +519,12 @@ def test_only_trackers_that_accelerate_knows_are_accepted(monkeypatch):
         check_trackers(("tensorboard", "mine"))
 
 
+def test_a_run_with_a_tracker_that_nobody_knows_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--log_with nonsense"):
+        tiny_run(tmp_path / "run", log_with=("nonsense",))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_between_two_lines_of_the_log_holds_the_time_of_all_its_steps(tmp_path):
     """Else a run that is stopped and goes on would cost less than it took."""
     taken = []

@@ -29,7 +29,7 @@ from sslvit.data.source import ArraySource, Mapped, Source, digest
 from sslvit.errors import Stop
 from sslvit.storage import durable, sealed
 
-FORMAT = 1  # raise it when the opener decodes anything differently
+FORMAT = 2  # raise it when the opener decodes anything differently
 CHUNK = 1024
 PATIENCE = 600  # seconds for a chunk of a worker
 SPARE = 1.1  # the disk must have this much more room than is written

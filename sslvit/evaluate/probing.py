@@ -19,9 +19,9 @@ from sslvit.evaluate.split import choose_fraction
 class ProbeOptions:
     k: int = option(20, above=0)
     """Nearest neighbours that vote."""
-    temperature: float = 0.07
+    temperature: float = option(0.07, above=0)
     """A vote is weighted by exp(cosine / temperature)."""
-    shots: tuple[int, ...] = (1, 5, 10)
+    shots: tuple[int, ...] = option((1, 5, 10), above=0)
     """Labelled images per class."""
     draws: int = option(3, above=0)
     """Random draws of the shots."""

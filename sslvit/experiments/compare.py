@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from sslvit.config import ImagesConfig, check_bounds, option
+from sslvit.config import RENAMED, ImagesConfig, check_bounds, option
 from sslvit.experiments.disk import needed
-from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading
+from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading, recipes
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
 from sslvit.experiments.work import work_on
 from sslvit.models.vit import ViT
@@ -76,7 +76,7 @@ def check_methods(methods: tuple[str, ...]) -> None:
     if not chosen or len({method.folder for method in chosen}) < len(chosen):
         raise ValueError(f"--methods {' '.join(methods)}: name one or more, and each once")
     if missing := [method.text for method in chosen if not is_recipe(method.recipe)]:
-        raise ValueError(f"--methods {missing[0]}: there is no such recipe; choose one of {', '.join(sorted(WORK))}")
+        raise ValueError(f"--methods {missing[0]}: there is no such recipe; choose one of {', '.join(recipes())}")
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,10 @@ def check(config: ComparisonConfig) -> None:
     check_bounds(config)
     for method in map(Method, config.methods):
         flag = f"--methods {method.text}"
-        names = [word for word in method.words if word.startswith("--")]
-        if taken := [name for name in names if name[2:].replace("-", "_").removeprefix("no_") in SAME_FOR_ALL]:
-            raise ValueError(f"{flag}: {taken[0]} is the same for all methods, and the comparison's own")
+        for name, _ in method.options:
+            plain = name.replace("-", "_").removeprefix("no_")
+            if RENAMED.get(plain, plain) in SAME_FOR_ALL:
+                raise ValueError(f"{flag}: --{name} is the same for all methods, and the comparison's own")
         words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
         check_words(method.recipe, words, flag)
     if len({config.data, *config.transfer}) < 1 + len(config.transfer):

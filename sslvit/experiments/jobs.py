@@ -8,8 +8,9 @@ results depend on the jobs alone, and not on who ran them when.
 import fcntl
 import importlib.util
 import os
+import pkgutil
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -48,12 +49,19 @@ def recipe_of(name: str) -> ModuleType:
 
 
 def is_recipe(name: str) -> bool:
-    return name.isidentifier() and importlib.util.find_spec(f"{RECIPES}.{name}") is not None
+    spec = importlib.util.find_spec(f"{RECIPES}.{name}") if name.isidentifier() else None
+    return spec is not None and spec.origin is not None
+
+
+def recipes() -> list[str]:
+    """The names of those that pretrain."""
+    names = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(RECIPES).__path__))
+    return [name for name in names if "PRESETS" in vars(recipe_of(name)) and name != "finetune"]
 
 
 def options_of(recipe: ModuleType) -> Any:
     """What its command line is parsed by: its presets, or the class of its options."""
-    return vars(recipe).get("PRESETS") or recipe.Config
+    return vars(recipe).get("PRESETS") or vars(recipe).get("Config")
 
 
 def at_a_time(jobs: int) -> int:
@@ -83,7 +91,7 @@ def reading(config: ImagesConfig, channels: int | None = None) -> tuple[str, ...
 def check_words(recipe: str, words: tuple[str, ...], flag: str) -> None:
     """Parses and checks a recipe's words before anything is begun. flag: the user's own, from which they come."""
     presets = options_of(recipe_of(recipe))
-    if isinstance(presets, type):
+    if not isinstance(presets, Mapping):
         raise ValueError(f"{flag}: recipes/{recipe}.py has no presets: it does not pretrain")
     try:
         choose(presets, words)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import zlib
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
@@ -176,6 +177,9 @@ def leave_group() -> None:
 def end_process(code: int) -> NoReturn:
     """Ends one of several processes as soon as Python's exit handlers have run: while the interpreter is taken down
     threads of torch can still abort it, and a run that is done would count as failed."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         if stream:

@@ -75,6 +75,8 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config = self._read("config.json", image_size=int | list)
+        with readable(folder / "config.json"):
+            self.small = max(to_pair(self.config["image_size"])) < 100
         self.environment = self._read("environment.json", packages=dict)
         with readable(folder / "environment.json"):
             check({"lengths": []} | self.environment, lengths=list)
@@ -86,7 +88,6 @@ class Run:
         with readable(folder / "model" / CONFIG):
             check(self.model, objective=str, data=str)
         self.name, self.parameters = backbone.name, sum(p.numel() for p in backbone.parameters())
-        self.small = max(to_pair(self.config["image_size"])) < 100
 
     def _read(self, name: str, **kinds: Any) -> dict[str, Any]:
         with readable(self.folder / name):

@@ -80,13 +80,11 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any
 
     root = Path(root)
     need = round(1.2 * (len(state_text) + sum(t.numel() * t.element_size() for t in tensors.values())))
-    free, temporary = "unknown", None
+    temporary = None
     try:
         durable.make_folder(root)
         durable.sweep(root)
-        free_bytes = shutil.disk_usage(root).free
-        free = f"{free_bytes / 1e6:,.1f}"
-        if free_bytes < need:
+        if shutil.disk_usage(root).free < need:
             raise OSError("too little free space")
         temporary = durable.temporary(root, f"{step:08d}")
         files = {
@@ -105,7 +103,7 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any
     except OSError as error:
         raise CannotWrite(
             f"{root}: the checkpoint of step {step} was not saved: {error.strerror or error} "
-            f"(needs {need / 1e6:,.1f} MB, {free} MB free); earlier checkpoints are untouched"
+            f"(needs {need / 1e6:,.1f} MB, {_free(root)} MB free); earlier checkpoints are untouched"
         ) from error
     finally:
         if temporary is not None and temporary.exists():
@@ -115,6 +113,13 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any
     except (OSError, ValueError) as error:  # leftovers do no harm; ValueError: somebody moved the newest away
         log.warning("%s: older checkpoints could not be pruned: %s", root, error)
     return final
+
+
+def _free(root: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(root).free / 1e6:,.1f}"
+    except OSError:
+        return "unknown"
 
 
 def latest(root: Path) -> Checkpoint | None:

@@ -72,8 +72,8 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, of which some may be split: these whole, in main memory, and for the first process only. Called by
-    all processes."""
+    """The tensors, those that are split whole, in main memory and for the first process only; the others as they are.
+    Called by all processes."""
     if collectives.processes() == 1:
         return tensors
     # All processes must gather the same one at a time, and tensors that were read from a file come in any order.

@@ -5,7 +5,7 @@ import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -43,7 +43,10 @@ def watched(sampler: MicroBatches, out: Path, save: Callable[[], bool]) -> Itera
         elif isinstance(error, WorkerDied | WorkerTimedOut):
             sentence = of_workers(error, sampler)
         if sentence:
-            saved = collectives.processes() == 1 and save()
+            saved = False
+            if collectives.processes() == 1:
+                with suppress(OSError):  # what was lost is the message that matters
+                    saved = save()
             raise Lost(sentence + (". The last step is saved" if saved else "")) from error
         if collectives.processes() == 1 or not OF_PROCESSES.search(message):
             raise

@@ -11,7 +11,9 @@ from recipes_run import run
 from safetensors.torch import load_file
 
 from sslvit.cli import parse
-from sslvit.config import configuration
+from sslvit.config import check_unchanged, configuration
+from sslvit.experiments.compare import ComparisonConfig
+from sslvit.recipes.mpp import SMALL
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 SAME = "--data shapes:n=64 --batch_size 16 --save_every 4 --threads 1 --resume"
@@ -73,3 +75,13 @@ def test_an_option_works_by_its_old_name_and_the_new_one_is_said(recipe, old, ne
     assert {name: config[name] for name in new} == new
     notes = capsys.readouterr().err
     assert all(f"is now --{name};" in notes.replace("--no-", "--") for name in new)
+
+
+def test_the_budget_of_operations_is_one_of_flops_now():
+    for words in (["--budget", "operations"], ["--budget=operations"]):
+        assert parse(ComparisonConfig, args=words).budget == "flops"
+
+
+def test_a_run_begun_with_another_preset_is_resumed_by_naming_it():
+    with pytest.raises(ValueError, match=r"model was 'S/16'.* add --preset paper"):
+        check_unchanged({"preset": "paper", "model": "S/16"}, SMALL)

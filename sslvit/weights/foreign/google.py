@@ -46,7 +46,11 @@ LEFT = re.compile(r"(head|pre_logits|MAPHead_0)/.*")
 def vit(located: Located, file: str) -> Located:
     arrays = _unstacked(located.weights)
     weights, left = _translated(arrays, VIT, file, "no ViT of vision_transformer or big_vision")
-    heads = {tensor.shape[1] for name, tensor in arrays.items() if name.endswith("/query/kernel")}
+    heads = {
+        tensor.shape[1]
+        for name, tensor in arrays.items()
+        if name.endswith("/query/kernel") and not LEFT.fullmatch(name)
+    }
     if len(heads) != 1:
         raise DataError(f"{file}: the kernels of its queries have different numbers of heads, {sorted(heads)}")
     for base in {name.removesuffix("query.weight") for name in weights if name.endswith("attn.query.weight")}:

@@ -69,6 +69,10 @@ def start_from(folder: str, *, image_size: Size, channels: int) -> ViT | BiT:
 class HoldsClassifier(DataError):
     """A file was trained on labels, which leave_head=True must confirm."""
 
+    def __init__(self, what: str):
+        self.what = what
+        super().__init__(f"{what}. For its backbone alone, give leave_head=True (--foreign leave_head=true)")
+
 
 def _as_it_is(folder: str) -> ViT | BiT:
     """The model of --init_from. Facts that another's file lacks can be said to `convert`."""
@@ -77,9 +81,11 @@ def _as_it_is(folder: str) -> ViT | BiT:
     except ValueError as error:
         if isinstance(error, DataError) and not isinstance(error, HoldsClassifier):
             raise
-        command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign NAME=VALUE ..."
+        facts = "leave_head=true" if isinstance(error, HoldsClassifier) else "NAME=VALUE ..."
+        command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign {facts}"
         kind = DataError if isinstance(error, DataError) else ValueError
-        raise kind(f"{error}. For --init_from, run `{command}`, then say --init_from NEW") from error
+        what = error.what if isinstance(error, HoldsClassifier) else error
+        raise kind(f"{what}. For --init_from, run `{command}`, then give --init_from NEW") from error
 
 
 def load_foreign(
@@ -116,8 +122,7 @@ def load_foreign(
         head = classifiers(located)
         if head and not leave_head:
             raise HoldsClassifier(
-                f"{name} holds a classifier ({', '.join(head[:3])}): a linear probe's, or it was trained on labels. "
-                "For its backbone alone, say leave_head=true"
+                f"{name} holds a classifier ({', '.join(head[:3])}): a linear probe's, or it was trained on labels"
             )
         facts = _known(contents, located, family, options)
         if located.family == "bit":

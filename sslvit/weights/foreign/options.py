@@ -42,6 +42,11 @@ FACTS: dict[str, Callable[[str], Any]] = {
     "leave_head": lambda text: {"true": True, "false": False}[text.lower()],
 }
 
+GONE = {
+    "resize_to": "`python -m sslvit convert --image_size` resizes positions for good",
+    "drop_distillation": "DeiT's distillation token is kept, as a register",
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -61,6 +66,8 @@ def facts(words: tuple[str, ...]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for word in words:
         name, _, value = word.partition("=")
+        if name in GONE:
+            raise ValueError(f"--foreign {word}: {GONE[name]}")
         if name not in FACTS:
             raise ValueError(f"--foreign {word}: the name must be one of {', '.join(FACTS)}, got {name!r}")
         if name in result:
