@@ -29,7 +29,7 @@ class Config(ProbeOptions, DataConfig):
     out: Path = Path("runs/baselines")
     """A folder for numbers and predictions; files of these names are replaced."""
     limit_train: int = option(10_000, least=0)
-    """At most so many random training images; 0 takes all."""
+    """Use at most this many training images, drawn at random; 0 uses all."""
     limit_test: int = option(5_000, least=0)
     threads: int = option(0, least=0)
 

@@ -38,7 +38,7 @@ class Config(PretrainConfig):
     """Pretrain a Vision Transformer by DINO, and show what it learned."""
 
     preset: Literal["small", "paper"] = "small"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     out: Path = Path("runs/dino")
     init: Literal["dino", "timm", "jax"] = "jax"
     """The backbone's random weights: as the paper's code draws them, as timm does (another class token), or as the ViT

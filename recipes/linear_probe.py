@@ -52,7 +52,7 @@ class Config(ModelConfig, ImagesConfig):
     smallest_crop: float = 0.08
     """The smallest share of an image in these versions; the papers' is 0.08, and small images need a larger one."""
     limit: int = option(0, least=0)
-    """At most so many random training images; 0 takes all."""
+    """Use at most this many training images, drawn at random; 0 uses all."""
     cache: Path = Path("runs/features")
     """Where features are kept, by hash of weights and data."""
     threads: int = option(0, least=0)

@@ -35,7 +35,7 @@ class Config(PretrainConfig):
     """Pretrain a Vision Transformer as a masked autoencoder, and show what it learned."""
 
     preset: Literal["small", "paper"] = "small"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     out: Path = Path("runs/mae")
     mask_ratio: float = 0.75
     """The share of patches that the encoder does not see."""

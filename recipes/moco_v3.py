@@ -35,7 +35,7 @@ class Config(PretrainConfig):
     """Pretrain a Vision Transformer by MoCo v3, and show what it learned."""
 
     preset: Literal["small", "paper"] = "small"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     out: Path = Path("runs/moco_v3")
     position: Literal["sincos_moco_v3", "learned_1d", "none"] = "sincos_moco_v3"
     freeze_patch_projection: bool = True

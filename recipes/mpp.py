@@ -32,7 +32,7 @@ class Config(PretrainConfig):
     """Pretrain a Vision Transformer by masked patch prediction, and show what it learned."""
 
     preset: Literal["small", "paper"] = "small"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     out: Path = Path("runs/mpp")
     model: str = "XS/8"
     """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""

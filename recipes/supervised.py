@@ -40,7 +40,7 @@ class Config(PretrainConfig):
     """Train a Vision Transformer or a BiT ResNet on labels, and show what it learned."""
 
     preset: Literal["small", "plain", "vit"] = "small"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     out: Path = Path("runs/supervised")
     model: str = "XS/4"
     """A ViT by width and patch size, a hybrid (R50+B/16), or a BiT ResNet (R50x1; R20x0.5 for small images)."""

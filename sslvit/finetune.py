@@ -56,7 +56,7 @@ class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
 
     out: Path = Path("runs/finetune")
     protocol: Literal["vit", "modern"] = "vit"
-    """What the other options are by default."""
+    """Sets the defaults of the other options."""
     image_size: Size = 0
     """0 takes the model's own; larger than it, positions are interpolated."""
     scratch: bool = False

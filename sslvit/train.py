@@ -107,7 +107,7 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     if 0 < config.epochs <= config.warmup_epochs:
         accelerator.print(
             f"warning: --warmup_epochs {config.warmup_epochs:g} of --epochs {config.epochs:g}: the learning rate only "
-            "rises. A tenth of the epochs is usual"
+            f"rises. A tenth of the epochs is usual: --warmup_epochs {config.epochs / 10:g}"
         )
     return replace(config, shard=sharding.wanted(config, accelerator))
 

@@ -51,8 +51,8 @@ GONE = {
 @dataclass(frozen=True)
 class ModelConfig:
     model: Path = Path("runs/mpp/model")
-    """The model folder of a run, or the run's, which may not have ended yet; or a checkpoint of timm, torchvision,
-    transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
+    """A run's folder (finished or not) or its model folder; or a checkpoint of timm, torchvision, transformers, Google,
+    MoCo v3, DINO, MAE or DINOv2."""
     foreign: tuple[str, ...] = ()
     """Facts that such a checkpoint lacks, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
     leave_head=true takes the backbone of a classifier."""
