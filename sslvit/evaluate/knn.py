@@ -74,7 +74,7 @@ def knn_votes(
     check(train, labels)
     check(test)
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+        raise ValueError(f"temperature {temperature} must be above 0")
     votes = torch.zeros(len(test), int(labels.max()) + 1, device=test.device, dtype=torch.float64)
     for first, similarity, rows in neighbors(train, test, k=k, chunk=chunk):
         # A softmax over the neighbours: divided by their sum, exp cannot overflow, and the winner is the same.
