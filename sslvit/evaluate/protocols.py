@@ -21,7 +21,7 @@ class Protocol:
     warmup: int = 0  # epochs
     moves: Literal["epoch", "step"] = "step"  # how often the cosine schedule does
     norm: bool = False  # batch norm without scale and shift, eps 1e-6, before the heads
-    readouts: tuple[str, ...] = ("cls",)  # the paper's, each a probe of its own
+    readouts: tuple[str, ...] = ("cls",)  # as in the paper; each is probed separately
 
 
 MOCO_V3 = Protocol(rates=(3.0,), batch_size=1024, epochs=90, moves="epoch")

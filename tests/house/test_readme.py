@@ -1,4 +1,4 @@
-"""The README's numbers of comparisons and studies are those of the data files that are kept."""
+"""Numbers of comparisons and studies in the README and docs/results are those of the data files that are kept."""
 
 import json
 import re
@@ -9,11 +9,13 @@ from sslvit.experiments.study import STUDIES, percent, plot
 from sslvit.reports import page
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
 BLOCK = re.compile(r"<!-- from (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    blocks = [block for file in PAGES for block in BLOCK.findall(file.read_text())]
+    assert BLOCK.search(PAGES[0].read_text())
     assert sorted({file for file, _ in blocks}) == [
         "recipes/results/built-in.json",
         "recipes/results/fashion-mnist.json",
@@ -39,7 +41,7 @@ def test_a_quotation_leaves_out_only_where_it_says_so():
 
 
 def test_every_accuracy_and_plot_of_a_study_in_the_readme_is_of_its_points():
-    readme = (ROOT / "README.md").read_text()
+    written = (ROOT / "docs" / "results" / "vit-paper-studies.md").read_text()
     for study in STUDIES:
         file = ROOT / f"recipes/results/studies/{study}.json"
         results = json.loads(file.read_text())
@@ -52,8 +54,17 @@ def test_every_accuracy_and_plot_of_a_study_in_the_readme_is_of_its_points():
             for number in percent(values)
         }
         (text,) = re.findall(
-            rf"^{study.capitalize()}: (.*?)(?:\n\n|(?=^[A-Z][a-z]+: ))", readme, re.DOTALL | re.MULTILINE
+            rf"^{study.capitalize()}: (.*?)(?:\n\n|(?=^[A-Z][a-z]+: ))", written, re.DOTALL | re.MULTILINE
         )
         told = re.findall(r"(?<![\w.])\d+\.\d(?![\d%]| times)", text)
         assert len(told) > 3, study
         assert [number for number in told if number not in rounded] == [], study
+
+
+def test_the_readme_is_short_and_links_only_to_what_is_there():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 150
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", file.read_text())
+        missing = [link for pair in links for link in pair if link and not (file.parent / link).exists()]
+        assert not missing, file

@@ -100,7 +100,7 @@ def test_the_readmes_example_is_short_and_has_of_simmim_what_it_says():
     patches, predicted linearly; 60 % are hidden, rounded up; the mask token is N(0, .02) cut at one deviation."""
     assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 28
     space = {}
-    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    exec(compile(EXAMPLE, "objectives.md", "exec"), space)
     paper = space["LikeSimMIM"](vit(0, image_size=28, width=384, heads=6))
     assert paper.count == 30  # of 7 x 7, as the paper's units of 32 px in 224
     assert 0.019 < paper.mask_token.abs().max() <= 0.02

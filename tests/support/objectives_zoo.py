@@ -1,4 +1,4 @@
-"""Every objective in small, and the README's worked example; a new objective is one line in OBJECTIVES."""
+"""Every objective in small, and the worked example of docs/objectives.md; a new objective is one line in OBJECTIVES."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,14 +49,16 @@ OBJECTIVES = {
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
 }
-EXAMPLE = (Path(__file__).parents[2] / "README.md").read_text().split("<!-- worked example -->\n```python\n")[1]
+EXAMPLE = (
+    (Path(__file__).parents[2] / "docs" / "objectives.md").read_text().split("<!-- worked example -->\n```python\n")[1]
+)
 EXAMPLE = EXAMPLE.split("```")[0]
 
 
 def worked_example(seed: int) -> Objective:
-    """The objective that the README adds, from its text."""
+    """The objective that docs/objectives.md adds, from its text."""
     space = {}
-    exec(compile(EXAMPLE, "README.md", "exec"), space)
+    exec(compile(EXAMPLE, "objectives.md", "exec"), space)
     return space["LikeSimMIM"](vit(seed), seed=seed)
 
 
