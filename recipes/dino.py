@@ -11,7 +11,7 @@ In the W steps of warm-up the rate is i / W of its peak, in the official code i 
 The defaults, --preset small, are for thousands of images of 28 to 64 px. By 20-nn on 5,000 held-out training images of
 Fashion-MNIST after 20,000 images (one seed, XS/7): with timm's random weights 62.6 became 59 to 61 at any rate that was
 tried; with the ViT paper's, 67.0 became 68.8, at 1.5e-4 for batch 64 and a first momentum of .98 (68.2 at 5e-4 and
-.99). In these runs the last layer was not frozen yet; the README has a full pass in which it is.
+.99). In these runs the last layer was not frozen yet; docs/results has a full pass in which it is.
 """
 
 from dataclasses import dataclass

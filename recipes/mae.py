@@ -8,7 +8,7 @@ The paper: ImageNet at 224 px, 800 epochs (1600 for its best) at batch 4096. Ada
 clipping. Crops of 20 to 100% of the area, resized bicubically, and flips. ViT-B/16, L/16 and H/14. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: a smaller decoder; 1e-3 at batch 64, the best
 of 5e-4, 1e-3, 2e-3 and of 1e-3 at batch 256, by 20-nn on 5,000 held-out training images of Fashion-MNIST after 20,000
-images (68.2 at the start; 69.9, 72.6, 71.4 and 68.4; one seed, XS/7). The README has a full pass.
+images (68.2 at the start; 69.9, 72.6, 71.4 and 68.4; one seed, XS/7). docs/results has a full pass.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ batch, 40 epochs of warm-up, then a cosine to 0; weight decay .1, of all paramet
 100%, colour, grey, blur, solarisation of the second. ViT-S with 12 heads (S-moco_v3/16), B/16, L/16. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: smaller heads; 5e-4 at batch 64, crops of 50
 to 100%. By 20-nn on 5,000 held-out training images of Fashion-MNIST after 20,000 images (69.1 at the start; one seed,
-XS/7): 76.3; with crops from 20% 74.7, with 1e-3 then 74.9, and at batch 256 72.3. The README has a full pass.
+XS/7): 76.3; with crops from 20% 74.7, with 1e-3 then 74.9, and at batch 256 72.3. docs/results has a full pass.
 """
 
 from dataclasses import dataclass
