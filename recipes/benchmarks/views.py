@@ -7,7 +7,7 @@
 sigma of 2 needs. kornia, lightly and timm take part where they are installed, or are named. None of them standardises.
 
 One core of an AMD EPYC (Zen 3), torch 2.15, kornia 0.9.0, lightly 1.6.0, 2026-11-21, the median of 5 rounds in
-multiples of the official pipeline (least to most); the README has all of them:
+multiples of the official pipeline (least to most); docs/results/speed.md has all of them:
     moco_v3    32 px  12.7 (9.7 to 20.2)    96 px  3.1 (2.6 to 4.3)   224 px  3.1 (2.5 to 3.6)
 """
 

@@ -67,7 +67,7 @@ def devices() -> Iterator[Finding]:
 def together() -> Iterator[Finding]:
     """Every process sends its rank to all."""
     if collectives.processes() == 1:
-        yield Finding("processes", "one; a launcher starts more (README, Many processes)")
+        yield Finding("processes", "one; a launcher starts more (docs/scaling.md)")
         return
     mine = torch.tensor([float(collectives.rank())], device="cuda" if torch.cuda.is_available() else "cpu")
     seen = sorted(collectives.all_gather(mine).int().tolist())
