@@ -9,7 +9,8 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
+# Tol's bright ones, yellow and cyan darker, so that all can be seen on white and on black.
+COLORS = ("#4477aa", "#ee6677", "#228833", "#a07d00", "#0099bb", "#aa3377", "#888888", "#994f00")
 MARKERS = ("circle", "square", "diamond", "triangle")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 472, 260, 62, 148, 12, 42
 UNNAMED = 16  # to the right of a line without a label

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -109,13 +108,6 @@ class Progress:
             points = [(line["step"], line[name]) for line in self.lines if is_number(line.get(name))]
         points = thinned(points)
         return Line(name, [float(x) for x, _ in points], [y for _, y in points])
-
-    def changed(self) -> float:
-        """When the log last grew, or the run began; in seconds."""
-        for name in (METRICS, "environment.json", "run.lock", "config.json"):
-            if (file := self.folder / name).exists():
-                return file.stat().st_mtime
-        return time.time()
 
 
 SPEED = "images per second"

@@ -79,31 +79,36 @@ def of_error(error: BaseException) -> Status:
 
 def status_of(folder: Path, locks: set[tuple[int, int]] | None = None) -> Status:
     """Of the run in this folder, by what is there. locks: `held_locks`, where many runs are asked about."""
-    if is_running(folder, held_locks() if locks is None else locks):
+    owner = holder(folder)
+    here = owner.get("host") == socket.gethostname()
+    if here and is_locked(folder, owner, held_locks() if locks is None else locks):
         return Status("running")
     if is_finished(folder):
         return Status("finished")
     ended = sealed.intact(folder / ENDED)
     if ended.get("state") in EARLY:
         return Status(ended["state"], str(ended.get("message", "")))
+    if owner and not here and time.time() - last_change(folder) < SILENT:  # its lock cannot be seen from here
+        return Status("running")
     step = checkpoint.newest_step(folder / CHECKPOINTS)
     way_out = "it had saved no checkpoint" if step is None else f"--resume continues from step {step:,}"
     return Status("dead", f"no process writes here, and the run did not say why it ended: {way_out}")
 
 
-def is_running(folder: Path, locks: set[tuple[int, int]]) -> bool:
-    """On this machine by the lock, which is not touched: to try it could keep out a run that starts at that moment."""
-    owner = holder(folder)
-    if owner.get("host") != socket.gethostname():
-        files = [file for file in (folder / METRICS, folder / LOCK) if file.exists()]
-        return bool(owner) and time.time() - max(file.stat().st_mtime for file in files) < SILENT
+def is_locked(folder: Path, owner: dict[str, Any], locks: set[tuple[int, int]]) -> bool:
+    """By a process of this machine. The lock is not touched: to try it could keep out a run that starts just then."""
     if LOCKS.exists():
         return (owner.get("pid"), (folder / LOCK).stat().st_ino) in locks
-    try:  # the process that has had the lock is alive, and was when it took it
+    try:  # the process that took the lock is alive
         began = datetime.fromisoformat(owner["start"]).timestamp()
         return psutil.Process(owner["pid"]).create_time() < began + 1
     except (psutil.Error, LookupError, TypeError, ValueError):
         return False
+
+
+def last_change(folder: Path) -> float:
+    """When the log last grew, or the run began."""
+    return max((file.stat().st_mtime for file in (folder / METRICS, folder / LOCK) if file.exists()), default=0.0)
 
 
 def held_locks() -> set[tuple[int, int]]:
