@@ -12,7 +12,7 @@ from typing import NamedTuple
 # Tol's bright ones, yellow and cyan darker, so that all can be seen on white and on black.
 COLORS = ("#4477aa", "#ee6677", "#228833", "#a07d00", "#0099bb", "#aa3377", "#888888", "#994f00")
 MARKERS = ("circle", "square", "diamond", "triangle")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 472, 260, 62, 148, 12, 42
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 478, 260, 68, 148, 12, 42
 UNNAMED = 16  # to the right of a line without a label
 Scale = Callable[[float], float]  # from values to pixels
 

@@ -25,9 +25,9 @@ class Browser:
         self.of, write = os.pipe()
         flags = "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-extensions --remote-debugging-pipe"
         words = [str(PROGRAM), *flags.split(), "--hide-scrollbars", f"--user-data-dir={self.profile}", "about:blank"]
-        # It reads from descriptor 3 and writes to 4.
+        # It reads from descriptor 3 and writes to 4. Not sh: some know no descriptors above 9.
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *words],
+            ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", *words],
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -82,9 +82,9 @@ class Browser:
             self._next()
 
     def open(self, file: Path, *, width: int = 1280, dark: bool = False, script: str = "") -> None:
-        """script: runs before the page's own."""
+        """As if for the first time. script: runs before the page's own."""
         self.look(width, dark)
-        added = self.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+        added = self.call("Page.addScriptToEvaluateOnNewDocument", source=f"sessionStorage.clear(); {script}")["identifier"]
         self.events.clear()
         self.call("Page.navigate", url=file.absolute().as_uri())
         self.wait_for("Page.loadEventFired")
