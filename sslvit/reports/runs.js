@@ -9,7 +9,8 @@
   const DASHES = ["", "7 3", "2 3", "9 3 2 3"], SHOWN = 8, KEY = "sslvit runs " + location.pathname;
 
   // ---- what the reader chose
-  let view = { sort: "", down: false, filter: "", metric: "", across: "images", chosen: null, hidden: [] };
+  let view = { sort: "", down: false, filter: "", metric: "", across: "images", logX: false, logY: null, chosen: null,
+    hidden: [] };  // logY null: if the values need it
   try { view = { ...view, ...JSON.parse(sessionStorage.getItem(KEY)) }; } catch { /* nothing kept */ }
   const keep = () => { try { sessionStorage.setItem(KEY, JSON.stringify(view)); } catch { /* only not kept */ } };
 
@@ -78,6 +79,8 @@
   }
   metric.addEventListener("change", () => { view.metric = metric.value; keep(); draw(); });
   across.addEventListener("change", () => { view.across = across.value; keep(); draw(); });
+  find("logX").addEventListener("change", (event) => { view.logX = event.target.checked; keep(); draw(); });
+  find("logY").addEventListener("change", (event) => { view.logY = event.target.checked; keep(); draw(); });
 
   function hours(run, step) {  // between two lines of the log, evenly
     const times = run.time;
@@ -113,34 +116,56 @@
   const label = (value) => value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)
     ? value.toExponential(2).replace(/\.?0*e\+?/, "e") : value.toLocaleString("en", { maximumSignificantDigits: 4 });
 
-  const scale = (low, high, from, until) => (value) => from + (value - low) / (high - low || 1) * (until - from);
+  // An axis from pixel `from` to `until`: round ends, ticks, and where a value is.
+  function axis(values, from, until, count, log, zero) {
+    let low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    let marks;
+    if (log) {
+      if (low === high) [low, high] = [low / 2, high * 2];
+      const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+      const parts = last - first <= 2 ? [1, 2, 5] : [1], every = Math.max(1, Math.round((last - first) / count));
+      marks = [];
+      for (let power = first; power <= last; power += every) marks.push(...parts.map((part) => part * 10 ** power));
+      marks = marks.filter((mark) => mark >= low * .999 && mark <= high * 1.001);
+    } else {
+      if (zero) low = Math.min(low, 0);
+      const found = ticks(low, high, count), gap = found.length > 1 ? found[1] - found[0] : Math.abs(high) || 1;
+      if (!zero) [low, high] = [Math.floor(low / gap + 1e-9) * gap, Math.ceil(high / gap - 1e-9) * gap];
+      if (low === high) high = low + gap;
+      marks = ticks(low, high, count + 1);
+    }
+    const to = log ? Math.log10 : Number, [a, b] = [to(low), to(high)];
+    return { marks, at: (value) => from + (to(value) - a) / (b - a || 1) * (until - from),
+      value: (at) => { const v = a + (at - from) / (until - from) * (b - a); return log ? 10 ** v : v; } };
+  }
 
   function draw() {
-    const curves = curvesNow(), drawn = curves.filter((curve) => !curve.hidden), points = drawn.flatMap((c) => c.points);
+    const curves = curvesNow(), drawn = curves.filter((curve) => !curve.hidden);
+    const all = drawn.flatMap((curve) => curve.points.map(([, y]) => y)), least = Math.min(...all), most = Math.max(...all);
+    const logY = view.logY ?? (least > 0 && most > 100 * least);
+    find("logX").checked = view.logX;
+    find("logY").checked = logY;
+    for (const curve of drawn)  // a logarithm has no place for others
+      curve.points = curve.points.filter(([x, y]) => (x > 0 || !view.logX) && (y > 0 || !logY));
+    const points = drawn.flatMap((curve) => curve.points);
     const width = find("chart").clientWidth, height = Math.max(280, Math.min(420, width * .55));
     const [left, right, top, bottom] = [64, width - 14, 12, height - 44];
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img",
       "aria-label": `${metric.value} over ${across.value}: ${drawn.map((curve) => curve.name).join(", ")}` });
     legend(curves);
+    find("chart").replaceChildren(picture);
     if (!points.length) {
       picture.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "Choose runs in the table below."));
-      find("chart").replaceChildren(picture);
       return;
     }
-    const reach = (place) => points.reduce(([a, b], p) => [Math.min(a, p[place]), Math.max(b, p[place])], [Infinity, -Infinity]);
-    const ends = (place, count) => {  // of an axis, at round numbers
-      const [low, high] = reach(place), step = ticks(low, high, count);
-      const gap = step.length > 1 ? step[1] - step[0] : Math.abs(high) || 1;
-      return [Math.floor(low / gap + 1e-9) * gap, Math.max(Math.ceil(high / gap - 1e-9) * gap, (Math.floor(low / gap + 1e-9) + 1) * gap)];
-    };
-    const xs = [Math.min(0, reach(0)[0]), Math.max(reach(0)[1], 1e-9)], ys = ends(1, 5);
-    const x = scale(...xs, left, right), y = scale(...ys, bottom, top);
-    for (const tick of ticks(...ys, 6)) picture.append(
-      svg("line", { class: "grid", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
-      svg("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, label(tick)));
-    for (const tick of ticks(...xs, Math.max(2, Math.min(6, width / 110)))) {
-      const at = x(tick), anchor = at > right - 20 ? "end" : "middle";
-      picture.append(svg("text", { x: anchor === "end" ? right + 8 : at, y: bottom + 18, "text-anchor": anchor }, label(tick)));
+    const along = axis(points.map(([x]) => x), left, right, Math.max(2, Math.min(6, width / 110)), view.logX, true);
+    const up = axis(points.map(([, y]) => y), bottom, top, 5, logY, false), x = along.at, y = up.at;
+    for (const mark of up.marks) picture.append(
+      svg("line", { class: "grid", x1: left, x2: right, y1: y(mark), y2: y(mark) }),
+      svg("text", { x: left - 8, y: y(mark) + 4, "text-anchor": "end" }, label(mark)));
+    for (const mark of along.marks) {
+      const at = x(mark), anchor = at > right - 20 ? "end" : "middle";
+      picture.append(svg("text", { x: anchor === "end" ? right + 8 : at, y: bottom + 18, "text-anchor": anchor }, label(mark)));
     }
     picture.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
       svg("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, across.value),
@@ -159,12 +184,10 @@
     picture.append(guide);
     picture.addEventListener("pointermove", (event) => {
       const at = Math.max(left, Math.min(right, event.offsetX));
-      const value = xs[0] + (at - left) / (right - left) * (xs[1] - xs[0]);
       guide.setAttribute("x1", at); guide.setAttribute("x2", at); guide.setAttribute("visibility", "visible");
-      values(drawn, value);
+      values(drawn, along.value(at));
     });
     picture.addEventListener("pointerleave", () => { guide.setAttribute("visibility", "hidden"); values(drawn, Infinity); });
-    find("chart").replaceChildren(picture);
   }
 
   function legend(curves) {

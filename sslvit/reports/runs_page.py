@@ -60,7 +60,8 @@ def as_page(folder: Path, rows: list[Row], place: Path, watch: float) -> str:
         state(summary(rows), every, max(PATIENCE, 4 * watch), folder),
         '<div class="controls"><label>Curves of <select id="metric"></select></label> '
         '<label>over <select id="across"><option>images</option><option>steps</option><option>hours</option></select>'
-        "</label></div>",
+        '</label> <label><input type="checkbox" id="logY"> log y</label> '
+        '<label><input type="checkbox" id="logX"> log x</label></div>',
         '<div class="plot"><div id="chart"></div><ul id="legend"></ul></div>',
         '<div class="controls"><label>Show runs with <input type="search" id="filter" placeholder="text"></label> '
         '<span class="faint" id="count"></span></div>',

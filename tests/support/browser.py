@@ -84,7 +84,9 @@ class Browser:
     def open(self, file: Path, *, width: int = 1280, dark: bool = False, script: str = "") -> None:
         """As if for the first time. script: runs before the page's own."""
         self.look(width, dark)
-        added = self.call("Page.addScriptToEvaluateOnNewDocument", source=f"sessionStorage.clear(); {script}")["identifier"]
+        added = self.call("Page.addScriptToEvaluateOnNewDocument", source=f"sessionStorage.clear(); {script}")[
+            "identifier"
+        ]
         self.events.clear()
         self.call("Page.navigate", url=file.absolute().as_uri())
         self.wait_for("Page.loadEventFired")
