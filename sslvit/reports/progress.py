@@ -118,18 +118,28 @@ def is_number(value: Any) -> bool:
 
 
 def read_log(file: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a log, without damaged ones. most: of a longer one so many lines, evenly spaced with the first and
-    the last, and besides them those with evaluations and verdicts."""
+    """The lines of a log, without damaged ones. most: of a longer one about so many, evenly spaced with the first and
+    the last, and besides them those with evaluations and verdicts, up to two thirds as many."""
     try:
-        texts = file.read_bytes().split(b"\n")[:-1]
+        text = file.read_bytes()
     except FileNotFoundError:
         return []
-    chosen: list[int] | range = range(len(texts))
-    if most and len(texts) > most:
-        spaced = {round(i * (len(texts) - 1) / (most - 1)) for i in range(most)}
-        special = [i for i, text in enumerate(texts) if b'"eval/' in text or b'"health"' in text]
-        chosen = sorted(spaced.union(special[:: -(-len(special) // most) or 1], special[-1:]))
-    return [line for line in map(parsed, (texts[i] for i in chosen)) if line]
+    text = text[: text.rfind(b"\n") + 1]
+    if not most or text.count(b"\n") <= most:
+        return [line for line in map(parsed, text.splitlines()) if line]
+    spaced = {text.rfind(b"\n", 0, i * (len(text) - 1) // (most - 1)) + 1 for i in range(most)}
+    special = sorted({begin for mark in (b'"eval/', b'"health"') for begin in lines_with(mark, text)})
+    few = special[:: -(-len(special) // (2 * most // 3)) or 1]
+    begins = sorted(spaced.union(few, special[-1:]))
+    return [line for begin in begins if (line := parsed(text[begin : text.find(b"\n", begin)]))]
+
+
+def lines_with(mark: bytes, text: bytes) -> Iterator[int]:
+    """Where they begin."""
+    place = text.find(mark)
+    while place >= 0:
+        yield text.rfind(b"\n", 0, place) + 1
+        place = text.find(mark, text.find(b"\n", place))
 
 
 def parsed(text: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sslvit.runs import files
 from sslvit.runs.ending import held_locks, last_change
 from sslvit.runs.files import CHECKPOINTS, LOCK, METRICS
 
-MOST, FEWEST, NUMBERS = 400, 40, 500_000  # lines that are read of a log; numbers in a page, about
+MOST, FEWEST, NUMBERS = 300, 40, 500_000  # lines that are read of a log; numbers in a page, about
 NOT_CURVES = ("step", "epoch", "seconds")
 
 

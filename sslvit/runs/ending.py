@@ -15,7 +15,7 @@ import psutil
 
 from sslvit.errors import Diverged, Preempted, Stop, shortened
 from sslvit.runs.files import CHECKPOINTS, LOCK, METRICS
-from sslvit.runs.folder import holder
+from sslvit.runs.folder import holder, still_held
 from sslvit.runs.public import without_secrets
 from sslvit.storage import checkpoint, sealed
 
@@ -54,7 +54,7 @@ def recorded(folder: AbstractContextManager[Path], watchers: tuple[Watcher, ...]
         except BaseException as error:
             status = of_error(error)
             with suppress(OSError):  # a full disk, perhaps the very reason of the end
-                if not (out / ENDED).exists():
+                if still_held(out) and not (out / ENDED).exists():  # not in the place of a folder that was moved
                     sealed.write(out / ENDED, {"state": status.state, "message": status.message, "time": time.time()})
             for watcher in watchers:
                 watcher.ended(status)
