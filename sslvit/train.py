@@ -29,7 +29,7 @@ from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
 from sslvit.training.outcome import write_outcome
-from sslvit.training.run import Due, Evaluate, Evaluation, Run, assemble
+from sslvit.training.run import Due, Evaluate, Evaluation, Run, assemble, completes
 from sslvit.training.state import RunState, Stopwatch, data_fingerprint, must_agree, restore
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
@@ -76,10 +76,6 @@ def pretrain(
         if first < steps:
             log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None)
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
-            if evaluation and state.pending_line is not None:
-                evaluate_start(evaluation, state, log)
-                log.write(first, state.pending_line | evaluation.of(trained))
-                state.pending_line = None
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
             with signals.stepping(), watched(sampler, config.out, checkpoints.write), compiled(trained, config.compile):
                 run = assemble(trained, optimizer, sampler, views, evaluation, config, accelerator, first, steps)
@@ -118,6 +114,7 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
     """The steps from state.step on."""
     objective, config = run.objective, run.config
     guard = StepGuard(config, run.accelerator, state.watch)
+    write_pending_line(run, state, log)
     clock = Stopwatch()
     with progress_bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size) as bar:
         for step in range(state.step, run.steps):
@@ -147,14 +144,11 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
             state.record(step + 1, metrics, clock.restart())
             bar.show(metrics["loss"], len(run.unreadable))
             due = Due.after(state.step, run, stop=stop, alarm=alarm is not None)
-            if due.log and not due.preempted and run.evaluation:
-                evaluate_start(run.evaluation, state, log)
-                clock.restart()
-            line = log_line(run, state, alarm) if due.log and not state.start_pending else {}
-            if due.evaluate and due.preempted:
+            line = log_line(run, state, alarm) if due.log else {}
+            if due.preempted and (due.evaluate or state.start_pending):
                 state.pending_line, line = line, {}  # a stop does not wait for an evaluation
-            elif due.evaluate and run.evaluation:
-                line |= run.evaluation.of(objective)
+            elif due.log or due.evaluate:
+                line |= evaluated(run, state, log, due=due.evaluate)
                 clock.restart()
             if line:
                 log.write(state.step, line)
@@ -194,11 +188,22 @@ def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tupl
     return means, stop
 
 
-def evaluate_start(evaluation: Evaluation, state: RunState, log: Log) -> None:
-    """The first line of the log, before any other."""
-    if state.start_pending:
-        log.write(0, evaluation.of_the_start())
+def evaluated(run: Run, state: RunState, log: Log, *, due: bool) -> dict[str, float]:
+    """The numbers of the backbone as it is now, if they are due. Those of its start become the log's first line."""
+    if run.evaluation and state.start_pending:
+        with signals.between_steps():  # the steps so far are not worth a stop's waiting
+            log.write(0, run.evaluation.of_the_start())
         state.start_pending = False
+    return run.evaluation.of(run.objective) if run.evaluation and due else {}
+
+
+def write_pending_line(run: Run, state: RunState, log: Log) -> None:
+    """What a stop did not wait for."""
+    if state.pending_line is not None:
+        with signals.between_steps():
+            due = completes(state.step, run.steps_between_evaluations)
+            log.write(state.step, state.pending_line | evaluated(run, state, log, due=due))
+        state.pending_line = None
 
 
 def drop_gradients(parameters: list[nn.Parameter]) -> None:

@@ -51,6 +51,11 @@ class Run(NamedTuple):
     accelerator: Accelerator
     steps: int
 
+    @property
+    def steps_between_evaluations(self) -> float:
+        """0 for none."""
+        return self.config.evaluate_every * self.sampler.epoch_images / self.config.batch_size
+
 
 def assemble(
     objective: Objective,
@@ -92,10 +97,9 @@ class Due(NamedTuple):
         """step: the number of steps done."""
         config, complete = run.config, step == run.steps
         last = complete or stop
-        every = config.evaluate_every * run.sampler.epoch_images / config.batch_size  # steps
         return cls(
             log=step % config.log_every == 0 or last or alarm,
-            evaluate=run.evaluation is not None and (complete or completes(step, every)),
+            evaluate=run.evaluation is not None and (complete or completes(step, run.steps_between_evaluations)),
             save=step % config.save_every == 0 or last,
             last=last,
             preempted=not complete and stop,
