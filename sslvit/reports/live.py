@@ -80,7 +80,7 @@ class LiveReport:
     def log(self, values: dict[str, Any], *, step: int) -> None:
         began = self.clock()
         self.gap, self.seen = max(self.gap, began - self.seen), began
-        if self.written and began < self.due:
+        if step == 0 or (self.written and began < self.due):  # the start's line comes later, with the first step's
             return
         self._write(Status("running"), step)
         ended = self.clock()
@@ -223,7 +223,7 @@ def reconstructions(pictures: dict[int, bytes], small: bool) -> str:
     kind, mime = (' class="small"', "png") if small else ("", "jpeg")
     figures = []
     for step, data in pictures.items():
-        text = f"{f'After step {step:,}' if step else 'At the start'}: a view, what the objective saw of it, and what it predicted."
+        text = f"After step {step:,}: a view, what the objective saw of it, and what it predicted."
         source = f"data:image/{mime};base64,{base64.b64encode(data).decode()}"
         figures.append(f'<figure{kind}><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>')
     return page.columns(*figures)
