@@ -2,6 +2,7 @@
 anything else, text can be read, and what can be clicked works."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_another_metric_draws_its_own_values(browser, overview):
     last = dict(zip(column(browser, "run"), column(browser, "20-nn, %"), strict=True))
     for name, value in zip(names, values, strict=True):
         assert float(value) == pytest.approx(float(last[name].split()[-1]), abs=0.06)
+
+
+def test_axes_place_values_evenly_or_by_their_logarithms(browser, overview):
+    browser.open(overview)
+    data = json.loads(browser.run("document.getElementById('data').textContent"))
+    steps, values = next(run for run in data["runs"] if run["name"] == "mae")["metrics"]["loss"]
+    for up, across in [(float, float), (math.log, float), (math.log, math.log)]:
+        browser.run(f"logY.checked = {str(up is math.log).lower()}; logY.dispatchEvent(new Event('change'))")
+        browser.run(f"logX.checked = {str(across is math.log).lower()}; logX.dispatchEvent(new Event('change'))")
+        points = browser.run(
+            "[...document.querySelectorAll('#chart polyline')].find((line) => line.textContent === 'mae')"
+            ".getAttribute('points').split(' ').map((point) => point.split(',').map(Number))"
+        )
+        assert len(points) == len(steps)
+        for place, (to, true) in enumerate([(across, steps), (up, values)]):
+            pixels, exact = [point[place] for point in points], [to(value) for value in true]
+            share = [(p - pixels[0]) / (pixels[-1] - pixels[0]) for p in pixels]
+            assert share == pytest.approx([(e - exact[0]) / (exact[-1] - exact[0]) for e in exact], abs=0.002)
 
 
 def test_a_reload_keeps_what_the_reader_chose(browser, overview):
