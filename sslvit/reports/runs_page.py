@@ -87,7 +87,7 @@ def state(sentence: str, every: float, patience: float, folder: Path) -> str:
 
 def embedded(rows: list[Row]) -> str:
     """JSON that cannot end the script that it is in."""
-    runs = [{"name": legible(row.name), **row.curves} for row in rows]
+    runs = [{"name": legible(row.name), "state": row.state, **row.curves} for row in rows]
     text = json.dumps({"colors": COLORS, "runs": runs}, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
