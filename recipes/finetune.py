@@ -3,7 +3,7 @@
     accelerate launch recipes/finetune.py --model runs/mpp/model --data shapes --steps 500
     accelerate launch recipes/finetune.py --protocol modern --model runs/mae/model --data folder:/imagenet
 
-The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
+The protocols and where they come from are in sslvit/finetuning.py. --scratch is the other side of every comparison: the
 same from random weights. The test set is read once, after everything is chosen and trained. The trained model, with
 its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
@@ -18,7 +18,7 @@ from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import (
+from sslvit.finetuning import (
     PROTOCOLS,
     FinetuneConfig,
     chosen_ids,

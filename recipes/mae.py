@@ -26,7 +26,6 @@ from sslvit.reports.dry_run import preview
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
-from sslvit.views.pretraining import CropFlip
 from sslvit.weights.backbone import new_backbone
 
 
@@ -73,7 +72,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         decoder_heads=heads,
         seed=config.seed,
     )
-    views = CropFlip(config.image_size)
+    views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
         return []
     evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator))

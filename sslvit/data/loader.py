@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
 from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray
@@ -165,7 +165,7 @@ def load(
     timeout: float,
     pin: bool,
     views: Views | None = None,
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """The micro-batches of the steps first_step..steps-1. Their content does not depend on the number of workers.
 
     views: made by the workers, for training on a CPU; a GPU makes them faster itself, and from fewer bytes.
@@ -204,7 +204,7 @@ def init_worker(worker: int) -> None:
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def tracked(sampler: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+def tracked(sampler: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Generator[Loaded, None, None]:
     """Notes which item is awaited, for the message about a worker that hangs."""
     sampler.awaited = items.start
     for item, micro_batch in zip(items, loaded, strict=True):
