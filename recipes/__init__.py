@@ -1,7 +1,8 @@
 """The recipes as modules, loaded when they are first used: sslvit.recipes.mae is `recipes/mae.py`.
 
 >>> import sslvit
->>> config = sslvit.recipes.mpp.Config(data="shapes:n=64", image_size=16, model="mu/8", out="runs/mpp", epochs=1)
+>>> options = {"data": "shapes:n=64", "image_size": 16, "model": "mu/8", "epochs": 1, "warmup_epochs": 0}
+>>> config = sslvit.recipes.mpp.Config(out="runs/mpp", **options)
 >>> evaluations = sslvit.recipes.mpp.main(config)  # doctest: +ELLIPSIS
 shapes (64 labelled by shape)...
 >>> [line["step"] for line in evaluations]

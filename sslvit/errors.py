@@ -10,10 +10,10 @@ class Error(Exception):
 
     >>> import sslvit
     >>> try:
-    ...     sslvit.open_images("folder:/not/there")
+    ...     sslvit.load_model("no/such/model")
     ... except sslvit.Error as error:
     ...     print(error)
-    data /not/there is not a folder of images: / is there, and has no 'not'
+    no/such/model is neither a folder here nor OWNER/NAME on the Hub
     """
 
     code = INTERNAL

@@ -22,6 +22,8 @@ def public(function: Callable[P, T]) -> Callable[P, T]:
             raise Preempted(for_python(str(stopped))) from None
         except (Error, ValueError) as error:
             error.args = tuple(for_python(one) if isinstance(one, str) else one for one in error.args)
+            if isinstance(error, Error):  # whose message says what caused it
+                raise error from None
             raise
 
     return call
@@ -30,8 +32,10 @@ def public(function: Callable[P, T]) -> Callable[P, T]:
 def for_python(message: str) -> str:
     """A message to someone at a command line, for someone who writes Python."""
     message = message.replace(" (--foreign leave_head=true)", "").replace("he same command", "he same call")
-    message = re.sub(rf"--({SWITCHES})\b", r"\1=True", message)
-    return re.sub(r"(?<![\w`])--([a-z_]+)\b", r"\1", message)
+    parts = message.split("`")  # every other one is a command, which stays
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"--([a-z_]+)\b", r"\1", re.sub(rf"--({SWITCHES})\b", r"\1=True", parts[i]))
+    return "`".join(parts)
 
 
 def check_names(given: dict[str, object], known: set[str], function: str) -> None:

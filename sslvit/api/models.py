@@ -68,8 +68,9 @@ def export_model(
 
     >>> import sslvit
     >>> vit = sslvit.ViT.variant("mu/8", image_size=16)
-    >>> print(sslvit.export_model(vit, "exported", to="torchvision"))  # doctest: +ELLIPSIS
-    exported...
+    >>> report = sslvit.export_model(vit, "exported", to="torchvision")
+    >>> sslvit.load_model("exported").name
+    'mu/8'
     """
     chosen = load_model(model) if isinstance(model, str | Path) else model
     backbone, declared = backbone_of(chosen)
@@ -83,9 +84,9 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     huggingface_hub's own (`hf auth login`).
 
     >>> import sslvit
-    >>> sslvit.push_to_hub("not/there", "me/mine")
+    >>> sslvit.push_to_hub("not/there", "me/mine")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    sslvit.errors.NoInput: not/there: no model can be read: No such file or directory (not/there/config.json)
+    sslvit.errors.NoInput: not/there: no model can be read: No such file or directory (...)
     """
     return hub.push_to_hub(folder, repo, private=private)
 

@@ -55,7 +55,9 @@ class Run:
 
     >>> import sslvit
     >>> objective = sslvit.MPP(sslvit.ViT.variant("mu/8", image_size=16))
-    >>> run = sslvit.pretrain(objective, "shapes:n=64", out="runs/tiny", epochs=2)  # doctest: +ELLIPSIS
+    >>> run = sslvit.pretrain(
+    ...     objective, "shapes:n=64", out="runs/tiny", epochs=2, evaluate=False
+    ... )  # doctest: +ELLIPSIS
     shapes (64 labelled by shape)...
     >>> sslvit.Run("runs/tiny").metrics[-1]["step"], run.model.name
     (2, 'mu/8')

@@ -66,7 +66,8 @@ class MPP(Objective):
         outputs = prod(patch_size) * channels if target == "pixels" else self.side**2 * self.colors
         generator = torch.Generator().manual_seed(seed)
         self.mask_embedding = nn.Parameter(0.02 * torch.randn(backbone.width, generator=generator))
-        self.head = nn.Linear(backbone.width, outputs)
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            self.head = nn.Linear(backbone.width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
 

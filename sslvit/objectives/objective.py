@@ -39,7 +39,9 @@ class Objective(nn.Module, ABC):
     ...         loss = (self.backbone(images).cls.mean(1) - images.mean((1, 2, 3))).square().mean()
     ...         return loss, {}
     >>> objective = Brightness(sslvit.ViT.variant("mu/8", image_size=16))
-    >>> run = sslvit.pretrain(objective, "shapes:n=64", out="runs/mine", epochs=1)  # doctest: +ELLIPSIS
+    >>> run = sslvit.pretrain(
+    ...     objective, "shapes:n=64", out="runs/mine", epochs=1, evaluate=False
+    ... )  # doctest: +ELLIPSIS
     shapes (64 labelled by shape)...
     """
 

@@ -35,7 +35,6 @@ def test_features_are_those_of_the_extractor_bit_for_bit(both):
     assert torch.equal(named.by_readout["mean"], theirs.by_readout["mean"])
     vit.declared = "mean"
     assert torch.equal(sslvit.extract_features(vit, "shapes", ids=range(150)).x, theirs.by_readout["mean"])
-    assert not vit.training or vit.training  # as it was
 
 
 def test_a_path_a_backbone_and_an_objective_give_the_same(tmp_path):
@@ -76,8 +75,8 @@ def test_labels_of_named_classes_mean_the_same_class_in_both():
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [
-        (features(torch.eye(3), None), features(torch.eye(3), [0, 1, 2]), "training features are of images without labels"),
-        (features(torch.eye(3), [0, 1, 2]), features(torch.eye(3), None), "test features are of images without labels"),
+        (features(torch.eye(3), None), features(torch.eye(3), [0, 1, 2]), "training features .* without labels"),
+        (features(torch.eye(3), [0, 1, 2]), features(torch.eye(3), None), "test features .* without labels"),
         (features(torch.eye(3), [0, 1, 2]), features(torch.eye(3)[:, :2], [0, 1, 2]), "of 3 numbers, .* of 2"),
         (features(torch.eye(3), [0, 1, 1]), features(torch.eye(3), [0, 1, 2]), "have label 2, the .* only 0 to 1"),
         (
@@ -126,10 +125,10 @@ def test_models_are_saved_loaded_and_exported(tmp_path):
     assert (type(backbone), backbone.declared, backbone.training) == (sslvit.ViT, "mean", False)
     sslvit.export_model(tmp_path / "classifier", tmp_path / "timm", to="timm")
     assert torch.equal(sslvit.load_model(tmp_path / "timm").cls_token, backbone.cls_token)
-    with pytest.raises(ValueError, match="^to must be one of timm"):
+    with pytest.raises(ValueError, match=r"^to must be one of timm"):
         sslvit.export_model(backbone, tmp_path / "other", to="tim")
     with pytest.raises(sslvit.Error, match="neither a folder here nor OWNER/NAME"):
         sslvit.load_model("no/such/model")
+    sslvit.save_model(backbone, tmp_path / "backbone")
     with pytest.raises(DataError, match="a backbone without a head"):
-        sslvit.save_model(backbone, tmp_path / "backbone")
         sslvit.load_model(tmp_path / "backbone", head=True)
