@@ -138,7 +138,7 @@ def pretrain(
     check_names(options, known, "pretrain")
     chosen = {"epochs": epochs, "batch_size": batch_size}
     options |= {name: value for name, value in chosen.items() if value is not None}
-    options |= {"out": out, "resume": resume, "overwrite": overwrite}
+    options |= {"out": Path(out), "resume": resume, "overwrite": overwrite}
     backbone = objective.backbone
     size, channels = backbone.image_size, backbone.channels
     views = views or objective.default_views(side_of(size), channels)
@@ -167,7 +167,9 @@ def configured(objective: Objective, views: Any, options: dict[str, Any]) -> Set
     if options.get("base_lr"):
         values["lr"] = 0.0
     if "warmup_epochs" not in options and "epochs" in options:
-        values["warmup_epochs"] = min(values["warmup_epochs"], values["epochs"] / 10)
+        shorter = min(values["warmup_epochs"], values["epochs"] / 10)
+        before = sealed.intact(options["out"] / "config.json") if options.get("resume") else {}
+        values["warmup_epochs"] = before.get("warmup_epochs", shorter)  # a run may be made longer
     backbone = objective.backbone
     settings = Settings(
         objective=type(objective).__name__,
