@@ -119,7 +119,7 @@ def test_a_run_leaves_what_a_recipe_leaves_and_is_resumed_or_replaced(tmp_path):
     longer = sslvit.pretrain(sslvit.MPP(vit()), images, out=run.out, resume=True, **(TINY | {"epochs": 2}))
     assert longer.metrics[-1]["step"] == 10
     views = sslvit.views.CropFlip(16)
-    with pytest.raises(ValueError, match=r"resume=True would continue a different run: views was 'CropFlip"):
+    with pytest.raises(ValueError, match=r"resume=True would continue a different run: views was .CropFlip"):
         sslvit.pretrain(sslvit.MPP(vit()), images, out=run.out, resume=True, views=views, **(TINY | {"epochs": 2}))
     anew = sslvit.pretrain(sslvit.MPP(vit()), images, out=run.out, overwrite=True, evaluate=False, **TINY)
     assert (anew.metrics[-1]["step"], anew.evaluations) == (5, [])
