@@ -22,7 +22,7 @@ def without_trace() -> Iterator[None]:
     """After its `with` block signal handlers, environment variables, torch's threads and random generator, and
     Accelerate's state are as before. Accelerate begins anew in it, so that each call may have its own precision.
 
-    The group of several processes stays, and with it Accelerate's state: a group cannot be made twice.
+    The group of several processes stays, and with it what Accelerate knows of it: a group cannot be made twice.
     """
     if signals.is_command():
         yield
@@ -38,8 +38,7 @@ def without_trace() -> Iterator[None]:
             stack.callback(setattr, signal_handling, "_SIGCHLD_handler_set", signal_handling._SIGCHLD_handler_set)
             for number in NUMBERS:
                 stack.callback(_restore_handler, number, signal.getsignal(number))
-        if collectives.processes() == 1:
-            _restore_accelerate([{}, {}, {}])
+        _restore_accelerate([{}, {}, {}])
         yield
 
 
@@ -55,8 +54,7 @@ def _restore_environment(before: dict[str, str]) -> None:
 
 
 def _restore_accelerate(before: list[dict[str, Any]]) -> None:
-    if collectives.processes() > 1:
-        return
-    for state, values in zip(STATES, before, strict=True):
+    kept = int(collectives.processes() > 1)  # the first, of the processes
+    for state, values in zip(STATES[kept:], before[kept:], strict=True):
         state._shared_state.clear()
         state._shared_state.update(values)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from started import TORCHRUN, free_port
 from torch.utils.data._utils import signal_handling
 
 import sslvit
@@ -180,3 +181,27 @@ def test_ctrl_c_stops_a_run_saved_by_one_exception_and_then_works_as_usual(tmp_p
         "as usual",
         "8",
     ]
+
+
+TOGETHER = """
+import sys, numpy as np, sslvit
+pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+for precision in ("no", "bf16"):
+    objective = sslvit.MPP(sslvit.ViT.variant("mu/8", image_size=16))
+    out = f"{sys.argv[1]}/{precision}"
+    sslvit.pretrain(objective, pixels, out=out, batch_size=8, epochs=1, precision=precision, threads=1)
+features = sslvit.extract_features(objective, pixels)
+sys.stdout.write(f"sum {features.x.double().sum().item()} of {len(features.x)}\\n")
+"""
+
+
+@pytest.mark.processes
+def test_two_processes_call_twice_with_other_precisions(tmp_path):
+    (tmp_path / "program.py").write_text(TOGETHER)
+    command = [*TORCHRUN, free_port(), str(tmp_path / "program.py"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    first, second = [line for line in done.stdout.splitlines() if line.startswith("sum ")]
+    assert first == second
+    assert first.endswith("of 32")
