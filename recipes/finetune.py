@@ -31,6 +31,7 @@ from sslvit.finetuning import (
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
 from sslvit.reports.figures import draw_confusion
+from sslvit.reports.live import LiveReport, write_tested
 from sslvit.storage import sealed
 from sslvit.weights.backbone import with_random_weights
 
@@ -55,7 +56,9 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     if test_labels.max() > highest:
         raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")
-    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    objective, tried = finetune(
+        backbone, train, config, accelerator, readout=readout, image_size=size, watch=LiveReport
+    )
     rate = max(tried, key=tried.__getitem__) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
     about |= {"readout": readout, "lr": rate}
@@ -68,6 +71,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
             confusion(predicted.probabilities, predicted.labels), train.classes, config.out / "confusion.png"
         )
         sealed.write(config.out / "test.json", tested)
+        write_tested(config.out)
     five = f"top-5 {numbers.top5:.2%}, " if len(set(labels.tolist())) > 5 else ""
     if sentence := collapsed(predicted.probabilities.argmax(-1), predicted.labels):
         accelerator.print(f"warning: {sentence}")

@@ -20,6 +20,7 @@ from sslvit.errors import DataError
 from sslvit.models.blocks import compiled
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
+from sslvit.runs.ending import Watcher, recorded
 from sslvit.runs.folder import prepare_folder
 from sslvit.runs.log import Bar, Log, complete, evaluations, open_log
 from sslvit.training import optim, sharding
@@ -30,7 +31,7 @@ from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
 from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble, completes
 from sslvit.training.outcome import write_outcome
-from sslvit.training.state import RunState, Stopwatch, data_fingerprint, must_agree, restore
+from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
 
@@ -45,14 +46,17 @@ def pretrain(
     config: TrainConfig,
     accelerator: Accelerator,
     evaluate: Evaluate | None = None,
+    *watchers: Watcher,
 ) -> list[dict[str, Any]]:
-    """Trains, and returns the evaluations: dicts with the step and its numbers, the first from before any training."""
+    """Trains, and returns the evaluations: dicts with the step and its numbers, the first from before any training.
+
+    watchers: see what is logged, such as sslvit.reports.live.LiveReport."""
     config = checked(objective, config, accelerator)
     sampler = sampler_for(source, config, accelerator)
     if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         sampler.only_whole_batches()
     folder = prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite)
-    with folder if accelerator.is_main_process else nullcontext():
+    with recorded(folder, watchers) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
 
         # The state of the newest checkpoint, or of the beginning.
@@ -73,9 +77,10 @@ def pretrain(
         evaluation = Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
         del initial
 
-        facts = {"source": source.name, "steps": steps, "lengths": state.lengths} | data_fingerprint(source)
+        facts = {"source": source.name, "steps": steps, "lengths": state.lengths}
+        facts |= described(objective) | data_fingerprint(source)
         if first < steps:
-            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None)
+            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None, watchers=watchers)
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
             watch = watched(sampler, config.out, checkpoints.write)

@@ -20,12 +20,13 @@ from accelerate.tracking import GeneralTracker
 
 from sslvit.config import TrainConfig, configuration
 from sslvit.processes.progress import in_notebook, progress_bar
+from sslvit.runs.ending import Watcher, begin_anew
+from sslvit.runs.files import METRICS
 from sslvit.runs.public import without_secrets
 from sslvit.storage import durable, jsonl, sealed
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
 
 
@@ -44,7 +45,7 @@ class Log:
         step: int,
         *,
         pending: bool = False,
-        trackers: Sequence[GeneralTracker] = (),
+        trackers: Sequence[GeneralTracker | Watcher] = (),
         is_main_process: bool = True,
     ):
         self.path, self.trackers, self.is_main_process = path, trackers, is_main_process
@@ -128,7 +129,14 @@ def _longest_increasing(steps: list[int]) -> set[int]:
     return chosen
 
 
-def open_log(config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any], pending: bool) -> Log:
+def open_log(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    step: int,
+    facts: dict[str, Any],
+    pending: bool,
+    watchers: Sequence[Watcher] = (),
+) -> Log:
     """With the run's other records, config.json and environment.json, and the trackers that --log_with names."""
     if config.log_with:
         flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
@@ -137,10 +145,11 @@ def open_log(config: TrainConfig, accelerator: Accelerator, step: int, facts: di
         config.out / METRICS,
         step,
         pending=pending,
-        trackers=accelerator.trackers if config.log_with else (),
+        trackers=[*(accelerator.trackers if config.log_with else ()), *watchers],
         is_main_process=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
+        begin_anew(config.out)
         describe(config, facts)
     return metrics
 
