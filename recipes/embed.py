@@ -17,7 +17,7 @@ from typing import Literal
 
 from sslvit.cli import run_cli
 from sslvit.config import ImagesConfig, check_bounds, option
-from sslvit.evaluate.embedding import Embedded, beside, check_out, embed
+from sslvit.evaluate.embedding import UNREADABLE, Embedded, beside, check_out, embed
 from sslvit.evaluate.features import READOUT
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.processes.collectives import start
@@ -83,7 +83,7 @@ def main(config: Config) -> Embedded:
     speed = f", {done.per_second:,.3g} images per second" if done.per_second else ""
     accelerator.print(f"{done.rows:,} rows of {shape} in {config.out}{speed}")
     if done.unreadable:
-        accelerator.print(f"{done.unreadable:,} cannot be read, see {beside(config.out)['unreadable.jsonl']}")
+        accelerator.print(f"{done.unreadable:,} cannot be read, see {beside(config.out, UNREADABLE)}")
     return done
 
 

@@ -1,9 +1,9 @@
 """Features of many images in one file. They are written in shards as they are computed, so that a kill costs one shard.
 
-    features.parquet                a row per image: id, path, label, features; in its metadata `about`, what of
-    features.npy                    or the features alone, and the rest in features.rows.parquet
-    features.unreadable.jsonl       the images that have no row: id, path, reason
-    .features.parquet.unfinished/   until then: shards.py
+    features.parquet                     a row per image: id, path, label, features; in its metadata `about`, what of
+    features.npy                         or the features alone, with the rest in features.npy.rows.parquet
+    features.parquet.unreadable.jsonl    the images that have no row: id, path, reason
+    .features.parquet.unfinished/        until then: shards.py
 
 The rows are those of `extract` on one process, bit for bit, with any number of processes and workers: batches hold the
 same images. The path of an image is what errors call it: a file, a member of a tar, the row of a table. Arrays and the
@@ -45,6 +45,7 @@ SHARD_BATCHES, SHARD_BYTES = 8, 64 << 20  # a shard has up to so many batches, a
 ROW_BYTES = 200  # about, of an id, a label and a path
 SHOWN = 3  # unreadable images that are named at the terminal
 SUFFIXES = (".parquet", ".npy")
+ROWS, UNREADABLE = "rows.parquet", "unreadable.jsonl"
 
 
 class Embedded(NamedTuple):
@@ -78,16 +79,20 @@ class Work(NamedTuple):
         return [ids[first : first + self.batch_size] for first in range(0, len(ids), self.batch_size)]
 
 
-def beside(out: Path) -> dict[str, Path]:
-    """The files that may lie beside it: of rows, for .npy, and of unreadable images."""
-    return {name: out.with_name(f"{out.stem}.{name}") for name in ("rows.parquet", "unreadable.jsonl")}
+def beside(out: Path, name: str) -> Path:
+    return out.with_name(f"{out.name}.{name}")
+
+
+def products(out: Path) -> list[Path]:
+    """What is written: of unreadable images, of rows, and the file itself."""
+    return [beside(out, UNREADABLE), *([beside(out, ROWS)] if out.suffix == ".npy" else []), out]
 
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuses a file that cannot be written, before a model is opened."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: its name must end in {' or '.join(SUFFIXES)}")
-    for path in (out, *beside(out).values()):
+    for path in reversed(products(out)):
         if os.path.isdir(path):
             raise CannotWrite(f"--out: {path} is a folder: choose another name")
         if os.path.lexists(path) and not overwrite:
@@ -210,7 +215,7 @@ def _shard(work: Work, ids: np.ndarray, features: Tensor, bad: list[Unreadable])
 
 def _finish(shards: Shards, work: Work, about: dict[str, Any]) -> list[Unreadable]:
     """Makes the file of all shards, and those beside it; then they are renamed, the file last."""
-    rows, files, array, places = shards.rows(), shards.files(), shards.out.suffix == ".npy", beside(shards.out)
+    rows, files, array = shards.rows(), shards.files(), shards.out.suffix == ".npy"
     if len(files) < len(work.pieces()):
         raise CannotWrite(f"--out {shards.out}: shards of other processes are not there: all must see the same folder")
     if not rows:
@@ -219,8 +224,9 @@ def _finish(shards: Shards, work: Work, about: dict[str, Any]) -> list[Unreadabl
         raise DataError(f"{what}, the first because: {line.path}: {line.reason}")
     about |= {"unreadable": len(work.ids) - rows}
     schema, bad = _schema(work, about, features=not array), list[Unreadable]()
-    names = {place: shards.folder / f"made-{number}" for number, place in enumerate((*places.values(), shards.out))}
-    table_file, lines_file, out_file = names.values()
+    made = {place: shards.folder / place.name for place in products(shards.out)}
+    lines_file, out_file = made[beside(shards.out, UNREADABLE)], made[shards.out]
+    table_file = made.get(beside(shards.out, ROWS), out_file)
     with _new(out_file) as out, _new(table_file) if array else nullcontext(out) as table:
         if array:
             header = {"descr": np.dtype(str(work.dtype).partition(".")[2]).str, "fortran_order": False}
@@ -235,8 +241,8 @@ def _finish(shards: Shards, work: Work, about: dict[str, Any]) -> list[Unreadabl
     with _new(lines_file) as lines:
         kept = [{"id": line.id, "path": line.path, "reason": line.reason} for line in bad]
         lines.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-    for place, file in names.items():
-        if (file == table_file and not array) or (file == lines_file and not bad):
+    for place, file in made.items():
+        if file == lines_file and not bad:
             place.unlink(missing_ok=True)  # of an earlier command
         else:
             os.replace(file, place)
