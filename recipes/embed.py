@@ -79,9 +79,8 @@ def main(config: Config) -> Embedded:
         float16=config.float16,
         overwrite=config.overwrite,
     )
-    shape = " x ".join(map(str, done.shape))
     speed = f", {done.per_second:,.3g} images per second" if done.per_second else ""
-    accelerator.print(f"{done.rows:,} rows of {shape} in {config.out}{speed}")
+    accelerator.print(f"{done.rows:,} rows of {' x '.join(map(str, done.shape))} in {config.out}{speed}")
     if done.unreadable:
         accelerator.print(f"{done.unreadable:,} cannot be read, see {beside(config.out, UNREADABLE)}")
     return done
