@@ -16,6 +16,7 @@ from sslvit.cli import run_cli
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetuning import (
@@ -46,7 +47,9 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     readout = about["readout"] if config.readout == "declared" else config.readout
     if config.scratch:
         backbone = with_random_weights(backbone, seed=config.seed)
-    train, test = config.labelled(size, backbone.channels)
+    train, test, note = open_labelled(config, size, backbone.channels, about=about)
+    if note:
+        accelerator.print(note)
     labels, test_labels = train.required_labels(), test.required_labels()
     highest = labels.max()
     if config.show_views or config.dry_run:

@@ -177,13 +177,14 @@ class ImagesConfig(Options):
             )
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
-    def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
-        """The training and the test images, both with labels, of the same classes."""
-        train = self.source(image_size=image_size, channels=channels)
-        train.required_labels()
-        test = self.source("test", classes=train.classes, image_size=image_size, channels=channels)
-        test.required_labels()
-        return train, test
+
+@dataclass(frozen=True)
+class LabelledConfig(ImagesConfig):
+    """Labelled images to learn from and to test on."""
+
+    test_data: str = option("", EVALUATION)
+    """Labelled images to test on, in the form of --data: their test split, or all of them. By default the test split of
+    --data; without one, a tenth of its images is held out."""
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit.config import ImagesConfig, TrainConfig
+from sslvit.config import LabelledConfig, TrainConfig
 from sslvit.data.spec import Source
-from sslvit.data.subset import Subset
+from sslvit.data.subset import Subset, saved_ids
 from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
@@ -53,8 +53,8 @@ from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
-    """Fine-tune a pretrained model, on labelled images with a train and a test split."""
+class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
+    """Fine-tune a pretrained model on labelled images."""
 
     out: Path = Path("runs/finetune")
     protocol: Literal["vit", "modern"] = "vit"
@@ -266,4 +266,5 @@ def predict(
     if problem := left_out(features, source):
         accelerator.print(f"warning: {problem}")
     scores = [logits(objective, x.to(accelerator.device)).cpu() for x in features.by_readout[readout].split(4096)]
-    return Predictions(features.ids, features.labels, torch.cat(scores).float().softmax(-1), about or {})
+    probabilities = torch.cat(scores).float().softmax(-1)
+    return Predictions(saved_ids(source, features.ids), features.labels, probabilities, about or {})
