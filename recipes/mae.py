@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
 from sslvit.config import PretrainConfig
 from sslvit.evaluate.monitor import monitor_of
@@ -40,6 +38,7 @@ class Config(PretrainConfig):
     mask_ratio: float = 0.75
     """The share of patches that the encoder does not see."""
     norm_pix_loss: bool = True
+    """Standardise the pixels of each patch, which are then predicted."""
     decoder: tuple[int, int, int] = (128, 2, 4)
     """Its width, depth and heads."""
     base_lr: float = 4e-3
@@ -53,7 +52,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="B/16", decoder=(512, 8, 16),
+    preset="paper", data="", image_size=224, model="B/16", decoder=(512, 8, 16),
     base_lr=1.5e-4, epochs=800, batch_size=4096, warmup_epochs=40,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

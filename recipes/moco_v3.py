@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
 from sslvit.config import PretrainConfig
 from sslvit.evaluate.monitor import monitor_of
@@ -38,11 +36,15 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/moco_v3")
     position: Literal["sincos_moco_v3", "learned_1d", "none"] = "sincos_moco_v3"
+    """The backbone's position embedding; the paper's is fixed, sine and cosine."""
     freeze_patch_projection: bool = True
+    """Leave the patch projection at its random weights, as the paper does for stability."""
     hidden: int = 512
+    """Width of the heads' hidden layers. The heads are the projector and the predictor."""
     smallest_crop: float = 0.5
+    """The smallest share of an image that a random crop takes."""
     color: bool = True
-    """Change saturation and hue, and turn some views grey; --no-color for images that are neither grey nor RGB."""
+    """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
     chunks: int = 1
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 2e-3
@@ -55,7 +57,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="S-moco_v3/16", hidden=4096, smallest_crop=0.08,
+    preset="paper", data="", image_size=224, model="S-moco_v3/16", hidden=4096, smallest_crop=0.08,
     base_lr=1.5e-4, epochs=300, batch_size=4096, warmup_epochs=40,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
 from sslvit.config import PretrainConfig
 from sslvit.evaluate.monitor import monitor_of
@@ -35,12 +33,11 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/mpp")
     model: str = "XS/8"
-    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     conventions: Literal["timm", "jax"] = "timm"
     """The backbone's random weights, its GELU and how images are standardised: as in timm (exact, ImageNet's mean and
     deviation), or as in the ViT paper's code (tanh, to -1 to 1). A model of --init_from has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
-    """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
+    """What is predicted of a corrupted patch. Its mean colour, its 4x4 downsized version, or its pixels."""
     corrupt: float = 0.5
     """The share of patches that is corrupted."""
     epochs: float = 5
@@ -54,7 +51,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="B/16", conventions="jax",
+    preset="paper", data="", image_size=224, model="B/16", conventions="jax",
     lr=2e-4, epochs=13.5, batch_size=4096, warmup_epochs=0.135, weight_decay=0.0, clip=0.0,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

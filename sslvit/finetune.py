@@ -58,15 +58,15 @@ class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
     protocol: Literal["vit", "modern"] = "vit"
     """Sets the defaults of the other options."""
     image_size: Size = 0
-    """0 takes the model's own; larger than it, positions are interpolated."""
+    """Side in pixels; 0 takes the model's own. At a larger size positions are interpolated."""
     scratch: bool = False
-    """Start the same architecture with random weights instead."""
+    """Start with random weights instead. Of the same architecture."""
     readout: Literal["declared", "cls", "mean"] = "declared"
     """What the head reads; by default what the model's objective declares."""
     fraction: float = 1.0
-    """The share of each class's training images that is used."""
+    """Share of each class's training images that is used."""
     shots: int = 0
-    """How many training images of each class are used, instead of a share."""
+    """Training images per class, instead of --fraction."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     """Learning rates to choose from on held-out labels; without any, --lr is the rate."""
     steps: int = 10_000
@@ -74,11 +74,17 @@ class FinetuneConfig(ModelConfig, TrainConfig, ImagesConfig):
     smallest_crop: float = 0.05
     """The smallest crop, as a share of the image."""
     randaugment: bool = False
+    """Augment by RandAugment, as DeiT does."""
     erase: float = 0.0
+    """The probability that a rectangle of an image is replaced by noise."""
     drop_path: float = 0.0
+    """The probability that a block is left out, in the last block; earlier ones have less."""
     label_smoothing: float = 0.0
+    """The share of each label that is spread over all classes."""
     mixup: float = 0.0
+    """Mix pairs of images: the parameter of the beta distribution; 0 does not."""
     cutmix: float = 0.0
+    """Paste a piece of another image: the parameter of the beta distribution; 0 does not."""
     batch_size: int = 512
     lr: float = 0.01
     optimizer: Literal["adamw", "sgd"] = "sgd"

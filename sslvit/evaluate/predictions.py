@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_128
 
-from sslvit.cli import shown
+from sslvit.cli.run import shown
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate.metrics import check
 from sslvit.evaluate.statistics import difference, sentence

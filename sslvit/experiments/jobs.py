@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslvit.cli import choose
+from sslvit.cli.parse import choose
 from sslvit.config import ImagesConfig, as_now, configuration
 from sslvit.errors import CannotWrite
 from sslvit.storage import durable, sealed

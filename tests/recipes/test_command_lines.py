@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sslvit.cli import choose
+from sslvit.cli.parse import choose
 from sslvit.errors import BAD_CONFIGURATION, NO_INPUT
 from sslvit.processes.collectives import start
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
@@ -50,11 +50,12 @@ GONE = {
 
 @dataclass(frozen=True)
 class ModelConfig:
+    group: ClassVar[str] = "Model"
     model: Path = Path("runs/mpp/model")
-    """A run's folder (finished or not) or its model folder; or a checkpoint of timm, torchvision, transformers, Google,
-    MoCo v3, DINO, MAE or DINOv2."""
+    """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
+    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
     foreign: tuple[str, ...] = ()
-    """Facts that such a checkpoint lacks, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
+    """Facts that such a checkpoint lacks, e.g. family=mae; or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
     leave_head=true takes the backbone of a classifier."""
 
     def open(self) -> tuple[ViT | BiT, dict[str, Any]]:
