@@ -50,7 +50,7 @@ class Config(ModelConfig, ImagesConfig):
     augmented: int = option(0, least=0)
     """Augmented versions of each image to learn from; 0 takes it as it is. They are cropped and flipped, and the heads
     of a protocol see them by turns."""
-    smallest_crop: float = 0.08
+    smallest_crop: float = option(0.08, above=0, most=1)
     """The smallest share of an image in these versions; the papers' is 0.08, and small images need a larger one."""
     limit: int = option(0, least=0)
     """Use at most this many training images, drawn at random; 0 uses all."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.processes.collectives import start_run
@@ -39,13 +39,13 @@ class Config(PretrainConfig):
     """The backbone's position embedding; the paper's is fixed, sine and cosine."""
     freeze_patch_projection: bool = True
     """Leave the patch projection at its random weights, as the paper does for stability."""
-    hidden: int = 512
+    hidden: int = option(512, above=0)
     """Width of the heads' hidden layers. The heads are the projector and the predictor."""
-    smallest_crop: float = 0.5
+    smallest_crop: float = option(0.5, above=0, most=1)
     """The smallest share of an image that a random crop takes."""
     color: bool = True
     """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
-    chunks: int = 1
+    chunks: int = option(1, above=0)
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 2e-3
     epochs: float = 20

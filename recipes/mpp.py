@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start_run
@@ -38,14 +38,14 @@ class Config(PretrainConfig):
     deviation), or as in the ViT paper's code (tanh, to -1 to 1). A model of --init_from has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
     """What is predicted of a corrupted patch. Its mean colour, its 4x4 downsized version, or its pixels."""
-    corrupt: float = 0.5
+    corrupt: float = option(0.5, above=0, most=1)
     """The share of patches that is corrupted."""
     epochs: float = 5
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
     clip: float = 1.0
-    smallest_crop: float = 0.5
+    smallest_crop: float = option(0.5, above=0, most=1)
     """The smallest share of an image that a random crop takes."""
 
 

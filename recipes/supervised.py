@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.resnet import BiT
 from sslvit.objectives.supervised import Supervised, balanced
@@ -51,19 +51,19 @@ class Config(PretrainConfig):
     """Where positions are added."""
     tanh: bool = False
     """A hidden layer with tanh in the head, as wide as the backbone."""
-    dropout: float = 0.0
+    dropout: float = option(0.0, least=0, most=1)
     """The probability that a value of a block's output is set to 0 in training."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = option(0.0, least=0, most=1)
     """The share of each label that is spread over all classes."""
-    mixup: float = 0.2
+    mixup: float = option(0.2, least=0, most=1)
     """Mix pairs of images: the parameter of the beta distribution; 0 does not."""
-    cutmix: float = 0.0
+    cutmix: float = option(0.0, least=0, most=1)
     """Paste a piece of another image: the parameter of the beta distribution; 0 does not."""
     balance: bool = False
     """Weigh classes so that each counts alike, however many images it has."""
-    magnitude: float = 0.0
+    magnitude: float = option(0.0, least=0, most=20)
     """RandAugment's; 0 leaves crops and flips."""
-    smallest_crop: float = 0.3
+    smallest_crop: float = option(0.3, above=0, most=1)
     """The smallest share of an image that a random crop takes."""
     epochs: float = 20
     batch_size: int = 64

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -69,10 +69,11 @@ def check_bounds(config: Any) -> None:
     for name, value in vars(config).items():
         if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
             raise ValueError(f"--{name} is {value}; it must be finite")
+    several = {one.name for one in fields(config) if Ellipsis in get_args(one.type)}  # tuple[float, ...]
     for name, bounds in rules(type(config)).items():
         chosen = getattr(config, name)
         above, least, values = bounds["above"], bounds["least"], chosen if isinstance(chosen, tuple) else (chosen,)
-        if isinstance(chosen, tuple) and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
+        if name in several and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
             raise ValueError(f"--{name} {' '.join(map(str, chosen))}: give one value or more, and each once")
         for value in (value for value in values if isinstance(value, int | float)):
             if above is not None and not value > above:
@@ -172,9 +173,8 @@ class ImagesConfig(Options):
             return found
         labels = found.required_labels()
         if missing := sorted(set(self.only_classes) - set(labels.tolist())):
-            raise ValueError(
-                f"--only_classes {missing}: {found.name} has classes 0 to {labels.max()}, and no image of these"
-            )
+            flag = f"--only_classes {' '.join(map(str, missing))}"
+            raise ValueError(f"{flag}: {found.name} has classes 0 to {labels.max()}, and no image of these")
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
     def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
@@ -198,9 +198,9 @@ class DataConfig(ImagesConfig):
     """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
     npz:/file, disk:/dir, parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files,
     stream:webdataset:/files for datasets too large for the local disk."""
-    images: int = 0
+    images: int = option(0, least=0)
     """Use only this many training images, drawn at random; 0 uses all. A smaller draw is a subset of a larger one."""
-    epoch_images: int = 0
+    epoch_images: int = option(0, least=0)
     """Streams: how many images count as one pass, since a stream does not say how many it has."""
     eval_data: str = ""
     """Labelled images to evaluate on during training, in the form of --data; by default those of --data."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any
 
-from sslvit.cli.options import GROUPS, Option, options_of, spelled
+from sslvit.cli.options import GROUPS, Option, documented, options_of, spelled
 from sslvit.cli.parse import given, with_new_names
 from sslvit.cli.words import HELP, HELP_ALL
 
@@ -38,18 +38,18 @@ def text(program: str, main: Callable[..., Any], options: type | Mapping[str, An
     kind, default = defaults(options, [word for word in words if word not in (*HELP, *HELP_ALL)])
     known, columns = options_of(kind), min(max(shutil.get_terminal_size((WIDEST, 40)).columns, NARROWEST), WIDEST)
     lines = [*wrapped((kind.__doc__ or "").split("\n\n")[0], columns), "", usage(program, kind)]
-    header = f"{main.__doc__}\n{main.__globals__.get('__doc__')}"
-    lines += examples(program, header, columns)
+    lines += examples(program, f"{main.__doc__}\n{main.__globals__.get('__doc__')}", columns)
+    texts = documented(kind)
     for group in GROUPS:
         names = known if len(known) <= FEW else [name for name in SHOWN if name in known and is_set(name, default)]
         shown = [known[name] for name in names if known[name].group == group]
-        rows = [row for option in shown for row in rows_of(option, default, columns, first_sentence(option.text))]
+        rows = [row for one in shown for row in rows_of(one, default, first_sentence(texts.get(one.name, "")), columns)]
         lines += [group, *rows] if rows else []
     lines += ["", f"--help-all lists all {len(known)} options. Defaults are in brackets."]
-    if HELP_ALL[0] in words or HELP_ALL[1] in words:
-        for group in GROUPS:
-            rows = [row for one in known.values() if one.group == group for row in rows_of(one, default, columns)]
-            lines += ["", f"{group}, all options", *rows] if rows else []
+    for group in GROUPS if not set(HELP_ALL).isdisjoint(words) else ():
+        members = [one for one in known.values() if one.group == group]
+        rows = [row for one in members for row in rows_of(one, default, full(one, texts), columns)]
+        lines += ["", f"{group}, all options", *rows] if rows else []
     return "\n".join(lines)
 
 
@@ -98,18 +98,21 @@ def is_set(name: str, default: Any) -> bool:
     return name not in ("lr", "base_lr") or bool(getattr(default, name, 0))
 
 
-def rows_of(option: Option, default: Any, columns: int, words: str = "") -> list[str]:
-    """An option with its default and these words, or else with all of its help."""
+def rows_of(option: Option, default: Any, words: str, columns: int) -> list[str]:
+    """An option with these words and its default."""
     value = getattr(default, option.name, option.default)
-    label = f"  --{'[no_]' if option.is_switch and value is True else ''}{option.name} {option.metavar}".rstrip()
-    shown = "required" if value in (MISSING, "") and option.name in ("data", "model", "out") else spelled(value)
-    if option.is_switch:
-        shown = "on" if value is True else ""
-    choices = f" One of {', '.join(map(str, option.choices))}." if option.metavar == "NAME" and not words else ""
-    body = f"{words or option.text}{choices}{f' [{shown}]' if shown else ''}"
-    rows = wrapped(body, columns - LABEL - 1) or [""]
+    label = f"  --{'[no_]' if value is True else ''}{option.name} {option.metavar}".rstrip()
+    needed = option.name in ("data", "model", "out") and value in (MISSING, "")
+    shown = "required" if needed else "on" if value is True else "" if value is False else spelled(value)
+    rows = wrapped(f"{words}{f' [{shown}]' if shown else ''}", columns - LABEL - 1) or [""]
     first = [f"{label:<{LABEL}} {rows[0]}"] if len(label) <= LABEL else [label, f"{'':<{LABEL}} {rows[0]}"]
     return [*first, *(f"{'':<{LABEL}} {row}" for row in rows[1:])]
+
+
+def full(option: Option, texts: Mapping[str, str]) -> str:
+    """All of its help, with its choices where its label has no room for them."""
+    choices = f" One of {', '.join(map(str, option.choices))}." if option.metavar == "NAME" else ""
+    return f"{texts.get(option.name, '')}{choices}"
 
 
 def first_sentence(words: str) -> str:

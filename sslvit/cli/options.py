@@ -4,7 +4,6 @@ import ast
 import inspect
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -30,7 +29,6 @@ class Option(NamedTuple):
     name: str
     kind: Any  # its type
     default: Any  # MISSING if it has none
-    text: str  # its help, in one line
     group: str
 
     @property
@@ -55,13 +53,10 @@ class Option(NamedTuple):
         return " ".join(words) + (" ..." if shapes[0][1] else "")
 
 
-@cache
 def options_of(kind: type) -> dict[str, Option]:
     """By name, in the order in which the classes define them."""
-    hints, texts, places = get_type_hints(kind), documented(kind), groups(kind)
-    found = [Option(one.name, hints[one.name], one.default, texts.get(one.name, ""), places[one.name])
-             for one in fields(kind)]  # fmt: skip
-    return {option.name: option for option in found}
+    hints, places = get_type_hints(kind), groups(kind)
+    return {one.name: Option(one.name, hints[one.name], one.default, places[one.name]) for one in fields(kind)}
 
 
 def groups(kind: type) -> dict[str, str]:

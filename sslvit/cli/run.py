@@ -111,14 +111,42 @@ def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> 
 
 
 def start(main: Callable[..., Any], options: type | Mapping[str, Any], words: Sequence[str], program: str) -> None:
-    """main, with its configuration; or its help."""
+    """main, with its configuration; or its help. An error speaks of options as they were typed."""
     from sslvit.cli import help, parse  # which load torch
 
     if help.asked(words):
         if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
             print(help.text(program, main, options, words))
         return
-    main(parse.parse(options, args=words) if isinstance(options, type) else parse.choose(options, words))
+    config = parse.parse(options, args=words) if isinstance(options, type) else parse.choose(options, words)
+    try:
+        main(config)
+    except ValueError as error:
+        error.args = (as_typed(str(error), config),)
+        raise
+
+
+# Arguments of Python by the options that they are; others have the option's name.
+TYPED = {
+    **dict.fromkeys(("decoder_width", "decoder_heads"), "decoder"),
+    **dict.fromkeys(("scale", "small_scale"), "areas"),
+    "no model": "model",
+}
+
+
+def as_typed(text: str, config: Any) -> str:
+    """`corrupt 2.0 of ...` as `--corrupt 2.0 of ...`: Python names an argument, which the user typed as an option."""
+    names = "|".join(sorted([*vars(config), *TYPED], key=len, reverse=True))
+    found = re.match(rf"({names}) '?([^\s':]+)", text)
+    if not found:
+        return text
+    argument, value = found.groups()
+    name = TYPED.get(argument, argument)
+    if name == "data" and value not in str(config.data):  # of another option with images
+        name = next((one for one in ("eval_data", "transfer", "seen") if value in str(getattr(config, one, ""))), name)
+    if value.strip("(),") not in str(getattr(config, name, "")):  # a sentence that begins with the same word
+        return text
+    return f"--{name}{text[len(argument) :]}"
 
 
 def lacking(error: Exception) -> str:

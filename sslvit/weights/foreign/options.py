@@ -1,11 +1,13 @@
 """Options of commands that open a model: --model and --foreign."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.weights.foreign.open import open_backbone
@@ -60,6 +62,8 @@ class ModelConfig:
 
     def open(self) -> tuple[ViT | BiT, dict[str, Any]]:
         """The backbone, in evaluation mode, and its description: at least its `readout`."""
+        if not os.path.exists(self.model):
+            raise NoInput(f"--model {self.model} does not exist: it is a run's folder, a model folder or a checkpoint")
         return open_backbone(self.model, **facts(self.foreign))
 
 
