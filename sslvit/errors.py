@@ -38,6 +38,12 @@ class CannotWrite(Stop, OSError):
     code = CANNOT_WRITE
 
 
+class NeedsLinux(Stop, ImportError):
+    """Something that this operating system does not have."""
+
+    code = BAD_CONFIGURATION
+
+
 class Preempted(Stop):
     """A signal asked the run to stop, and everything was saved."""
 

@@ -132,6 +132,7 @@ TYPED = {
     **dict.fromkeys(("scale", "small_scale"), "areas"),
     "no model": "model",
 }
+PLACES = ("data", "eval_data", "init_from", "model")  # options with a place from which something is read
 
 
 def as_typed(text: str, config: Any) -> str:
@@ -139,12 +140,14 @@ def as_typed(text: str, config: Any) -> str:
     names = "|".join(sorted([*vars(config), *TYPED], key=len, reverse=True))
     found = re.match(rf"({names}) '?([^\s':]+)", text)
     if not found:
-        return text
+        given = [name for name in PLACES if "/" in str(getattr(config, name, ""))]
+        places = {name: re.escape(str(getattr(config, name))) for name in given}
+        return next((f"--{name} {text}" for name, place in places.items() if re.match(rf"{place}[ :]", text)), text)
     argument, value = found.groups()
     name = TYPED.get(argument, argument)
     if name == "data" and value not in str(config.data):  # of another option with images
         name = next((one for one in ("eval_data", "transfer", "seen") if value in str(getattr(config, one, ""))), name)
-    if value.strip("(),") not in str(getattr(config, name, "")):  # a sentence that begins with the same word
+    elif name != "data" and value.strip("(),") not in str(getattr(config, name, "")):  # a word of the sentence
         return text
     return f"--{name}{text[len(argument) :]}"
 

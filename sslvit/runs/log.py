@@ -20,6 +20,7 @@ from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from sslvit.config import TrainConfig, configuration
+from sslvit.processes.system import cores
 from sslvit.runs.public import without_secrets
 from sslvit.storage import durable, jsonl, sealed
 
@@ -207,7 +208,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "commit": _commit(),

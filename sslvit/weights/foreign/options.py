@@ -45,7 +45,7 @@ FACTS: dict[str, Callable[[str], Any]] = {
 }
 
 GONE = {
-    "resize_to": "`python -m sslvit convert --image_size` resizes positions for good",
+    "resize_to": "`sslvit convert --image_size` resizes positions for good",
     "drop_distillation": "DeiT's distillation token is kept, as a register",
 }
 
