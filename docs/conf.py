@@ -1,17 +1,79 @@
-"""Sphinx configuration: python -m sphinx -W docs docs/_build/html"""
+"""Sphinx configuration: python -m sphinx -W --keep-going -b html docs docs/_build/html"""
 
-from importlib.metadata import version as installed
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+from sphinx.util.docutils import SphinxDirective
+
+import sslvit
 
 project = "sslvit"
 copyright = "the sslvit authors"
-release = version = installed("sslvit")
+release = version = sslvit.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["html_image"]  # <img> with a width, which GitHub shows too
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_title = "sslvit"
 html_show_sourcelink = False
+html_copy_source = False
+html_sidebars = {"**": ["globaltoc.html"]}
+html_theme_options = {
+    "github_url": "https://github.com/sslvit/sslvit",
+    "navbar_center": [],  # all pages are in the sidebar
+    "show_prev_next": False,
+}
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-suppress_warnings = ["myst.xref_missing"]
+autodoc_preserve_defaults = True
+
+PACKAGE = Path(sslvit.__file__).parent
+
+
+def documented(name: str) -> str:
+    """The directive that documents a public name: a class or a module with its members, or a function."""
+    found = getattr(sslvit, name)
+    if inspect.ismodule(found):
+        return f".. automodule:: {found.__name__}"
+    kind = "class" if inspect.isclass(found) else "function"
+    return f".. auto{kind}:: sslvit.{name}" + ("\n   :members:" if kind == "class" else "")
+
+
+class Public(SphinxDirective):
+    """Documents public names, one per line."""
+
+    has_content = True
+
+    def run(self):
+        there = getattr(sslvit, "__all__", ())
+        blocks = [documented(name) for name in self.content if name in there]
+        return self.parse_text_to_nodes("\n\n".join(f"```{{eval-rst}}\n{block}\n```" for block in blocks))
+
+
+class Room(SphinxDirective):
+    """Lists the modules of a room, or the files at the root, with the first sentence of each."""
+
+    required_arguments = 1
+
+    def run(self):
+        folder = PACKAGE if self.arguments[0] == "root" else PACKAGE / self.arguments[0]
+        paths = sorted(folder.glob("*.py") if folder == PACKAGE else folder.rglob("*.py"))
+        return self.parse_text_to_nodes("\n".join(entry for path in paths if (entry := summary(path))))
+
+
+def summary(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    sentence = " ".join(text.split("\n\n")[0].split())
+    return f"- `{name}`: {sentence}" if sentence and name != "sslvit" else ""
+
+
+def setup(app):
+    app.add_directive("public", Public)
+    app.add_directive("room", Room)
+    for name in getattr(sslvit, "__all__", ()):  # loaded now, so that an import that fails is an error
+        getattr(sslvit, name)
+    importlib.import_module("sslvit.objectives.objective")
