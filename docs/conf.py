@@ -12,21 +12,25 @@ import sslvit
 project = "sslvit"
 copyright = "the sslvit authors"
 release = version = sslvit.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["html_image"]  # <img> with a width, which GitHub shows too
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
+smartquotes = False  # or --data would become –data
 html_theme = "pydata_sphinx_theme"
 html_title = "sslvit"
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {"**": ["globaltoc.html"]}
+templates_path = ["_templates"]
+html_sidebars = {"**": ["all-pages.html"]}
 html_theme_options = {
     "github_url": "https://github.com/sslvit/sslvit",
     "navbar_center": [],  # all pages are in the sidebar
     "show_prev_next": False,
 }
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+toc_object_entries = False  # a heading per name is enough
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
@@ -37,7 +41,8 @@ def documented(name: str) -> str:
     """The directive that documents a public name: a class or a module with its members, or a function."""
     found = getattr(sslvit, name)
     if inspect.ismodule(found):
-        return f".. automodule:: {found.__name__}"
+        members = "\n   :members:\n   :imported-members:" if hasattr(found, "__all__") else ""
+        return f".. automodule:: {found.__name__}{members}"
     kind = "class" if inspect.isclass(found) else "function"
     return f".. auto{kind}:: sslvit.{name}" + ("\n   :members:" if kind == "class" else "")
 
@@ -49,8 +54,8 @@ class Public(SphinxDirective):
 
     def run(self):
         there = getattr(sslvit, "__all__", ())
-        blocks = [documented(name) for name in self.content if name in there]
-        return self.parse_text_to_nodes("\n\n".join(f"```{{eval-rst}}\n{block}\n```" for block in blocks))
+        blocks = [f"### {name}\n\n```{{eval-rst}}\n{documented(name)}\n```" for name in self.content if name in there]
+        return self.parse_text_to_nodes("\n\n".join(blocks), allow_section_headings=True)
 
 
 class Room(SphinxDirective):

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import tomllib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
 ]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROGRAMS = ("accelerate", "python", "sslvit", "torchrun", "taskset", "pip", "ruff", "mypy")
 
 
@@ -31,7 +34,7 @@ def tokens_of(page: Path) -> list[Token]:
 def anchors(page: Path) -> set[str]:
     """The addresses of a page's headings, as GitHub and MyST make them."""
     tokens, times, names = tokens_of(page), Counter[str](), set()
-    for before, heading in zip(tokens, tokens[1:], strict=False):
+    for before, heading in pairwise(tokens):
         if before.type == "heading_open":
             text = "".join(part.content for part in heading.children or () if part.type in ("text", "code_inline"))
             name = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
@@ -80,8 +83,8 @@ def commands(text: str) -> list[list[str]]:
         if len(words) == 1 and (assigned := re.fullmatch(r"(\w+)=(.*)", words[0])):
             variables[assigned[1]] = assigned[2]
             continue
-        for command in " ".join(map(shlex.quote, words)).split(" '&&' "):
-            found.append(shlex.split(command.split(" '>' ")[0]))
+        parts = shlex.join(words).split(" '&&' ")
+        found += [shlex.split(part.split(" '>' ")[0]) for part in parts]
     return [[word for word in command if not re.match(r"[A-Z_]+=", word)] for command in found if command]
 
 
