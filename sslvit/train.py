@@ -5,10 +5,9 @@ random number. So a checkpoint is weights, moments and a step, and a restart con
 thing to it: how far each process has read.
 """
 
-from collections.abc import Callable
+import copy
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -30,12 +29,11 @@ from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
 from sslvit.training.outcome import write_outcome
-from sslvit.training.run import Due, Run, assemble
+from sslvit.training.run import Due, Evaluate, Evaluation, Run, assemble, completes
 from sslvit.training.state import RunState, Stopwatch, data_fingerprint, must_agree, restore
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
 
-Evaluate = Callable[[nn.Module], dict[str, float]]
 Inputs = list[tuple[Tensor, Batch]]  # sample ids and batch of each micro-batch of a step
 
 
@@ -47,7 +45,7 @@ def pretrain(
     accelerator: Accelerator,
     evaluate: Evaluate | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
+    """Trains, and returns the evaluations: dicts with the step and its numbers, the first from before any training."""
     config = checked(objective, config, accelerator)
     sampler = sampler_for(source, config, accelerator)
     if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
@@ -59,6 +57,7 @@ def pretrain(
         # The state of the newest checkpoint, or of the beginning.
         objective.to(accelerator.device)
         optimizer = optim.new_optimizer(objective, config)
+        initial = copy.deepcopy(objective.backbone) if evaluate else None
         state = restore(objective, optimizer, source, config, accelerator)
         if state.whole_batches:
             sampler.only_whole_batches()
@@ -69,15 +68,14 @@ def pretrain(
         if first == 0:  # the data in words and pictures, and the cost of a step
             look(sampler, objective.backbone.image_size, views, config, accelerator)
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
+            state.start_pending = evaluate is not None
+        evaluation = Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
+        del initial
 
         facts = {"source": source.name, "steps": steps, "lengths": state.lengths} | data_fingerprint(source)
         if first < steps:
             log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None)
-            if evaluate and (first == 0 or state.pending_line is not None):
-                log.write(first, (state.pending_line or {}) | evaluate(objective.backbone))
-                state.pending_line = None
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
-            evaluation = evaluate and partial(sharding.evaluate_whole, evaluate, trained, objective)
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
             with signals.stepping(), watched(sampler, config.out, checkpoints.write), compiled(trained, config.compile):
                 run = assemble(trained, optimizer, sampler, views, evaluation, config, accelerator, first, steps)
@@ -116,6 +114,7 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
     """The steps from state.step on."""
     objective, config = run.objective, run.config
     guard = StepGuard(config, run.accelerator, state.watch)
+    write_pending_line(run, state, log)
     clock = Stopwatch()
     with progress_bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size) as bar:
         for step in range(state.step, run.steps):
@@ -146,10 +145,10 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
             bar.show(metrics["loss"], len(run.unreadable))
             due = Due.after(state.step, run, stop=stop, alarm=alarm is not None)
             line = log_line(run, state, alarm) if due.log else {}
-            if due.evaluate and due.preempted:
+            if due.preempted and (due.evaluate or state.start_pending):
                 state.pending_line, line = line, {}  # a stop does not wait for an evaluation
-            elif due.evaluate and run.evaluate:
-                line |= run.evaluate()
+            elif due.log or due.evaluate:
+                line |= evaluated(run, state, log, due=due.evaluate)
                 clock.restart()
             if line:
                 log.write(state.step, line)
@@ -187,6 +186,24 @@ def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tupl
     if means.pop("too many") > 0:
         raise DataError(too_many or f"too many images cannot be used: see {run.unreadable.file}")
     return means, stop
+
+
+def evaluated(run: Run, state: RunState, log: Log, *, due: bool) -> dict[str, float]:
+    """The numbers of the backbone as it is now, if they are due. Those of its start become the log's first line."""
+    if run.evaluation and state.start_pending:
+        with signals.between_steps():  # the steps so far are not worth a stop's waiting
+            log.write(0, run.evaluation.of_the_start())
+        state.start_pending = False
+    return run.evaluation.of(run.objective) if run.evaluation and due else {}
+
+
+def write_pending_line(run: Run, state: RunState, log: Log) -> None:
+    """What a stop did not wait for."""
+    if state.pending_line is not None:
+        with signals.between_steps():
+            due = completes(state.step, run.steps_between_evaluations)
+            log.write(state.step, state.pending_line | evaluated(run, state, log, due=due))
+        state.pending_line = None
 
 
 def drop_gradients(parameters: list[nn.Parameter]) -> None:

@@ -42,13 +42,17 @@ def _on_signal(number: int, frame: Any) -> None:
     if not _State.number:
         _State.number, _State.first = number, now
         if not _State.stepping:
-            if not _State.resumable:
-                raise Preempted("asked to stop; nothing was trained, and the same command starts again")
-            raise Preempted("asked to stop; the same command with --resume continues from what was saved")
+            raise _preempted()
         _raise_if_waiting()
     # A repeated signal of the same kind means: stop now. One of another kind comes from a launcher that died of it.
     elif number == _State.number and now - _State.first > ONCE and not _State.saving:
         sys.exit(128 + number)
+
+
+def _preempted() -> Preempted:
+    if not _State.resumable:
+        return Preempted("asked to stop; nothing was trained, and the same command starts again")
+    return Preempted("asked to stop; the same command with --resume continues from what was saved")
 
 
 def stop_requested() -> bool:
@@ -67,6 +71,18 @@ def _within(flag: Literal["stepping", "saving", "waiting"]) -> Iterator[None]:
 def stepping() -> AbstractContextManager[None]:
     """In its `with` block a signal only sets `stop_requested`, which the loop reads after each step."""
     return _within("stepping")
+
+
+@contextmanager
+def between_steps() -> Iterator[None]:
+    """In its `with` block a signal ends the process by Preempted, also inside that of `stepping`."""
+    if _State.number:
+        raise _preempted()
+    before, _State.stepping = _State.stepping, False
+    try:
+        yield
+    finally:
+        _State.stepping = before
 
 
 def saving() -> AbstractContextManager[None]:

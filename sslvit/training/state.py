@@ -35,6 +35,7 @@ class RunState:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    start_pending: bool = False  # whether the backbone as it began is still to be evaluated
     pending_line: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     memory: int = 0  # bytes, at its peak
     lengths: list[str] = field(default_factory=list)  # sentences: how the run was made longer or shorter
