@@ -3,7 +3,7 @@ up to where it would open its images."""
 
 import ast
 import contextlib
-import importlib
+import importlib.util
 import io
 import re
 from dataclasses import fields
@@ -141,6 +141,8 @@ def test_a_command_that_cannot_be_given_would_be_noticed(words, capsys):
 def test_every_option_that_a_page_names_exists():
     """Options of the recipes and commands, and of the programs that start recipes and tests."""
     found = [Convert, *(options_of(name) for name in RECIPES)]
+    if importlib.util.find_spec("sslvit.reports.runs"):
+        found.append(importlib.import_module("sslvit.reports.runs").Options)
     kinds = [one if isinstance(one, type) else type(next(iter(one.values()))) for one in found]
     names = {field.name for kind in kinds for field in fields(kind)}
     known = {f"--{before}{name}" for name in names for before in ("", "no_", "no-")} | {

@@ -46,7 +46,9 @@ def test_every_page_is_in_the_table_of_contents_and_every_room_on_its_page():
     pages = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in PAGES if path.parent != ROOT}
     assert pages - {"index"} == {name for name in toctree if "/" in name or (ROOT / f"docs/{name}.md").exists()}
     shown = set(re.findall(r"\{room\} (\w+)", (ROOT / "docs" / "internals.md").read_text()))
-    folders = {path.name for path in Path(sslvit.__file__).parent.iterdir() if (path / "__init__.py").exists()} - {"recipes"}
+    folders = {path.name for path in Path(sslvit.__file__).parent.iterdir() if (path / "__init__.py").exists()} - {
+        "recipes"
+    }
     assert folders <= shown
 
 
