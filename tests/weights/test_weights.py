@@ -501,7 +501,7 @@ def dino(student: VisionTransformer, teacher: VisionTransformer) -> dict[str, An
 
 
 def as_the_other_numpy_wrote_it(file: Path) -> Path:
-    """The same checkpoint with the name that the module of numpy's numbers has in numpy 2, numpy._core, or in numpy 1."""
+    """The same checkpoint with the name that numpy 1, or 2, gave the module of its numbers: numpy.core, numpy._core."""
     other = file.with_name(f"other-numpy-{file.name}")
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(other, "w") as new:
         for entry in old.infolist():
