@@ -69,8 +69,7 @@ class Public(SphinxDirective):
     has_content = True
 
     def run(self):
-        there = getattr(sslvit, "__all__", ())
-        blocks = [f"### {name}\n\n```{{eval-rst}}\n{documented(name)}\n```" for name in self.content if name in there]
+        blocks = [f"### {name}\n\n```{{eval-rst}}\n{documented(name)}\n```" for name in self.content]
         return self.parse_text_to_nodes("\n\n".join(blocks), allow_section_headings=True)
 
 

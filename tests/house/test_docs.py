@@ -37,8 +37,7 @@ def test_costs_are_those_of_the_data_file():
 def test_the_page_of_the_api_names_what_is_public():
     written = [name for text in blocks("{public}") for name in text.text.split()]
     assert len(written) == len(set(written))
-    if hasattr(sslvit, "__all__"):
-        assert set(written) == set(sslvit.__all__) - {"__version__"}
+    assert set(written) == set(sslvit.__all__) - {"__version__"}
 
 
 def test_every_page_is_in_the_table_of_contents_and_every_room_on_its_page():
