@@ -23,6 +23,7 @@ from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate import analysis
+from sslvit.evaluate.labelled import open_split
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
@@ -41,13 +42,15 @@ class Config(ModelConfig, ImagesConfig):
     out: Path = Path("runs/analysis")
     """A folder for analysis.json and the pictures; files of these names are replaced."""
     image_size: Size = 0
-    """0 takes the model's own. Distances are in pixels of images of this size."""
+    """Side in pixels; 0 takes the model's own. Distances are in pixels of images of this size."""
     split: Literal["train", "test"] = "train"
+    """The images to look at."""
     images: int = option(128, least=0)
-    """Random images over which attention distance is averaged, 128 in the paper; 0 takes all."""
+    """Random images whose attention distance is averaged; 0 takes all. The paper has 128."""
     shown: int = option(8, above=0, most=32)
     """Images whose attention is drawn, at most 32."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.device) -> Iterator[Tensor]:
@@ -91,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     if not isinstance(pretrained, ViT):
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
     size = to_pair(config.image_size or pretrained.image_size)
-    source = config.source(config.split, image_size=size, channels=pretrained.channels)
+    source, note = open_split(config, config.split, size, pretrained.channels)
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
     if shown is None:
@@ -115,7 +118,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator.print(f"Attention spread evenly over the image would give {even:.1f}. {used:,} images of {source.name}")
     if used < len(ids):
         accelerator.print(f"{len(ids) - used:,} of {len(ids):,} images cannot be read and are left out")
-    for sentence in missing:
+    for sentence in filter(None, (note, *missing)):
         accelerator.print(sentence)
     if accelerator.is_main_process:
         try:

@@ -3,7 +3,7 @@
     accelerate launch recipes/finetune.py --model runs/mpp/model --data shapes --steps 500
     accelerate launch recipes/finetune.py --protocol modern --model runs/mae/model --data folder:/imagenet
 
-The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
+The protocols and where they come from are in sslvit/finetuning.py. --scratch is the other side of every comparison: the
 same from random weights. The test set is read once, after everything is chosen and trained. The trained model, with
 its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
@@ -16,9 +16,10 @@ from sslvit.cli import run_cli
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import (
+from sslvit.finetuning import (
     PROTOCOLS,
     FinetuneConfig,
     chosen_ids,
@@ -46,7 +47,9 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     readout = about["readout"] if config.readout == "declared" else config.readout
     if config.scratch:
         backbone = with_random_weights(backbone, seed=config.seed)
-    train, test = config.labelled(size, backbone.channels)
+    train, test, note = open_labelled(config, size, backbone.channels, about=about)
+    if note:
+        accelerator.print(note)
     labels, test_labels = train.required_labels(), test.required_labels()
     highest = labels.max()
     if config.show_views or config.dry_run:

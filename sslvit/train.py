@@ -6,7 +6,7 @@ thing to it: how far each process has read.
 """
 
 import copy
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,15 +22,15 @@ from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
 from sslvit.runs.ending import Watcher, recorded
 from sslvit.runs.folder import prepare_folder
-from sslvit.runs.log import Log, complete, evaluations, open_log, progress_bar
+from sslvit.runs.log import Bar, Log, complete, evaluations, open_log
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
 from sslvit.training.batches import look, next_batch, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
+from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble, completes
 from sslvit.training.outcome import write_outcome
-from sslvit.training.run import Due, Evaluate, Evaluation, Run, assemble, completes
 from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
@@ -38,6 +38,7 @@ from sslvit.training.watchdog import watched
 Inputs = list[tuple[Tensor, Batch]]  # sample ids and batch of each micro-batch of a step
 
 
+@signals.listening()
 def pretrain(
     objective: Objective,
     source: Images,
@@ -82,11 +83,11 @@ def pretrain(
             log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None, watchers=watchers)
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
-            with signals.stepping(), watched(sampler, config.out, checkpoints.write), compiled(trained, config.compile):
+            watch = watched(sampler, config.out, checkpoints.write)
+            with closing(log), signals.stepping(), watch, compiled(trained, config.compile):
                 run = assemble(trained, optimizer, sampler, views, evaluation, config, accelerator, first, steps)
                 train(run, state, log, checkpoints)
                 sharding.collect(trained, objective)
-            log.close()
         elif accelerator.is_main_process:
             complete(config, first, facts)
 
@@ -101,7 +102,6 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     config = config.with_rate()
     config.check()
     collectives.check_trackers(config.log_with)
-    signals.listen()
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
@@ -115,13 +115,14 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     return replace(config, shard=sharding.wanted(config, accelerator))
 
 
-def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None:
+def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> None:
     """The steps from state.step on."""
     objective, config = run.objective, run.config
     guard = StepGuard(config, run.accelerator, state.watch)
-    write_pending_line(run, state, log)
-    clock = Stopwatch()
-    with progress_bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size) as bar:
+    bar = Bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size)
+    with bar, closing(run.batches):
+        write_pending_line(run, state, log)
+        clock = Stopwatch()
         for step in range(state.step, run.steps):
             progress = step / run.steps
             optim.set_rates(run.optimizer, progress, config)
@@ -163,7 +164,7 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
                 raise preempted(state, run.steps, config.out)
 
 
-def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
+def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     """The gradients of one step, over all its micro-batches; returns the means of its metrics, and its inputs."""
     sums: dict[str, Tensor] = {}
     inputs: Inputs = []
@@ -182,7 +183,7 @@ def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     return sums | {"gradient_norm": optim.clip(model, config, accelerator)}, inputs
 
 
-def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
+def mean_over_processes(run: Loop, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
     """The metrics, and whether any process was asked to stop: one collective for all numbers of a step."""
     too_many = run.unreadable.too_many((step + 1) * run.config.batch_size)
     flags = {"stop": float(signals.stop_requested()), "too many": float(bool(too_many))}
@@ -193,7 +194,7 @@ def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tupl
     return means, stop
 
 
-def evaluated(run: Run, state: RunState, log: Log, *, due: bool) -> dict[str, float]:
+def evaluated(run: Loop, state: RunState, log: Log, *, due: bool) -> dict[str, float]:
     """The numbers of the backbone as it is now, if they are due. Those of its start become the log's first line."""
     if run.evaluation and state.start_pending:
         with signals.between_steps():  # the steps so far are not worth a stop's waiting
@@ -202,7 +203,7 @@ def evaluated(run: Run, state: RunState, log: Log, *, due: bool) -> dict[str, fl
     return run.evaluation.of(run.objective) if run.evaluation and due else {}
 
 
-def write_pending_line(run: Run, state: RunState, log: Log) -> None:
+def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
     """What a stop did not wait for."""
     if state.pending_line is not None:
         with signals.between_steps():
@@ -217,7 +218,7 @@ def drop_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def log_line(run: Run, state: RunState, alarm: Verdict | None) -> dict[str, Any]:
+def log_line(run: Loop, state: RunState, alarm: Verdict | None) -> dict[str, Any]:
     line = {"epoch": state.step * run.config.batch_size / run.sampler.epoch_images}
     line |= {"lr": run.optimizer.param_groups[0]["lr"]} | state.means() | {"seconds": state.seconds}
     return line | ({"health": str(alarm)} if alarm else {})

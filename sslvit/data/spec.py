@@ -101,17 +101,22 @@ def open_source(
         store, name = _store(kind, rest, options, follow_links)
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
-        box = canvas or room(side)
-        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
-        check_levels(levels, name)
-        source = EncodedSource(
-            store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
-        )
-        if cache and unreduced and max(canvas_size) <= SMALL:
-            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
+        encoded, small = on_canvas(store, name, canvas or room(side), channels or 3, max_pixels, span)
+        workers = min(8, os.cpu_count() or 1) if len(encoded) >= MANY else 0
+        source = cached(encoded, workers=workers) if cache and small else encoded
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
     return source
+
+
+def on_canvas(
+    store: Store, name: str, box: int, channels: int, max_pixels: int = MAX_PIXELS, span: Span | None = None
+) -> tuple[EncodedSource, bool]:
+    """The images on a canvas of this side at most, and whether they are small and all of one size."""
+    canvas, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
+    check_levels(levels, name)
+    source = EncodedSource(store, name=name, canvas=canvas, channels=channels, max_pixels=max_pixels, span=span)
+    return source, unreduced and max(canvas) <= SMALL
 
 
 def _kind_of(spec: str) -> tuple[str, str]:
@@ -123,6 +128,8 @@ def _kind_of(spec: str) -> tuple[str, str]:
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
             raise ValueError(f"data {spec!r} is not a folder and does not begin with one of {', '.join(KINDS)}")
+    if kind not in ("shapes", "hf"):
+        rest = os.path.expanduser(rest)  # which a shell does not do behind a colon
     several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
     if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
         # An empty path would be the working directory.
@@ -193,7 +200,8 @@ def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not os.path.isdir(root):  # unlike Path.is_dir it is false where looking is not permitted
         kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
+        wrong = "is not a folder of images" if os.path.exists(root) else "does not exist"
+        raise NoInput(f"data {root} {wrong}: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
             real, own = real_paths([root / name, root])

@@ -245,9 +245,16 @@ class BiTConfig:
 
 
 class BiT(nn.Module):
-    """A BiT ResNet as a backbone of its own. Its readout, the mean, is the papers' global average pool."""
+    """A BiT ResNet as a backbone of its own. Its readout, the mean, is the papers' global average pool.
+
+    >>> import sslvit, torch
+    >>> bit = sslvit.BiT.variant("R20x0.5", image_size=16)  # or R50x1, ...
+    >>> bit(torch.rand(2, 3, 16, 16)).patches.mean(1).shape
+    torch.Size([2, 512])
+    """
 
     Config = BiTConfig
+    declared: str = ""  # as of a ViT
     readouts = ("mean",)
 
     def __init__(self, config: BiTConfig) -> None:
@@ -275,7 +282,7 @@ class BiT(nn.Module):
         match = re.fullmatch(r"R(\d+)x(\d+(?:\.\d+)?)(-v1)?", name)
         if match is None or int(match[1]) not in BLOCKS:
             depths = ", ".join(f"R{depth}" for depth in BLOCKS)
-            raise ValueError(f"variant {name!r} is not like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
+            raise ValueError(f"no model {name!r}: it must be like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
         blocks = BLOCKS[int(match[1])]
         options: dict[str, Any] = {
             "version": "v1" if match[3] else "v2",

@@ -18,7 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from sslvit.processes import launcher, signals
+from sslvit.processes import launcher, signals, system
 
 _peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
 _launch: set[str] = set()  # options of the launcher that this package takes over
@@ -83,7 +83,8 @@ def start(
     """The Accelerator, after a check that all processes that were started see each other.
 
     precision None leaves the choice to `accelerate launch`. threads 0 divides this machine's cores among its processes:
-    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
+    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle. `traces.without_trace` takes back what
+    this changes in the process.
     """
     take_over_sharding()
     check_trackers(log_with)
@@ -96,14 +97,16 @@ def start(
     assert_launched_together(accelerator.num_processes)
     stop_with_the_launcher()
     if accelerator.num_processes > 1:
+        atexit.unregister(leave_group)  # once is enough
         atexit.register(leave_group)
         record_peers(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
-        keep_memory()
+        if signals.is_command():
+            keep_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(threads or max(1, system.cores() // local))
     return accelerator
 
 
@@ -128,7 +131,7 @@ def take_over_sharding() -> None:
         version = f" version {os.environ.get('FSDP_VERSION', 1)}" if plugins == ["FSDP"] else ""
         raise ValueError(
             f"{plugins[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
-            "weights and moments too (recipes/configs/fsdp2.yaml, or --shard under any launcher)"
+            "weights and moments too (--shard, under any launcher)"
         )
     for name, instead in (("OFFLOAD_PARAMS", "more processes"), ("ACTIVATION_CHECKPOINTING", "--grad_checkpointing")):
         if is_true(f"FSDP_{name}"):
@@ -143,6 +146,15 @@ def is_true(name: str) -> bool:
 
 def launched_to_shard() -> bool:
     return "shard" in _launch
+
+
+def launch() -> set[str]:
+    return set(_launch)
+
+
+def restore_launch(before: set[str]) -> None:
+    _launch.clear()
+    _launch.update(before)
 
 
 def keep_memory() -> None:

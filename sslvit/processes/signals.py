@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from sslvit.errors import Preempted
+from sslvit.processes import system as system  # first: Windows has not all of these signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONCE = 1.0  # seconds within which launchers and schedulers repeat a signal that they mean once
@@ -26,15 +27,58 @@ class _State:
     number, first = 0, 0.0  # the signal that was received, and when
     stepping = saving = waiting = False
     resumable = True
+    until_the_end: ExitStack | None = None  # of a command
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """In its `with` block the process is a command's: what `listen` changes stays so until the command ends."""
+    before = _State.until_the_end
+    with ExitStack() as _State.until_the_end:
+        try:
+            yield
+        finally:
+            _State.until_the_end = before
+
+
+def is_command() -> bool:
+    return _State.until_the_end is not None
 
 
 def listen(*, resumable: bool = True) -> None:
-    """Handles signals from here on. Before the first step, between runs and after the last one a signal ends the
-    process by Preempted: all results are on the disk. resumable: whether --resume has something to continue."""
+    """In a command: handles signals from here on. Before the first step, between runs and after the last one a signal
+    raises Preempted: all results are on the disk. resumable: whether --resume has something to continue."""
+    if _State.until_the_end is not None:
+        _State.until_the_end.enter_context(_handlers(resumable))
+
+
+@contextmanager
+def listening(*, resumable: bool = True) -> Iterator[None]:
+    """Handles signals in its `with` block, and in a command until it ends."""
+    if is_command():
+        listen(resumable=resumable)
+        yield
+        return
+    with _handlers(resumable):
+        yield
+
+
+@contextmanager
+def _handlers(resumable: bool) -> Iterator[None]:
+    """In its `with` block; then signals do what they did before. In another thread than the main one this does nothing:
+    it cannot handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _State.number, _State.resumable = 0, resumable
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, _on_signal)
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
+        if _on_signal not in before.values():  # else what was received is still on its way out
+            _State.number = 0
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -46,6 +90,8 @@ def _on_signal(number: int, frame: Any) -> None:
         _raise_if_waiting()
     # A repeated signal of the same kind means: stop now. One of another kind comes from a launcher that died of it.
     elif number == _State.number and now - _State.first > ONCE and not _State.saving:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
 
@@ -109,6 +155,8 @@ def ignore_signals_in_worker() -> None:
     """In a loader's worker: a signal to all processes of a run is for the run itself, which saves and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where a worker cannot tell whose signal it is, and ends by any
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def end_for_the_parent() -> None:

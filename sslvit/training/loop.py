@@ -1,6 +1,6 @@
 """What the steps of a run share, and what is due after each of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -36,14 +36,14 @@ class Evaluation:
         return self.evaluate(self.objective.backbone)
 
 
-class Run(NamedTuple):
+class Loop(NamedTuple):
     """Made once, before the first step. No settings: those are in `config`."""
 
     objective: Objective  # what is trained: with --shard the copy that is split among the processes
     model: nn.Module  # the same, as Accelerate wraps it
     optimizer: AcceleratedOptimizer
     sampler: MicroBatches
-    batches: Iterator[Loaded]
+    batches: Generator[Loaded, None, None]
     views: Views
     unreadable: UnreadableImages
     evaluation: Evaluation | None
@@ -67,7 +67,7 @@ def assemble(
     accelerator: Accelerator,
     first_step: int,
     steps: int,
-) -> Run:
+) -> Loop:
     if config.grad_checkpointing:
         keep_inputs_only(objective)
     if config.shard:
@@ -80,7 +80,7 @@ def assemble(
         sampler, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
     )
     unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
-    return Run(objective, model, prepared, sampler, batches, views, unreadable, evaluation, config, accelerator, steps)
+    return Loop(objective, model, prepared, sampler, batches, views, unreadable, evaluation, config, accelerator, steps)
 
 
 class Due(NamedTuple):
@@ -93,7 +93,7 @@ class Due(NamedTuple):
     preempted: bool  # and the run is not complete
 
     @classmethod
-    def after(cls, step: int, run: Run, *, stop: bool, alarm: bool) -> "Due":
+    def after(cls, step: int, run: Loop, *, stop: bool, alarm: bool) -> "Due":
         """step: the number of steps done."""
         config, complete = run.config, step == run.steps
         last = complete or stop
