@@ -81,7 +81,7 @@ def state(sentence: str, every: float, patience: float, folder: Path) -> str:
         f'<p class="lead">{escape(sentence)}</p>'
         f'<p class="faint">Written <time>{stamp}</time><span id="age"></span>.</p>'
         '<p id="stale" hidden>This page is <b></b> old. To keep it new: '
-        f"<code>python -m sslvit runs {escape(str(folder))} --watch {EVERY}</code></p></div>"
+        f"<code>sslvit runs {escape(str(folder))} --watch {EVERY}</code></p></div>"
     )
 
 
