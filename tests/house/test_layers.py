@@ -113,6 +113,7 @@ LIMITS = {
     "supervised.py": 127,
     "dino.py": 132,
     "moco_v3.py": 91,
+    "embed.py": 91,
     "linear_probe.py": 103,
     "probe.py": 125,
     "analyse.py": 137,
