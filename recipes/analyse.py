@@ -23,6 +23,7 @@ from sslvit.config import ImagesConfig, check_bounds, option
 from sslvit.data.spec import Source
 from sslvit.errors import CannotWrite, DataError
 from sslvit.evaluate import analysis
+from sslvit.evaluate.labelled import open_split
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.models.vit import ViT
 from sslvit.processes.collectives import start
@@ -93,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
     if not isinstance(pretrained, ViT):
         raise ValueError(f"{config.model} is a {type(pretrained).__name__}, which has no attention to look at")
     size = to_pair(config.image_size or pretrained.image_size)
-    source = config.source(config.split, image_size=size, channels=pretrained.channels)
+    source, note = open_split(config, config.split, size, pretrained.channels)
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     shown = next(readable(source, ids, view, accelerator.device), None)
     if shown is None:
@@ -117,7 +118,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator.print(f"Attention spread evenly over the image would give {even:.1f}. {used:,} images of {source.name}")
     if used < len(ids):
         accelerator.print(f"{len(ids) - used:,} of {len(ids):,} images cannot be read and are left out")
-    for sentence in missing:
+    for sentence in filter(None, (note, *missing)):
         accelerator.print(sentence)
     if accelerator.is_main_process:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sslvit.cli import run_cli
 from sslvit.config import DataConfig, check_bounds, option
+from sslvit.data.subset import saved_ids
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import balanced_accuracy
 from sslvit.evaluate.baselines import COMMONEST, PIXELS, READOUT, baselines
@@ -47,7 +48,8 @@ def main(config: Config) -> None:
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
     baseline = baselines(train, test, ids, monitor.view, accelerator)
     about = {"model": PIXELS, "data": test.name, "protocol": "logistic regression"}
-    pixels = probed(baseline.train, baseline.test, READOUT, config, about)
+    scored = baseline.test._replace(ids=saved_ids(test, baseline.test.ids))
+    pixels = probed(baseline.train, scored, READOUT, config, about)
     for name, value in {COMMONEST: baseline.commonest, **pixels.numbers}.items():
         accelerator.print(f"{name:<20}{100 * value:>8.1f}")
     accelerator.print(

@@ -25,9 +25,11 @@ import torch
 
 from sslvit import rng
 from sslvit.cli import run_cli
-from sslvit.config import ImagesConfig, check_bounds, configuration, option
+from sslvit.config import LabelledConfig, check_bounds, configuration, option
+from sslvit.data.subset import saved_ids
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.heads import ProbeLog, run_probe
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
 from sslvit.processes.collectives import start
@@ -38,8 +40,8 @@ from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(ModelConfig, ImagesConfig):
-    """Probe a pretrained backbone, on labelled images with a train and a test split."""
+class Config(ModelConfig, LabelledConfig):
+    """Probe a pretrained backbone on labelled images."""
 
     out: Path = Path("runs/linear_probe")
     """A folder for numbers, heads, predictions and what was printed; files of these names are replaced."""
@@ -67,7 +69,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     accelerator = start(threads=config.threads)
     pretrained, written = config.open()
     size = config.image_size or pretrained.image_size
-    train, test = config.labelled(size, pretrained.channels)
+    train, test, note = open_labelled(config, size, pretrained.channels, about=written)
     ids = rng.permutation(rng.key(0, "probe"), len(train)).numpy()[: config.limit or None]
     if config.protocol in PROTOCOLS:
         readouts = tuple(dict.fromkeys((*PROTOCOLS[config.protocol].readouts, written["readout"])))
@@ -90,8 +92,8 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
                 config.protocol, x.by_readout[readout], x.labels, y.by_readout[readout], augmented=augmented
             )
             about = {"model": str(config.model), "start": name, "data": test.name, "protocol": config.protocol}
-            report.add(head, y, about | {"readout": readout})
-    for sentence in filter(None, map(left_out, (x, y), (train, test))):
+            report.add(head, y._replace(ids=saved_ids(test, y.ids)), about | {"readout": readout})
+    for sentence in filter(None, (note, *map(left_out, (x, y), (train, test)))):
         report.say(sentence)
     report.finish()
     return report.numbers

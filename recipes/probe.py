@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sslvit.cli import run_cli
-from sslvit.config import ImagesConfig, check_bounds, option
+from sslvit.config import LabelledConfig, check_bounds, option
+from sslvit.data.subset import saved_ids
 from sslvit.evaluate.features import left_out
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.metrics import confusion
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.near_duplicates import near_duplicates_of_run
@@ -35,8 +37,8 @@ from sslvit.weights.foreign.options import ModelConfig
 
 
 @dataclass(frozen=True)
-class Config(ModelConfig, ProbeOptions, ImagesConfig):
-    """Probe a pretrained backbone by every readout, on labelled images with a train and a test split."""
+class Config(ModelConfig, ProbeOptions, LabelledConfig):
+    """Probe a pretrained backbone by every readout, on labelled images."""
 
     out: Path = Path("runs/probe")
     """A folder for numbers, predictions and pictures; files of these names are replaced."""
@@ -68,7 +70,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     pretrained, written = config.open()
     declared = written["readout"]
     size = config.image_size or pretrained.image_size
-    train, test = config.labelled(size, pretrained.channels)
+    train, test, note = open_labelled(config, size, pretrained.channels, about=written)
     ids = draw_ids(train, config.limit_train), draw_ids(test, config.limit_test)
     readouts = (declared,) if config.declared else pretrained.readouts
     if isinstance(pretrained, ViT) and config.blocks > 1:
@@ -82,7 +84,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         y = stored(config.cache, backbone, test, view, accelerator, ids=ids[1], readouts=readouts)
         for readout in readouts:
             about = {"model": str(config.model), "start": name, "data": test.name, "protocol": "logistic regression"}
-            one = probed(x, y, readout, config, about)
+            one = probed(x, y._replace(ids=saved_ids(test, y.ids)), readout, config, about)
             if not numbers:
                 accelerator.print(row_of("accuracy, %", one.numbers))
             numbers[f"{name}/{readout}"] = numbers_of(one, y.labels)
@@ -96,7 +98,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         f"Shots: mean ± deviation of {config.draws} draws.\n"
         "linear: logistic regression on this share of the labels, C chosen on a held-out tenth of them."
     )
-    for sentence in filter(None, map(left_out, (x, y), (train, test))):
+    for sentence in filter(None, (note, *map(left_out, (x, y), (train, test)))):
         accelerator.print(sentence)
     if accelerator.is_main_process:
         sealed.write(config.out / "numbers.json", numbers)

@@ -50,10 +50,7 @@ COMMANDS = {
         "Runs", "FOLDER", "write the report of a run, a comparison or a study again",
         examples=("runs/mpp", "runs/compare"), words=(1, 1),
     ),
-    "runs": Command(
-        "Runs", "[FOLDER]", "a table and a page of all runs below a folder",
-        examples=("", "/data/runs"), words=(0, 1),
-    ),
+    "runs": Command("Runs", "[FOLDER]", "a table and a page of all runs below a folder"),
     "doctor": Command(
         "Runs", "[FOLDER]", "check this machine for training; the folder is where runs are written",
         examples=("", "/data/runs"), words=(0, 1),
@@ -78,6 +75,10 @@ def run(words: Sequence[str], program: str) -> None:
         from sslvit.weights.info import Convert
 
         start(print_convert, Convert, rest, f"{program} convert")
+    elif name == "runs":
+        from sslvit.reports import runs
+
+        start(runs.main, runs.Config, rest, f"{program} runs")
     elif name in COMMANDS and (recipe := COMMANDS[name].recipe):
         run_recipe(recipe, rest, f"{program} {name}")
     elif name in COMMANDS:
@@ -225,10 +226,6 @@ def write_report(folder: str) -> None:
     print(report_again(Path(folder)))
 
 
-def write_runs(folder: str = "runs") -> None:
-    importlib.import_module("sslvit.reports.runs").main(Path(folder))
-
-
 def check_machine(folder: str = "runs") -> None:
     from sslvit.processes.collectives import start
     from sslvit.reports.doctor import examine
@@ -241,7 +238,6 @@ SMALL: dict[str, Callable[..., None]] = {
     "pair": print_pair,
     "info": print_info,
     "report": write_report,
-    "runs": write_runs,
     "doctor": check_machine,
     "recipe": print_recipe,
 }

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.source import Images, Source
 from sslvit.data.spec import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
+from sslvit.objectives import schedule
 from sslvit.views.batching import Size, to_pair
 from sslvit.views.pretraining import THUMBNAIL, EvalView, eval_view
 
@@ -177,13 +178,14 @@ class ImagesConfig(Options):
             raise ValueError(f"{flag}: {found.name} has classes 0 to {labels.max()}, and no image of these")
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
-    def labelled(self, image_size: Size, channels: int | None) -> tuple[Source, Source]:
-        """The training and the test images, both with labels, of the same classes."""
-        train = self.source(image_size=image_size, channels=channels)
-        train.required_labels()
-        test = self.source("test", classes=train.classes, image_size=image_size, channels=channels)
-        test.required_labels()
-        return train, test
+
+@dataclass(frozen=True)
+class LabelledConfig(ImagesConfig):
+    """Labelled images to learn from and to test on."""
+
+    test_data: str = option("", EVALUATION)
+    """Labelled images to test on, in the form of --data: their test split, or all of them. By default the test split of
+    --data; without one, a tenth of its images is held out."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,12 @@ class DataConfig(ImagesConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(Options):
-    """What every recipe lets its user choose about training."""
+    """What every recipe lets its user choose about training. In Python each is an argument of `pretrain`.
+
+    >>> import sslvit
+    >>> sslvit.TrainConfig(base_lr=1e-3, batch_size=512).with_rate().lr
+    0.002
+    """
 
     group: ClassVar[str] = "Training"
     out: Path = option(Path("runs/run"), FREE)

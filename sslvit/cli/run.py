@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from sslvit.cli.words import started_as
-from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Preempted, Stop, shortened
-from sslvit.processes import launcher
+from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Error, Preempted, shortened
+from sslvit.processes import launcher, signals
 
 # What a machine lacks, by the messages of Python, torch and CUDA.
 LACKS = {
@@ -39,6 +39,8 @@ LACKS = {
 }
 
 
+@signals.command()
+@signals.command()
 def run_cli(
     main: Callable[..., Any],
     options: type | Mapping[str, Any] | None = None,
@@ -88,9 +90,9 @@ def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> 
     except KeyboardInterrupt:
         _print("stopped: interrupted")
         sys.exit(128 + signal.SIGINT)
-    except (Stop, ValueError) as error:
+    except (Error, ValueError) as error:
         sentence = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}"
-        _stop(sentence, error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
+        _stop(sentence, error.code if isinstance(error, Error) else BAD_CONFIGURATION)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(128 + signal.SIGPIPE)

@@ -1,6 +1,8 @@
 """A subset of a source as a source of its own: the training images when some are held out, or labels are few."""
 
 import numpy as np
+import torch
+from torch import Tensor
 from xxhash import xxh3_128
 
 from sslvit.data.source import Samples, Source, Unreadable, check_ids, substitutes
@@ -43,3 +45,16 @@ class Subset(Source):
         if bad:
             samples = self.inner.read(shown)
         return samples._replace(ids=samples.ids.new_tensor(ids), bad=tuple(bad))
+
+
+class HeldOut(Subset):
+    """Test images of a set that has no test split of its own."""
+
+    def __init__(self, inner: Source, rows: np.ndarray):
+        super().__init__(inner, rows)
+        self.name = f"{inner.name} ({len(rows):,} held out)"
+
+
+def saved_ids(source: Source, ids: Tensor) -> Tensor:
+    """The ids that predictions are saved by: those of the whole set for images held out of it."""
+    return torch.from_numpy(source.rows)[ids] if isinstance(source, HeldOut) else ids

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sslvit import rng
-from sslvit.data.source import Source
+from sslvit.data.source import Samples, Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives
@@ -28,12 +28,34 @@ READOUT = re.compile(r"(cls|mean|both)(?::([1-9]\d*))?|(patches)")
 
 
 class Features(NamedTuple):
-    """Features of the images that could be read."""
+    """Features of the images that could be read: `x` and their labels `y`, for each of several readouts by name.
+
+    >>> import sslvit
+    >>> vit = sslvit.ViT.variant("mu/8", image_size=16)
+    >>> features = sslvit.extract_features(vit, "shapes:n=64", image_size=16)
+    >>> features.x.shape, features.y.shape, features.declared
+    (torch.Size([64, 32]), torch.Size([64]), 'cls')
+    """
 
     by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
     ids: Tensor  # n
     unreadable: Tensor  # m: ids of the requested images that could not be read
+    declared: str = ""  # the readout that stands for all, if it is known
+    classes: tuple[str, ...] | None = None  # the labels' names, if they are known
+
+    @property
+    def x(self) -> Tensor:
+        """The features by the declared readout, or by the only one: n d"""
+        if self.declared not in self.by_readout and len(self.by_readout) != 1:
+            raise ValueError(f"these features have the readouts {', '.join(self.by_readout)}: choose of by_readout")
+        return self.by_readout.get(self.declared, next(iter(self.by_readout.values())))
+
+    @property
+    def y(self) -> Tensor:
+        if self.labels is None:
+            raise DataError("these features are of images without labels")
+        return self.labels
 
 
 def left_out(features: Features, source: Source) -> str:
@@ -100,20 +122,36 @@ def _forward(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """The rows of this process: features by readout, all of one forward pass, labels, and which are unreadable."""
-    blocks = max(_blocks(readout) for readout in readouts)
     batches: dict[str, list[Tensor]] = defaultdict(list)
     with evaluation_mode(backbone, device.type):
         for samples in loader:
-            pixels = samples.pixels.to(device, non_blocking=True)
-            (images,) = view(pixels, rng.key(version, "version", samples.ids.to(device)), samples.extents)
-            last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
-            for readout in readouts:
-                batches[readout].append(_read(last, readout).float().cpu())
+            for name, values in features_of(backbone, samples, view, version, readouts, device).items():
+                batches[name].append(values)
             if samples.labels is not None:
                 batches["labels"].append(samples.labels)
-            unreadable = torch.tensor([line.id for line in samples.bad], dtype=torch.int64)
-            batches["unreadable"].append(torch.isin(samples.ids, unreadable).to(torch.uint8))  # gloo gathers no bools
+            batches["unreadable"].append(unreadable(samples).to(torch.uint8))  # gloo gathers no bools
     return {name: torch.cat(rows) for name, rows in batches.items()}
+
+
+def features_of(
+    backbone: nn.Module,
+    samples: Samples,
+    view: EvalView | CropFlip,
+    version: int,
+    readouts: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The features of one batch by readout, all of one forward pass, float32 on the CPU. For `evaluation_mode`."""
+    blocks = max(_blocks(readout) for readout in readouts)
+    pixels = samples.pixels.to(device, non_blocking=True)
+    (images,) = view(pixels, rng.key(version, "version", samples.ids.to(device)), samples.extents)
+    last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
+    return {readout: _read(last, readout).float().cpu() for readout in readouts}
+
+
+def unreadable(samples: Samples) -> Tensor:
+    """Which of them could not be read: b"""
+    return torch.isin(samples.ids, torch.tensor([line.id for line in samples.bad], dtype=torch.int64))
 
 
 @contextmanager

@@ -4,16 +4,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from sslvit import rng
 from sslvit.config import DataConfig
 from sslvit.data.source import Images, Source
-from sslvit.data.subset import Subset
 from sslvit.errors import DataError, NoInput
-from sslvit.evaluate import split
+from sslvit.evaluate import labelled
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
@@ -91,12 +89,12 @@ def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, h
             say(f"Nothing is evaluated: {error}")
             return None
         try:
-            rows, held = split.hold_out(torch.tensor(train.labels))
-        except ValueError as why:
-            say(f"Nothing is evaluated: {error}; and {why}")
+            rest, test = labelled.hold_out(train, str(error))
+        except DataError as why:
+            say(f"Nothing is evaluated: {why}")
             return None
-        say(f"Evaluated on {len(held):,} images held out of {len(train):,} labelled ones: {error}")
-        train, test = Subset(train, rows.numpy()), Subset(train, held.numpy())
+        say(f"Evaluated on {len(test):,} images held out of {len(train):,} labelled ones: {error}")
+        train = rest
     return Monitor(train, test, config.image_size, accelerator, eval_crop=config.eval_crop)
 
 

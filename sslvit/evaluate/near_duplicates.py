@@ -20,6 +20,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.config import DataConfig, ImagesConfig, as_now
 from sslvit.data.spec import Source
+from sslvit.data.subset import saved_ids
 from sslvit.errors import NoInput
 from sslvit.storage import sealed
 from sslvit.views.pretraining import EvalView
@@ -56,7 +57,7 @@ def near_duplicates_of_run(model: Path, seen: str, test: Source, ids: np.ndarray
     except (ValueError, OSError, TypeError, AttributeError) as error:  # the last two of kinds that no run writes
         return f"Near-duplicates in pretraining were not looked for: {error}", None
     duplicates = find_near_duplicates(thumbnails(source), thumbnails(test, ids))
-    duplicates = duplicates._replace(ids=torch.from_numpy(ids)[duplicates.ids])
+    duplicates = duplicates._replace(ids=saved_ids(test, torch.from_numpy(ids)[duplicates.ids]))
     return f"{duplicates} on {source.name}", duplicates
 
 

@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from sslvit.config import RENAMED, ImagesConfig, check_bounds, option
+from sslvit.config import RENAMED, ImagesConfig, LabelledConfig, check_bounds, option
+from sslvit.errors import NoInput
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.experiments.disk import needed
 from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading, recipes
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
@@ -26,7 +28,7 @@ from sslvit.weights.folder import WEIGHTS, save_backbone
 
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
-HELD_OUT = "classes held out"
+HELD_OUT, TRANSFER = "classes held out", "transfer "
 SAME_FOR_ALL = (
     "out", "data", "only_classes", "images", "image_size", "model", "init_from", "seed", "epochs", "resume",
     "overwrite", "dry_run", "show_views",
@@ -142,13 +144,20 @@ def check(config: ComparisonConfig) -> None:
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
     ViT.variant(config.model, image_size=config.image_size)
     channels = config.source(channels=config.channels).channels
-    for images in sets(config).values():
-        check_set(images, config, channels)
+    for place, images in sets(config).items():
+        check_set(place, images, config, channels)
 
 
-def check_set(images: ImagesConfig, config: ComparisonConfig, channels: int) -> None:
-    """Labelled, with a train and a test split, and images enough for the smallest share."""
-    train, _ = images.labelled(images.image_size, channels)
+def check_set(place: str, images: LabelledConfig, config: ComparisonConfig, channels: int) -> None:
+    """Labelled, with test images that no method was pretrained on, and images enough for the smallest share."""
+    train, _, note = open_labelled(images, images.image_size, channels)
+    if note and not place.startswith(TRANSFER):
+        raise NoInput(
+            f"--data {config.data} needs a test split, or every method would be pretrained on the images that it is "
+            f"tested on, and supervised on their labels. {note}"
+        )
+    if note:
+        print(f"note: {note}")
     counts = np.bincount(train.required_labels())
     most = counts.max() * min(1, config.limit_train / len(train) if config.limit_train else 1)
     few = [fraction for fraction in config.fractions if round(most * fraction) < 2]
@@ -161,9 +170,9 @@ def check_set(images: ImagesConfig, config: ComparisonConfig, channels: int) -> 
 
 
 @cache
-def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
+def sets(config: ComparisonConfig) -> dict[str, LabelledConfig]:
     """The labelled sets that models are evaluated on, by name. Pretraining sees the first."""
-    images = ImagesConfig(**{one.name: getattr(config, one.name) for one in fields(ImagesConfig)})
+    images = LabelledConfig(**{one.name: getattr(config, one.name) for one in fields(ImagesConfig)})
     own = [images]
     if config.held_out:
         labels = set(config.source(channels=config.channels).required_labels().tolist())
@@ -174,13 +183,14 @@ def sets(config: ComparisonConfig) -> dict[str, ImagesConfig]:
         if len(held_out) < 2 or len(seen) < 2:
             raise ValueError(f"{flag} of {len(labels)} classes: hold out two of them or more, and leave two or more")
         own = [replace(images, only_classes=tuple(seen)), replace(images, only_classes=config.held_out)]
-    others = [ImagesConfig(data, image_size=config.image_size, eval_crop=config.eval_crop) for data in config.transfer]
+    size, crop = config.image_size, config.eval_crop
+    others = [LabelledConfig(data, image_size=size, eval_crop=crop) for data in config.transfer]
     return dict(zip(places(config), [*own, *others], strict=True))
 
 
 def places(config: ComparisonConfig) -> list[str]:
     """The names of these sets."""
-    transfers = [f"transfer {number}" for number, _ in enumerate(config.transfer, 1)]
+    transfers = [f"{TRANSFER}{number}" for number, _ in enumerate(config.transfer, 1)]
     return [OWN, *([HELD_OUT] if config.held_out else []), *transfers]
 
 
@@ -274,7 +284,7 @@ def room(config: ComparisonConfig, jobs: list[Job], start: Path, at_a_time: int)
     weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
     channels, read, predicted = config.source(channels=config.channels).channels, 0, 0
     for images in sets(config).values():  # the largest of them
-        train, test = images.labelled(images.image_size, channels)
+        train, test, _ = open_labelled(images, images.image_size, channels)
         seen = [min(len(s), most or len(s)) for s, most in ((train, config.limit_train), (test, config.limit_test))]
         row = 3 * 8 + 4 * (1 + int(train.required_labels().max()))  # of predictions
         read = max(read, 4 * width * sum(seen) + len(config.fractions) * seen[1] * row)
