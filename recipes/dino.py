@@ -26,6 +26,7 @@ from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.dino import DINO
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
+from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
@@ -111,7 +112,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     views.check_channels(images.channels)
     if preview(config, objective, images, views, accelerator):
         return []
-    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator))
+    live = LiveReport(config, objective, images, views, accelerator)
+    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator), live)
     finish(config, objective, images, views, evaluations, accelerator)
     return evaluations
 

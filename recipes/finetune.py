@@ -3,7 +3,7 @@
     accelerate launch recipes/finetune.py --model runs/mpp/model --data shapes --steps 500
     accelerate launch recipes/finetune.py --protocol modern --model runs/mae/model --data folder:/imagenet
 
-The protocols and where they come from are in sslvit/finetune.py. --scratch is the other side of every comparison: the
+The protocols and where they come from are in sslvit/finetuning.py. --scratch is the other side of every comparison: the
 same from random weights. The test set is read once, after everything is chosen and trained. The trained model, with
 its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
@@ -19,7 +19,7 @@ from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import save_predictions
-from sslvit.finetune import (
+from sslvit.finetuning import (
     PROTOCOLS,
     FinetuneConfig,
     chosen_ids,
@@ -32,6 +32,7 @@ from sslvit.finetune import (
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
 from sslvit.reports.figures import draw_confusion
+from sslvit.reports.live import LiveReport, write_tested
 from sslvit.storage import sealed
 from sslvit.weights.backbone import with_random_weights
 
@@ -58,7 +59,9 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
         return {}
     if test_labels.max() > highest:
         raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")
-    objective, tried = finetune(backbone, train, config, accelerator, readout=readout, image_size=size)
+    objective, tried = finetune(
+        backbone, train, config, accelerator, readout=readout, image_size=size, watch=LiveReport
+    )
     rate = max(tried, key=tried.__getitem__) if tried else config.lr
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
     about |= {"readout": readout, "lr": rate}
@@ -71,6 +74,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
             confusion(predicted.probabilities, predicted.labels), train.classes, config.out / "confusion.png"
         )
         sealed.write(config.out / "test.json", tested)
+        write_tested(config.out)
     five = f"top-5 {numbers.top5:.2%}, " if len(set(labels.tolist())) > 5 else ""
     if sentence := collapsed(predicted.probabilities.argmax(-1), predicted.labels):
         accelerator.print(f"warning: {sentence}")

@@ -23,10 +23,10 @@ from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.mae import MAE
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
+from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
-from sslvit.views.pretraining import CropFlip
 from sslvit.weights.backbone import new_backbone
 
 
@@ -73,10 +73,11 @@ def main(config: Config) -> list[dict[str, Any]]:
         decoder_heads=heads,
         seed=config.seed,
     )
-    views = CropFlip(config.image_size)
+    views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
         return []
-    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator))
+    live = LiveReport(config, objective, images, views, accelerator)
+    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator), live)
     finish(config, objective, images, views, evaluations, accelerator)
     return evaluations
 

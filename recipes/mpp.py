@@ -21,6 +21,7 @@ from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
+from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.views.pretraining import CropFlip
@@ -72,7 +73,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     views = CropFlip(config.image_size, scale=(config.smallest_crop, 1.0))
     if preview(config, objective, images, views, accelerator):
         return []
-    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator))
+    live = LiveReport(config, objective, images, views, accelerator)
+    evaluations = pretrain(objective, images, views, config, accelerator, monitor_of(config, images, accelerator), live)
     finish(config, objective, images, views, evaluations, accelerator)
     return evaluations
 

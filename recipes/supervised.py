@@ -29,6 +29,7 @@ from sslvit.models.resnet import BiT
 from sslvit.objectives.supervised import Supervised, balanced
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
+from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.views.supervised import SupervisedView
@@ -110,7 +111,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     if preview(config, objective, images, views, accelerator):
         return []
     monitor = monitor_of(config, images, accelerator, hold_out=False)
-    evaluations = pretrain(objective, images, views, config, accelerator, monitor)
+    live = LiveReport(config, objective, images, views, accelerator)
+    evaluations = pretrain(objective, images, views, config, accelerator, monitor, live)
     finish(config, objective, images, views, evaluations, accelerator)
     return evaluations
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from sslvit.config import RENAMED, RENAMED_BUDGET, TrainConfig
-from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Preempted, Stop, shortened
-from sslvit.processes import collectives, launcher
+from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Error, Preempted, shortened
+from sslvit.processes import collectives, launcher, signals
 
 Chosen = TypeVar("Chosen", bound=TrainConfig)
 Options = TypeVar("Options")
@@ -104,6 +104,7 @@ LACKS = {
 }
 
 
+@signals.command()
 def run_cli(
     main: Callable[..., Any],
     options: type | Mapping[str, Any] | None = None,
@@ -138,9 +139,9 @@ def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> 
     except KeyboardInterrupt:
         _print("stopped: interrupted")
         sys.exit(128 + signal.SIGINT)
-    except (Stop, ValueError) as error:
+    except (Error, ValueError) as error:
         sentence = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {in_a_line(error)}"
-        _stop(sentence, error.code if isinstance(error, Stop) else BAD_CONFIGURATION)
+        _stop(sentence, error.code if isinstance(error, Error) else BAD_CONFIGURATION)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(128 + signal.SIGPIPE)

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.source import Images, Source
 from sslvit.data.spec import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
+from sslvit.objectives import schedule
 from sslvit.views.batching import Size, to_pair
 from sslvit.views.pretraining import THUMBNAIL, EvalView, eval_view
 
@@ -233,7 +234,12 @@ class DataConfig(ImagesConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(Options):
-    """What every recipe lets its user choose about training."""
+    """What every recipe lets its user choose about training. In Python each is an argument of `pretrain`.
+
+    >>> import sslvit
+    >>> sslvit.TrainConfig(base_lr=1e-3, batch_size=512).with_rate().lr
+    0.002
+    """
 
     out: Path = option(Path("runs/run"), FREE)
     """The run's folder: configuration, log, checkpoints, and the model."""

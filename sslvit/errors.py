@@ -5,8 +5,16 @@ LONGEST = 2000  # characters of a message
 DIVERGED, BAD_DATA, NO_INPUT, INTERNAL, CANNOT_WRITE, PREEMPTED, BAD_CONFIGURATION = 3, 65, 66, 70, 73, 75, 78
 
 
-class Stop(Exception):
-    """The run cannot continue; the message says why, and the way out. Plain ValueErrors are bad configurations."""
+class Error(Exception):
+    """The run cannot continue; the message says why, and the way out. Plain ValueErrors are bad configurations.
+
+    >>> import sslvit
+    >>> try:
+    ...     sslvit.load_model("no/such/model")
+    ... except sslvit.Error as error:
+    ...     print(error)
+    no/such/model is neither a folder here nor OWNER/NAME on the Hub
+    """
 
     code = INTERNAL
 
@@ -14,13 +22,13 @@ class Stop(Exception):
         return shortened(super().__str__())
 
 
-class Diverged(Stop):
+class Diverged(Error):
     """Training diverged, or its features collapsed."""
 
     code = DIVERGED
 
 
-class DataError(Stop, ValueError):
+class DataError(Error, ValueError):
     """Data that cannot be used."""
 
     code = BAD_DATA
@@ -32,13 +40,13 @@ class NoInput(DataError):
     code = NO_INPUT
 
 
-class CannotWrite(Stop, OSError):
+class CannotWrite(Error, OSError):
     """Output cannot be written, or belongs to another run."""
 
     code = CANNOT_WRITE
 
 
-class Preempted(Stop):
+class Preempted(Error):
     """A signal asked the run to stop, and everything was saved."""
 
     code = PREEMPTED

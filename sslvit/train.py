@@ -5,10 +5,9 @@ random number. So a checkpoint is weights, moments and a step, and a restart con
 thing to it: how far each process has read.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import copy
+from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -21,24 +20,25 @@ from sslvit.errors import DataError
 from sslvit.models.blocks import compiled
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
+from sslvit.runs.ending import Watcher, recorded
 from sslvit.runs.folder import prepare_folder
-from sslvit.runs.log import Log, complete, evaluations, open_log, progress_bar
+from sslvit.runs.log import Bar, Log, complete, evaluations, open_log
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
 from sslvit.training.batches import look, next_batch, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
+from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble, completes
 from sslvit.training.outcome import write_outcome
-from sslvit.training.run import Due, Run, assemble
-from sslvit.training.state import RunState, Stopwatch, data_fingerprint, must_agree, restore
+from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
 
-Evaluate = Callable[[nn.Module], dict[str, float]]
 Inputs = list[tuple[Tensor, Batch]]  # sample ids and batch of each micro-batch of a step
 
 
+@signals.listening()
 def pretrain(
     objective: Objective,
     source: Images,
@@ -46,19 +46,23 @@ def pretrain(
     config: TrainConfig,
     accelerator: Accelerator,
     evaluate: Evaluate | None = None,
+    *watchers: Watcher,
 ) -> list[dict[str, Any]]:
-    """Trains, and returns the evaluations: dicts with the step and its numbers, the first before any training."""
+    """Trains, and returns the evaluations: dicts with the step and its numbers, the first from before any training.
+
+    watchers: see what is logged, such as sslvit.reports.live.LiveReport."""
     config = checked(objective, config, accelerator)
     sampler = sampler_for(source, config, accelerator)
     if objective.couples_samples and not config.resume:  # so that too few images are refused before a run is deleted
         sampler.only_whole_batches()
     folder = prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite)
-    with folder if accelerator.is_main_process else nullcontext():
+    with recorded(folder, watchers) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
 
         # The state of the newest checkpoint, or of the beginning.
         objective.to(accelerator.device)
         optimizer = optim.new_optimizer(objective, config)
+        initial = copy.deepcopy(objective.backbone) if evaluate else None
         state = restore(objective, optimizer, source, config, accelerator)
         if state.whole_batches:
             sampler.only_whole_batches()
@@ -69,21 +73,21 @@ def pretrain(
         if first == 0:  # the data in words and pictures, and the cost of a step
             look(sampler, objective.backbone.image_size, views, config, accelerator)
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
+            state.start_pending = evaluate is not None
+        evaluation = Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
+        del initial
 
-        facts = {"source": source.name, "steps": steps, "lengths": state.lengths} | data_fingerprint(source)
+        facts = {"source": source.name, "steps": steps, "lengths": state.lengths}
+        facts |= described(objective) | data_fingerprint(source)
         if first < steps:
-            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None)
-            if evaluate and (first == 0 or state.pending_line is not None):
-                log.write(first, (state.pending_line or {}) | evaluate(objective.backbone))
-                state.pending_line = None
+            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None, watchers=watchers)
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
-            evaluation = evaluate and partial(sharding.evaluate_whole, evaluate, trained, objective)
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
-            with signals.stepping(), watched(sampler, config.out, checkpoints.write), compiled(trained, config.compile):
+            watch = watched(sampler, config.out, checkpoints.write)
+            with closing(log), signals.stepping(), watch, compiled(trained, config.compile):
                 run = assemble(trained, optimizer, sampler, views, evaluation, config, accelerator, first, steps)
                 train(run, state, log, checkpoints)
                 sharding.collect(trained, objective)
-            log.close()
         elif accelerator.is_main_process:
             complete(config, first, facts)
 
@@ -98,7 +102,6 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     config = config.with_rate()
     config.check()
     collectives.check_trackers(config.log_with)
-    signals.listen()
     if objective.couples_samples and config.accumulation > 1:
         raise ValueError(
             f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
@@ -112,12 +115,14 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     return replace(config, shard=sharding.wanted(config, accelerator))
 
 
-def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None:
+def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> None:
     """The steps from state.step on."""
     objective, config = run.objective, run.config
     guard = StepGuard(config, run.accelerator, state.watch)
-    clock = Stopwatch()
-    with progress_bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size) as bar:
+    bar = Bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size)
+    with bar, closing(run.batches):
+        write_pending_line(run, state, log)
+        clock = Stopwatch()
         for step in range(state.step, run.steps):
             progress = step / run.steps
             optim.set_rates(run.optimizer, progress, config)
@@ -146,10 +151,10 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
             bar.show(metrics["loss"], len(run.unreadable))
             due = Due.after(state.step, run, stop=stop, alarm=alarm is not None)
             line = log_line(run, state, alarm) if due.log else {}
-            if due.evaluate and due.preempted:
+            if due.preempted and (due.evaluate or state.start_pending):
                 state.pending_line, line = line, {}  # a stop does not wait for an evaluation
-            elif due.evaluate and run.evaluate:
-                line |= run.evaluate()
+            elif due.log or due.evaluate:
+                line |= evaluated(run, state, log, due=due.evaluate)
                 clock.restart()
             if line:
                 log.write(state.step, line)
@@ -159,7 +164,7 @@ def train(run: Run, state: RunState, log: Log, checkpoints: Checkpoints) -> None
                 raise preempted(state, run.steps, config.out)
 
 
-def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
+def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     """The gradients of one step, over all its micro-batches; returns the means of its metrics, and its inputs."""
     sums: dict[str, Tensor] = {}
     inputs: Inputs = []
@@ -178,7 +183,7 @@ def backward(run: Run, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     return sums | {"gradient_norm": optim.clip(model, config, accelerator)}, inputs
 
 
-def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
+def mean_over_processes(run: Loop, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
     """The metrics, and whether any process was asked to stop: one collective for all numbers of a step."""
     too_many = run.unreadable.too_many((step + 1) * run.config.batch_size)
     flags = {"stop": float(signals.stop_requested()), "too many": float(bool(too_many))}
@@ -189,13 +194,31 @@ def mean_over_processes(run: Run, metrics: dict[str, Tensor], step: int) -> tupl
     return means, stop
 
 
+def evaluated(run: Loop, state: RunState, log: Log, *, due: bool) -> dict[str, float]:
+    """The numbers of the backbone as it is now, if they are due. Those of its start become the log's first line."""
+    if run.evaluation and state.start_pending:
+        with signals.between_steps():  # the steps so far are not worth a stop's waiting
+            log.write(0, run.evaluation.of_the_start())
+        state.start_pending = False
+    return run.evaluation.of(run.objective) if run.evaluation and due else {}
+
+
+def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
+    """What a stop did not wait for."""
+    if state.pending_line is not None:
+        with signals.between_steps():
+            due = completes(state.step, run.steps_between_evaluations)
+            log.write(state.step, state.pending_line | evaluated(run, state, log, due=due))
+        state.pending_line = None
+
+
 def drop_gradients(parameters: list[nn.Parameter]) -> None:
     """The optimizer passes over what has no gradient."""
     for parameter in parameters:
         parameter.grad = None
 
 
-def log_line(run: Run, state: RunState, alarm: Verdict | None) -> dict[str, Any]:
+def log_line(run: Loop, state: RunState, alarm: Verdict | None) -> dict[str, Any]:
     line = {"epoch": state.step * run.config.batch_size / run.sampler.epoch_images}
     line |= {"lr": run.optimizer.param_groups[0]["lr"]} | state.means() | {"seconds": state.seconds}
     return line | ({"health": str(alarm)} if alarm else {})

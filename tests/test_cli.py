@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit.cli import run_cli
-from sslvit.errors import CannotWrite, DataError, Diverged, NoInput, Preempted, Stop
+from sslvit.errors import CannotWrite, DataError, Diverged, Error, NoInput, Preempted
 
 
 class Broken(Dataset):
@@ -38,7 +38,7 @@ def raising(error: BaseException):
         (raising(Diverged("it did")), 3, "error: it did\n"),
         (raising(DataError("bad")), 65, "error: bad\n"),
         (raising(NoInput("none")), 66, "error: none\n"),
-        (raising(Stop("odd")), 70, "error: odd\n"),
+        (raising(Error("odd")), 70, "error: odd\n"),
         (raising(CannotWrite("full")), 73, "error: full\n"),
         (raising(Preempted("asked")), 75, "stopped: asked\n"),
         (raising(ValueError("--lr is -1")), 78, "error: --lr is -1\n"),

@@ -29,7 +29,7 @@ from sslvit.data.subset import Subset
 from sslvit.errors import DataError, Diverged
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.evaluate.split import hold_out
-from sslvit.finetune import (
+from sslvit.finetuning import (
     PROTOCOLS,
     choose_rate,
     chosen_ids,
@@ -43,8 +43,8 @@ from sslvit.finetune import (
 from sslvit.models.readout import logits, read
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
+from sslvit.objectives.schedule import warmup_cosine
 from sslvit.processes.collectives import start
-from sslvit.schedule import warmup_cosine
 from sslvit.train import pretrain
 from sslvit.training.optim import parameter_groups
 from sslvit.views.pretraining import EvalView

@@ -31,7 +31,7 @@ from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.training.run import completes
+from sslvit.training.loop import completes
 from sslvit.views.pretraining import CropFlip
 
 HERE = Path(__file__).parent / "support"

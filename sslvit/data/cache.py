@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from sslvit.data.image import ImageError
 from sslvit.data.labels import Labels
 from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import ArraySource, Mapped, Source, digest
-from sslvit.errors import Stop
+from sslvit.errors import Error
+from sslvit.processes.progress import progress_bar
 from sslvit.storage import durable, sealed
 
 FORMAT = 2  # raise it when the opener decodes anything differently
@@ -154,7 +154,7 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
             timeout=PATIENCE if workers else 0,
             collate_fn=_uncollated,
         )
-        for chunk in tqdm(loader, unit=f" x {CHUNK:,} images", delay=3, disable=None):
+        for chunk in progress_bar(loader, unit=f" x {CHUNK:,} images", delay=3, disable=None):
             if isinstance(chunk, int):
                 differing.append(chunk)
                 return
@@ -166,7 +166,7 @@ def _decode(file: Path, source: EncodedSource, workers: int) -> dict:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader"):  # torch has no class for it
             raise
-        raise Stop(
+        raise Error(
             f"{source.name}: a process that decodes its images died, or gave nothing for {PATIENCE} seconds: a file "
             f"that cannot be read, or no memory left. The same command tries again. torch says: {error}"
         ) from error

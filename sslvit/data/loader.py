@@ -14,11 +14,11 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
 from multiprocessing import active_children
 from multiprocessing.sharedctypes import RawArray
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class MicroBatches(Dataset, ABC):
         self.source, self.seed, self.batch_size, self.accumulation = source, seed, batch_size, accumulation
         self.micro_batch_size = batch_size // (processes * accumulation)
         self.rank, self.processes = rank, processes
-        self.reading = RawArray("q", 0)  # the image that each worker is at, -1 before its first
+        self.reading: Any = []  # the image that each worker is at, -1 before its first, in memory that all share
         self.whole_batches = False
         self.piped = False  # whether workers send batches through pipes, because shared memory is too small
         self.begun, self.awaited = 0, 0  # the first item that was loaded, and the next one that training waits for
@@ -165,13 +165,13 @@ def load(
     timeout: float,
     pin: bool,
     views: Views | None = None,
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """The micro-batches of the steps first_step..steps-1. Their content does not depend on the number of workers.
 
     views: made by the workers, for training on a CPU; a GPU makes them faster itself, and from fewer bytes.
     """
     items = range(first_step * sampler.accumulation, steps * sampler.accumulation)
-    sampler.reading, sampler.begun = RawArray("q", [-1] * workers), items.start
+    sampler.reading, sampler.begun = RawArray("q", [-1] * workers) if workers else [], items.start
     small = shared.shortage(bytes_of(sampler, views), workers, AHEAD) if workers else ""
     if small and os.environ.get("LOCAL_RANK", "0") == "0":
         log.warning("warning: %s", small)
@@ -204,7 +204,7 @@ def init_worker(worker: int) -> None:
     encoded.reading = get_worker_info().dataset.reading, worker
 
 
-def tracked(sampler: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+def tracked(sampler: MicroBatches, items: range, loaded: Iterator[Loaded]) -> Generator[Loaded, None, None]:
     """Notes which item is awaited, for the message about a worker that hangs."""
     sampler.awaited = items.start
     for item, micro_batch in zip(items, loaded, strict=True):

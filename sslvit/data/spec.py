@@ -101,17 +101,22 @@ def open_source(
         store, name = _store(kind, rest, options, follow_links)
         if store.skipped and collectives.rank() == 0:
             say(f"{name}: not read: {store.skipped}")
-        box = canvas or room(side)
-        canvas_size, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
-        check_levels(levels, name)
-        source = EncodedSource(
-            store, name=name, canvas=canvas_size, channels=channels or 3, max_pixels=max_pixels, span=span
-        )
-        if cache and unreduced and max(canvas_size) <= SMALL:
-            source = cached(source, workers=min(8, os.cpu_count() or 1) if len(source) >= MANY else 0)
+        encoded, small = on_canvas(store, name, canvas or room(side), channels or 3, max_pixels, span)
+        workers = min(8, os.cpu_count() or 1) if len(encoded) >= MANY else 0
+        source = cached(encoded, workers=workers) if cache and small else encoded
     if channels not in (None, source.channels):
         raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
     return source
+
+
+def on_canvas(
+    store: Store, name: str, box: int, channels: int, max_pixels: int = MAX_PIXELS, span: Span | None = None
+) -> tuple[EncodedSource, bool]:
+    """The images on a canvas of this side at most, and whether they are small and all of one size."""
+    canvas, unreduced, levels = look_at_sample(store, (box, box), max_pixels, decode=span is None)
+    check_levels(levels, name)
+    source = EncodedSource(store, name=name, canvas=canvas, channels=channels, max_pixels=max_pixels, span=span)
+    return source, unreduced and max(canvas) <= SMALL
 
 
 def _kind_of(spec: str) -> tuple[str, str]:

@@ -57,12 +57,11 @@ def fetch(loaded: Iterator, count: int, workers: list[BaseProcess], timeout: flo
             if error is not None:
                 raise death(error, workers) or error
             yield batch
-        finish(requests, reader)
     except BaseException:
         kill(workers)
         raise
     finally:
-        requests.put(False)
+        finish(requests, reader)
 
 
 def death(error: Exception, workers: list[BaseProcess]) -> WorkerDied | None:

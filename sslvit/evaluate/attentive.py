@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.split import hold_out
+from sslvit.objectives import schedule
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,34 @@ READOUT = re.compile(r"(cls|mean|both)(?::([1-9]\d*))?|(patches)")
 
 
 class Features(NamedTuple):
-    """Features of the images that could be read."""
+    """Features of the images that could be read: `x` and their labels `y`, for each of several readouts by name.
+
+    >>> import sslvit
+    >>> vit = sslvit.ViT.variant("mu/8", image_size=16)
+    >>> features = sslvit.extract_features(vit, "shapes:n=64", image_size=16)
+    >>> features.x.shape, features.y.shape, features.declared
+    (torch.Size([64, 32]), torch.Size([64]), 'cls')
+    """
 
     by_readout: dict[str, Tensor]  # n d each (patches: n p d), float32, on the CPU
     labels: Tensor | None  # n
     ids: Tensor  # n
     unreadable: Tensor  # m: ids of the requested images that could not be read
+    declared: str = ""  # the readout that stands for all, if it is known
+    classes: tuple[str, ...] | None = None  # the labels' names, if they are known
+
+    @property
+    def x(self) -> Tensor:
+        """The features by the declared readout, or by the only one: n d"""
+        if self.declared not in self.by_readout and len(self.by_readout) != 1:
+            raise ValueError(f"these features have the readouts {', '.join(self.by_readout)}: choose of by_readout")
+        return self.by_readout.get(self.declared, next(iter(self.by_readout.values())))
+
+    @property
+    def y(self) -> Tensor:
+        if self.labels is None:
+            raise DataError("these features are of images without labels")
+        return self.labels
 
 
 def left_out(features: Features, source: Source) -> str:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.evaluate.metrics import check
 from sslvit.evaluate.protocols import Protocol
 from sslvit.evaluate.split import hold_out
+from sslvit.objectives import schedule
 
 MOMENTUM, TRUST, EPSILON = 0.9, 0.001, 1e-6
 

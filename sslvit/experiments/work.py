@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from sslvit.cli import run_cli
-from sslvit.errors import BAD_CONFIGURATION, INTERNAL, Preempted, Stop
+from sslvit.errors import BAD_CONFIGURATION, INTERNAL, Error, Preempted
 from sslvit.experiments.display import Display
 from sslvit.experiments.jobs import Job, locked, options_of, recipe_of
 from sslvit.processes import signals
@@ -29,7 +29,7 @@ TAKEN = 113  # the exit code of a job that another worker runs
 Running = dict[Job, tuple[BaseProcess, int, float]]  # with the process's slot, and when it began
 
 
-class JobFailed(Stop):
+class JobFailed(Error):
     """A job ended with an error, which is in its log."""
 
     def __init__(self, text: str, code: int):
@@ -42,7 +42,7 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
     signal on to the jobs that run, and ends when they have saved."""
     check_needs(jobs)
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each job starts in no time
-    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetune", "tyro"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetuning", "tyro"])
     start_deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
     for job in jobs:
         delete_checkpoints(job, out)
@@ -50,8 +50,7 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
     display, failed = Display(jobs), {}
     running: Running = {}
     slots, terminated = list(range(at_a_time)), False
-    signals.listen()
-    with signals.stepping():
+    with signals.listening(), signals.stepping():
         while True:
             for job, process, slot, began in take_ended(running):
                 slots.append(slot)
@@ -73,9 +72,10 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
             if not running and (failed or terminated or not waiting):
                 break
             time.sleep(0.2)
+        asked = signals.stop_requested()
     for job, code in failed.items():
         raise job_failed(job, code, out)
-    if waiting or signals.stop_requested():
+    if waiting or asked:
         done = sum(job.done for job in jobs)
         raise Preempted(f"asked to stop, with {done} of {len(jobs)} jobs done; the same command continues")
 

@@ -150,6 +150,8 @@ def compiled(module: nn.Module, wanted: bool) -> Iterator[None]:
     blocks = [child for child in module.modules() if wanted and isinstance(child, Block)]
     for block in blocks:
         block.compile()
-    yield
-    for block in blocks:
-        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None

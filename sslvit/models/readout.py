@@ -11,6 +11,14 @@ Readout = Literal["cls", "mean", "both"]
 
 
 class Encoded(NamedTuple):
+    """What a backbone makes of images.
+
+    >>> import sslvit, torch
+    >>> encoded = sslvit.ViT.variant("mu/8", image_size=16, class_token=False)(torch.rand(2, 3, 16, 16))
+    >>> encoded.cls is None, encoded.patches.shape
+    (True, torch.Size([2, 4, 32]))
+    """
+
     cls: Tensor | None  # b d, None without a class token
     patches: Tensor  # b n d
 
@@ -31,6 +39,11 @@ class Classifier(nn.Module):
 
     representation: the size of a hidden layer with tanh, which the ViT paper has in pretraining, not in fine-tuning.
     fresh_norm: a norm of the readout, for a backbone without a final norm: so MAE fine-tunes the mean patch.
+
+    >>> import sslvit, torch
+    >>> classifier = sslvit.Classifier(sslvit.ViT.variant("mu/8", image_size=16), readout="cls", classes=5)
+    >>> classifier(torch.rand(2, 3, 16, 16)).shape
+    torch.Size([2, 5])
     """
 
     def __init__(

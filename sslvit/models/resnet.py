@@ -245,9 +245,16 @@ class BiTConfig:
 
 
 class BiT(nn.Module):
-    """A BiT ResNet as a backbone of its own. Its readout, the mean, is the papers' global average pool."""
+    """A BiT ResNet as a backbone of its own. Its readout, the mean, is the papers' global average pool.
+
+    >>> import sslvit, torch
+    >>> bit = sslvit.BiT.variant("R20x0.5", image_size=16)  # or R50x1, ...
+    >>> bit(torch.rand(2, 3, 16, 16)).patches.mean(1).shape
+    torch.Size([2, 512])
+    """
 
     Config = BiTConfig
+    declared: str = ""  # as of a ViT
     readouts = ("mean",)
 
     def __init__(self, config: BiTConfig) -> None:

@@ -36,9 +36,17 @@ class BlockInputs(NamedTuple):
 
 class ViT(nn.Module):
     """Attributes: width, depth, heads, channels; image_size, patch_size and grid, each (height, width); the readouts it
-    has; prefix, the number of tokens before the patches."""
+    has; prefix, the number of tokens before the patches.
+
+    >>> import sslvit, torch
+    >>> vit = sslvit.ViT.variant("mu/8", image_size=16)  # or S/16, B/16, R50+B/16, ...
+    >>> cls, patches = vit(torch.rand(2, 3, 16, 16))  # images in [0, 1]
+    >>> cls.shape, patches.shape
+    (torch.Size([2, 32]), torch.Size([2, 4, 32]))
+    """
 
     Config = ViTConfig
+    declared: str = ""  # the readout that its objective declared, of a model that was trained or loaded
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()

@@ -24,13 +24,16 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.models.positions import PositionResize
 from sslvit.models.vit import ViT
+from sslvit.objectives import schedule
 from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
+from sslvit.views.batching import Size, to_pair
+from sslvit.views.pretraining import MultiCrop, is_thumbnail
 
 LARGE = 2  # the first two views of a batch are the large crops, which the teacher sees too
 
@@ -65,6 +68,14 @@ class Head(nn.Module):
 
 
 class DINO(Objective):
+    """Self-distillation: a student learns from a teacher, its moving average, over crops of an image.
+
+    >>> import sslvit
+    >>> objective = sslvit.DINO(sslvit.ViT.variant("mu/8", image_size=16), outputs=64, hidden=32, bottleneck=16)
+    >>> objective.readout
+    'cls'
+    """
+
     readout = "cls"
 
     def __init__(
@@ -130,6 +141,17 @@ class DINO(Objective):
     @property
     def learner(self) -> ViT:
         return self.student
+
+    def default_views(self, image_size: Size, channels: int) -> MultiCrop:
+        """Small crops have half the side of large ones, and 96 of 224 px above thumbnails, in whole patches."""
+        small = is_thumbnail(image_size)
+        sides = [side * (1 / 2 if small else 96 / 224) for side in to_pair(image_size)]
+        height, width = (max(round(s / p), 1) * p for s, p in zip(sides, self.student.patch_size, strict=True))
+        count, (least, middle) = (4, (0.25, 0.6)) if small else (8, (0.05, 0.4))
+        return MultiCrop(
+            image_size, scale=(middle, 1.0), color=channels in (1, 3),
+            small=count, small_size=(height, width), small_scale=(least, middle),
+        )  # fmt: skip
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         large = batch.views[:LARGE]

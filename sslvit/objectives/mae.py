@@ -28,6 +28,14 @@ from sslvit.objectives.spread import spread
 
 
 class MAE(Objective):
+    """The masked autoencoder: the pixels of masked patches, by a small decoder.
+
+    >>> import sslvit
+    >>> objective = sslvit.MAE(sslvit.ViT.variant("mu/8", image_size=16), decoder_width=16, decoder_heads=2)
+    >>> objective.readout
+    'cls'
+    """
+
     def __init__(
         self,
         backbone: ViT,

@@ -21,17 +21,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
+from sslvit.objectives import schedule
 from sslvit.objectives.batch_norm import BatchNorm
 from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes.collectives import all_gather, rank
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import ContrastivePair, is_thumbnail
 
 
 class MoCoV3(Objective):
+    """Contrastive learning of two views, with a teacher and the batch as negatives.
+
+    >>> import sslvit
+    >>> objective = sslvit.MoCoV3(sslvit.ViT.variant("mu/8", image_size=16), hidden=32, dimension=16)
+    >>> objective.readout
+    'cls'
+    """
+
     couples_samples = True
 
     def __init__(
@@ -63,6 +74,10 @@ class MoCoV3(Objective):
         self.projector = head(backbone.width, hidden, hidden, dimension, generator=generator)
         self.predictor = head(dimension, hidden, dimension, generator=generator)
         self.teacher_backbone, self.teacher_projector = frozen_copy(backbone), frozen_copy(self.projector)
+
+    def default_views(self, image_size: Size, channels: int) -> ContrastivePair:
+        least = 0.5 if is_thumbnail(image_size) else 0.08
+        return ContrastivePair(image_size, scale=(least, 1.0), color=channels in (1, 3))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch.views) != 2:

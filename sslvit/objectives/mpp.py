@@ -29,6 +29,8 @@ from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.spread import spread
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import CropFlip
 
 Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits per channel
@@ -36,6 +38,14 @@ SIDE = 4  # the side of the downsized patch
 
 
 class MPP(Objective):
+    """Masked patch prediction: the colours of corrupted patches, by a linear head.
+
+    >>> import sslvit
+    >>> objective = sslvit.MPP(sslvit.ViT.variant("mu/8", image_size=16), corrupt=0.5)
+    >>> objective.readout
+    'mean'
+    """
+
     def __init__(self, backbone: ViT, *, target: Target = "mean", corrupt: float = 0.5, seed: int = 0):
         """target: a patch's mean colour (the paper's choice), its 4x4 downsized version, or all its pixels.
         corrupt: the share of patches that is corrupted (the paper also tried 0.15)."""
@@ -56,9 +66,13 @@ class MPP(Objective):
         outputs = prod(patch_size) * channels if target == "pixels" else self.side**2 * self.colors
         generator = torch.Generator().manual_seed(seed)
         self.mask_embedding = nn.Parameter(0.02 * torch.randn(backbone.width, generator=generator))
-        self.head = nn.Linear(backbone.width, outputs)
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
+            self.head = nn.Linear(backbone.width, outputs)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+
+    def default_views(self, image_size: Size, channels: int) -> CropFlip:
+        return CropFlip(image_size, scale=(0.5, 1.0))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,) = batch.views

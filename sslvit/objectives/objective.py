@@ -1,22 +1,49 @@
 """The interface between the training loop and an objective."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from sslvit.models.readout import Readout
 from sslvit.models.vit import ViT
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import CropFlip
 
 
 class Batch(NamedTuple):
+    """What an objective is given of some images.
+
+    >>> import sslvit, torch
+    >>> batch = sslvit.Batch(views=(torch.rand(2, 3, 16, 16),), key=torch.arange(2))
+    >>> loss, metrics = sslvit.MPP(sslvit.ViT.variant("mu/8", image_size=16))(batch, progress=0.0)
+    >>> loss.shape
+    torch.Size([])
+    """
+
     views: tuple[Tensor, ...]  # each b c H W, floats in [0, 1]
     key: Tensor  # b: one key per sample, from which all randomness of a forward comes
     labels: Tensor | None = None  # b; for supervised objectives alone
 
 
 class Objective(nn.Module, ABC):
-    """A loss around a backbone. Concrete objectives are final: share functions, never super().forward()."""
+    """A loss around a backbone. Concrete objectives are final: share functions, never super().forward().
+
+    >>> import sslvit
+    >>> class Brightness(sslvit.Objective):
+    ...     def __init__(self, backbone):
+    ...         super().__init__()
+    ...         self.backbone, self.readout = backbone, "cls"
+    ...     def forward(self, batch, progress):
+    ...         (images,) = batch.views
+    ...         loss = (self.backbone(images).cls.mean(1) - images.mean((1, 2, 3))).square().mean()
+    ...         return loss, {}
+    >>> objective = Brightness(sslvit.ViT.variant("mu/8", image_size=16))
+    >>> run = sslvit.pretrain(
+    ...     objective, "shapes:n=64", out="runs/mine", epochs=1, evaluate=False
+    ... )  # doctest: +ELLIPSIS
+    shapes (64 labelled by shape)...
+    """
 
     backbone: ViT  # is evaluated and exported
     readout: Readout  # for probes, in training and offline alike
@@ -26,6 +53,11 @@ class Objective(nn.Module, ABC):
     def learner(self) -> nn.Module:
         """The backbone that gradients move, whose blocks layer decay counts. DINO's `backbone` is the teacher's."""
         return self.backbone
+
+    def default_views(self, image_size: Size, channels: int) -> Any:
+        """The views of an image that it is trained on if nothing else is asked for. Those of the objectives here are of
+        their recipes: of the preset small up to images of THUMBNAIL pixels, of the paper's above."""
+        return CropFlip(image_size)
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

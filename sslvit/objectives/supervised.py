@@ -19,12 +19,23 @@ from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective, check_shares
 from sslvit.objectives.spread import spread
+from sslvit.views.batching import Size
 from sslvit.views.mixing import mix_pairs, targets
+from sslvit.views.pretraining import is_thumbnail
+from sslvit.views.supervised import SupervisedView
 
 HEAD = ("fc_norm.", "pre_logits.", "head.")
 
 
 class Supervised(Objective):
+    """Classification of labelled images.
+
+    >>> import sslvit
+    >>> objective = sslvit.Supervised(sslvit.ViT.variant("mu/8", image_size=16), classes=5)
+    >>> objective.readout
+    'cls'
+    """
+
     def __init__(
         self,
         backbone: ViT | BiT,
@@ -59,6 +70,11 @@ class Supervised(Objective):
         self.fc_norm, self.pre_logits, self.head = classifier.fc_norm, classifier.pre_logits, classifier.head
         self.classes, self.label_smoothing, self.mixup, self.cutmix = classes, label_smoothing, mixup, cutmix
         self.register_buffer("class_weights", torch.ones(classes) if class_weights is None else class_weights)
+
+    def default_views(self, image_size: Size, channels: int) -> SupervisedView:
+        return (
+            SupervisedView(image_size, (0.3, 1.0)) if is_thumbnail(image_size) else SupervisedView.plain_vit(image_size)
+        )
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,), labels = batch.views, self.checked(batch.labels)

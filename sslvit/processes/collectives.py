@@ -83,7 +83,8 @@ def start(
     """The Accelerator, after a check that all processes that were started see each other.
 
     precision None leaves the choice to `accelerate launch`. threads 0 divides this machine's cores among its processes:
-    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle.
+    the launchers set OMP_NUM_THREADS=1, which would leave most of a CPU idle. `traces.without_trace` takes back what
+    this changes in the process.
     """
     take_over_sharding()
     check_trackers(log_with)
@@ -96,12 +97,14 @@ def start(
     assert_launched_together(accelerator.num_processes)
     stop_with_the_launcher()
     if accelerator.num_processes > 1:
+        atexit.unregister(leave_group)  # once is enough
         atexit.register(leave_group)
         record_peers(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
     if accelerator.device.type == "cpu":
-        keep_memory()
+        if signals.is_command():
+            keep_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
@@ -143,6 +146,15 @@ def is_true(name: str) -> bool:
 
 def launched_to_shard() -> bool:
     return "shard" in _launch
+
+
+def launch() -> set[str]:
+    return set(_launch)
+
+
+def restore_launch(before: set[str]) -> None:
+    _launch.clear()
+    _launch.update(before)
 
 
 def keep_memory() -> None:

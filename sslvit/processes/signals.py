@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from sslvit.errors import Preempted
@@ -26,15 +26,58 @@ class _State:
     number, first = 0, 0.0  # the signal that was received, and when
     stepping = saving = waiting = False
     resumable = True
+    until_the_end: ExitStack | None = None  # of a command
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """In its `with` block the process is a command's: what `listen` changes stays so until the command ends."""
+    before = _State.until_the_end
+    with ExitStack() as _State.until_the_end:
+        try:
+            yield
+        finally:
+            _State.until_the_end = before
+
+
+def is_command() -> bool:
+    return _State.until_the_end is not None
 
 
 def listen(*, resumable: bool = True) -> None:
-    """Handles signals from here on. Before the first step, between runs and after the last one a signal ends the
-    process by Preempted: all results are on the disk. resumable: whether --resume has something to continue."""
+    """In a command: handles signals from here on. Before the first step, between runs and after the last one a signal
+    raises Preempted: all results are on the disk. resumable: whether --resume has something to continue."""
+    if _State.until_the_end is not None:
+        _State.until_the_end.enter_context(_handlers(resumable))
+
+
+@contextmanager
+def listening(*, resumable: bool = True) -> Iterator[None]:
+    """Handles signals in its `with` block, and in a command until it ends."""
+    if is_command():
+        listen(resumable=resumable)
+        yield
+        return
+    with _handlers(resumable):
+        yield
+
+
+@contextmanager
+def _handlers(resumable: bool) -> Iterator[None]:
+    """In its `with` block; then signals do what they did before. In another thread than the main one this does nothing:
+    it cannot handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _State.number, _State.resumable = 0, resumable
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, _on_signal)
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
+        if _on_signal not in before.values():  # else what was received is still on its way out
+            _State.number = 0
 
 
 def _on_signal(number: int, frame: Any) -> None:
@@ -42,13 +85,19 @@ def _on_signal(number: int, frame: Any) -> None:
     if not _State.number:
         _State.number, _State.first = number, now
         if not _State.stepping:
-            if not _State.resumable:
-                raise Preempted("asked to stop; nothing was trained, and the same command starts again")
-            raise Preempted("asked to stop; the same command with --resume continues from what was saved")
+            raise _preempted()
         _raise_if_waiting()
     # A repeated signal of the same kind means: stop now. One of another kind comes from a launcher that died of it.
     elif number == _State.number and now - _State.first > ONCE and not _State.saving:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
+
+
+def _preempted() -> Preempted:
+    if not _State.resumable:
+        return Preempted("asked to stop; nothing was trained, and the same command starts again")
+    return Preempted("asked to stop; the same command with --resume continues from what was saved")
 
 
 def stop_requested() -> bool:
@@ -67,6 +116,18 @@ def _within(flag: Literal["stepping", "saving", "waiting"]) -> Iterator[None]:
 def stepping() -> AbstractContextManager[None]:
     """In its `with` block a signal only sets `stop_requested`, which the loop reads after each step."""
     return _within("stepping")
+
+
+@contextmanager
+def between_steps() -> Iterator[None]:
+    """In its `with` block a signal ends the process by Preempted, also inside that of `stepping`."""
+    if _State.number:
+        raise _preempted()
+    before, _State.stepping = _State.stepping, False
+    try:
+        yield
+    finally:
+        _State.stepping = before
 
 
 def saving() -> AbstractContextManager[None]:

@@ -9,9 +9,11 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888", "#994f00")  # Tol's bright
+# Tol's bright ones, yellow and cyan darker, so that all can be seen on white and on black.
+COLORS = ("#4477aa", "#ee6677", "#228833", "#a07d00", "#0099bb", "#aa3377", "#888888", "#994f00")
 MARKERS = ("circle", "square", "diamond", "triangle")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 50, 148, 12, 42
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 478, 260, 68, 148, 12, 42
+UNNAMED = 16  # to the right of a line without a label
 Scale = Callable[[float], float]  # from values to pixels
 
 
@@ -24,9 +26,16 @@ class Line(NamedTuple):
 
 
 def line_chart(
-    lines: list[Line], *, x: str, y: str, logarithmic: bool = False, ticks: list[float] | None = None
+    lines: list[Line],
+    *,
+    x: str,
+    y: str,
+    logarithmic: bool = False,
+    ticks: list[float] | None = None,
+    from_zero: bool = False,
 ) -> str:
-    """x, y: titles of the axes. logarithmic: the x axis. ticks: labels of the x axis, instead of round numbers."""
+    """x, y: titles of the axes. logarithmic: the x axis. ticks: labels of the x axis, instead of round numbers.
+    from_zero: the y axis. A line that is alone and has no name has no label."""
     lines = [clean(line) for line in lines]
     lines = [line for line in lines if line.x]
     if not lines:
@@ -34,11 +43,14 @@ def line_chart(
     xs = [*(value for line in lines for value in line.x), *(ticks or [])]
     bars = [bar for line in lines for bar in zip(line.y, line.spread or [0.0] * len(line.y), strict=True)]
     low, high = min(value - s for value, s in bars), max(value + s for value, s in bars)
+    low, right = min(low, 0.0) if from_zero else low, WIDTH - (RIGHT if any(line.name for line in lines) else UNNAMED)
     y_ticks = nice_ticks(low, high)
-    across = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, logarithmic)
+    across = scale(min(xs), max(xs), LEFT, right, logarithmic)
     up = scale(min(y_ticks[0], low), max(y_ticks[-1], high), HEIGHT - BOTTOM, TOP)
-    elements = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y)]
+    elements = [axes(across, up, ticks or nice_ticks(min(xs), max(xs)), y_ticks, x, y, right)]
     elements += [plot(line, across, up, *look(i)) for i, line in enumerate(lines)]
+    if right == WIDTH - UNNAMED:
+        return svg(WIDTH, HEIGHT, f"{y} over {x}", elements)
     for i, place in enumerate(apart([up(line.y[-1]) for line in lines])):
         color, marker = look(i)
         elements.append(mark(marker, WIDTH - RIGHT + 12, place, color))
@@ -128,15 +140,15 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
-def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x: str, y: str) -> str:
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+def axes(across: Scale, up: Scale, x_ticks: list[float], y_ticks: list[float], x: str, y: str, right: float) -> str:
+    bottom = HEIGHT - BOTTOM
     elements = []
-    for tick in y_ticks:
+    for tick, text in zip(y_ticks, numbers(y_ticks), strict=True):
         elements.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>')
-        elements.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        elements.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{text}</text>')
     elements += [
-        f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{number(tick)}</text>'
-        for tick in x_ticks
+        f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
+        for tick, text in zip(x_ticks, numbers(x_ticks), strict=True)
         if LEFT - 1 <= across(tick) <= right + 1
     ]
     elements.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
@@ -167,7 +179,19 @@ def apart(places: list[float], gap: float = 16) -> list[float]:
     return [place - over for place in moved]
 
 
+def numbers(ticks: list[float]) -> list[str]:
+    """All with an exponent if one needs it."""
+    exponent = any(needs_exponent(tick) for tick in ticks)
+    return [with_exponent(tick) if exponent and tick else number(tick) for tick in ticks]
+
+
 def number(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:,.3f}".rstrip("0").rstrip(".")
+    return with_exponent(value) if needs_exponent(value) else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def needs_exponent(value: float) -> bool:
+    return bool(value) and (abs(value) >= 1e5 or abs(value) < 1e-3)
+
+
+def with_exponent(value: float) -> str:
+    return f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e-0", "e-")

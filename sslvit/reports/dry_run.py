@@ -27,7 +27,7 @@ from sslvit.train import backward
 from sslvit.training import optim
 from sslvit.training.batches import look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image, peak_memory
-from sslvit.training.run import Run, assemble
+from sslvit.training.loop import Loop, assemble
 from sslvit.training.sharding import wanted
 from sslvit.training.state import training_tensors
 
@@ -95,7 +95,7 @@ def dry_run(config: TrainConfig, objective: Objective, images: Images, views: Vi
     say(f"Nothing was trained. Pictures and this look at the data are in {folder}")
 
 
-def take_steps(run: Run, optimizer: torch.optim.Optimizer, steps: int) -> Steps:
+def take_steps(run: Loop, optimizer: torch.optim.Optimizer, steps: int) -> Steps:
     """A few steps of a run of this length, then more on the last batch alone."""
     seconds, losses = [], []
     inputs: list[tuple[Tensor, Batch]] = []

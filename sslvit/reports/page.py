@@ -27,17 +27,19 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff
 details { margin: .7rem 0; border: 1px solid var(--line); border-radius: 6px; padding: .4rem .8rem; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; background: var(--back); padding: .6rem;
   font-size: .8rem; }
+@media (max-width: 30rem) { .chart { font-size: 13px; } }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
 @media print { body { max-width: none; font-size: 11pt; } figure, .wide { break-inside: avoid; }
   h2 { break-after: avoid; } .wide { overflow: visible; } table { font-size: 7pt; } th, td { padding: .1rem .25rem; } }
 """
 
 
-def page(title: str, sections: list[str]) -> str:
+def page(title: str, sections: list[str], *, head: str = "") -> str:
+    """head: markup for the page's head."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style>{head}</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
     )

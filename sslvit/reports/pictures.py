@@ -34,21 +34,29 @@ SEARCHED = 1000  # images among which nearest neighbours are searched
 def draw_pictures(
     config: TrainConfig, objective: Objective, source: Images, views: Views, accelerator: Accelerator
 ) -> None:
-    folder, device = config.out / "pictures", accelerator.device
+    folder = config.out / "pictures"
     folder.mkdir(exist_ok=True)
-    samples = sampler_for(source, config, accelerator).first(SHOWN)
-    pixels, extents = samples.pixels[:SHOWN].to(device), samples.extents[:SHOWN].to(device)
-    key = rng.key(config.seed, samples.ids[:SHOWN].to(device))
-    seen = views(pixels, key, extents)
-    (whole,) = EvalView(tuple(seen[0].shape[-2:]))(pixels, key, extents)
+    key, whole, seen = first_views(config, source, views, accelerator)
     draw(tuple(x.cpu() for x in (whole, *seen)), folder / "views.png", across=True)
     objective.eval()
     if reconstructions := objective.reconstructed(Batch(seen, key)):
         draw(tuple(x.cpu() for x in (seen[0], *reconstructions)), folder / "reconstructions.png", across=True)
     if isinstance(source, Source):
-        draw(nearest(objective, source, device), folder / "neighbours.png")
+        draw(nearest(objective, source, accelerator.device), folder / "neighbours.png")
     if isinstance(objective.backbone, ViT):
         look_inside(objective.backbone, whole, folder)
+
+
+def first_views(
+    config: TrainConfig, source: Images, views: Views, accelerator: Accelerator, shown: int = SHOWN
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Keys of the first images, the whole images, and their views."""
+    samples, device = sampler_for(source, config, accelerator).first(shown), accelerator.device
+    pixels, extents = samples.pixels[:shown].to(device), samples.extents[:shown].to(device)
+    key = rng.key(config.seed, samples.ids[:shown].to(device))
+    seen = views(pixels, key, extents)
+    (whole,) = EvalView(tuple(seen[0].shape[-2:]))(pixels, key, extents)
+    return key, whole, seen
 
 
 def nearest(objective: Objective, source: Source, device: torch.device) -> tuple[Tensor, ...]:

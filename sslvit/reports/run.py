@@ -156,7 +156,7 @@ def curves(run: Run) -> str:
     evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in names]
     monitor = [line for line in evaluated if len(line.x) > 2]
     return page.columns(
-        page.chart(line_chart([run.curve("loss")], x="step", y="loss"), "The training loss."),
+        page.chart(line_chart([run.curve("loss")._replace(name="")], x="step", y="loss"), "The training loss."),
         page.chart(line_chart(monitor, x="step", y="accuracy"), "Test accuracy during training."),
     )
 
@@ -190,7 +190,9 @@ def as_page(run: Run) -> str:
         page.table(*run.costs()),
         page.folded(
             "Other curves",
-            page.columns(*(page.chart(line_chart([one], x="step", y=one.name), one.name) for one in others)),
+            page.columns(
+                *(page.chart(line_chart([one._replace(name="")], x="step", y=one.name), one.name) for one in others)
+            ),
         ),
         *files(run),
     ]

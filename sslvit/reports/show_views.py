@@ -43,17 +43,21 @@ def show_views(config: TrainConfig, file: Path, source: Images, views: Views, ac
 
 def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> None:
     """Batches b c h w in [0, 1] side by side, a row for each image; or, across, a row for each batch."""
-    columns = tuple(images.mT for images in columns) if across else columns
-    height = max(images.shape[-2] for images in columns)
-    sheet = torch.cat([tile(images, height) for images in columns], dim=-1)
-    sheet = sheet.mT if across else sheet
-    picture = rearrange((sheet * 255).round().to(torch.uint8), "c h w -> h w c")
+    picture = sheet(columns, across=across)
     try:
         if not file.parent.is_dir():  # a mistyped folder is not made
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        durable.replace_picture(file, Image.fromarray(picture.numpy()))
+        durable.replace_picture(file, picture)
     except OSError as error:
         raise CannotWrite(f"--show_views {file} cannot be written: {error.strerror}") from error
+
+
+def sheet(columns: tuple[Tensor, ...], *, across: bool) -> Image.Image:
+    columns = tuple(images.mT for images in columns) if across else columns
+    height = max(images.shape[-2] for images in columns)
+    pixels = torch.cat([tile(images, height) for images in columns], dim=-1)
+    pixels = pixels.mT if across else pixels
+    return Image.fromarray(rearrange((pixels * 255).round().to(torch.uint8), "c h w -> h w c").numpy())
 
 
 def tile(images: Tensor, height: int) -> Tensor:

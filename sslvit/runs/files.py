@@ -9,14 +9,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCK, CHECKPOINTS = "run.lock", "checkpoints"
-APPENDED = ("metrics.jsonl", "bad_images.jsonl")  # other files are written whole and renamed
+LOCK, CHECKPOINTS, METRICS = "run.lock", "checkpoints", "metrics.jsonl"
+APPENDED = (METRICS, "bad_images.jsonl")  # other files are written whole and renamed
 WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept whenever one is read or saved
 _CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
 _BAD_STEP = r"bad_steps/step-\d{8,}"
 _FILES = (
     r"run\.lock",
-    r"(config|environment|cost)\.json",
+    r"(config|environment|cost|ended)\.json",
     r"(metrics|bad_images)\.jsonl",
     r"data\.txt",
     r"first_batch\.png",

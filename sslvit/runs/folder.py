@@ -119,7 +119,7 @@ def _some(names: list[str]) -> str:
 
 def still_held(folder: Path) -> bool:
     """Whether the folder is still the one that this process has locked: not deleted, moved or created again."""
-    return _holder(folder).get("run") in HELD.values()
+    return holder(folder).get("run") in HELD.values()
 
 
 def check_still_ours(folder: Path) -> None:
@@ -129,7 +129,7 @@ def check_still_ours(folder: Path) -> None:
 
 def holds_a_run(folder: Path) -> bool:
     """By files that no other program leaves: a bare config.json could be any model's."""
-    return "sslvit" in _holder(folder) or checkpoint.newest_step(folder / CHECKPOINTS) is not None
+    return "sslvit" in holder(folder) or checkpoint.newest_step(folder / CHECKPOINTS) is not None
 
 
 def _try_writing(folder: Path) -> None:
@@ -206,11 +206,11 @@ def _take(fd: int, folder: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         deadline = time.monotonic() + 1.0
-        while not (holder := _holder(folder)) and time.monotonic() < deadline:  # it may not have written its name yet
+        while not (owner := holder(folder)) and time.monotonic() < deadline:  # it may not have written its name yet
             time.sleep(0.05)
         raise RunLocked(
-            f"{folder} is being written by process {holder.get('pid', 'unknown')} on {holder.get('host', 'unknown')} "
-            f"(run {holder.get('run')}, since {holder.get('start')}): stop it, wait for it, or choose another --out"
+            f"{folder} is being written by process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')} "
+            f"(run {owner.get('run')}, since {owner.get('start')}): stop it, wait for it, or choose another --out"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
@@ -218,12 +218,13 @@ def _take(fd: int, folder: Path) -> None:
         log.warning("%s is on a file system without locks: nothing prevents a second run in it", folder)
 
 
-def _holder(folder: Path) -> dict[str, Any]:
+def holder(folder: Path) -> dict[str, Any]:
+    """What the process that has the lock wrote into it, or the last one that had."""
     try:
-        holder = json.loads(durable.read(folder / LOCK, longest=LONGEST_LOCK))
+        owner = json.loads(durable.read(folder / LOCK, longest=LONGEST_LOCK))
     except (OSError, ValueError, RecursionError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _let_go_in_child() -> None:

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from tqdm import tqdm
 
 from sslvit.config import TrainConfig, configuration
+from sslvit.processes.progress import in_notebook, progress_bar
+from sslvit.runs.ending import Watcher, begin_anew
+from sslvit.runs.files import METRICS
 from sslvit.runs.public import without_secrets
 from sslvit.storage import durable, jsonl, sealed
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 PACKAGES = ("sslvit", "torch", "torchvision", "accelerate", "datasets", "safetensors", "numpy", "pillow")
 
 
@@ -44,7 +45,7 @@ class Log:
         step: int,
         *,
         pending: bool = False,
-        trackers: Sequence[GeneralTracker] = (),
+        trackers: Sequence[GeneralTracker | Watcher] = (),
         is_main_process: bool = True,
     ):
         self.path, self.trackers, self.is_main_process = path, trackers, is_main_process
@@ -128,7 +129,14 @@ def _longest_increasing(steps: list[int]) -> set[int]:
     return chosen
 
 
-def open_log(config: TrainConfig, accelerator: Accelerator, step: int, facts: dict[str, Any], pending: bool) -> Log:
+def open_log(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    step: int,
+    facts: dict[str, Any],
+    pending: bool,
+    watchers: Sequence[Watcher] = (),
+) -> Log:
     """With the run's other records, config.json and environment.json, and the trackers that --log_with names."""
     if config.log_with:
         flat = {name: without_secrets(str(value)) for name, value in configuration(config).items()}
@@ -137,10 +145,11 @@ def open_log(config: TrainConfig, accelerator: Accelerator, step: int, facts: di
         config.out / METRICS,
         step,
         pending=pending,
-        trackers=accelerator.trackers if config.log_with else (),
+        trackers=[*(accelerator.trackers if config.log_with else ()), *watchers],
         is_main_process=accelerator.is_main_process,
     )
     if accelerator.is_main_process:
+        begin_anew(config.out)
         describe(config, facts)
     return metrics
 
@@ -164,32 +173,35 @@ def evaluations(out: Path) -> list[dict[str, Any]]:
     return [line for line in jsonl.read_lines(out / METRICS) if any(name.startswith("eval/") for name in line)]
 
 
-class Bar(tqdm):
+class Bar:
     """Images done, images per second and time left; a line every 30 seconds if stderr is not a terminal."""
 
-    batch_size: int
+    def __init__(self, shown: bool, step: int, steps: int, batch_size: int):
+        seconds = 0.5 if in_notebook() or sys.stderr.isatty() else 30.0
+        self.batch_size = batch_size
+        self.drawn = progress_bar(
+            total=steps * batch_size,
+            initial=step * batch_size,
+            desc="training",
+            unit=" images",
+            unit_scale=True,
+            mininterval=seconds,
+            maxinterval=seconds,
+            miniters=1,
+            dynamic_ncols=True,
+            disable=not shown,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drawn.close()
 
     def show(self, loss: float, unreadable: int) -> None:
         bad = f", {unreadable} unreadable images" if unreadable else ""
-        self.set_postfix_str(f"loss {loss:.4f}{bad}", refresh=False)
-        self.update(self.batch_size)
-
-
-def progress_bar(shown: bool, step: int, steps: int, batch_size: int) -> Bar:
-    seconds = 0.5 if sys.stderr.isatty() else 30.0
-    bar = Bar(
-        total=steps * batch_size,
-        initial=step * batch_size,
-        desc="training",
-        unit=" images",
-        unit_scale=True,
-        mininterval=seconds,
-        maxinterval=seconds,
-        dynamic_ncols=True,
-        disable=not shown,
-    )
-    bar.batch_size = batch_size
-    return bar
+        self.drawn.set_postfix_str(f"loss {loss:.4f}{bad}", refresh=False)
+        self.drawn.update(self.batch_size)
 
 
 def duration(seconds: float) -> str:

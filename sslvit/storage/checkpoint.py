@@ -30,7 +30,7 @@ from torch import Tensor
 from xxhash import xxh3_128
 
 from sslvit import __version__
-from sslvit.errors import BAD_CONFIGURATION, CannotWrite, DataError, Stop
+from sslvit.errors import BAD_CONFIGURATION, CannotWrite, DataError, Error
 from sslvit.storage import durable
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Damaged(DataError):
         super().__init__("".join(c if c.isprintable() else "?" for c in line))  # names may hold control sequences
 
 
-class NewerSchema(Stop):
+class NewerSchema(Error):
     """The checkpoint was written by a later version of the package."""
 
     code = BAD_CONFIGURATION

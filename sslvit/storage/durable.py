@@ -45,7 +45,7 @@ DTYPES = {
 }
 
 
-def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | str]:
+def write(path: Path, pieces: Iterable[bytes | memoryview], *, synced: bool = True) -> dict[str, int | str]:
     """Writes and fsyncs a new file, and returns the size and hash of its intended content, in one pass.
 
     Mode 0666 minus the umask: safetensors' own writer makes files that only their owner can read.
@@ -60,20 +60,25 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, int | s
                 size += len(chunk)
                 while chunk:  # a full disk accepts some bytes and refuses the others at the next call
                     chunk = chunk[os.write(fd, chunk) :]
-        os.fsync(fd)
+        if synced:
+            os.fsync(fd)
     finally:
         os.close(fd)
     return {"size": size, "xxh3_128": digest.hexdigest()}
 
 
-def replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Writes a file whole or not at all, in the place of another of its name: of a link itself, not of its target."""
+def replace(path: Path, pieces: Iterable[bytes | memoryview], *, synced: bool = True) -> None:
+    """Writes a file whole or not at all, in the place of another of its name: of a link itself, not of its target.
+
+    synced: otherwise a power loss may empty it, which a file that is written often can bear.
+    """
     make_folder(path.parent)
     place = temporary(path.parent, path.name)
     try:
-        write(place / path.name, pieces)
+        write(place / path.name, pieces, synced=synced)
         (place / path.name).replace(path)
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
     finally:
         discard(place)
 

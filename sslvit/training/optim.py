@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sslvit import schedule
 from sslvit.config import TrainConfig
+from sslvit.objectives import schedule
 from sslvit.training import sharding
 
 NoWeightDecay = Literal["tokens_and_vectors", "vectors", "nothing"]

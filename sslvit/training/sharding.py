@@ -5,7 +5,7 @@ or saved. So checkpoints are the same with and without sharding, and either cont
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,11 +86,6 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             gathered[name] = complete.cpu()
         del complete  # one at a time
     return gathered
-
-
-def evaluate_whole(evaluate: Callable, trained: Objective, objective: Objective) -> dict[str, float]:
-    collect(trained, objective)
-    return evaluate(objective.backbone)
 
 
 def collect(trained: Objective, objective: Objective) -> None:

@@ -35,6 +35,7 @@ class RunState:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
+    start_pending: bool = False  # whether the backbone as it began is still to be evaluated
     pending_line: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     memory: int = 0  # bytes, at its peak
     lengths: list[str] = field(default_factory=list)  # sentences: how the run was made longer or shorter
@@ -201,12 +202,20 @@ def _newest_checkpoint(config: TrainConfig, accelerator: Accelerator) -> checkpo
 
 def about_model(objective: Objective, source: Images, steps: int) -> dict[str, Any]:
     """The facts that are written with the model of a run of so many steps."""
-    name = next(kind.__name__ for kind in type(objective).__mro__ if not kind.__name__.startswith("FSDP"))
     classes = list(source.classes or ()) if objective.head_state_dict() else None
     return {
-        "objective": name,
+        "objective": name_of(objective),
         "readout": objective.readout,
         "steps": steps,
         "data": source.name,
         "classes": classes,
     }
+
+
+def described(objective: Objective) -> dict[str, Any]:
+    """What is trained, for a run's records."""
+    return {"objective": name_of(objective), "backbone": objective.backbone.name, "readout": objective.readout}
+
+
+def name_of(objective: Objective) -> str:
+    return next(kind.__name__ for kind in type(objective).__mro__ if not kind.__name__.startswith("FSDP"))

@@ -16,7 +16,7 @@ from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import Images
 from sslvit.data.subset import Subset
 from sslvit.data.waiting import WorkerDied, WorkerTimedOut
-from sslvit.errors import INTERNAL, Stop
+from sslvit.errors import INTERNAL, Error
 from sslvit.processes import collectives
 from sslvit.storage import durable
 
@@ -25,7 +25,7 @@ FULL = re.compile(r"unable to (allocate|resize|open|mmap).*shared memory.*", re.
 CONTINUE = "The same command with --resume continues from the newest checkpoint"
 
 
-class Lost(Stop):
+class Lost(Error):
     """A worker or a process of the run is gone or hangs."""
 
     code = INTERNAL

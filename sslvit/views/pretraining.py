@@ -95,9 +95,13 @@ CENTER_CROP = 0.875  # 224 of 256
 LEAST_CROP = 0.1  # smaller shares are mistakes
 
 
+def is_thumbnail(size: Size) -> bool:
+    return max(to_pair(size)) <= THUMBNAIL
+
+
 def default_eval_crop(size: Size) -> float:
     """The share of the shorter side that is evaluated."""
-    return CENTER_CROP if max(to_pair(size)) > THUMBNAIL else 1.0
+    return 1.0 if is_thumbnail(size) else CENTER_CROP
 
 
 def eval_view(size: Size, crop: float | None = None) -> EvalView:

@@ -14,20 +14,24 @@ FILES = [WEIGHTS, CONFIG, CARD]
 
 def load_model(folder_or_repo: str | Path, *, revision: str | None = None) -> ViT | BiT:
     """The backbone, in evaluation mode, of a run's folder, a model's folder, or OWNER/NAME on the Hub."""
-    if Path(folder_or_repo).exists():
-        return load_backbone(folder_or_repo)
+    return load_backbone(here(folder_or_repo, revision))
+
+
+def here(folder_or_repo: str | Path, revision: str | None = None) -> Path:
+    """A place on this machine, or the folder that OWNER/NAME on the Hub was downloaded to."""
     text = str(folder_or_repo)
+    if Path(text).exists():
+        return Path(text)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise NoInput(f"{text} is neither a folder here nor OWNER/NAME on the Hub")
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=FILES)
+        return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=FILES))
     except Exception as error:  # of its network library's own kinds
         raise NoInput(
             f"{text} is no folder here and was not downloaded from the Hub ({_in_short(error)}). Offline, give a folder"
         ) from error
-    return load_backbone(folder)
 
 
 def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:

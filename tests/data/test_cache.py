@@ -15,7 +15,7 @@ from image_zoo import png, save, scene
 from sslvit.data.cache import cache_root, cached
 from sslvit.data.source import ArraySource
 from sslvit.data.spec import EncodedSource, open_source
-from sslvit.errors import Stop
+from sslvit.errors import Error
 from sslvit.storage import sealed
 
 
@@ -193,7 +193,7 @@ def test_a_file_that_hangs_the_decoding_ends_it_in_a_sentence_and_leaves_no_cach
     monkeypatch.setattr(
         type(source.store), "read", lambda s, id, most: time.sleep(hang.get(id, 0)) or read(s, id, most)
     )
-    with pytest.raises(Stop, match="a process that decodes its images died, or gave nothing for 3 seconds"):
+    with pytest.raises(Error, match="a process that decodes its images died, or gave nothing for 3 seconds"):
         cached(source, workers=2, say=lambda line: None)
     assert not list(root.rglob("pixels.bin"))
 

@@ -16,7 +16,7 @@ from sslvit.evaluate.features import extract
 from sslvit.evaluate.fewshot import fewshot
 from sslvit.evaluate.knn import knn
 from sslvit.evaluate.monitor import Monitor, monitor_of, table
-from sslvit.finetune import predict
+from sslvit.finetuning import predict
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.supervised import Supervised

@@ -15,8 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room and each file at the root. One may import from those before it, and from itself.
 ROOMS = (
-    "errors", "rng", "schedule", "processes", "storage", "models", "views", "objectives", "data", "config", "runs",
-    "cli", "weights", "training", "evaluate", "train", "finetune", "reports", "experiments",
+    "errors", "rng", "processes", "storage", "models", "views", "objectives", "data", "config", "runs",
+    "cli", "weights", "training", "evaluate", "train", "finetuning", "reports", "experiments", "api",
 )  # fmt: skip
 FACES = ("__init__", "__main__")  # they show what is inside, and may import anything
 LINK = "recipes"  # to the folder beside the package, so that sslvit.recipes.mae can be imported
@@ -56,14 +56,14 @@ def test_the_root_holds_no_more_than_a_newcomer_can_read():
     assert {name.removesuffix(".py") for name in entries} - set(FACES) - {LINK} == set(ROOMS)
 
 
-def test_the_recipes_are_modules_of_the_package_which_only_experiments_import():
+def test_the_recipes_are_modules_of_the_package_which_few_rooms_import():
     assert (PACKAGE / LINK).is_symlink()
     assert os.readlink(PACKAGE / LINK) == "../recipes"
     assert not [path for path in FILES if LINK in path.relative_to(PACKAGE).parts]  # or all here would be twice
     for path in FILES:
         names = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         named = [name for name in [*imports(path), *names] if str(name).startswith("sslvit.recipes")]
-        assert not named or room(path) == "experiments", path
+        assert not named or room(path) in ("experiments", "api", *FACES), path
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -87,7 +87,9 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_no_objective_imports_another():
-    shared = {f"sslvit.objectives.{name}" for name in ("objective", "masking", "teacher", "batch_norm", "spread")}
+    shared = {
+        f"sslvit.objectives.{name}" for name in ("objective", "masking", "teacher", "batch_norm", "spread", "schedule")
+    }
     for path in (PACKAGE / "objectives").glob("*.py"):
         others = {name for name in imports(path) if name.startswith("sslvit.objectives.")}
         assert others <= shared, path
@@ -100,14 +102,14 @@ def test_data_knows_no_model():
 
 
 def test_accelerate_and_the_command_line_stay_where_they_belong():
-    allowed = {"processes", "runs", "training", "train", "evaluate", "finetune", "reports"}
+    allowed = {"processes", "runs", "training", "train", "evaluate", "finetuning", "reports"}
     for path in FILES:
         names = {name.split(".")[0] for name in imports(path)}
         assert "tyro" not in names or path.name in ("cli.py", "__main__.py"), path
         assert "accelerate" not in names or room(path) in allowed, path
 
 
-LIMITS = {"supervised.py": 120, "dino.py": 120, "linear_probe.py": 102, "probe.py": 123, "analyse.py": 135}
+LIMITS = {"supervised.py": 121, "dino.py": 122, "linear_probe.py": 102, "probe.py": 123, "analyse.py": 135}
 
 
 def test_a_recipe_stays_short_and_imports_no_other():

@@ -20,7 +20,7 @@ from crashes import PowerLoss, forked, killed_at, list_changes, tapped
 from examples import is_whole, names, save
 
 import sslvit
-from sslvit.errors import CANNOT_WRITE, CannotWrite, Stop
+from sslvit.errors import CANNOT_WRITE, CannotWrite, Error
 from sslvit.storage import checkpoint
 from sslvit.storage.checkpoint import STATE, TENSORS
 
@@ -311,7 +311,7 @@ def power_losses(root: Path, tmp_path: Path, older: int | None = 6, ignore: str 
                     step = found and found.step
                     if step not in ((9,) if done >= returned else (older, 9)) or (found and not is_whole(found)):
                         wrong.append(f"{top.name}: {step}")
-                except Stop as error:
+                except Error as error:
                     wrong.append(f"{top.name}: {error}")
                 if states % 7 == 0 and ignore is None:
                     checkpoint.restore(here)

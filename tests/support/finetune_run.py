@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_run import source
 
-from sslvit.finetune import PROTOCOLS, finetune
+from sslvit.finetuning import PROTOCOLS, finetune
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.processes.collectives import start

@@ -41,7 +41,7 @@ def slow_read(self: FileStore, id: int, max_pixels: int) -> bytes:
     return read(self, id, max_pixels)
 
 
-def slow_backward(run: train.Run, progress: float) -> tuple:
+def slow_backward(run: train.Loop, progress: float) -> tuple:
     time.sleep(float(os.environ.get("SLOW_STEPS", 0)))
     if progress > 0 and "FILL_SHARED" in os.environ:
         with suppress(OSError), open("/dev/shm/full", "wb") as file:  # suppressed where it is closed, too

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import statistics
 import time
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from accelerate import Accelerator
 from tiny_run import DEFAULTS, losses, objective, source
 
 from sslvit.config import TrainConfig
-from sslvit.errors import Diverged
+from sslvit.errors import Diverged, Preempted
 from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
@@ -98,9 +101,12 @@ def test_seconds_hold_no_evaluation(tmp_path):
         return {"eval/mean/x": 0.0}
 
     config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"evaluate_every": 1.0}))
+    start_of_all = time.perf_counter()
     pretrain(objective(), source(), CropFlip(32), config, start(threads=1), evaluate)
-    assert len(began) == 5  # before the first step, and after each pass
-    training = sum(after - before for before, after in zip(ended, began[1:], strict=False))
+    assert len(began) == 5  # of the start, and after each pass
+    training = (
+        time.perf_counter() - start_of_all - sum(after - before for before, after in zip(began, ended, strict=True))
+    )
     seconds = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     assert 0 < seconds <= training
 
@@ -195,3 +201,61 @@ def test_a_run_that_diverges_says_which_checkpoint_there_is(tmp_path, save_every
         assert saved is None
         assert "No checkpoint had been saved yet; " in sentence
     assert f"the inputs of the first of these steps are in {out / 'bad_steps' / 'step-00000005'}, for" in sentence
+
+
+class Noted:
+    """An evaluation that notes what it was called with: a number that tells weights apart."""
+
+    def __init__(self, done: list) -> None:
+        self.done = done
+
+    def __call__(self, backbone) -> dict[str, float]:
+        number = sum(p.double().sum().item() for p in backbone.parameters())
+        self.done.append(number)
+        return {"eval/mean/sum": number}
+
+
+def test_the_start_is_evaluated_after_the_first_steps_with_the_weights_from_before_them(tmp_path):
+    made, done = Steady(), []
+    began = Noted([])(made.backbone)["eval/mean/sum"]
+    made.after_step = lambda progress: done.append("step")
+    moved = Noted(done)
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"log_every": 5, "save_every": 2, "weight_decay": 0.5}))
+    lines = pretrain(made, source(), CropFlip(32), config, start(threads=1), moved)
+    assert done[:5] == ["step"] * 5  # until a line of the log is due, also past a checkpoint
+    assert done[5] == began
+    assert done[6:-1] == ["step"] * 11
+    assert [(line["step"], line["eval/mean/sum"]) for line in lines] == [(0, began), (16, done[-1])]
+    assert done[-1] != began
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 5, 10, 15, 16]
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 4])
+def test_a_run_that_is_stopped_before_its_start_was_evaluated_evaluates_that_start_when_it_resumes(
+    tmp_path, stopped_at
+):
+    """As the whole run, to the last digit. Step 4 is a line's, and an evaluation's."""
+    changes = {"log_every": 4, "save_every": 2, "evaluate_every": 1.0, "resume": True}
+
+    def run(out: Path, stop: int = 0) -> list:
+        made, done = objective(), []
+
+        def ask(module: Objective, inputs: tuple) -> None:
+            if stop and round(inputs[1] * 16) == stop - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        made.register_forward_pre_hook(ask)
+        config = TrainConfig(out=out, **(DEFAULTS | changes))
+        with pytest.raises(Preempted, match=f"at step {stop} of 16") if stop else nullcontext():
+            pretrain(made, source(), CropFlip(32), config, start(threads=1), Noted(done))
+        return done
+
+    whole = run(tmp_path / "whole")
+    assert run(tmp_path / "run", stopped_at) == []  # a stop does not wait for it
+    assert run(tmp_path / "run") == whole
+    lines = [line for line in losses(tmp_path / "run") if line["step"] % 4 == 0]
+    expected = losses(tmp_path / "whole")
+    if stopped_at == 4:
+        assert lines == expected
+    assert [line["eval/mean/sum"] for line in lines] == [line["eval/mean/sum"] for line in expected]

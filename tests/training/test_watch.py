@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslvit import rng, schedule
+from sslvit import rng
 from sslvit.data.readers import shapes
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
+from sslvit.objectives import schedule
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3

@@ -58,7 +58,7 @@ def open_npz(file: Path, split: str, classes: tuple[str, ...] | None, span: Span
                 raise NoInput(f"{file} has no {split} images: expected {own[0]}, it holds {', '.join(names)}")
             own = (f"{split}_labels", f"y_{split}", f"{split}_y", f"Y_{split}")
             column = _first(names, own + (("labels", "label", "y", "arr_1") if split == "train" else ()))
-            pixels = _as_uint8(_read_npy(archive, images), f"{file}: {images}", span)
+            pixels = as_uint8(_read_npy(archive, images), f"{file}: {images}", span)
             labels = no_labels(f"{file} holds no labels, only {', '.join(names)}")
             if column is not None:
                 labels = to_class_numbers(_read_npy(archive, column), column, classes)
@@ -130,7 +130,7 @@ def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
+def as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
     """n H W, n H W c or n c H W of bool, uint8, uint16 or float in [0, 1], or with a span of any numbers -> n c H W"""
     if array.ndim == 3:
         array = rearrange(array, "n H W -> n 1 H W")

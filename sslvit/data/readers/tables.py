@@ -154,12 +154,17 @@ def first_line(error: Exception) -> str:
 
 
 def open_hub(name: str, options: ReadOptions) -> TableStore | FileStore:
-    import datasets
-
     table = load_hub(name, streaming=False)
-    # Sets of plain files keep them in the hub's cache; nothing else under ~/.cache is theirs.
-    roots = [Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_HUB_CACHE)]
-    return open_table(choose_split(table, options.split, f"hf:{name}"), roots, f"hf:{name}", options)
+    return open_table(choose_split(table, options.split, f"hf:{name}"), hub_caches(), f"hf:{name}", options)
+
+
+def hub_caches() -> list[Path]:
+    """Where rows of the hub's sets may name files. Sets of plain files keep them in the hub's cache; nothing else under
+    ~/.cache is theirs."""
+    import datasets
+    import huggingface_hub.constants
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
 
 
 def open_disk(folder: Path, options: ReadOptions) -> TableStore | FileStore:

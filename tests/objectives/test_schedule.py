@@ -5,7 +5,7 @@ from math import cos, pi
 import numpy as np
 import pytest
 
-from sslvit.schedule import cosine, linear, warmup_cosine
+from sslvit.objectives.schedule import cosine, linear, warmup_cosine
 
 
 def test_cosine_starts_ends_and_is_half_way_in_the_middle():

@@ -19,6 +19,7 @@ set.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,6 +42,7 @@ from sslvit.models.readout import logits
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.objectives.supervised import Supervised
+from sslvit.runs.ending import Watcher, recorded
 from sslvit.runs.folder import prepare_folder
 from sslvit.train import pretrain
 from sslvit.views.batching import Size
@@ -125,24 +127,26 @@ def finetune(
     *,
     readout: Literal["cls", "mean"],
     image_size: Size,
+    watch: Callable[..., Watcher] | None = None,
 ) -> tuple[Supervised, dict[float, float]]:
     """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice continues too, bit for bit.
+    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
     ids = chosen_ids(labels, config)
-    if accelerator.is_main_process:  # before hours of choosing; then all that is in the folder is of this run
-        with prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite):
-            pass
-    accelerator.wait_for_everyone()
+    folder = prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite)
 
     def run(ids: Tensor, out: Path, lr: float) -> Supervised:
         chosen = replace(lengthened(config, len(ids)), out=out, lr=lr, resume=True, overwrite=False)
         objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
-        pretrain(objective, Subset(train, ids.numpy()), config.views(image_size), chosen, accelerator)
+        images, views = Subset(train, ids.numpy()), config.views(image_size)
+        watchers = (
+            [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")] if watch else []
+        )
+        pretrain(objective, images, views, chosen, accelerator, None, *watchers)
         accelerator.free_memory()
         return objective
 
@@ -151,17 +155,20 @@ def finetune(
     several = labels[ids].bincount().max() > 1
     if config.rates and not several:
         accelerator.print(f"{len(ids)} images, one per class: none is left to choose a rate by, it is {rate:g}")
-    if config.rates and several:
-        trained_on, held_out = (ids[rows] for rows in hold_out(labels[ids], share_held_out(len(ids)), config.seed))
+    # Opened before hours of choosing: then all that is in the folder is of this run.
+    with recorded(folder) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if config.rates and several:
+            trained_on, held_out = (ids[rows] for rows in hold_out(labels[ids], share_held_out(len(ids)), config.seed))
 
-        def held_out_accuracy(lr: float) -> float:
-            objective = run(trained_on, config.out / "choice" / f"lr-{lr:g}", lr)
-            predicted = predict(objective, train, config.eval_view(image_size), accelerator, ids=held_out.numpy())
-            accuracy = top(predicted.probabilities, predicted.labels)
-            accelerator.print(f"lr {lr:g}: {accuracy:.2%} of {len(held_out):,} held-out training images")
-            return accuracy
+            def held_out_accuracy(lr: float) -> float:
+                objective = run(trained_on, config.out / "choice" / f"lr-{lr:g}", lr)
+                predicted = predict(objective, train, config.eval_view(image_size), accelerator, ids=held_out.numpy())
+                accuracy = top(predicted.probabilities, predicted.labels)
+                accelerator.print(f"lr {lr:g}: {accuracy:.2%} of {len(held_out):,} held-out training images")
+                return accuracy
 
-        rate, tried = choose_rate(config.rates, held_out_accuracy)
+            rate, tried = choose_rate(config.rates, held_out_accuracy)
     return run(ids, config.out, rate), tried
 
 

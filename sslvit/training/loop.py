@@ -1,6 +1,6 @@
 """What the steps of a run share, and what is due after each of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -13,22 +13,48 @@ from sslvit.data.loader import Loaded, MicroBatches, Views, load
 from sslvit.data.unreadable import UnreadableImages
 from sslvit.models.blocks import keep_inputs_only
 from sslvit.objectives.objective import Objective
+from sslvit.training.sharding import collect
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
-class Run(NamedTuple):
+class Evaluation:
+    """Numbers of the backbone as it is, and once of what it was before the first step, which is kept until then: so
+    training need not wait for them."""
+
+    def __init__(self, evaluate: Evaluate, objective: Objective, initial: nn.Module | None):
+        self.evaluate, self.objective, self.initial = evaluate, objective, initial
+
+    def of_the_start(self) -> dict[str, float]:
+        assert self.initial is not None, "it is evaluated once"
+        initial, self.initial = self.initial, None
+        return self.evaluate(initial)
+
+    def of(self, trained: Objective) -> dict[str, float]:
+        """trained: the objective, or with --shard its copy that is split among the processes."""
+        collect(trained, self.objective)
+        return self.evaluate(self.objective.backbone)
+
+
+class Loop(NamedTuple):
     """Made once, before the first step. No settings: those are in `config`."""
 
     objective: Objective  # what is trained: with --shard the copy that is split among the processes
     model: nn.Module  # the same, as Accelerate wraps it
     optimizer: AcceleratedOptimizer
     sampler: MicroBatches
-    batches: Iterator[Loaded]
+    batches: Generator[Loaded, None, None]
     views: Views
     unreadable: UnreadableImages
-    evaluate: Callable[[], dict[str, float]] | None  # the whole backbone, also with --shard
+    evaluation: Evaluation | None
     config: TrainConfig
     accelerator: Accelerator
     steps: int
+
+    @property
+    def steps_between_evaluations(self) -> float:
+        """0 for none."""
+        return self.config.evaluate_every * self.sampler.epoch_images / self.config.batch_size
 
 
 def assemble(
@@ -36,12 +62,12 @@ def assemble(
     optimizer: torch.optim.Optimizer,
     sampler: MicroBatches,
     views: Views,
-    evaluate: Callable[[], dict[str, float]] | None,
+    evaluation: Evaluation | None,
     config: TrainConfig,
     accelerator: Accelerator,
     first_step: int,
     steps: int,
-) -> Run:
+) -> Loop:
     if config.grad_checkpointing:
         keep_inputs_only(objective)
     if config.shard:
@@ -54,7 +80,7 @@ def assemble(
         sampler, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
     )
     unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
-    return Run(objective, model, prepared, sampler, batches, views, unreadable, evaluate, config, accelerator, steps)
+    return Loop(objective, model, prepared, sampler, batches, views, unreadable, evaluation, config, accelerator, steps)
 
 
 class Due(NamedTuple):
@@ -67,14 +93,13 @@ class Due(NamedTuple):
     preempted: bool  # and the run is not complete
 
     @classmethod
-    def after(cls, step: int, run: Run, *, stop: bool, alarm: bool) -> "Due":
+    def after(cls, step: int, run: Loop, *, stop: bool, alarm: bool) -> "Due":
         """step: the number of steps done."""
         config, complete = run.config, step == run.steps
         last = complete or stop
-        every = config.evaluate_every * run.sampler.epoch_images / config.batch_size  # steps
         return cls(
             log=step % config.log_every == 0 or last or alarm,
-            evaluate=run.evaluate is not None and (complete or completes(step, every)),
+            evaluate=run.evaluation is not None and (complete or completes(step, run.steps_between_evaluations)),
             save=step % config.save_every == 0 or last,
             last=last,
             preempted=not complete and stop,

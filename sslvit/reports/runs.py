@@ -1,0 +1,88 @@
+"""All runs below a folder: a table in the terminal, and one page with their curves over each other.
+
+python -m sslvit runs [FOLDER] [--out FILE] [--watch SECONDS]
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sslvit.cli import parse, shown
+from sslvit.errors import CannotWrite, NoInput
+from sslvit.reports.run_rows import Row, is_run, read, summary
+from sslvit.reports.runs_page import as_page
+from sslvit.runs.log import duration
+from sslvit.storage import durable
+
+COLUMNS = ("run", "state", "objective", "epochs", "accuracy, %", "time", "images/s", "last line")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show all runs below a folder: a table here, and a page with their curves."""
+
+    folder: Path = Path("runs")
+    out: Path | None = None
+    """Where the page is written; by default FOLDER/runs.html."""
+    watch: float = 0.0
+    """Write it again every so many seconds, until Ctrl-C; 0 writes once."""
+
+
+def main(words: list[str]) -> None:
+    """words: of the command line, after `runs`."""
+    named = ["--folder", *words] if words and not words[0].startswith("-") else words
+    options = parse(Options, args=named)
+    if not 0 <= options.watch < float("inf"):
+        raise ValueError(f"--watch {options.watch:g}: the seconds between two pages must be 0 or more")
+    write(options.folder, options.out, watch=options.watch)
+    try:
+        while options.watch:
+            time.sleep(options.watch)
+            write(options.folder, options.out, watch=options.watch, quiet=True)
+    except KeyboardInterrupt:
+        print()
+
+
+def write(folder: Path, out: Path | None = None, *, watch: float = 0.0, quiet: bool = False) -> Path:
+    """The page; and, unless quiet, the table in the terminal."""
+    if not folder.is_dir():
+        raise NoInput(f"there is no folder {folder}: name one that contains runs, python -m sslvit runs FOLDER")
+    if out is None and is_run(folder):
+        raise ValueError(
+            f"{folder} is one run, whose page is {folder / 'report.html'}: name the folder above, or --out"
+        )
+    rows = read(folder)
+    if not rows:
+        raise NoInput(f"no run is below {folder}: name a folder that contains some, python -m sslvit runs FOLDER")
+    file = out or folder / "runs.html"
+    if not quiet:
+        print("\n".join(table(rows)), flush=True)
+    try:
+        durable.replace(
+            file, [as_page(folder, rows, file.absolute().parent, watch).encode("utf-8", "backslashreplace")]
+        )
+    except OSError as error:
+        raise CannotWrite(f"{file} cannot be written: {error.strerror or error}; choose another --out") from error
+    if not quiet:
+        print(f"The page is {file}" + (f", written again every {watch:g} seconds until Ctrl-C" if watch else ""))
+    return file
+
+
+def table(rows: list[Row]) -> list[str]:
+    """For a terminal, with a summary."""
+    cells = [COLUMNS]
+    for one in rows:
+        accuracy = "" if one.tested is None else f"{one.tested:.1f} test"
+        for protocol, (start, last) in list(one.accuracies.items())[-1:]:
+            accuracy = f"{start:.1f} > {last:.1f} {protocol}"
+        when = time.strftime("%m-%d %H:%M", time.localtime(one.changed)) if one.changed else ""
+        seconds = duration(one.seconds) if one.seconds else ""
+        speed = f"{one.speed:,.0f}" if one.speed else ""
+        cells.append((shown(one.name), one.state, shown(one.objective), one.progress, accuracy, seconds, speed, when))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    right = [name in ("time", "images/s") for name in COLUMNS]
+    lines = [
+        "  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in cells
+    ]
+    return [*lines, summary(rows)]
