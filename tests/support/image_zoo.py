@@ -400,7 +400,7 @@ def bombs() -> list[Animal]:
         Animal("tiff bomb", tiff(line, tags | {256: 14000, 257: 14000}), None),
     ]
     animals = [animal._replace(reason="px > limit") for animal in animals]
-    return [*animals, Animal("larger webp bomb", bytes(larger), None, reason="exceeds limit")]
+    return [*animals, Animal("larger webp bomb", bytes(larger), None, reason="exceeds limit|px > limit")]
 
 
 def zoo() -> list[Animal]:
