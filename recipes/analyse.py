@@ -42,13 +42,15 @@ class Config(ModelConfig, ImagesConfig):
     out: Path = Path("runs/analysis")
     """A folder for analysis.json and the pictures; files of these names are replaced."""
     image_size: Size = 0
-    """0 takes the model's own. Distances are in pixels of images of this size."""
+    """Side in pixels; 0 takes the model's own. Distances are in pixels of images of this size."""
     split: Literal["train", "test"] = "train"
+    """The images to look at."""
     images: int = option(128, least=0)
-    """Random images over which attention distance is averaged, 128 in the paper; 0 takes all."""
+    """Random images whose attention distance is averaged; 0 takes all. The paper has 128."""
     shown: int = option(8, above=0, most=32)
     """Images whose attention is drawn, at most 32."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.device) -> Iterator[Tensor]:

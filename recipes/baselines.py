@@ -32,7 +32,9 @@ class Config(ProbeOptions, DataConfig):
     limit_train: int = option(10_000, least=0)
     """Use at most this many training images, drawn at random; 0 uses all."""
     limit_test: int = option(5_000, least=0)
+    """The same for the test images."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def main(config: Config) -> None:

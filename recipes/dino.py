@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.dino import DINO
 from sslvit.processes.collectives import start_run
@@ -30,6 +28,7 @@ from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
+from sslvit.views.batching import to_pair
 from sslvit.views.pretraining import MultiCrop
 from sslvit.weights.backbone import new_backbone
 
@@ -44,21 +43,28 @@ class Config(PretrainConfig):
     init: Literal["dino", "timm", "jax"] = "jax"
     """The backbone's random weights: as the paper's code draws them, as timm does (another class token), or as the ViT
     paper's, whose random features separate images better."""
-    crops: tuple[int, int] | tuple[int, int, int] = (4, 16)
-    """How many small crops, and their size: of a side, or height and width."""
-    areas: tuple[float, float, float] = (0.25, 0.6, 1.0)
+    crops: tuple[int, int] | tuple[int, int, int] = option((4, 16), least=0)
+    """How many small crops, and their size. It is a side, or height and width."""
+    areas: tuple[float, float, float] = option((0.25, 0.6, 1.0), above=0, most=1)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
     color: bool = True
-    """Change saturation and hue, and turn some views grey; --no-color for images that are neither grey nor RGB."""
-    head: tuple[int, int, int] = (512, 64, 1024)
+    """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
+    head: tuple[int, int, int] = option((512, 64, 1024), above=0)
     """Widths of its hidden layers, its bottleneck and its output."""
     norm_last_layer: bool = False
-    teacher_temperature: tuple[float, float] = (0.04, 0.04)
-    temperature_epochs: float = 30
-    momentum: float = 0.98
-    center_momentum: float = 0.9
-    freeze_last_layer_epochs: float = 0.05
-    drop_path: float = 0.0
+    """Keep the rows of the last layer at length 1."""
+    teacher_temperature: tuple[float, float] = option((0.04, 0.04), above=0)
+    """The teacher's, at the start and after --temperature_epochs."""
+    temperature_epochs: float = option(30, least=0)
+    """Passes over which the teacher's temperature rises."""
+    momentum: float = option(0.98, least=0, most=1)
+    """Of the teacher's average of weights, at the start; it rises to 1."""
+    center_momentum: float = option(0.9, least=0, most=1)
+    """Of the running mean that is subtracted from the teacher's output."""
+    freeze_last_layer_epochs: float = option(0.05, least=0)
+    """Passes in which the last layer does not learn yet."""
+    drop_path: float = option(0.0, least=0, most=1)
+    """The probability that a block of the student is left out, in the last block; earlier ones have less."""
     position_resize: Literal["bicubic_offset", "bicubic"] = "bicubic_offset"
     """How positions are resized for small crops: as the official code does, or as timm does by default."""
     base_lr: float = 6e-4
@@ -83,7 +89,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="S/16", init="dino", drop_path=0.1,
+    preset="paper", data="", image_size=224, model="S/16", init="dino", drop_path=0.1,
     crops=(8, 96), areas=(0.05, 0.4, 1.0), head=(2048, 256, 65536),
     teacher_temperature=(0.04, 0.07), momentum=0.996, freeze_last_layer_epochs=1,
     base_lr=5e-4, epochs=300, batch_size=1024, warmup_epochs=10,
@@ -105,6 +111,10 @@ def main(config: Config) -> list[dict[str, Any]]:
         drop_path=config.drop_path, position_resize=config.position_resize, seed=config.seed,
     )  # fmt: skip
     (small, middle, large), (count, *side) = config.areas, config.crops
+    if any(length % patch for length, patch in zip((side[0], side[-1]), to_pair(backbone.patch_size), strict=True)):
+        raise ValueError(
+            f"--crops {' '.join(map(str, config.crops))}: sides must be multiples of {config.model}'s patch"
+        )
     views = MultiCrop(
         config.image_size, scale=(middle, large), color=config.color,
         small=count, small_size=(side[0], side[-1]), small_scale=(small, middle),

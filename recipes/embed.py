@@ -13,7 +13,7 @@ rows do not depend on their number.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sslvit.cli import run_cli
 from sslvit.config import ImagesConfig, check_bounds, option
@@ -31,6 +31,7 @@ PATIENCE = 7 * 24 * 3600.0  # seconds that a process waits for the others, whose
 class Config(ModelConfig, ImagesConfig):
     """Write the features of images to a file. No labels are needed."""
 
+    positional: ClassVar[tuple[str, ...]] = ("model", "data", "out")
     out: Path = Path("features.parquet")
     """The file, .parquet or .npy."""
     image_size: Size = 0

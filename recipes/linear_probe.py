@@ -46,18 +46,20 @@ class Config(ModelConfig, LabelledConfig):
     out: Path = Path("runs/linear_probe")
     """A folder for numbers, heads, predictions and what was printed; files of these names are replaced."""
     image_size: Size = 0
-    """0 takes the model's own."""
+    """Side in pixels; 0 takes the model's own."""
     protocol: Literal["logistic", "grid", "moco_v3", "dino_s", "dino_b", "mae", "dinov2", "attentive"] = "logistic"
+    """Logistic regression, or a paper's protocol; grid is ours."""
     augmented: int = option(0, least=0)
-    """Versions of each training image, cropped and flipped, that the heads of a protocol learn from by turns; 0 takes
-    the image as it is."""
-    smallest_crop: float = 0.08
+    """Augmented versions of each image to learn from; 0 takes it as it is. They are cropped and flipped, and the heads
+    of a protocol see them by turns."""
+    smallest_crop: float = option(0.08, above=0, most=1)
     """The smallest share of an image in these versions; the papers' is 0.08, and small images need a larger one."""
     limit: int = option(0, least=0)
     """Use at most this many training images, drawn at random; 0 uses all."""
     cache: Path = Path("runs/features")
     """Where features are kept, by hash of weights and data."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:

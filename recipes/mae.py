@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.mae import MAE
 from sslvit.processes.collectives import start_run
@@ -37,10 +35,11 @@ class Config(PretrainConfig):
     preset: Literal["small", "paper"] = "small"
     """Sets the defaults of the other options."""
     out: Path = Path("runs/mae")
-    mask_ratio: float = 0.75
+    mask_ratio: float = option(0.75, above=0, most=1)
     """The share of patches that the encoder does not see."""
     norm_pix_loss: bool = True
-    decoder: tuple[int, int, int] = (128, 2, 4)
+    """Standardise the pixels of each patch, which are then predicted."""
+    decoder: tuple[int, int, int] = option((128, 2, 4), above=0)
     """Its width, depth and heads."""
     base_lr: float = 4e-3
     epochs: float = 20
@@ -53,7 +52,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="B/16", decoder=(512, 8, 16),
+    preset="paper", data="", image_size=224, model="B/16", decoder=(512, 8, 16),
     base_lr=1.5e-4, epochs=800, batch_size=4096, warmup_epochs=40,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.processes.collectives import start_run
@@ -39,12 +37,16 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/moco_v3")
     position: Literal["sincos_moco_v3", "learned_1d", "none"] = "sincos_moco_v3"
+    """The backbone's position embedding; the paper's is fixed, sine and cosine."""
     freeze_patch_projection: bool = True
-    hidden: int = 512
-    smallest_crop: float = 0.5
+    """Leave the patch projection at its random weights, as the paper does for stability."""
+    hidden: int = option(512, above=0)
+    """Width of the heads' hidden layers. The heads are the projector and the predictor."""
+    smallest_crop: float = option(0.5, above=0, most=1)
+    """The smallest share of an image that a random crop takes."""
     color: bool = True
-    """Change saturation and hue, and turn some views grey; --no-color for images that are neither grey nor RGB."""
-    chunks: int = 1
+    """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
+    chunks: int = option(1, above=0)
     """What --accumulation would be, but for the backbone alone: the loss stays that of the whole batch."""
     base_lr: float = 2e-3
     epochs: float = 20
@@ -56,7 +58,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="S-moco_v3/16", hidden=4096, smallest_crop=0.08,
+    preset="paper", data="", image_size=224, model="S-moco_v3/16", hidden=4096, smallest_crop=0.08,
     base_lr=1.5e-4, epochs=300, batch_size=4096, warmup_epochs=40,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start_run
@@ -36,26 +34,25 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/mpp")
     model: str = "XS/8"
-    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
     conventions: Literal["timm", "jax"] = "timm"
     """The backbone's random weights, its GELU and how images are standardised: as in timm (exact, ImageNet's mean and
     deviation), or as in the ViT paper's code (tanh, to -1 to 1). A model of --init_from has its own."""
     target: Literal["mean", "downsized", "pixels"] = "mean"
-    """What is predicted of a corrupted patch: its mean colour, its 4x4 downsized version, or its pixels."""
-    corrupt: float = 0.5
+    """What is predicted of a corrupted patch. Its mean colour, its 4x4 downsized version, or its pixels."""
+    corrupt: float = option(0.5, above=0, most=1)
     """The share of patches that is corrupted."""
     epochs: float = 5
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
     clip: float = 1.0
-    smallest_crop: float = 0.5
+    smallest_crop: float = option(0.5, above=0, most=1)
     """The smallest share of an image that a random crop takes."""
 
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data=tyro.MISSING, image_size=224, model="B/16", conventions="jax",
+    preset="paper", data="", image_size=224, model="B/16", conventions="jax",
     lr=2e-4, epochs=13.5, batch_size=4096, warmup_epochs=0.135, weight_decay=0.0, clip=0.0,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}

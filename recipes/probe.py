@@ -43,9 +43,9 @@ class Config(ModelConfig, ProbeOptions, LabelledConfig):
     out: Path = Path("runs/probe")
     """A folder for numbers, predictions and pictures; files of these names are replaced."""
     image_size: Size = 0
-    """0 takes the model's own."""
+    """Side in pixels; 0 takes the model's own."""
     blocks: int = option(1, above=0)
-    """Also read the class tokens, and the mean patches, of this many last blocks, joined; 1 does not."""
+    """Also read this many last blocks, joined; 1 does not. Of each the class token, or the mean patch."""
     random: bool = True
     """Show the same architecture with random weights as well."""
     declared: bool = False
@@ -57,7 +57,9 @@ class Config(ModelConfig, ProbeOptions, LabelledConfig):
     seen: str = ""
     """The images that the model was pretrained on, in the form of --data; by default those that its run names."""
     cache: Path = Path("runs/features")
+    """Where features are kept, by hash of weights and data."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def main(config: Config) -> dict[str, dict[str, Any]]:

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig
+from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.resnet import BiT
 from sslvit.objectives.supervised import Supervised, balanced
@@ -44,22 +43,29 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/supervised")
     model: str = "XS/4"
-    """A ViT by width and patch size, a hybrid (R50+B/16), or a BiT ResNet (R50x1; R20x0.5 for small images)."""
+    """Width and patch size: XS/4, S/16, ... Or a hybrid (R50+B/16), or a BiT ResNet (R50x1, R20x0.5 for small ones)."""
     class_token: bool = False
+    """Read a class token; without, the mean patch is read."""
     position: Literal["sincos_big_vision", "learned_1d", "learned_2d", "relative", "none"] = "sincos_big_vision"
+    """The position embedding; plain ViT's is fixed, sine and cosine."""
     position_at: Literal["stem", "every_layer", "every_layer_shared"] = "stem"
     """Where positions are added."""
     tanh: bool = False
     """A hidden layer with tanh in the head, as wide as the backbone."""
-    dropout: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.2
-    cutmix: float = 0.0
+    dropout: float = option(0.0, least=0, most=1)
+    """The probability that a value of a block's output is set to 0 in training."""
+    label_smoothing: float = option(0.0, least=0, most=1)
+    """The share of each label that is spread over all classes."""
+    mixup: float = option(0.2, least=0, most=1)
+    """Mix pairs of images: the parameter of the beta distribution; 0 does not."""
+    cutmix: float = option(0.0, least=0, most=1)
+    """Paste a piece of another image: the parameter of the beta distribution; 0 does not."""
     balance: bool = False
     """Weigh classes so that each counts alike, however many images it has."""
-    magnitude: float = 0.0
+    magnitude: float = option(0.0, least=0, most=20)
     """RandAugment's; 0 leaves crops and flips."""
-    smallest_crop: float = 0.3
+    smallest_crop: float = option(0.3, above=0, most=1)
+    """The smallest share of an image that a random crop takes."""
     epochs: float = 20
     batch_size: int = 64
     lr: float = 1e-3
@@ -70,11 +76,11 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PLAIN = Config(
-    preset="plain", data=tyro.MISSING, image_size=224, model="S/16", magnitude=10.0, smallest_crop=0.05,
+    preset="plain", data="", image_size=224, model="S/16", magnitude=10.0, smallest_crop=0.05,
     epochs=90, batch_size=1024, warmup_epochs=8,
 )  # fmt: skip
 VIT = Config(
-    preset="vit", data=tyro.MISSING, image_size=224, model="B/16", class_token=True, position="learned_1d",
+    preset="vit", data="", image_size=224, model="B/16", class_token=True, position="learned_1d",
     tanh=True, dropout=0.1, mixup=0.0, smallest_crop=0.05,
     lr=3e-3, epochs=300, batch_size=4096, warmup_epochs=32, weight_decay=0.3,
 )  # fmt: skip

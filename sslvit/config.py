@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -70,10 +70,11 @@ def check_bounds(config: Any) -> None:
     for name, value in vars(config).items():
         if not all(math.isfinite(x) for x in np.atleast_1d(value) if isinstance(x, float)):
             raise ValueError(f"--{name} is {value}; it must be finite")
+    several = {one.name for one in fields(config) if Ellipsis in get_args(one.type)}  # tuple[float, ...]
     for name, bounds in rules(type(config)).items():
         chosen = getattr(config, name)
         above, least, values = bounds["above"], bounds["least"], chosen if isinstance(chosen, tuple) else (chosen,)
-        if isinstance(chosen, tuple) and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
+        if name in several and (above, least) != (None, None) and not 0 < len(chosen) == len(set(chosen)):
             raise ValueError(f"--{name} {' '.join(map(str, chosen))}: give one value or more, and each once")
         for value in (value for value in values if isinstance(value, int | float)):
             if above is not None and not value > above:
@@ -98,9 +99,10 @@ class Options:
 class ImagesConfig(Options):
     """Which images, and how they are read."""
 
+    group: ClassVar[str] = "Images"
     data: str = option("shapes", FREE)  # where the images lie; what they are is compared separately
-    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
-    parquet:/files, webdataset:/files."""
+    """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
+    npz:/file, disk:/dir, parquet:/files, webdataset:/files."""
     image_size: Size = 224
     """Side in pixels, or height and width: 224 320. Random crops have aspect ratios from 3:4 to 4:3, as in the papers,
     and are resized to this; evaluation keeps an image's own and crops to this, see --eval_crop."""
@@ -172,9 +174,8 @@ class ImagesConfig(Options):
             return found
         labels = found.required_labels()
         if missing := sorted(set(self.only_classes) - set(labels.tolist())):
-            raise ValueError(
-                f"--only_classes {missing}: {found.name} has classes 0 to {labels.max()}, and no image of these"
-            )
+            flag = f"--only_classes {' '.join(map(str, missing))}"
+            raise ValueError(f"{flag}: {found.name} has classes 0 to {labels.max()}, and no image of these")
         return Subset(found, np.flatnonzero(np.isin(labels, self.only_classes)))
 
 
@@ -191,16 +192,17 @@ class LabelledConfig(ImagesConfig):
 class DataConfig(ImagesConfig):
     """Which images, and which initial weights, for every recipe that pretrains or trains from scratch."""
 
+    group: ClassVar[str] = "Images"
     init_from: str = ""
-    """Start from this model (the folder of a model or of a run, finished or not) instead of at random: its weights and
-    its architecture."""
+    """Start from this model instead of at random. The folder of a model or of a run, finished or not; the run takes
+    its weights and its architecture."""
     data: str = option("shapes", FREE)
-    """Images: shapes (built in), folder:/dir, list:/file, csv:/file, idx:/dir, npz:/file, hf:name, disk:/dir,
-    parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files, stream:webdataset:/files for datasets too
-    large for the local disk."""
-    images: int = 0
-    """Use only this many of the training images, drawn at random; a smaller draw is a subset of a larger one."""
-    epoch_images: int = 0
+    """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
+    npz:/file, disk:/dir, parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files,
+    stream:webdataset:/files for datasets too large for the local disk."""
+    images: int = option(0, least=0)
+    """Use only this many training images, drawn at random; 0 uses all. A smaller draw is a subset of a larger one."""
+    epoch_images: int = option(0, least=0)
     """Streams: how many images count as one pass, since a stream does not say how many it has."""
     eval_data: str = ""
     """Labelled images to evaluate on during training, in the form of --data; by default those of --data."""
@@ -208,7 +210,7 @@ class DataConfig(ImagesConfig):
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
 
     def open(self) -> Images:
-        if not isinstance(self.data, str):  # a preset of a paper, whose images everybody has elsewhere
+        if not self.data:  # a preset of a paper, whose images everybody has elsewhere
             raise ValueError("--data is missing; shapes are the built-in images, folder:/dir those of a folder")
         kind, _, spec = self.data.partition(":")
         if kind == "stream":
@@ -241,8 +243,9 @@ class TrainConfig(Options):
     0.002
     """
 
+    group: ClassVar[str] = "Training"
     out: Path = option(Path("runs/run"), FREE)
-    """The run's folder: configuration, log, checkpoints, and the model."""
+    """The run's folder. Configuration, log, checkpoints, the model and its report are in it."""
     epochs: float = option(100, LENGTH, above=0, most=1e7)
     """Passes over the images. A resumed run may be made longer or shorter."""
     batch_size: int = option(256, above=0, most=1 << 24)
@@ -258,6 +261,7 @@ class TrainConfig(Options):
     warmup_epochs: float = option(1, least=0)
     """Passes over which the learning rate rises from 0; then it falls along half a cosine."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum (the first of --betas)."""
     layer_decay: float = option(1.0, above=0, most=1)
     """Multiply the learning rate by this from each block of the backbone to the one before it, for fine-tuning."""
     weight_decay: float = option(0.0, least=0)
@@ -283,8 +287,9 @@ class TrainConfig(Options):
     compile: bool = option(False, ROUNDING)
     """Compile the backbone's blocks; pays on a GPU."""
     seed: int = 0
+    """Of all random numbers. Weights, order, views and masks are drawn by it."""
     workers: int = option(0, FREE, least=0)
-    """Processes that read images, per training process. Images in memory need none."""
+    """Processes that read images. Each training process has so many; images in memory need none."""
     timeout: float = option(600, FREE, above=0, most=1e7)
     """Seconds that a process waits for images from a worker, or for another process, before the run stops."""
     max_bad: float = option(0.01, FREE, least=0, most=1)
@@ -309,9 +314,9 @@ class TrainConfig(Options):
     overwrite: bool = option(False, FREE)
     """Delete the run that is in --out."""
     show_views: Path | None = option(None, FREE)
-    """Instead of training, write a PNG of the first images beside the views that training would see."""
+    """Draw the first images and their views, and stop. A PNG, with the views that training would see."""
     dry_run: bool = option(False, FREE)
-    """Try one step, report the time and memory that the run will take, and train nothing."""
+    """Try one step, estimate time and memory. Nothing is trained."""
     log_with: tuple[str, ...] = option((), FREE)
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""
@@ -343,7 +348,8 @@ class PretrainConfig(TrainConfig, DataConfig):
 
     image_size: Size = 32
     model: str = "XS/4"
-    """Width by name, and patch size: XS, mu, Ti, S, S-moco_v3 (12 heads), M, B, L, H, ..."""
+    """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, S-moco_v3 (12 heads), M, B, L, H
+    and others, which an unknown one lists."""
 
 
 def plain(value: Any) -> Any:

@@ -46,6 +46,12 @@ class CannotWrite(Error, OSError):
     code = CANNOT_WRITE
 
 
+class NeedsLinux(Error, ImportError):
+    """Something that this operating system does not have."""
+
+    code = BAD_CONFIGURATION
+
+
 class Preempted(Error):
     """A signal asked the run to stop, and everything was saved."""
 

@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit.config import LabelledConfig, TrainConfig
+from sslvit.config import LabelledConfig, TrainConfig, option
 from sslvit.data.spec import Source
 from sslvit.data.subset import Subset, saved_ids
 from sslvit.errors import Diverged
@@ -60,27 +60,33 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     protocol: Literal["vit", "modern"] = "vit"
     """Sets the defaults of the other options."""
     image_size: Size = 0
-    """0 takes the model's own; larger than it, positions are interpolated."""
+    """Side in pixels; 0 takes the model's own. At a larger size positions are interpolated."""
     scratch: bool = False
-    """Start the same architecture with random weights instead."""
+    """Start with random weights instead. Of the same architecture."""
     readout: Literal["declared", "cls", "mean"] = "declared"
     """What the head reads; by default what the model's objective declares."""
-    fraction: float = 1.0
-    """The share of each class's training images that is used."""
-    shots: int = 0
-    """How many training images of each class are used, instead of a share."""
+    fraction: float = option(1.0, above=0, most=1)
+    """Share of each class's training images that is used."""
+    shots: int = option(0, least=0)
+    """Training images per class, instead of --fraction."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     """Learning rates to choose from on held-out labels; without any, --lr is the rate."""
-    steps: int = 10_000
+    steps: int = option(10_000, least=0)
     """Length of the run, instead of epochs; 0 counts epochs."""
-    smallest_crop: float = 0.05
+    smallest_crop: float = option(0.05, above=0, most=1)
     """The smallest crop, as a share of the image."""
     randaugment: bool = False
-    erase: float = 0.0
-    drop_path: float = 0.0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    """Augment by RandAugment, as DeiT does."""
+    erase: float = option(0.0, least=0, most=1)
+    """The probability that a rectangle of an image is replaced by noise."""
+    drop_path: float = option(0.0, least=0, most=1)
+    """The probability that a block is left out, in the last block; earlier ones have less."""
+    label_smoothing: float = option(0.0, least=0, most=1)
+    """The share of each label that is spread over all classes."""
+    mixup: float = option(0.0, least=0, most=1)
+    """Mix pairs of images: the parameter of the beta distribution; 0 does not."""
+    cutmix: float = option(0.0, least=0, most=1)
+    """Paste a piece of another image: the parameter of the beta distribution; 0 does not."""
     batch_size: int = 512
     lr: float = 0.01
     optimizer: Literal["adamw", "sgd"] = "sgd"

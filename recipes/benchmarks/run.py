@@ -48,7 +48,9 @@ def starting(rounds: int) -> list[Result]:
     """From the command to the line of the first step, and to the end of the imports."""
 
     def imports() -> None:
-        code = "import sslvit.train, sslvit.cli, sslvit.reports.run, sslvit.objectives.mpp, sslvit.evaluate.monitor"
+        code = (
+            "import sslvit.train, sslvit.cli.parse, sslvit.reports.run, sslvit.objectives.mpp, sslvit.evaluate.monitor"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def first_step() -> None:

@@ -1,6 +1,5 @@
 """Timing side by side: contestants take turns in one run, so that what disturbs the machine disturbs all of them."""
 
-import os
 import platform
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sslvit.processes.system import cores
 from sslvit.storage import durable, sealed
 
 OURS = "sslvit"
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": device,
         "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),

@@ -8,7 +8,6 @@ The hash is checked whenever a cache is opened; a damaged one is written anew. A
 nothing else does it.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from sslvit.data.readers.encoded import EncodedSource
 from sslvit.data.source import ArraySource, Mapped, Source, digest
 from sslvit.errors import Error
 from sslvit.processes.progress import progress_bar
+from sslvit.processes.system import fcntl
 from sslvit.storage import durable, sealed
 
 FORMAT = 2  # raise it when the opener decodes anything differently

@@ -128,6 +128,8 @@ def _kind_of(spec: str) -> tuple[str, str]:
         kind, rest = ("shapes", "") if spec == "shapes" else ("folder", spec)
         if colon and not os.path.exists(spec):
             raise ValueError(f"data {spec!r} is not a folder and does not begin with one of {', '.join(KINDS)}")
+    if kind not in ("shapes", "hf"):
+        rest = os.path.expanduser(rest)  # which a shell does not do behind a colon
     several = kind in ("folder", "list", "csv") and not os.path.exists(rest)
     if kind != "shapes" and not all(part.strip() for part in (rest.split(",") if several else [rest])):
         # An empty path would be the working directory.
@@ -198,7 +200,8 @@ def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
     """root/train and root/val where a folder is laid out so; a folder without them is the train split itself."""
     if not os.path.isdir(root):  # unlike Path.is_dir it is false where looking is not permitted
         kind = KIND_OF_FILE.get(root.suffix) if root.is_file() else None
-        raise NoInput(f"data {root} is not a folder of images: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
+        wrong = "is not a folder of images" if os.path.exists(root) else "does not exist"
+        raise NoInput(f"data {root} {wrong}: {nearest(root)}{f'; use {kind}:{root}' if kind else ''}")
     for name in SPLIT_FOLDERS[split]:
         if os.path.isdir(root / name):
             real, own = real_paths([root / name, root])

@@ -1,6 +1,5 @@
 """The bad images of a run: logged, counted, and a reason to stop when there are too many."""
 
-import fcntl
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslvit.data.source import Unreadable
+from sslvit.processes.system import fcntl
 from sslvit.storage import durable, jsonl
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 One row per image: id, label, prediction, and a probability for each class. The file's metadata name data, model and
 protocol, and hold a seal, a hash of that and of all columns (files of earlier versions have none), since parquet does
-not notice a changed byte. `python -m sslvit pair FIRST.parquet SECOND.parquet` compares two.
+not notice a changed byte. `sslvit pair FIRST.parquet SECOND.parquet` compares two.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from xxhash import xxh3_128
 
-from sslvit.cli import shown
+from sslvit.cli.run import shown
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate.metrics import check
 from sslvit.evaluate.statistics import difference, sentence

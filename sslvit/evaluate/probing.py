@@ -26,7 +26,7 @@ class ProbeOptions:
     draws: int = option(3, above=0)
     """Random draws of the shots."""
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of each class's training labels for logistic regression; the smaller ones are subsets of the larger."""
+    """Shares of the labels for logistic regression. Of each class; the smaller ones are subsets of the larger."""
 
 
 class Probed(NamedTuple):

@@ -91,17 +91,18 @@ class ComparisonConfig(ImagesConfig):
     channels: Literal[1, 3] | None = None
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"
-    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, M, B, L, H and others."""
     methods: tuple[str, ...] = ("supervised", "mpp", "moco_v3")
     """Recipes, each with flags of its own if need be; scratch, with random weights, is always there."""
     seeds: int = option(1, above=0)
     """Number of seeds, from 0."""
     epochs: float = option(2, above=0)
-    """Passes over the images in pretraining, of the first method."""
+    """Passes over the images, of the first method. Of pretraining; the others have the same budget."""
     budget: Literal["images", "flops", "seconds"] = "images"
-    """What is the same for all methods: the images of these passes, or the FLOPs or the seconds that the first method
+    """What is the same for all methods. The images of these passes, or the FLOPs or the seconds that the first method
     needs for them. Seconds are measured beforehand, one method at a time."""
     batch_size: int = option(64, above=0)
+    """Images per step, in pretraining and in fine-tuning."""
     fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
     """Shares of the labels to learn from."""
     finetune_steps: int = option(100, least=0)

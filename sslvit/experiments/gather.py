@@ -1,6 +1,6 @@
 """The reports of a comparison: collected from the files of its jobs, saved in results.json, and written anew from it.
 
-`python -m sslvit report FOLDER` does the latter for a comparison, a study and a run.
+`sslvit report FOLDER` does the latter for a comparison, a study and a run.
 """
 
 from dataclasses import fields

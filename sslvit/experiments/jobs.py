@@ -5,9 +5,7 @@ machines can work in one folder: whoever runs a job locks its file, which is fre
 results depend on the jobs alone, and not on who ran them when.
 """
 
-import fcntl
 import importlib.util
-import os
 import pkgutil
 import shlex
 from collections.abc import Iterator, Mapping
@@ -19,9 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslvit.cli import choose
+from sslvit.cli.parse import choose
 from sslvit.config import ImagesConfig, as_now, configuration
 from sslvit.errors import CannotWrite
+from sslvit.processes.system import cores, fcntl
 from sslvit.storage import durable, sealed
 
 RECIPES = "sslvit.recipes"  # the package of the recipes; a module of another name is one of the user's own
@@ -41,11 +40,15 @@ class Job(NamedTuple):
         return self.product.exists()
 
     def command(self) -> str:
-        return shlex.join(["python", f"recipes/{self.recipe}.py", *self.words])
+        return shlex.join(["python", "-m", module_of(self.recipe), *self.words])
+
+
+def module_of(recipe: str) -> str:
+    return recipe if "." in recipe else f"{RECIPES}.{recipe}"
 
 
 def recipe_of(name: str) -> ModuleType:
-    return importlib.import_module(name if "." in name else f"{RECIPES}.{name}")
+    return importlib.import_module(module_of(name))
 
 
 def is_recipe(name: str) -> bool:
@@ -66,7 +69,7 @@ def options_of(recipe: ModuleType) -> Any:
 
 def at_a_time(jobs: int) -> int:
     """How many jobs run together: by default one per GPU, or per core."""
-    return jobs or torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return jobs or torch.cuda.device_count() or cores()
 
 
 def flags(**options: object) -> tuple[str, ...]:
@@ -92,11 +95,9 @@ def check_words(recipe: str, words: tuple[str, ...], flag: str) -> None:
     """Parses and checks a recipe's words before anything is begun. flag: the user's own, from which they come."""
     presets = options_of(recipe_of(recipe))
     if not isinstance(presets, Mapping):
-        raise ValueError(f"{flag}: recipes/{recipe}.py has no presets: it does not pretrain")
+        raise ValueError(f"{flag}: the recipe {recipe} has no presets: it does not pretrain")
     try:
         choose(presets, words)
-    except SystemExit:
-        raise ValueError(f"{flag}: recipes/{recipe}.py does not take these words; what is wrong stands above") from None
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
 

@@ -31,13 +31,14 @@ class StudyConfig(ImagesConfig):
     """Repeat one of the ViT paper's studies on labelled images."""
 
     study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
+    """Which of the studies. Numbers of images, kinds of positions, readouts and rates, or targets of MPP."""
     out: Path = Path("runs/study")
     """A folder for everything; each study has one of its own in it."""
     image_size: Size = 32
     channels: Literal[1, 3] | None = None
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"
-    """Width by name, and patch size: XS, mu, Ti, S, M, B, L, H, ..."""
+    """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, M, B, L, H and others."""
     resnet: str = "R20x0.5"
     """The BiT ResNet in the study of amounts."""
     stem: str = "R"
@@ -49,7 +50,9 @@ class StudyConfig(ImagesConfig):
     epochs: float = option(3, above=0)
     """Passes over all images; over fewer images there are more passes, so that every run sees as many in all."""
     batch_size: int = option(64, above=0)
+    """Images per step."""
     seeds: int = option(1, above=0)
+    """Number of seeds, from 0."""
     jobs: int = option(0, least=0)
     """Jobs at a time: by default one per GPU, or per core."""
 

@@ -42,7 +42,7 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
     signal on to the jobs that run, and ends when they have saved."""
     check_needs(jobs)
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each job starts in no time
-    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetuning", "tyro"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetuning"])
     start_deaf_to_signals(resource_tracker.ensure_running, forkserver.ensure_running)
     for job in jobs:
         delete_checkpoints(job, out)

@@ -282,7 +282,7 @@ class BiT(nn.Module):
         match = re.fullmatch(r"R(\d+)x(\d+(?:\.\d+)?)(-v1)?", name)
         if match is None or int(match[1]) not in BLOCKS:
             depths = ", ".join(f"R{depth}" for depth in BLOCKS)
-            raise ValueError(f"variant {name!r} is not like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
+            raise ValueError(f"no model {name!r}: it must be like R50x1, R20x0.5 or R50x1-v1, with one of {depths}")
         blocks = BLOCKS[int(match[1])]
         options: dict[str, Any] = {
             "version": "v1" if match[3] else "v2",

@@ -115,7 +115,8 @@ class ViTConfig:
     def grid_of(self, height: int, width: int) -> Grid:
         p, q = to_pair(self.patch_size)
         if height < p or width < q or height % p or width % q:
-            raise ValueError(f"image_size {(height, width)} is not a multiple of patch_size {(p, q)}")
+            size, patch = (" ".join(map(str, dict.fromkeys(pair))) for pair in ((height, width), (p, q)))
+            raise ValueError(f"image_size {size} is not a multiple of patch_size {patch}")
         return height // p, width // q
 
     @property
@@ -138,7 +139,8 @@ def variant(name: str, *, image_size: int | Sequence[int], **changes: Any) -> Vi
     hybrid, size, patch_size = HYBRIDS.get(name, (stem or None, size, patch_text))
     if size not in VARIANTS or not str(patch_size).isdecimal() or int(patch_size) == 0:
         raise ValueError(
-            f"no variant {name!r}: it must be one of {[*VARIANTS]} with /patch_size, or one of {[*HYBRIDS]}"
+            f"no model {name!r}: it must be a width and a patch size, as S/16, with one of the widths "
+            f"{', '.join(VARIANTS)}; or a hybrid, as {', '.join(HYBRIDS)}"
         )
     width, depth, heads, mlp_width = VARIANTS[size]
     options = {"patch_size": int(patch_size), "width": width, "depth": depth, "heads": heads, "hybrid": hybrid}

@@ -18,7 +18,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from sslvit.processes import launcher, signals
+from sslvit.processes import launcher, signals, system
 
 _peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
 _launch: set[str] = set()  # options of the launcher that this package takes over
@@ -106,7 +106,7 @@ def start(
         if signals.is_command():
             keep_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(threads or max(1, system.cores() // local))
     return accelerator
 
 
@@ -131,7 +131,7 @@ def take_over_sharding() -> None:
         version = f" version {os.environ.get('FSDP_VERSION', 1)}" if plugins == ["FSDP"] else ""
         raise ValueError(
             f"{plugins[0]}{version} would take over the checkpoints, which are whole here: use FSDP2, which splits "
-            "weights and moments too (recipes/configs/fsdp2.yaml, or --shard under any launcher)"
+            "weights and moments too (--shard, under any launcher)"
         )
     for name, instead in (("OFFLOAD_PARAMS", "more processes"), ("ACTIVATION_CHECKPOINTING", "--grad_checkpointing")):
         if is_true(f"FSDP_{name}"):

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from sslvit.errors import Preempted
+from sslvit.processes import system as system  # first: Windows has not all of these signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ONCE = 1.0  # seconds within which launchers and schedulers repeat a signal that they mean once
@@ -154,6 +155,8 @@ def ignore_signals_in_worker() -> None:
     """In a loader's worker: a signal to all processes of a run is for the run itself, which saves and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, where a worker cannot tell whose signal it is, and ends by any
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def end_for_the_parent() -> None:

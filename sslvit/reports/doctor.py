@@ -1,4 +1,4 @@
-"""A check of this machine for training: python -m sslvit doctor, also under a launcher, with all its processes.
+"""A check of this machine for training: sslvit doctor, also under a launcher, with all its processes.
 
 Each check prints a line; one that fails says what to do, and the exit code is then not 0.
 """
@@ -15,7 +15,7 @@ import torch
 
 from sslvit.data import shared
 from sslvit.errors import CANNOT_WRITE, INTERNAL
-from sslvit.processes import collectives
+from sslvit.processes import collectives, system
 from sslvit.runs.log import PACKAGES, environment
 from sslvit.storage import durable
 
@@ -49,7 +49,7 @@ def packages() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = system.cores()
     threads = torch.get_num_threads()
     less = f"; torch uses {threads} of them here, recipes use all" if threads < cores else ""
     yield Finding("CPU", f"{cores} cores{less}")

@@ -1,13 +1,14 @@
 """All runs below a folder: a table in the terminal, and one page with their curves over each other.
 
-python -m sslvit runs [FOLDER] [--out FILE] [--watch SECONDS]
+sslvit runs [FOLDER] [--out FILE] [--watch SECONDS]
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from sslvit.cli import parse, shown
+from sslvit.cli.run import shown
 from sslvit.errors import CannotWrite, NoInput
 from sslvit.reports.run_rows import Row, is_run, read, summary
 from sslvit.reports.runs_page import as_page
@@ -18,27 +19,27 @@ COLUMNS = ("run", "state", "objective", "epochs", "accuracy, %", "time", "images
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Show all runs below a folder: a table here, and a page with their curves."""
 
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
     folder: Path = Path("runs")
+    """The folder. Runs may lie at any depth."""
     out: Path | None = None
     """Where the page is written; by default FOLDER/runs.html."""
     watch: float = 0.0
     """Write it again every so many seconds, until Ctrl-C; 0 writes once."""
 
 
-def main(words: list[str]) -> None:
-    """words: of the command line, after `runs`."""
-    named = ["--folder", *words] if words and not words[0].startswith("-") else words
-    options = parse(Options, args=named)
-    if not 0 <= options.watch < float("inf"):
-        raise ValueError(f"--watch {options.watch:g}: the seconds between two pages must be 0 or more")
-    write(options.folder, options.out, watch=options.watch)
+def main(config: Config) -> None:
+    """sslvit runs /data/runs --watch 30    written anew every half minute"""
+    if not 0 <= config.watch < float("inf"):
+        raise ValueError(f"--watch {config.watch:g}: the seconds between two pages must be 0 or more")
+    write(config.folder, config.out, watch=config.watch)
     try:
-        while options.watch:
-            time.sleep(options.watch)
-            write(options.folder, options.out, watch=options.watch, quiet=True)
+        while config.watch:
+            time.sleep(config.watch)
+            write(config.folder, config.out, watch=config.watch, quiet=True)
     except KeyboardInterrupt:
         print()
 
@@ -46,14 +47,14 @@ def main(words: list[str]) -> None:
 def write(folder: Path, out: Path | None = None, *, watch: float = 0.0, quiet: bool = False) -> Path:
     """The page; and, unless quiet, the table in the terminal."""
     if not folder.is_dir():
-        raise NoInput(f"there is no folder {folder}: name one that contains runs, python -m sslvit runs FOLDER")
+        raise NoInput(f"there is no folder {folder}: name one that contains runs, sslvit runs FOLDER")
     if out is None and is_run(folder):
         raise ValueError(
             f"{folder} is one run, whose page is {folder / 'report.html'}: name the folder above, or --out"
         )
     rows = read(folder)
     if not rows:
-        raise NoInput(f"no run is below {folder}: name a folder that contains some, python -m sslvit runs FOLDER")
+        raise NoInput(f"no run is below {folder}: name a folder that contains some, sslvit runs FOLDER")
     file = out or folder / "runs.html"
     if not quiet:
         print("\n".join(table(rows)), flush=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import psutil
 
-from sslvit.errors import Diverged, Preempted, Stop, shortened
+from sslvit.errors import Diverged, Error, Preempted, shortened
 from sslvit.runs.files import CHECKPOINTS, LOCK, METRICS
 from sslvit.runs.folder import holder, still_held
 from sslvit.runs.public import without_secrets
@@ -73,7 +73,7 @@ def of_error(error: BaseException) -> Status:
         return Status("stopped", "interrupted; --resume continues from the newest checkpoint")
     if isinstance(error, Diverged):
         return Status("diverged", message)
-    named = isinstance(error, Stop | ValueError)
+    named = isinstance(error, Error | ValueError)
     return Status("failed", message if named else f"{type(error).__name__}: {message}")
 
 

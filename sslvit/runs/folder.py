@@ -1,7 +1,6 @@
 """The folder of a run: access to it, by one process at a time."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sslvit.errors import CannotWrite
+from sslvit.processes.system import fcntl
 from sslvit.runs import files
 from sslvit.runs.files import CHECKPOINTS, LOCK
 from sslvit.storage import checkpoint, durable

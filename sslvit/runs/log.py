@@ -20,6 +20,7 @@ from accelerate.tracking import GeneralTracker
 
 from sslvit.config import TrainConfig, configuration
 from sslvit.processes.progress import in_notebook, progress_bar
+from sslvit.processes.system import cores
 from sslvit.runs.ending import Watcher, begin_anew
 from sslvit.runs.files import METRICS
 from sslvit.runs.public import without_secrets
@@ -219,7 +220,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "commit": _commit(),

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from sslvit import rng
 from sslvit.data.loader import Views
 from sslvit.data.source import Samples
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.processes.system import resource
 from sslvit.storage import sealed
 from sslvit.storage.sealed import NUMBER
 from sslvit.training.state import RunState

@@ -1,10 +1,12 @@
 """The backbone that a recipe trains: with random weights, or the model of --init_from."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
 from sslvit.config import PretrainConfig
 from sslvit.data.source import Images
+from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
@@ -25,6 +27,8 @@ def new_backbone(
     """
     if not config.init_from:
         return kind.variant(config.model, image_size=config.image_size, channels=images.channels, **options)
+    if not os.path.exists(config.init_from):
+        raise NoInput(f"--init_from {config.init_from} does not exist: it is the folder of a model or of a run")
     backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
     resumed = config.resume and (config.out / "checkpoints").exists()  # whose settings are compared with the old ones
     if config.model != backbone.name and not resumed:

@@ -39,7 +39,7 @@ def push_to_hub(folder: str | Path, repo: str, *, private: bool = True) -> str:
     folder = Path(folder) / "model" if (Path(folder) / "model" / "config.json").exists() else Path(folder)
     load_backbone(folder)
     if not (folder / CARD).exists():
-        raise NoInput(f"{folder} has no model card, {CARD}: write one (`python -m sslvit report RUN` does, for a run)")
+        raise NoInput(f"{folder} has no model card, {CARD}: write one (`sslvit report RUN` does, for a run)")
     import huggingface_hub
 
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sslvit.config import LARGEST_SIDE
 from sslvit.errors import DataError
@@ -128,24 +128,26 @@ def _of_run(run: Path) -> dict[str, str]:
 class Convert:
     """Write a model in another layout, which is read back and compared."""
 
+    group: ClassVar[str] = "Model"
+    positional: ClassVar[tuple[str, ...]] = ("model", "out")  # as leading words too
     model: Path
-    """A run's folder, a model folder, or a checkpoint of timm, torchvision, transformers, Google, MoCo v3, DINO, MAE
-    or DINOv2."""
+    """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
+    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
     out: Path
     """A new folder."""
     to: Literal["timm", "transformers", "torchvision", "onnx", "torch_export"] = "timm"
-    """timm: a model folder, which sslvit opens too."""
+    """The layout. timm's is a model folder, which sslvit opens too."""
     readout: Literal["declared", "cls", "mean", "both"] = "declared"
     """The readout that is recorded, and that a program returns."""
     image_size: Size = 0
-    """Resize the positions for images of this size (one side, or height and width); 0 leaves them."""
+    """Resize positions for images of this size; 0 leaves them. One side, or height and width."""
     any_size: bool = False
-    """Programs only (onnx, torch_export): accept images of any size that is a multiple of the patch."""
+    """Programs (onnx, torch_export): accept images of any size. A side must be a multiple of the patch."""
     head: bool = False
-    """Programs of fine-tuned models only: return the scores of the classes instead of features. A model folder has its
+    """Programs of fine-tuned models: return the classes' scores. Not features; a model folder has its
     head anyway, unless --readout is another."""
     foreign: tuple[str, ...] = ()
-    """Facts that another's checkpoint lacks, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
+    """Facts that such a checkpoint lacks, e.g. family=mae; or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
     leave_head=true takes the backbone of a classifier."""
 
 

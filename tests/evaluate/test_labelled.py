@@ -19,7 +19,7 @@ from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import monitor_of
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.experiments.compare import ComparisonConfig, check
-from sslvit.finetune import predict
+from sslvit.finetuning import predict
 from sslvit.processes.collectives import start
 from sslvit.weights.folder import save_backbone
 

@@ -372,7 +372,7 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
         ({"methods": ("compare",)}, "--methods compare: recipes/compare.py has no presets"),
         ({"methods": ("benchmarks",)}, "--methods benchmarks: .*choose one of dino, mae, moco_v3, mpp, supervised"),
         ({"methods": ("mpp:image-size=8",)}, "mpp:image-size=8: --image-size is the same for all"),
-        ({"model": "zz"}, "no variant 'zz'"),
+        ({"model": "zz"}, "no model 'zz'"),
         ({"model": "XS/7"}, "7"),
         ({"transfer": ("shapes:n=300",)}, "none that pretraining sees"),
         ({"transfer": ("folder:/nowhere",)}, "/nowhere"),

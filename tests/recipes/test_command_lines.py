@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sslvit.cli import choose
+from sslvit.cli.parse import choose
 from sslvit.errors import BAD_CONFIGURATION, NO_INPUT
 from sslvit.processes.collectives import start
 
@@ -73,7 +73,7 @@ BAD = [
     ("mpp", "--image_size -32", ("--image_size", "-32", "above 0")),
     ("mpp", "--image_size 0 32", ("--image_size is 0 32", "above 0")),
     ("mpp", "--image_size 32 30 --model XS/8", ("30", "8")),
-    ("mpp", "--image_size 32 32 32", ("--image_size", "INT INT")),
+    ("mpp", "--image_size 32 32 32", ("--image_size", "1 or 2 values", "got 32 32 32")),
     ("mpp", "--image_size 30 --model XS/8", ("30", "8")),
     ("mpp", "--image_size 1000000000", ("image_size", "1000000000")),
     ("mpp", "--preset huge", ("--preset", "huge")),
@@ -130,7 +130,7 @@ def test_a_bad_command_line_is_one_sentence_in_a_second_and_changes_nothing(
         runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
     took, said = time.process_time() - began, capsys.readouterr().err
     assert stopped.value.code in (BAD_CONFIGURATION, NO_INPUT), said
-    said_too = said.replace("-", "_")  # the parser writes --batch-size
+    said_too = said.replace("-", "_")
     assert not [text for text in held if text not in said and text.replace("-", "_") not in said_too], said
     assert "Traceback" not in said
     assert took < 1, took

@@ -14,7 +14,7 @@ from PIL import Image
 from recipes_run import RECIPES, TINY, TRAINING, run
 from torch import nn
 
-from sslvit.cli import parse
+from sslvit.cli.parse import parse
 from sslvit.data.loader import EpochSampler
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.models.vit import ViT

@@ -187,7 +187,7 @@ def test_what_the_recipe_cannot_do_is_refused_in_one_sentence(tmp_path, capsys):
         (f"--model {tmp_path / 'bit'}", 78, "is a BiT, which has no attention to look at"),
         (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown is 0; it must be above 0"),
         (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown is 33; it must be at most 32"),
-        (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size (18, 18) is not a multiple of patch_size"),
+        (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size 18 is not a multiple of patch_size"),
         (f"--model {tmp_path / 'model'} --out {tmp_path / 'file'}", 73, f"--out {tmp_path / 'file'} cannot be written"),
     ):
         with pytest.raises(SystemExit) as stopped:

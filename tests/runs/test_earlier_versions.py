@@ -10,7 +10,7 @@ import torch
 from recipes_run import run
 from safetensors.torch import load_file
 
-from sslvit.cli import parse
+from sslvit.cli.parse import parse
 from sslvit.config import check_unchanged, configuration
 from sslvit.experiments.compare import ComparisonConfig
 from sslvit.recipes.mpp import SMALL

@@ -181,7 +181,7 @@ def test_facts_that_init_from_lacks_can_be_given_to_convert_as_its_error_says(tm
             start_from(str(path), image_size=32, channels=3)
         said = str(stopped.value)
         assert "(--foreign" not in said  # which no recipe that trains has
-        command = re.search(rf"python -m sslvit (convert {path} (\S+) --foreign) \S+", said)
+        command = re.search(rf"sslvit (convert {path} (\S+) --foreign) \S+", said)
         assert f"--init_from {command[2]}" in said
         monkeypatch.setattr(sys, "argv", ["sslvit", *command[1].split(), *words.split()])
         main()

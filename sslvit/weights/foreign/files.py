@@ -46,7 +46,8 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), path)
     try:
         if file.is_dir():
-            raise NoInput(f"{path} is a folder without {' or '.join(WEIGHTS)}, it has {sorted(os.listdir(path))[:10]}")
+            held = ", ".join(sorted(os.listdir(path))[:10]) or "nothing"
+            raise NoInput(f"{path} is a folder without {' or '.join(WEIGHTS)}, it has {held}")
         real = file.resolve(strict=True)  # the Hub's cache is made of links
         if not real.is_file():  # to open a named pipe would wait forever
             raise DataError(f"{file} is not a regular file")

@@ -82,7 +82,7 @@ def _as_it_is(folder: str) -> ViT | BiT:
         if isinstance(error, DataError) and not isinstance(error, HoldsClassifier):
             raise
         facts = "leave_head=true" if isinstance(error, HoldsClassifier) else "NAME=VALUE ..."
-        command = f"python -m sslvit convert {shlex.quote(folder)} NEW --foreign {facts}"
+        command = f"sslvit convert {shlex.quote(folder)} NEW --foreign {facts}"
         kind = DataError if isinstance(error, DataError) else ValueError
         what = error.what if isinstance(error, HoldsClassifier) else error
         raise kind(f"{what}. For --init_from, run `{command}`, then give --init_from NEW") from error

@@ -1,11 +1,13 @@
 """Options of commands that open a model: --model and --foreign."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from sslvit.errors import NoInput
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.weights.foreign.open import open_backbone
@@ -43,22 +45,25 @@ FACTS: dict[str, Callable[[str], Any]] = {
 }
 
 GONE = {
-    "resize_to": "`python -m sslvit convert --image_size` resizes positions for good",
+    "resize_to": "`sslvit convert --image_size` resizes positions for good",
     "drop_distillation": "DeiT's distillation token is kept, as a register",
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    group: ClassVar[str] = "Model"
     model: Path = Path("runs/mpp/model")
-    """A run's folder (finished or not) or its model folder; or a checkpoint of timm, torchvision, transformers, Google,
-    MoCo v3, DINO, MAE or DINOv2."""
+    """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
+    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
     foreign: tuple[str, ...] = ()
-    """Facts that such a checkpoint lacks, e.g. family=mae, or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
+    """Facts that such a checkpoint lacks, e.g. family=mae; or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
     leave_head=true takes the backbone of a classifier."""
 
     def open(self) -> tuple[ViT | BiT, dict[str, Any]]:
         """The backbone, in evaluation mode, and its description: at least its `readout`."""
+        if not os.path.exists(self.model):
+            raise NoInput(f"--model {self.model} does not exist: it is a run's folder, a model folder or a checkpoint")
         return open_backbone(self.model, **facts(self.foreign))
 
 

@@ -8,7 +8,6 @@ executed. Each tensor is named by the JSON list of the keys that lead to it.
 
 import argparse
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from sslvit.processes.system import resource
 from sslvit.storage import durable
 
 MOST_BYTES, MOST_ENTRIES, DEEPEST = 16 << 30, 100_000, 8
@@ -70,6 +70,8 @@ def limit(size: int) -> None:
     """Limits memory to what reading a file of this size needs, beyond what Python and torch have already."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES + (1 << 20), MOST_BYTES + (1 << 20)))
+    if sys.platform != "linux":  # elsewhere the memory of a process cannot be limited
+        return
     memory = psutil.Process().memory_info().vms + 4 * size + (1 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 

@@ -1,4 +1,4 @@
-"""The command line of a program: flags on top of a preset; an error as one sentence and an exit code."""
+"""Runs a program from the command line: its help, an error as one sentence and an exit code."""
 
 import errno
 import io
@@ -8,76 +8,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, make_dataclass, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-import tyro
-
-from sslvit.config import RENAMED, RENAMED_BUDGET, TrainConfig
+from sslvit.cli.words import started_as
 from sslvit.errors import BAD_CONFIGURATION, CANNOT_WRITE, INTERNAL, Error, Preempted, shortened
-from sslvit.processes import collectives, launcher, signals
-
-Chosen = TypeVar("Chosen", bound=TrainConfig)
-Options = TypeVar("Options")
-
-
-def parse(kind: type[Options], default: Options | None = None, args: Sequence[str] | None = None) -> Options:
-    """A configuration from the command line. Options that were renamed work by their old names too, and say so."""
-    args = sys.argv[1:] if args is None else args
-    return tyro.cli(kind, default=default, args=with_new_names(args))
-
-
-def choose(presets: Mapping[str, Chosen], words: Sequence[str] | None = None) -> Chosen:
-    """The preset named on the command line, by default the first, with the other flags on top of it; checked.
-
-    Of --lr and --base_lr the one on the command line wins over the other in the preset.
-    """
-    first = next(iter(presets.values()))
-    lr, base_lr = typed("lr", words), typed("base_lr", words)
-    config = parse(type(first), presets.get(typed(first.chosen_by, words), first), words)
-    if base_lr and not config.base_lr > 0:
-        raise ValueError(f"--base_lr is {config.base_lr:g}; it must be above 0")
-    if base_lr and lr and config.lr:
-        raise ValueError(
-            f"--base_lr {config.base_lr:g} and --lr {config.lr:g} both set the learning rate: give --lr, the rate "
-            "itself, or --base_lr, the rate per 256 images of a batch"
-        )
-    config = (replace(config, lr=0.0) if base_lr else config).with_rate()
-    config.check()
-    return config
-
-
-def typed(flag: str, words: Sequence[str] | None = None) -> str:
-    """The value of a flag on the command line itself, or nothing."""
-    alone = make_dataclass("Alone", [(flag, str, field(default=""))])
-    known, _ = tyro.cli(alone, args=words, return_unknown_args=True, add_help=False)
-    return getattr(known, flag)
-
-
-def with_new_names(words: Sequence[str]) -> list[str]:
-    """Options that were renamed, and --budget operations, as they are called now."""
-    renamed = [with_new_name(word) for word in words]
-    for i, word in enumerate(renamed):
-        flag, equals, value = word.partition("=")
-        if flag == "--budget" and value in RENAMED_BUDGET:
-            renamed[i] = f"{flag}{equals}{RENAMED_BUDGET[value]}"
-        elif word in RENAMED_BUDGET and i and renamed[i - 1] == "--budget":
-            renamed[i] = RENAMED_BUDGET[word]
-    return renamed
-
-
-def with_new_name(word: str) -> str:
-    """--drop=0.5 as --mask_ratio=0.5."""
-    flag, equals, value = word.partition("=")
-    negated = flag.startswith(("--no-", "--no_")) and flag not in ("--no_weight_decay", "--no-weight-decay")
-    old = flag[5:] if negated else flag[2:]
-    new = RENAMED.get(old.replace("-", "_")) if flag.startswith("--") else None
-    if new is None:
-        return word
-    renamed = f"--{'no-' if negated else ''}{new}"
-    print(f"note: {flag} is now {renamed}; the old name works in this version only", file=sys.stderr)
-    return f"{renamed}{equals}{value}"
-
+from sslvit.processes import launcher, signals
 
 # What a machine lacks, by the messages of Python, torch and CUDA.
 LACKS = {
@@ -98,12 +33,13 @@ LACKS = {
         "--master_port (torchrun) or --main_process_port (accelerate launch)"
     ),
     r"driver on your system is too old|no kernel image is available|driver version is insufficient": (
-        "this torch does not fit the GPU or its driver: `python -m sslvit doctor` names both; install the torch that "
+        "this torch does not fit the GPU or its driver: `sslvit doctor` names both; install the torch that "
         "pytorch.org offers for this driver"
     ),
 }
 
 
+@signals.command()
 @signals.command()
 def run_cli(
     main: Callable[..., Any],
@@ -120,22 +56,37 @@ def run_cli(
     try:
         _run(main, options)
     except SystemExit as end:
-        if collectives.processes() == 1:
+        if _processes() == 1:
             raise
         if isinstance(end.code, str):
             _print(end.code)
-        collectives.end_process(end.code if isinstance(end.code, int) else int(end.code is not None))
-    if collectives.processes() > 1:
-        collectives.end_process(0)
+        _end_process(end.code if isinstance(end.code, int) else int(end.code is not None))
+    if _processes() > 1:
+        _end_process(0)
+
+
+def _processes() -> int:
+    """Without loading torch for it."""
+    collectives = sys.modules.get("sslvit.processes.collectives")
+    return collectives.processes() if collectives else 1
+
+
+def _end_process(code: int) -> NoReturn:
+    from sslvit.processes.collectives import end_process
+
+    end_process(code)
 
 
 def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> None:
     try:
-        main(*configurations(options))
+        if options is None:
+            main()
+        else:
+            start(main, options, sys.argv[1:], started_as())
         if sys.stdout:  # None where it was closed before we began
             sys.stdout.flush()
     except SystemExit as end:
-        sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # the command line's parser says 2
+        sys.exit(BAD_CONFIGURATION if end.code == 2 else end.code)  # as argparse says it
     except KeyboardInterrupt:
         _print("stopped: interrupted")
         sys.exit(128 + signal.SIGINT)
@@ -161,11 +112,46 @@ def _run(main: Callable[..., Any], options: type | Mapping[str, Any] | None) -> 
         sys.exit(INTERNAL)
 
 
-def configurations(options: type | Mapping[str, Any] | None) -> list[Any]:
-    """The arguments of main."""
-    if options is None:
-        return []
-    return [parse(options) if isinstance(options, type) else choose(options)]
+def start(main: Callable[..., Any], options: type | Mapping[str, Any], words: Sequence[str], program: str) -> None:
+    """main, with its configuration; or its help. An error speaks of options as they were typed."""
+    from sslvit.cli import help, parse  # which load torch
+
+    if help.asked(words):
+        if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
+            print(help.text(program, main, options, words))
+        return
+    config = parse.parse(options, args=words) if isinstance(options, type) else parse.choose(options, words)
+    try:
+        main(config)
+    except ValueError as error:
+        error.args = (as_typed(str(error), config),)
+        raise
+
+
+# Arguments of Python by the options that they are; others have the option's name.
+TYPED = {
+    **dict.fromkeys(("decoder_width", "decoder_heads"), "decoder"),
+    **dict.fromkeys(("scale", "small_scale"), "areas"),
+    "no model": "model",
+}
+PLACES = ("data", "eval_data", "init_from", "model")  # options with a place from which something is read
+
+
+def as_typed(text: str, config: Any) -> str:
+    """`corrupt 2.0 of ...` as `--corrupt 2.0 of ...`: Python names an argument, which the user typed as an option."""
+    names = "|".join(sorted([*vars(config), *TYPED], key=len, reverse=True))
+    found = re.match(rf"({names}) '?([^\s':]+)", text)
+    if not found:
+        given = [name for name in PLACES if "/" in str(getattr(config, name, ""))]
+        places = {name: re.escape(str(getattr(config, name))) for name in given}
+        return next((f"--{name} {text}" for name, place in places.items() if re.match(rf"{place}[ :]", text)), text)
+    argument, value = found.groups()
+    name = TYPED.get(argument, argument)
+    if name == "data" and value not in str(config.data):  # of another option with images
+        name = next((one for one in ("eval_data", "transfer", "seen") if value in str(getattr(config, one, ""))), name)
+    elif name != "data" and value.strip("(),") not in str(getattr(config, name, "")):  # a word of the sentence
+        return text
+    return f"--{name}{text[len(argument) :]}"
 
 
 def lacking(error: Exception) -> str:
