@@ -26,6 +26,7 @@ from sslvit.processes import signals
 from sslvit.processes.collectives import start_run
 from sslvit.processes.traces import without_trace
 from sslvit.reports.figures import draw_confusion
+from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.runs.log import METRICS, evaluations
 from sslvit.storage import jsonl, sealed
@@ -148,7 +149,8 @@ def pretrain(
         source = opened(images, image_size=size, channels=channels)
         settings = replace(settings, data=source.name)
         monitor = monitor_of(objective, images, source, test_images, accelerator) if evaluate else None
-        evaluated = train.pretrain(objective, source, views, settings, accelerator, monitor)
+        live = LiveReport(settings, objective, source, views, accelerator)
+        evaluated = train.pretrain(objective, source, views, settings, accelerator, monitor, live)
         finish(settings, objective, source, views, evaluated, accelerator)
     backbone.declared = objective.readout
     return Run(settings.out)
