@@ -4,17 +4,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sslvit.api.calls import check_names, public
 from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.objects import How, open_object
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.source import Images, Source
 from sslvit.data.spec import room
-from sslvit.data.subset import Subset
 from sslvit.errors import DataError, NoInput
-from sslvit.evaluate.split import hold_out as held_out
+from sslvit.evaluate.labelled import hold_out as held_out
 from sslvit.views.batching import Size, to_pair
 
 READING = {field.name for field in fields(ImagesConfig)} - {"data", "eval_crop"} | {"channels", "epoch_images"}
@@ -109,10 +106,9 @@ def labelled_pair(
     if not hold_out:
         return f"{reason}; give test_images"
     try:
-        rows, held = held_out(torch.tensor(train.required_labels()))
-    except ValueError as error:
-        return f"{reason}, and {error}"
-    return Subset(train, rows.numpy()), Subset(train, held.numpy())
+        return held_out(train, reason)
+    except DataError as error:
+        return str(error)
 
 
 def first_of(test: Any, common: dict[str, Any]) -> Images:

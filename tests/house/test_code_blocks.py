@@ -14,6 +14,7 @@ from PIL import Image
 
 import sslvit
 from sslvit.models.vit import ViT
+from sslvit.recipes import embed
 from sslvit.weights.folder import save_backbone
 
 PAGES = sorted({block.page for block in blocks("python")} - {"README.md"})  # the README's is tests/api's
@@ -28,7 +29,7 @@ def write_images(folder: Path, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A working directory as the pages suppose it: two runs, and images of one's own."""
+    """A working directory as the pages suppose it: two runs, images of one's own, and their features."""
     place = tmp_path_factory.mktemp("place")
     for run in ("mpp", "mine"):
         save_backbone(ViT.variant("XS/8", image_size=32), place / "runs" / run / "model", {"readout": "mean"})
@@ -36,6 +37,7 @@ def place(tmp_path_factory) -> Path:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             write_images(place / "my/labelled" / split / name, 12)
+    embed.main(embed.Config(model=place / "runs/mpp", data=f"folder:{place}/my/images", out=place / "features.parquet"))
     return place
 
 

@@ -3,7 +3,7 @@ up to where it would open its images."""
 
 import ast
 import contextlib
-import importlib.util
+import importlib
 import io
 import re
 from dataclasses import fields
@@ -16,9 +16,10 @@ from markdown_pages import PYPROJECT, ROOT, all_commands, inline_code
 from torch.distributed.run import get_args_parser
 
 from sslvit import __main__ as command
+from sslvit.cli.parse import choose, parse
+from sslvit.reports import runs
 from sslvit.weights.info import Convert
 
-parsing = pytest.importorskip("sslvit.cli.parse")
 RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
 PLACEHOLDER = re.compile(r"\[?(OBJECTIVE|COMMAND|FOLDER|MODEL|DATA|OUT|LAYOUT|RUN|NAME|MORE)\]?|.*OWNER/NAME")
 
@@ -30,7 +31,7 @@ def commands_parse_and_do_nothing(monkeypatch):
 
 
 def parsed(options: object, words: list[str]) -> None:
-    parsing.parse(options, args=words) if isinstance(options, type) else parsing.choose(options, words)
+    parse(options, args=words) if isinstance(options, type) else choose(options, words)
 
 
 def options_of(recipe: str) -> object:
@@ -140,9 +141,7 @@ def test_a_command_that_cannot_be_given_would_be_noticed(words, capsys):
 
 def test_every_option_that_a_page_names_exists():
     """Options of the recipes and commands, and of the programs that start recipes and tests."""
-    found = [Convert, *(options_of(name) for name in RECIPES)]
-    if importlib.util.find_spec("sslvit.reports.runs"):
-        found.append(importlib.import_module("sslvit.reports.runs").Options)
+    found = [Convert, runs.Config, *(options_of(name) for name in RECIPES)]
     kinds = [one if isinstance(one, type) else type(next(iter(one.values()))) for one in found]
     names = {field.name for kind in kinds for field in fields(kind)}
     known = {f"--{before}{name}" for name in names for before in ("", "no_", "no-")} | {
