@@ -31,7 +31,7 @@ from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
 from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble, completes
 from sslvit.training.outcome import write_outcome
-from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore
+from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore, weights_hash
 from sslvit.training.watch import Verdict
 from sslvit.training.watchdog import watched
 
@@ -73,7 +73,10 @@ def pretrain(
         if first == 0:  # the data in words and pictures, and the cost of a step
             look(sampler, objective.backbone.image_size, views, config, accelerator)
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
-            state.start_pending = evaluate is not None
+            state.start_pending = weights_hash(initial) if initial else ""
+        elif state.start_pending and (initial is None or weights_hash(initial) != state.start_pending):
+            accelerator.print("warning: the objective is not as the run began, whose start is therefore not evaluated")
+            state.start_pending = ""
         evaluation = Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
         del initial
 
@@ -199,7 +202,7 @@ def evaluated(run: Loop, state: RunState, log: Log, *, due: bool) -> dict[str, f
     if run.evaluation and state.start_pending:
         with signals.between_steps():  # the steps so far are not worth a stop's waiting
             log.write(0, run.evaluation.of_the_start())
-        state.start_pending = False
+        state.start_pending = ""
     return run.evaluation.of(run.objective) if run.evaluation and due else {}
 
 
