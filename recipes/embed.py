@@ -12,7 +12,7 @@ rows do not depend on their number.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,12 +28,18 @@ from sslvit.weights.foreign.options import ModelConfig
 PATIENCE = 7 * 24 * 3600.0  # seconds that a process waits for the others, whose images may be slower to read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig, ImagesConfig):
     """Write the features of images to a file. No labels are needed."""
 
     positional: ClassVar[tuple[str, ...]] = ("model", "data", "out")
-    out: Path = Path("features.parquet")
+    model: Path = field()
+    """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
+    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
+    data: str = field()
+    """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
+    npz:/file, disk:/dir, parquet:/files, webdataset:/files."""
+    out: Path
     """The file, .parquet or .npy."""
     image_size: Size = 0
     """Side in pixels; 0 takes the model's own."""

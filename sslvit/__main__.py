@@ -173,7 +173,7 @@ def objectives(program: str) -> str:
 
 
 def source(recipe: str) -> str:
-    """Of a recipe, without importing it."""
+    """Reads the text of a recipe's file, without importing it."""
     found = find_spec(f"{RECIPES}.{recipe}")
     if found is None or found.origin is None:
         raise ValueError(f"there is no recipe {recipe}")

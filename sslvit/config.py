@@ -91,7 +91,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            if isinstance(one.default, Path) and isinstance(value := getattr(self, one.name), str):
+            is_path = one.type is Path or isinstance(one.default, Path)
+            if is_path and isinstance(value := getattr(self, one.name), str):
                 object.__setattr__(self, one.name, Path(value))  # from Python a text will do
 
 

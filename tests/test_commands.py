@@ -132,6 +132,16 @@ MISTAKES = [
     ("pretrain mpp --batchsize 3", "did you mean --batch_size?"),
     ("pretrain mpp --Batch-Size=3", "did you mean --batch_size?"),
     ("pretrain mpp --zzz", "there is no option --zzz; --help-all lists all"),
+    ("pretrain mpp --epochs 3 -resume", "-resume: options begin with two hyphens: --resume"),
+    ("pretrain mpp --log_with", "--log_with takes one value or more, each a text, and none is given"),
+    ("pretrain mpp --only_classes --epochs 3", "--only_classes takes one value or more, each a whole number, and none"),
+    ("pretrain mpp epochs 3", "epochs: options begin with two hyphens: --epochs"),
+    ("embed runs/mine", "--data is missing"),
+    ("embed runs/mine shapes", "--out is missing"),
+    ("embed --overwrite a b c.npy d", "'d' belongs to no option"),
+    ("embed a b c.npy --batch_size 4 5", "--batch_size takes a whole number, and '5' is one too many"),
+    ("runs --watch 30 /nope", "there is no folder /nope"),
+    ("convert a b --head c", "--head takes no value, got c"),
     ("pretrain mpp -epochs 3", "-epochs: options begin with two hyphens: --epochs"),
     ("pretrain mpp --preset papr", "--preset papr: it must be small or paper; did you mean paper?"),
     ("pretrain mpp --target colour", "--target colour: it must be mean, downsized or pixels"),
@@ -193,7 +203,7 @@ def test_values_of_all_types_are_read():
         kind_of("dino"),
         args=shlex.split(
             "--image_size 32 48 --crops 4 16 24 --no-color --norm-last-layer --betas 0.8 0.9 --only_classes 1 2 "
-            "--lr=1e-3 --final_weight_decay None --channels 1 --range -5 1e3 --root /x --seed 1 --seed 2 --log_with"
+            "--lr=1e-3 --final_weight_decay None --channels 1 --range -5 1e3 --root /x --seed 1 --seed 2 --log_with a b"
         ),
     )
     assert (config.image_size, config.crops, config.color, config.norm_last_layer) == (
@@ -204,9 +214,17 @@ def test_values_of_all_types_are_read():
     )
     assert (config.betas, config.only_classes, config.final_weight_decay) == ((0.8, 0.9), (1, 2), None)
     assert (config.channels, config.range, config.root, config.lr) == (1, (-5.0, 1000.0), Path("/x"), 1e-3)
-    assert (config.seed, config.log_with) == (2, ())
+    assert (config.seed, config.log_with) == (2, ("a", "b"))
     assert type(config.channels) is int
     assert parse(Convert, args=["a", "b", "--to", "onnx"]) == Convert(Path("a"), Path("b"), "onnx")
+    assert parse(kind_of("finetune"), args=["--rates"]).rates == ()
+
+
+@pytest.mark.parametrize(
+    "words", ["a b --to onnx --head", "--to onnx a --head b", "--head a --to=onnx b", "b --head --to onnx --model a"]
+)
+def test_words_without_a_name_may_stand_after_options(words):
+    assert parse(Convert, args=words.split()) == Convert(Path("a"), Path("b"), "onnx", head=True)
 
 
 def test_the_objectives_are_the_recipes_that_pretrain():

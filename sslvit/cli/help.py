@@ -102,7 +102,7 @@ def is_set(name: str, default: Any) -> bool:
 
 def rows_of(option: Option, default: Any, words: str, columns: int) -> list[str]:
     """An option with these words and its default."""
-    value = getattr(default, option.name, option.default)
+    value = option.default if isinstance(default, type) else getattr(default, option.name, option.default)
     label = f"  --{'[no_]' if value is True else ''}{option.name} {option.metavar}".rstrip()
     needed = option.name in ("data", "model", "out") and value in (MISSING, "")
     shown = "required" if needed else "on" if value is True else "" if value is False else spelled(value)

@@ -22,6 +22,8 @@ GROUP_OF = {
     **dict.fromkeys(("epochs", "steps", "batch_size"), TRAINING),
     **dict.fromkeys(("out", "workers", "overwrite", "threads", "cache", "jobs"), RUN),
 }
+# Of the options of any number of values: without rates --lr is the rate, without fractions no regression is fitted.
+MAY_BE_EMPTY = ("rates", "fractions")
 LONGEST_CHOICES = 32  # characters of choices that stand in the place of a value
 
 
@@ -101,13 +103,19 @@ def shape(kind: Any) -> tuple[tuple[Any, ...], bool]:
     return (words[:1], True) if words[-1] is Ellipsis else (words, False)
 
 
+def most(option: Option) -> float:
+    """The number of words that an option takes at most."""
+    shapes = [shape(kind) for kind in alternatives(option.kind)]
+    return max(float("inf") if any_number else len(kinds) for kinds, any_number in shapes)
+
+
 def value_of(option: Option, words: list[str]) -> Any:
     """The value that words on the command line stand for. Raises ValueError, with the option's name."""
     if words in (["None"], ["none"]) and NoneType in get_args(option.kind):
         return None
     for kind in alternatives(option.kind):
         kinds, any_number = shape(kind)
-        if any_number:
+        if any_number and (words or option.name in MAY_BE_EMPTY):
             return tuple(read(option, kinds[0], word) for word in words)
         if len(kinds) == len(words):
             values = tuple(read(option, one, word) for one, word in zip(kinds, words, strict=True))
@@ -122,6 +130,8 @@ def expected(option: Option) -> str:
     if option.choices:
         return f"one of {one_of(option.choices)}"
     first = shape(alternatives(option.kind)[0])[0][0]
+    if most(option) == float("inf"):
+        return f"one value or more, each {IN_WORDS[first]}"
     if counts == [1]:
         return IN_WORDS[first]
     return f"{one_of(counts)} values, each {IN_WORDS[first]}"

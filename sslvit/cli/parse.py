@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, replace
 from typing import Any, TypeVar
 
-from sslvit.cli.options import Option, expected, options_of, value_of
+from sslvit.cli.options import Option, expected, most, options_of, value_of
 from sslvit.cli.words import meant
 from sslvit.config import RENAMED, RENAMED_BUDGET, TrainConfig
 
@@ -49,9 +49,9 @@ def choose(presets: Mapping[str, Chosen], words: Sequence[str] | None = None) ->
 
 def given(kind: type, words: Sequence[str]) -> dict[str, list[str]]:
     """The words of each option that is given, the last time that it is; of a switch on or off. A class may name, in
-    `positional`, the options that leading words without a name are for."""
-    options, found = options_of(kind), dict[str, list[str]]()
-    places, name = list(getattr(kind, "positional", ())), ""
+    `positional`, the options that words without a name are for: wherever these stand, in this order."""
+    options, found, loose, name = options_of(kind), dict[str, list[str]](), list[tuple[str, str]](), ""
+    positional = getattr(kind, "positional", ())
     for word in words:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
@@ -65,18 +65,22 @@ def given(kind: type, words: Sequence[str]) -> dict[str, list[str]]:
                 found[name] = ["off" if off else "on"]
             else:
                 found[name] = [value] if equals else []
-        elif name and not options[name].is_switch:
-            found[name].append(word)
-        elif places and not name:
-            found[places.pop(0)] = [word]
-        else:
+        elif word.startswith("-") and named(word.partition("=")[0], options)[0]:
             raise ValueError(misplaced(word, name, options))
-    return found
+        elif name and not options[name].is_switch and not (positional and len(found[name]) >= most(options[name])):
+            found[name].append(word)
+        else:
+            loose.append((word, name))
+            name = ""
+    places = [one for one in positional if one not in found]
+    if len(loose) > len(places):
+        raise ValueError(misplaced(*loose[len(places)], options))
+    return found | {place: [word] for place, (word, _) in zip(places, loose, strict=False)}
 
 
 def named(flag: str, options: Mapping[str, Option]) -> tuple[str, bool]:
     """The option that a flag is, or nothing, and whether it is turned off. Hyphens and underscores are the same."""
-    name = flag.removeprefix("--").replace("-", "_")
+    name = flag.lstrip("-").replace("-", "_")
     positive = name.removeprefix("no_")
     if name not in options and positive in options and options[positive].is_switch:
         return positive, True
@@ -85,8 +89,10 @@ def named(flag: str, options: Mapping[str, Option]) -> tuple[str, bool]:
 
 def misplaced(word: str, name: str, options: Mapping[str, Option]) -> str:
     """What is wrong with a word that belongs to no option."""
-    if known := named(word.lstrip("-"), options)[0]:
-        return f"{word}: options begin with two hyphens: --{known}"
+    if named(word.partition("=")[0], options)[0]:
+        return f"{word}: options begin with two hyphens: --{word.lstrip('-')}"
+    if name and not options[name].is_switch:
+        return f"--{name} takes {expected(options[name])}, and {word!r} is one too many"
     return f"--{name} takes no value, got {word}" if name else f"{word!r} belongs to no option, which all begin with --"
 
 
