@@ -66,7 +66,7 @@ def extract_features(
         source = opened(images, split, image_size=size, **({"channels": backbone.channels} | reading))
         if not isinstance(source, Source):
             raise DataError(f"{source.name} has no end: features are of images that can be read by number")
-        rows = None if ids is None else np.asarray(ids, np.int64)
+        rows = None if ids is None else numbers_of(ids, source)
         try:
             features = extract(
                 backbone.to(accelerator.device), source, eval_view(size, eval_crop), accelerator,
@@ -77,6 +77,17 @@ def extract_features(
         if problem := left_out(features, source):
             accelerator.print(f"warning: {problem}")
     return features._replace(declared=declared if declared in readouts else readouts[0], classes=source.classes)
+
+
+def numbers_of(ids: Any, source: Source) -> np.ndarray:
+    """Numbers of images of a source; anything else, such as a mask, is refused."""
+    values = ids.numpy(force=True) if isinstance(ids, Tensor) else np.asarray(ids)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        mask = "; np.flatnonzero(mask) are those of a mask" if values.dtype == bool else ""
+        raise ValueError(f"ids have shape {values.shape} and type {values.dtype}: give a list of whole numbers{mask}")
+    if wrong := [id for id in values.tolist() if not 0 <= id < len(source)]:
+        raise ValueError(f"ids contain {wrong[0]}: the images of {source.name} are numbered 0 to {len(source) - 1}")
+    return values.astype(np.int64)
 
 
 class FewShot(NamedTuple):

@@ -112,7 +112,7 @@ def labelled_pair(
 
 
 def first_of(test: Any, common: dict[str, Any]) -> Images:
-    """Of a text its test split, or all of it if it has no splits."""
+    """Opens the test images: of a text its test split, or all of it if it has no splits."""
     if isinstance(test, str | Path):
         try:
             return opened(test, "test", **common)

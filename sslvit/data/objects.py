@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ def open_object(images: Any, labels: Any, options: ReadOptions, how: How) -> Sou
         source: Source = of_array(images, labels, options, how)
     elif is_table(images):
         source = of_table(images, labels, options, how)
-    elif isinstance(images, Dataset | Sequence) and not isinstance(images, torch.utils.data.IterableDataset):
+    elif isinstance(images, Sequence) or (isinstance(images, Dataset) and is_numbered(images)):
         source = of_items(images, labels, options, how)
     else:
         raise DataError(
@@ -59,6 +59,11 @@ def open_object(images: Any, labels: Any, options: ReadOptions, how: How) -> Sou
     return source
 
 
+def is_numbered(dataset: Any) -> bool:
+    """Whether a torch Dataset has a length, and items by number."""
+    return hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset)
+
+
 def one_split(options: ReadOptions, what: str) -> None:
     """Else the same images would be trained and tested on."""
     if options.split != "train":
@@ -68,6 +73,8 @@ def one_split(options: ReadOptions, what: str) -> None:
 def given_labels(labels: Any, size: int, options: ReadOptions) -> Labels:
     """Those of the argument `labels`, which must be usable."""
     values = labels.numpy(force=True) if isinstance(labels, torch.Tensor) else labels
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise DataError(f"labels are {str(values)[:40]!r}, a {type(labels).__name__}: give one per image, in a list")
     values = values if isinstance(values, np.ndarray) else list(values)
     if len(values) != size:
         raise DataError(f"{len(values):,} labels for {size:,} images")

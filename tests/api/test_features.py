@@ -132,3 +132,26 @@ def test_models_are_saved_loaded_and_exported(tmp_path):
     sslvit.save_model(backbone, tmp_path / "backbone")
     with pytest.raises(DataError, match="a backbone without a head"):
         sslvit.load_model(tmp_path / "backbone", head=True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (np.arange(20) < 3, r"type bool: give a list of whole numbers; np.flatnonzero\(mask\)"),
+        (torch.arange(20) < 3, "type bool"),
+        ([0.0, 1.0], "type float64: give a list of whole numbers"),
+        ([[0, 1]], r"shape \(1, 2\)"),
+        ([0, -1], "ids contain -1: the images of .* are numbered 0 to 19"),
+        ([20], "ids contain 20"),
+        ([], "no images"),
+    ],
+)
+def test_ids_are_numbers_of_images_and_nothing_else(ids, said):
+    vit = sslvit.ViT.variant("mu/8", image_size=16)
+    with pytest.raises(ValueError, match=said):
+        sslvit.extract_features(vit, "shapes:n=20", ids=ids)
+
+
+def test_ids_may_be_a_tensor():
+    vit = sslvit.ViT.variant("mu/8", image_size=16)
+    assert sslvit.extract_features(vit, "shapes:n=20", ids=torch.tensor([7, 2])).ids.tolist() == [7, 2]

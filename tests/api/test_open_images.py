@@ -41,6 +41,13 @@ class Items(Dataset):
         return (TENSOR[i] / 255 + (self.change if i == 7 else 0)).clamp(0, 1), torch.tensor(i % 4)
 
 
+class Unnumbered(Dataset):
+    """As torch allows it: without a length."""
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return TENSOR[i]
+
+
 def table() -> datasets.Dataset:
     pictures = [Image.fromarray(one) for one in ARRAY]
     cells = datasets.Dataset.from_dict({"picture": pictures, "label": [i % 4 for i in range(SIZE)]})
@@ -180,6 +187,10 @@ class Random(Items):
         (ARRAY, {"split": "test"}, "an array has no splits"),
         (list(ARRAY), {"split": "test"}, "a list has no splits"),
         (ARRAY, {"labels": [1, 2]}, "2 labels for 20 images"),
+        (Unnumbered(), {}, "images are a Unnumbered: .* with a length"),
+        (ARRAY, {"labels": 3}, "labels are '3', a int: give one per image"),
+        (ARRAY, {"labels": torch.tensor(3)}, "labels are '3', a Tensor: give one per image"),
+        (ARRAY, {"labels": "abcdefghijklmnopqrst"}, "a str: give one per image"),
         (ARRAY, {"labels": [0.5] * SIZE}, "labels are integers or text"),
         (ARRAY, {"labels": NAMED, "classes": ("cat",)}, "'dog': not one of 1 classes"),
         (ARRAY, {"channels": 1}, "channels 1: array"),
