@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -44,6 +44,7 @@ from sslvit.views.pretraining import EvalView
 SHARD_BATCHES, SHARD_BYTES = 8, 64 << 20  # a shard has up to so many batches, and one at least
 ROW_BYTES = 200  # about, of an id, a label and a path
 SHOWN = 3  # unreadable images that are named at the terminal
+DIFFERENT = {"model": "a different model", "images": "different images", "options": "different options"}
 SUFFIXES = (".parquet", ".npy")
 ROWS, UNREADABLE = "rows.parquet", "unreadable.jsonl"
 
@@ -89,13 +90,16 @@ def products(out: Path) -> list[Path]:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuses a file that cannot be written, before a model is opened."""
+    """Refuses a file that cannot be written, before a model is opened. What was made beside it is no reason to refuse
+    if a command was killed between the two: then its folder is there."""
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out}: its name must end in {' or '.join(SUFFIXES)}")
+    shards = Shards(out)
+    shards.sweep()
     for path in reversed(products(out)):
         if os.path.isdir(path):
             raise CannotWrite(f"--out: {path} is a folder: choose another name")
-        if os.path.lexists(path) and not overwrite:
+        if os.path.lexists(path) and not overwrite and (path == out or not shards.folder.is_dir()):
             raise CannotWrite(f"--out: {path} exists: --overwrite replaces it, or choose another name")
 
 
@@ -128,23 +132,32 @@ def embed(
     about |= {"weights": weights, "data": source.name, "fingerprint": source.fingerprint, "images": len(ids)}
     about |= {"readout": readout, "view": repr(view), "classes": source.classes, "version": __version__}
     shards, bad = Shards(out), list[Unreadable]()
-    try:
+    with ExitStack() as lock:
         if accelerator.is_main_process:
-            _check(shards, work, of, overwrite)
-        with shards.locked(of) if accelerator.is_main_process else nullcontext():
-            accelerator.wait_for_everyone()
-            per_second = _compute(backbone, work, view, shards, accelerator, workers)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
+            with _writing(out):
+                _check(shards, work, of, overwrite)
+                lock.enter_context(shards.locked(of))
+        accelerator.wait_for_everyone()
+        per_second = _compute(backbone, work, view, shards, accelerator, workers)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with _writing(out):
                 bad = _finish(shards, work, about)
-            accelerator.wait_for_everyone()
-    except OSError as error:
-        if isinstance(error, CannotWrite):
-            raise
-        raise CannotWrite(f"--out {out} cannot be written: {error.strerror or error}") from error
+        accelerator.wait_for_everyone()
     for line in bad[:SHOWN]:
-        accelerator.print(f"cannot be read and has no row: {line.path}: {line.reason}")
+        accelerator.print(f"skipped, unreadable: {line.path}: {line.reason}")
     return Embedded(len(ids) - len(bad), shape, len(bad), per_second)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """What the system refuses in here is about the file and its folder."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
 def _shape(backbone: nn.Module, source: Source, view: EvalView, readout: str, device: torch.device) -> tuple[int, ...]:
@@ -159,8 +172,9 @@ def _check(shards: Shards, work: Work, of: dict[str, Any], overwrite: bool) -> N
     """Refuses before anything is written: other work that was begun, or a disk without room for the missing shards and
     for the file that is made of all."""
     if (different := shards.different(of)) and not overwrite:
+        what = " and ".join(DIFFERENT[name] for name in different)
         raise CannotWrite(
-            f"--out {shards.out}: {shards.folder} is of an unfinished command with other {' and '.join(different)}: "
+            f"--out {shards.out}: {shards.folder} belongs to an unfinished command with {what}: "
             "--overwrite starts afresh, or choose another name"
         )
     there = 0 if different else shards.rows()
@@ -177,11 +191,14 @@ def _compute(
     backbone: nn.Module, work: Work, view: EvalView, shards: Shards, accelerator: Accelerator, workers: int
 ) -> float:
     """Writes the missing shards of this process; the images per second of all."""
-    rank, processes, there = collectives.rank(), collectives.processes(), shards.files()
+    rank, processes = collectives.rank(), collectives.processes()
     mine = {number: ids for number, ids in enumerate(work.pieces()) if number % processes == rank}
-    todo = {n: ids for n, ids in mine.items() if n not in there or not shards.is_whole(there[n])}
+    with _writing(shards.out):
+        there = shards.files()
+        todo = {n: ids for n, ids in mine.items() if n not in there or not shards.is_whole(there[n])}
     if len(todo) < len(mine):
-        accelerator.print(f"goes on: {len(mine) - len(todo):,} of {len(mine):,} shards are in {shards.folder}")
+        done = len(mine) - len(todo)
+        accelerator.print(f"Resuming: {done:,} of {len(mine):,} shards are already in {shards.folder}")
     if not todo:
         return 0.0
     batches = [batch for ids in todo.values() for batch in work.batches(ids)]
@@ -197,7 +214,9 @@ def _compute(
                 features.append(rows[~unreadable(samples)])
                 bad += samples.bad
                 bar.update(processes * len(samples.ids))
-            shards.write(number, _shard(work, ids, torch.cat(features), bad))
+            shard = _shard(work, ids, torch.cat(features), bad)
+            with _writing(shards.out):
+                shards.write(number, shard)
     return images / (time.perf_counter() - began)
 
 
@@ -241,6 +260,7 @@ def _finish(shards: Shards, work: Work, about: dict[str, Any]) -> list[Unreadabl
     with _new(lines_file) as lines:
         kept = [{"id": line.id, "path": line.path, "reason": line.reason} for line in bad]
         lines.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+    shards.made()
     for place, file in made.items():
         if file == lines_file and not bad:
             place.unlink(missing_ok=True)  # of an earlier command

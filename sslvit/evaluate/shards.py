@@ -2,12 +2,15 @@
 
 .features.parquet.unfinished/about.json                    what they are of; sealed
                              00000003-2047-6f0a....safetensors    features, ids, and what could not be read
+                             made                     from when the products are here until they have moved out
 """
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ from sslvit.errors import CannotWrite, DataError
 from sslvit.storage import durable, sealed
 
 ABOUT, LOCK = "about.json", "lock"
+MADE = "made"  # a file that is there once the products are, which are then moved out of the folder
 
 
 class Shard(NamedTuple):
@@ -43,6 +47,13 @@ class Shards:
         about = sealed.intact(self.folder / ABOUT)
         return [name for name, value in json.loads(json.dumps(of)).items() if about and about.get(name) != value]
 
+    def sweep(self) -> None:
+        """Deletes this folder if a command was killed after it had moved all out of it, or while it deleted it."""
+        if self.out.exists() and (self.folder / MADE).exists() and not (self.folder / self.out.name).exists():
+            durable.discard(self.folder)
+        for deleted in self.folder.parent.glob(f".del-{escape(self.folder.name)}-*"):
+            shutil.rmtree(deleted, ignore_errors=True)
+
     @contextmanager
     def locked(self, of: dict[str, Any]) -> Iterator[None]:
         """For one command at a time, with the shards of the same work alone."""
@@ -52,12 +63,18 @@ class Shards:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise CannotWrite(f"--out {self.out}: another process is writing it") from error
+            (self.folder / MADE).unlink(missing_ok=True)
             if self.different(of) or not sealed.intact(self.folder / ABOUT):
                 for path in self.folder.iterdir():
                     if path.name != LOCK:
                         durable.delete(path)
                 sealed.write(self.folder / ABOUT, of)
             yield
+
+    def made(self) -> None:
+        """Records that the products are in the folder, whole."""
+        durable.sync_folder(self.folder)
+        (self.folder / MADE).touch()
 
     def write(self, number: int, shard: Shard) -> None:
         unreadable = torch.frombuffer(bytearray(json.dumps(shard.unreadable).encode()), dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """Files of features hold what `extract` computes, bit for bit, whatever kills, processes and workers made them."""
 
+import errno
 import fcntl
 import json
 import os
@@ -93,7 +94,7 @@ def test_a_parquet_file_has_the_rows_of_extract_with_paths_and_labels(place, cap
     (line,) = map(json.loads, Path("features.parquet.unreadable.jsonl").read_text().splitlines())
     assert (line["id"], line["path"]) == (BAD, str(place / "set" / "a" / "10.png"))
     printed = capsys.readouterr().out
-    assert f"{line['path']}: {line['reason']}" in printed
+    assert f"skipped, unreadable: {line['path']}: {line['reason']}" in printed
     assert "40 rows of 32 in features.parquet" in printed
     assert sorted(os.listdir()) == ["features.parquet", "features.parquet.unreadable.jsonl"]
 
@@ -218,6 +219,50 @@ def test_killed_anywhere_and_again_the_same_command_ends_in_the_same_bytes(place
     assert counts.count(signal.SIGKILL) >= 2  # or nothing was killed twice
 
 
+@pytest.mark.parametrize("out", ["features.parquet", "features.npy"])
+def test_killed_while_files_are_renamed_and_its_folder_deleted_the_same_command_ends_it(place, out, capfd):
+    def work() -> None:
+        run("embed", words(place, "--threads 1", out=out))
+
+    def prepare() -> None:
+        Path("names").write_text("\n".join(list_changes(work)))
+
+    files = sorted([out, f"{out}.unreadable.jsonl"] + ["features.npy.rows.parquet"] * (out == "features.npy"))
+    assert forked(prepare) == 0
+    names = Path("names").read_text().split()
+    Path("names").unlink()
+    first = max(n for n, name in enumerate(names) if name == "mkdir")  # the hidden folder is made
+    renames = [n for n, name in enumerate(names) if n > first and name in ("rename", "replace")][-len(files) - 1 :]
+    refused = 0
+    for moment in [*renames, renames[-1] + 2]:  # each file's, the hidden folder's, and amid its deletion
+        for name in files:
+            Path(name).unlink()
+        assert killed_at(work, moment, "after") == signal.SIGKILL
+        again = forked(work)
+        refused += again != 0
+        assert (again != 0) == (f"--out: {out} exists" in capfd.readouterr().err)
+        assert sorted(os.listdir()) == files
+    assert refused == 3  # the file was whole by then
+
+
+def test_only_what_cannot_be_written_is_blamed_on_out(place, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        refuse(patched, embedding.EncodedSource, "read", OSError(errno.EMFILE, "Too many open files", "/set/a"))
+        said = ends(capsys, 70, words(place, "--threads 1"))
+    assert "the limit of open files is reached" in said
+    assert "--out" not in said
+    refuse(monkeypatch, Shards, "write", OSError(errno.EDQUOT, "Disk quota exceeded"))
+    said = ends(capsys, CannotWrite.code, words(place, "--threads 1"))
+    assert said.endswith("--out features.parquet cannot be written: Disk quota exceeded\n")
+
+
+def refuse(patched: pytest.MonkeyPatch, kind: type, name: str, error: OSError) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    patched.setattr(kind, name, fail)
+
+
 @pytest.mark.processes
 def test_a_process_that_is_killed_leaves_its_shards_and_the_next_goes_on(place):
     """From outside, at any time, as a scheduler does."""
@@ -242,7 +287,7 @@ def test_a_process_that_is_killed_leaves_its_shards_and_the_next_goes_on(place):
         assert len(Shards(Path("features.parquet")).files()) in (made, made + 1)
         made = len(Shards(Path("features.parquet")).files())
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert f"goes on: {made} of 10 shards" in done.stdout
+    assert f"Resuming: {made} of 10 shards" in done.stdout
     assert done.stdout.count("shard\n") == 10 - made
     run("embed", words(place, "--threads 1 --limit 40", out="at-once.parquet"))
     assert pq.read_table("features.parquet").equals(pq.read_table("at-once.parquet"))
@@ -275,17 +320,17 @@ def test_another_model_other_images_or_options_are_refused_or_start_afresh(place
     save_backbone(vit(depth=3), tmp_path / "other", ABOUT)
     other_model = words(place, "--threads 1").replace(str(place / "model"), str(tmp_path / "other"))
     for command, what in [
-        (other_model, "other model"),
-        (words(place, "--threads 1", data="array.npz"), "other images"),
-        (words(place, "--threads 1 --limit 7"), "other images"),
-        (words(place, "--threads 1 --readout cls"), "other options"),
+        (other_model, "a different model"),
+        (words(place, "--threads 1", data="array.npz"), "different images"),
+        (words(place, "--threads 1 --limit 7"), "different images"),
+        (words(place, "--threads 1 --readout cls"), "different options"),
     ]:
         said = ends(capsys, CannotWrite.code, command)
         assert what in said
         assert "--overwrite starts afresh" in said
         assert list(shards.files()) == [0, 1, 2]
     run("embed", words(place, "--threads 1 --readout cls --overwrite"))
-    assert "goes on" not in capsys.readouterr().out
+    assert "Resuming" not in capsys.readouterr().out
     features, _ = expected(place, readout="cls")
     assert (values_of(pq.read_table("features.parquet"), (32,)) == features.by_readout["cls"].numpy()).all()
 
@@ -295,7 +340,7 @@ def test_an_overwriting_command_that_was_killed_goes_on_and_leaves_the_old_file_
     begun(place, "--overwrite")
     assert Path("features.parquet").read_text() == "old"
     run("embed", words(place, "--threads 1 --overwrite"))
-    assert "goes on: 3 of 6 shards" in capsys.readouterr().out
+    assert "Resuming: 3 of 6 shards" in capsys.readouterr().out
     assert pq.read_table("features.parquet").num_rows == 40
 
 
@@ -305,7 +350,7 @@ def test_a_damaged_shard_is_made_again(place, capsys):
     content[len(content) // 2] ^= 1
     shards.files()[1].write_bytes(content)
     run("embed", words(place, "--threads 1"))
-    assert "goes on: 2 of 6 shards" in capsys.readouterr().out
+    assert "Resuming: 2 of 6 shards" in capsys.readouterr().out
     features, _ = expected(place)
     assert (values_of(pq.read_table("features.parquet"), (32,)) == features.by_readout["mean"].numpy()).all()
 
