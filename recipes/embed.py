@@ -1,6 +1,7 @@
 """Features of images, by any model that can be opened, as a file.
 
-    python recipes/embed.py --model runs/mpp --data folder:/my/images --out features.parquet
+    python recipes/embed.py runs/mpp folder:/my/images features.parquet
+    python recipes/embed.py runs/mpp shapes features.npy --readout both
 
 A .parquet file has the columns id, path, label and features, as far as there are paths and labels, and in its metadata
 what they are of; a .npy file has the features alone, as numpy maps it into memory, and the rest is in a parquet file
@@ -35,12 +36,12 @@ class Config(ModelConfig, ImagesConfig):
     out: Path = Path("features.parquet")
     """The file, .parquet or .npy."""
     image_size: Size = 0
-    """0 takes the model's own."""
+    """Side in pixels; 0 takes the model's own."""
     split: Literal["train", "test"] = "train"
     """A set without splits is all train."""
     readout: str = "declared"
-    """What is read of the model: declared (by its objective), cls, mean, both, cls:4 (of the last four blocks, joined),
-    or patches (all of them)."""
+    """What is read: declared, cls, mean, both, cls:4 or patches. The objective declares one; cls:4 joins the last four
+    blocks, and patches are all of them."""
     limit: int = option(0, least=0)
     """Use at most this many images, drawn at random; 0 takes all."""
     float16: bool = False
@@ -50,8 +51,9 @@ class Config(ModelConfig, ImagesConfig):
     workers: int = option(0, least=0)
     """Processes that read images, per process."""
     overwrite: bool = False
-    """Replace the file, and an unfinished one of another model or other images."""
+    """Replace the file. Also an unfinished one of another model or other images."""
     threads: int = option(0, least=0)
+    """CPU threads; 0 takes one per core."""
 
 
 def main(config: Config) -> Embedded:

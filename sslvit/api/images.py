@@ -4,17 +4,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sslvit.api.calls import check_names, public
 from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.objects import How, open_object
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.source import Images, Source
 from sslvit.data.spec import room
-from sslvit.data.subset import Subset
 from sslvit.errors import DataError, NoInput
-from sslvit.evaluate.split import hold_out as held_out
+from sslvit.evaluate.labelled import hold_out as held_out
 from sslvit.views.batching import Size, to_pair
 
 READING = {field.name for field in fields(ImagesConfig)} - {"data", "eval_crop"} | {"channels", "epoch_images"}
@@ -93,30 +90,29 @@ def as_it_is(images: Images, split: str, labels: Any, channels: int | None, read
 
 
 def labelled_pair(
-    images: Any, train: Source, test: Any, image_size: Size, *, hold_out: bool
+    images: Any, train: Source, test: Any, image_size: Size, *, hold_out: bool, **reading: Any
 ) -> tuple[Source, Source] | str:
     """The training images and those to evaluate on: `test`, or the test split of images that are named by a text, or a
-    tenth that is held out. Or why there are none."""
+    tenth that is held out. Or why there are none. reading: as the training images were opened."""
     common: dict[str, Any] = {"image_size": image_size, "channels": train.channels, "classes": train.classes}
     if test is not None:
         return train, same_classes(train, first_of(test, common))
     reason = f"{train.name} has no test images"
     if isinstance(images, str | Path):
         try:
-            return train, same_classes(train, opened(images, "test", **common))
+            return train, same_classes(train, opened(images, "test", **common, **reading))
         except NoInput as error:
             reason = str(error)
     if not hold_out:
         return f"{reason}; give test_images"
     try:
-        rows, held = held_out(torch.tensor(train.required_labels()))
-    except ValueError as error:
-        return f"{reason}, and {error}"
-    return Subset(train, rows.numpy()), Subset(train, held.numpy())
+        return held_out(train, reason)
+    except DataError as error:
+        return str(error)
 
 
 def first_of(test: Any, common: dict[str, Any]) -> Images:
-    """Of a text its test split, or all of it if it has no splits."""
+    """Opens images to test on: of a text its test split, or all of it if it has no splits."""
     if isinstance(test, str | Path):
         try:
             return opened(test, "test", **common)

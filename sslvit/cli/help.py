@@ -16,7 +16,7 @@ SHOWN = (
     "data", "image_size", "split", "held_out",
     "model", "init_from", "foreign",
     "preset", "protocol", "study", "methods", "target", "corrupt", "mask_ratio", "decoder", "crops", "hidden", "color",
-    "tanh", "magnitude", "readout", "scratch", "blocks", "k", "shots", "fractions", "fraction", "budget",
+    "tanh", "magnitude", "readout", "scratch", "limit", "blocks", "k", "shots", "fractions", "fraction", "budget",
     "finetune_steps", "seeds", "augmented", "shown",
     "epochs", "steps", "batch_size", "lr", "base_lr", "seed",
     "precision", "workers", "out", "resume", "overwrite", "dry_run", "show_views", "jobs",
@@ -66,7 +66,9 @@ def defaults(options: type | Mapping[str, Any], words: Sequence[str]) -> tuple[t
 
 
 def usage(program: str, kind: type) -> str:
-    places = "".join(f" {name.upper()}" for name in getattr(kind, "positional", ()))
+    known, places = options_of(kind), ""
+    for name in getattr(kind, "positional", ()):
+        places += f" {name.upper()}" if known[name].default is MISSING else f" [{name.upper()}]"
     return f"  {program}{places} [--OPTION VALUE ...]"
 
 

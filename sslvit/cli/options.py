@@ -17,10 +17,10 @@ METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 IMAGES, MODEL, METHOD, TRAINING, RUN = GROUPS = ("Images", "Model", "Method", "Training", "Run")
 # The group of an option that several classes define for themselves.
 GROUP_OF = {
-    **dict.fromkeys(("data", "channels"), IMAGES),
+    **dict.fromkeys(("data", "channels", "split"), IMAGES),
     **dict.fromkeys(("model", "init_from"), MODEL),
     **dict.fromkeys(("epochs", "steps", "batch_size"), TRAINING),
-    **dict.fromkeys(("out", "threads", "cache", "jobs"), RUN),
+    **dict.fromkeys(("out", "workers", "overwrite", "threads", "cache", "jobs"), RUN),
 }
 LONGEST_CHOICES = 32  # characters of choices that stand in the place of a value
 

@@ -40,7 +40,6 @@ LACKS = {
 
 
 @signals.command()
-@signals.command()
 def run_cli(
     main: Callable[..., Any],
     options: type | Mapping[str, Any] | None = None,

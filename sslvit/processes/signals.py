@@ -11,9 +11,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from sslvit.errors import Preempted
-from sslvit.processes import system as system  # first: Windows has not all of these signals
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 ONCE = 1.0  # seconds within which launchers and schedulers repeat a signal that they mean once
 
 

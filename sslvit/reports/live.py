@@ -208,9 +208,10 @@ def evaluation(progress: Progress) -> str:
         rows = [[name, f"{100 * tested[key]:.1f}"] for name, key in kinds.items() if isinstance(tested.get(key), float)]
         parts.append(page.table([f"test, {tested.get('images', 0):,} images, %", ""], rows))
     if rows := [list(row.cells(progress.readout)) for row in progress.rows()]:
-        latest = f"step {progress.evaluations[-1]['step']:,}"
+        step = progress.evaluations[-1]["step"]
+        header = ["accuracy, %", beginning(progress.config), f"step {step:,}"][: 3 if step else 2]
         declared = page.paragraph(f"* the readout that the objective declares ({progress.readout})", "faint")
-        parts.append(page.table(["accuracy, %", beginning(progress.config), latest], rows) + declared)
+        parts.append(page.table(header, [row[: len(header)] for row in rows]) + declared)
     names = [name for name in (progress.evaluations or [{}])[-1] if name.startswith(f"eval/{progress.readout}/")]
     curves = [progress.curve(name)._replace(name=name.rpartition("/")[2]) for name in names]
     lines = [line._replace(y=[100 * y for y in line.y]) for line in curves if len(line.x) > 1]

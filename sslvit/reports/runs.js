@@ -64,8 +64,8 @@
     group.append(...names.map((name) => new Option(name)));
     if (names.length) metric.append(group);
   }
-  const withCurves = rows.map((row) => runs[row.dataset.run].name).filter((name) => named(name).length);
-  view.chosen ??= withCurves.slice(0, SHOWN);
+  const healthy = rows.map((row) => runs[row.dataset.run]).filter((run) => run.state !== "diverged");
+  view.chosen ??= healthy.map((run) => run.name).filter((name) => named(name).length).slice(0, SHOWN);
   metric.value = all.includes(view.metric) ? view.metric : all.includes("loss") ? "loss" : all[0] || "";
   across.value = view.across; filter.value = view.filter;
   for (const row of rows) {
@@ -113,8 +113,10 @@
     return list;
   }
 
-  const label = (value) => value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)
+  const label = (value) => value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5)
     ? value.toExponential(2).replace(/\.?0*e\+?/, "e") : value.toLocaleString("en", { maximumSignificantDigits: 4 });
+
+  const wide = (value) => value < 1e5 ? label(value) : value.toLocaleString("en", { notation: "compact" });  // 1.2M images
 
   // An axis from pixel `from` to `until`: round ends, ticks, and where a value is.
   function axis(values, from, until, count, log, zero) {
@@ -165,7 +167,7 @@
       svg("text", { x: left - 8, y: y(mark) + 4, "text-anchor": "end" }, label(mark)));
     for (const mark of along.marks) {
       const at = x(mark), anchor = at > right - 20 ? "end" : "middle";
-      picture.append(svg("text", { x: anchor === "end" ? right + 8 : at, y: bottom + 18, "text-anchor": anchor }, label(mark)));
+      picture.append(svg("text", { x: anchor === "end" ? right + 8 : at, y: bottom + 18, "text-anchor": anchor }, wide(mark)));
     }
     picture.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
       svg("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, across.value),

@@ -1,6 +1,9 @@
 """All runs below a folder: a table in the terminal, and one page with their curves over each other.
 
-sslvit runs [FOLDER] [--out FILE] [--watch SECONDS]
+    sslvit runs                             of ./runs
+    sslvit runs /data/runs --watch 30       written anew every half minute
+
+The page can be left open while runs go on.
 """
 
 import time
@@ -22,6 +25,7 @@ COLUMNS = ("run", "state", "objective", "epochs", "accuracy, %", "time", "images
 class Config:
     """Show all runs below a folder: a table here, and a page with their curves."""
 
+    group: ClassVar[str] = "Run"
     positional: ClassVar[tuple[str, ...]] = ("folder",)
     folder: Path = Path("runs")
     """The folder. Runs may lie at any depth."""
@@ -32,7 +36,6 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """sslvit runs /data/runs --watch 30    written anew every half minute"""
     if not 0 <= config.watch < float("inf"):
         raise ValueError(f"--watch {config.watch:g}: the seconds between two pages must be 0 or more")
     write(config.folder, config.out, watch=config.watch)

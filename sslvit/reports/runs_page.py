@@ -81,13 +81,13 @@ def state(sentence: str, every: float, patience: float, folder: Path) -> str:
         f'<p class="lead">{escape(sentence)}</p>'
         f'<p class="faint">Written <time>{stamp}</time><span id="age"></span>.</p>'
         '<p id="stale" hidden>This page is <b></b> old. To keep it new: '
-        f"<code>python -m sslvit runs {escape(str(folder))} --watch {EVERY}</code></p></div>"
+        f"<code>sslvit runs {escape(str(folder))} --watch {EVERY}</code></p></div>"
     )
 
 
 def embedded(rows: list[Row]) -> str:
     """JSON that cannot end the script that it is in."""
-    runs = [{"name": legible(row.name), **row.curves} for row in rows]
+    runs = [{"name": legible(row.name), "state": row.state, **row.curves} for row in rows]
     text = json.dumps({"colors": COLORS, "runs": runs}, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

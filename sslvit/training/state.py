@@ -35,7 +35,7 @@ class RunState:
     count: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
-    start_pending: bool = False  # whether the backbone as it began is still to be evaluated
+    start_pending: str = ""  # the hash of the backbone as it began, until that is evaluated
     pending_line: dict[str, Any] | None = None  # the log's line of this step, which lacks its evaluation
     memory: int = 0  # bytes, at its peak
     lengths: list[str] = field(default_factory=list)  # sentences: how the run was made longer or shorter
@@ -104,13 +104,17 @@ def data_fingerprint(source: Images) -> dict[str, Any]:
     return {"images": len(source), "content": getattr(source, "fingerprint", source.name), "labels": labels}
 
 
+def weights_hash(module: nn.Module) -> str:
+    return durable.tensors_hash(module.state_dict())
+
+
 def must_agree(objective: nn.Module, source: Images, config: TrainConfig) -> dict[str, str]:
     """What all processes of a run must agree on."""
     versions = [__version__, torch.__version__, accelerate.__version__]
     return {
         "settings": json.dumps(configuration(config)),
         "images": json.dumps(data_fingerprint(source)),
-        "weights": durable.tensors_hash(objective.state_dict()),
+        "weights": weights_hash(objective),
         "versions": json.dumps(versions),
     }
 

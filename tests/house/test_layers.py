@@ -109,7 +109,10 @@ def test_accelerate_stays_where_it_belongs():
         assert "accelerate" not in names or room(path) in allowed, path
 
 
-LIMITS = {"supervised.py": 127, "dino.py": 130, "linear_probe.py": 103, "probe.py": 125, "analyse.py": 136}
+LIMITS = {
+    "supervised.py": 127, "dino.py": 132, "moco_v3.py": 91, "linear_probe.py": 103, "probe.py": 125, "analyse.py": 137,
+    "embed.py": 93,
+}  # fmt: skip
 
 
 def test_a_recipe_stays_short_and_imports_no_other():

@@ -65,7 +65,7 @@ BAD = [
     ("mpp", "--target colour", ("--target", "colour", "downsized")),
     ("mpp", "--corrupt 0", ("corrupt", "0")),
     ("mpp", "--corrupt 1.5", ("corrupt", "1.5")),
-    ("mpp", "--smallest_crop 0", ("scale", "0")),
+    ("mpp", "--smallest_crop 0", ("--smallest_crop", "0", "above 0")),
     ("mpp", "--model S16", ("S16",)),
     ("mpp", "--model Q/16", ("Q", "XS")),
     ("mpp", "--model S/0", ("S/0",)),

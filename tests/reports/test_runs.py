@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from made_up_runs import made_up_run
 
+from sslvit.cli.parse import parse
 from sslvit.errors import CannotWrite, NoInput
 from sslvit.reports import runs
 from sslvit.reports.run_rows import read
@@ -163,22 +164,22 @@ def test_watching_writes_again_until_ctrl_c(folder, monkeypatch, capsys):
 
     naps: list[float] = []
     monkeypatch.setattr(runs.time, "sleep", sleep)
-    runs.main([str(folder), "--watch", "7"])
+    runs.main(parse(runs.Config, args=[str(folder), "--watch", "7"]))
     assert naps == [7, 7, 7]
     assert capsys.readouterr().out.count("finished") == 2  # one table with its summary
 
 
 def test_bad_input_is_one_sentence(folder, tmp_path):
     with pytest.raises(NoInput, match="no folder"):
-        runs.main([str(tmp_path / "none")])
+        runs.main(parse(runs.Config, args=[str(tmp_path / "none")]))
     with pytest.raises(NoInput, match="no run is below"):
-        runs.main([str(folder / "no-run")])
+        runs.main(parse(runs.Config, args=[str(folder / "no-run")]))
     with pytest.raises(ValueError, match=r"is one run, whose page is \S*report.html"):
-        runs.main([str(folder / "mae")])
+        runs.main(parse(runs.Config, args=[str(folder / "mae")]))
     with pytest.raises(ValueError, match="--watch -1"):
-        runs.main([str(folder), "--watch", "-1"])
+        runs.main(parse(runs.Config, args=[str(folder), "--watch", "-1"]))
     with pytest.raises(CannotWrite, match="choose another --out"):
-        runs.main([str(folder), "--out", str(folder / "mae" / "config.json" / "x.html")])
+        runs.main(parse(runs.Config, args=[str(folder), "--out", str(folder / "mae" / "config.json" / "x.html")]))
 
 
 @pytest.mark.timing

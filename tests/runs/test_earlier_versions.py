@@ -34,6 +34,10 @@ RUNS = {
 }
 
 
+# Weights on which the loss does not depend have gradients of rounding errors, which Adam makes steps of: another CPU
+# takes others. They are not compared.
+
+
 def losses(folder: Path) -> list[float]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -51,7 +55,12 @@ def test_a_run_of_version_0_1_resumes_under_todays_names_as_it_would_have_gone_o
     expected, weights = load_file(GOLDEN / name / "model/model.safetensors"), load_file("run/model/model.safetensors")
     assert weights.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
+        if (name, key) == ("moco_v3", "norm.bias"):  # batch norm takes it away again
+            continue
+        both = weights[key], tensor
+        if key.endswith("qkv.bias"):  # a key's bias adds the same to all scores of a query
+            both = tuple(bias.view(3, -1)[[0, 2]] for bias in both)
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize(
