@@ -138,15 +138,15 @@ def finetune(
     """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport; the last
-    one is told how the whole ended.
+    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport; the
+    newest is told how the whole ended.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
     ids = chosen_ids(labels, config)
     folder = prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite)
 
-    watchers: list[Watcher] = []  # that of the run that goes on
+    watchers: list[Watcher] = []  # the newest run's
 
     def run(ids: Tensor, out: Path, lr: float) -> Supervised:
         chosen = replace(lengthened(config, len(ids)), out=out, lr=lr, resume=True, overwrite=False)
@@ -154,7 +154,8 @@ def finetune(
         images, views = Subset(train, ids.numpy()), config.views(image_size)
         if watch:
             watchers[:] = [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")]
-        pretrain(objective, images, views, chosen, accelerator, None, *map(OfMany, watchers))
+        told = watchers if out == config.out else [OfChoice(watcher) for watcher in watchers]
+        pretrain(objective, images, views, chosen, accelerator, None, *told)
         accelerator.free_memory()
         return objective
 
@@ -177,11 +178,12 @@ def finetune(
                 return accuracy
 
             rate, tried = choose_rate(config.rates, held_out_accuracy)
-        return run(ids, config.out, rate), tried
+        watchers.clear()
+    return run(ids, config.out, rate), tried
 
 
-class OfMany(Watcher):
-    """Tells a watcher the lines of one run of several, whose end is not that of the whole."""
+class OfChoice(Watcher):
+    """Tells a watcher the lines of one run of a choice, whose end is not that of the whole."""
 
     def __init__(self, watcher: Watcher):
         self.watcher = watcher
