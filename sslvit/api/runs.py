@@ -16,18 +16,18 @@ from sslvit.api.models import Model, backbone_of, load_model
 from sslvit.config import FREE, TrainConfig, option
 from sslvit.data.source import Images, Source
 from sslvit.errors import DataError
-from sslvit.evaluate.metrics import confusion, metrics
+from sslvit.evaluate.metrics import Metrics
 from sslvit.evaluate.monitor import Monitor
-from sslvit.evaluate.predictions import Predictions, save_predictions
+from sslvit.evaluate.predictions import Predictions
 from sslvit.finetuning import PROTOCOLS, FinetuneConfig
 from sslvit.models.readout import Classifier
 from sslvit.objectives.objective import Objective
 from sslvit.processes import signals
 from sslvit.processes.collectives import start_run
 from sslvit.processes.traces import without_trace
-from sslvit.reports.figures import draw_confusion
 from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
+from sslvit.reports.tested import read_test
 from sslvit.runs.log import METRICS, evaluations
 from sslvit.storage import jsonl, sealed
 from sslvit.views.batching import Size
@@ -226,7 +226,7 @@ def as_it_was(module: nn.Module) -> Iterator[None]:
 
 
 def monitor_of(objective: Objective, images: Any, source: Images, test_images: Any, accelerator: Any) -> Monitor | None:
-    """Of the recipes. None and a printed reason where there is nothing to evaluate on."""
+    """The recipes' monitor; where there is nothing to evaluate on, None, and the reason is printed."""
     if source.labels is None:
         if test_images is not None:
             raise DataError(f"test_images are compared with labelled training images: {source.unlabelled}")
@@ -313,16 +313,8 @@ def finetune(
         if isinstance(pair, str):
             raise DataError(f"there is nothing to test on: {pair}")
         config = replace(config, data=pair[0].name)
-        objective, rates = finetuning.finetune(start, pair[0], config, accelerator, readout=read, image_size=size)
-        predicted = finetuning.predict(objective, pair[1], config.eval_view(size), accelerator)
-        numbers = metrics(predicted.probabilities, predicted.labels)._asdict()
-        if accelerator.is_main_process:
-            write_test(predicted, numbers | {"images": len(predicted.labels), "held out": rates}, pair[0], config.out)
-    return Finetuned(config.out, numbers["top1"], numbers, predicted, rates)
-
-
-def write_test(predicted: Predictions, numbers: dict[str, Any], train: Source, out: Path) -> None:
-    """The files of the recipe."""
-    save_predictions(out / "predictions.parquet", predicted)
-    draw_confusion(confusion(predicted.probabilities, predicted.labels), train.classes, out / "confusion.png")
-    sealed.write(out / "test.json", numbers)
+        objective, rates = finetuning.finetune(
+            start, pair[0], config, accelerator, readout=read, image_size=size, watch=LiveReport
+        )
+        predicted, numbers = read_test(objective, *pair, config, accelerator, tried=rates, image_size=size)
+    return Finetuned(config.out, numbers["top1"], {key: numbers[key] for key in Metrics._fields}, predicted, rates)

@@ -162,7 +162,16 @@ def test_fine_tuning_learns_what_is_there_and_returns_a_classifier(tmp_path):
     assert len(tuned.predictions.labels) == 8  # the tenth of each class that was held out
     scores = tuned.classifier(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
     assert (scores.argmax(1) == torch.from_numpy(source.labels)).double().mean() > 0.9
-    assert (tuned.out / "test.json").exists()
+    names = {"test.json", "predictions.parquet", "confusion.png", "report.html"}  # as the recipe
+    assert {path.name for path in tuned.out.iterdir()} >= names
+    tested = sealed.read(tuned.out / "test.json")
+    assert {name: tested[name] for name in ("top1", "images", "lr", "held out")} == {
+        "top1": 1.0,
+        "images": 8,
+        "lr": 0.1,
+        "held out": {},
+    }
+    assert tuned.predictions.about["protocol"] == "vit"
     with pytest.raises(DataError, match="no usable labels"):
         sslvit.finetune(vit(), PIXELS, out=tmp_path / "none", steps=1)
 
