@@ -17,8 +17,6 @@ from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.evaluate.balance import collapsed
 from sslvit.evaluate.labelled import open_labelled
-from sslvit.evaluate.metrics import confusion, metrics
-from sslvit.evaluate.predictions import save_predictions
 from sslvit.finetuning import (
     PROTOCOLS,
     FinetuneConfig,
@@ -26,14 +24,12 @@ from sslvit.finetuning import (
     classifier,
     finetune,
     lengthened,
-    predict,
     settled,
 )
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
-from sslvit.reports.figures import draw_confusion
-from sslvit.reports.live import LiveReport, write_tested
-from sslvit.storage import sealed
+from sslvit.reports.live import LiveReport
+from sslvit.reports.tested import read_test
 from sslvit.weights.backbone import with_random_weights
 
 PRESETS = PROTOCOLS
@@ -62,28 +58,18 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     objective, tried = finetune(
         backbone, train, config, accelerator, readout=readout, image_size=size, watch=LiveReport
     )
-    rate = max(tried, key=tried.__getitem__) if tried else config.lr
-    about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
-    about |= {"readout": readout, "lr": rate}
-    predicted = predict(objective, test, config.eval_view(size), accelerator, about=about)
-    numbers = metrics(predicted.probabilities, predicted.labels)
-    tested = numbers._asdict() | {"images": len(predicted.labels), "lr": rate, "held out": tried}
-    if accelerator.is_main_process:
-        save_predictions(config.out / "predictions.parquet", predicted)
-        draw_confusion(
-            confusion(predicted.probabilities, predicted.labels), train.classes, config.out / "confusion.png"
-        )
-        sealed.write(config.out / "test.json", tested)
-        write_tested(config.out)
-    five = f"top-5 {numbers.top5:.2%}, " if len(set(labels.tolist())) > 5 else ""
+    predicted, numbers = read_test(objective, train, test, config, accelerator, tried=tried, image_size=size)
+    shown = {name: f"{value:.2%}" for name, value in numbers.items() if isinstance(value, float)}
+    five = f"top-5 {shown['top5']}, " if len(set(labels.tolist())) > 5 else ""
     if sentence := collapsed(predicted.probabilities.argmax(-1), predicted.labels):
         accelerator.print(f"warning: {sentence}")
     accelerator.print(
-        f"test, {len(predicted.labels):,} images, lr {rate:g}, readout {readout}: top-1 {numbers.top1:.2%}, {five}"
-        f"balanced accuracy {numbers.mean_per_class:.2%}, calibration error {numbers.calibration_error:.2%}\n"
+        f"test, {len(predicted.labels):,} images, lr {numbers['lr']:g}, readout {readout}: "
+        f"top-1 {shown['top1']}, {five}"
+        f"balanced accuracy {shown['mean_per_class']}, calibration error {shown['calibration_error']}\n"
         f"The model is in {config.out / 'model'}"
     )
-    return tested
+    return numbers
 
 
 if __name__ == "__main__":

@@ -9,52 +9,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from sslvit import recipes as recipes
-    from sslvit import views as views
+    from sslvit import recipes as recipes, views as views
     from sslvit.api.features import (
         extract_features as extract_features,
-    )
-    from sslvit.api.features import (
         few_shot as few_shot,
-    )
-    from sslvit.api.features import (
         knn as knn,
-    )
-    from sslvit.api.features import (
         linear_probe as linear_probe,
-    )
-    from sslvit.api.features import (
         logistic_regression as logistic_regression,
     )
     from sslvit.api.images import open_images as open_images
     from sslvit.api.models import (
         export_model as export_model,
-    )
-    from sslvit.api.models import (
         load_model as load_model,
-    )
-    from sslvit.api.models import (
         push_to_hub as push_to_hub,
-    )
-    from sslvit.api.models import (
         save_model as save_model,
     )
-    from sslvit.api.runs import Run as Run
-    from sslvit.api.runs import finetune as finetune
-    from sslvit.api.runs import pretrain as pretrain
+    from sslvit.api.runs import Run as Run, finetune as finetune, pretrain as pretrain
     from sslvit.config import TrainConfig as TrainConfig
     from sslvit.errors import Error as Error
     from sslvit.evaluate.features import Features as Features
-    from sslvit.models.readout import Classifier as Classifier
-    from sslvit.models.readout import Encoded as Encoded
+    from sslvit.models.readout import Classifier as Classifier, Encoded as Encoded
     from sslvit.models.resnet import BiT as BiT
     from sslvit.models.vit import ViT as ViT
     from sslvit.objectives.dino import DINO as DINO
     from sslvit.objectives.mae import MAE as MAE
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3
     from sslvit.objectives.mpp import MPP as MPP
-    from sslvit.objectives.objective import Batch as Batch
-    from sslvit.objectives.objective import Objective as Objective
+    from sslvit.objectives.objective import Batch as Batch, Objective as Objective
     from sslvit.objectives.supervised import Supervised as Supervised
 
 PLACES = {

@@ -42,7 +42,7 @@ from sslvit.models.readout import logits
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.objectives.supervised import Supervised
-from sslvit.runs.ending import Watcher, recorded
+from sslvit.runs.ending import Status, Watcher, recorded
 from sslvit.runs.folder import prepare_folder
 from sslvit.train import pretrain
 from sslvit.views.batching import Size
@@ -138,21 +138,24 @@ def finetune(
     """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport.
+    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport; the
+    newest is told how the whole ended.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
     ids = chosen_ids(labels, config)
     folder = prepare_folder(config.out, resume=config.resume, overwrite=config.overwrite)
 
+    watchers: list[Watcher] = []  # the newest run's
+
     def run(ids: Tensor, out: Path, lr: float) -> Supervised:
         chosen = replace(lengthened(config, len(ids)), out=out, lr=lr, resume=True, overwrite=False)
         objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
         images, views = Subset(train, ids.numpy()), config.views(image_size)
-        watchers = (
-            [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")] if watch else []
-        )
-        pretrain(objective, images, views, chosen, accelerator, None, *watchers)
+        if watch:
+            watchers[:] = [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")]
+        told = watchers if out == config.out else [OfChoice(watcher) for watcher in watchers]
+        pretrain(objective, images, views, chosen, accelerator, None, *told)
         accelerator.free_memory()
         return objective
 
@@ -162,7 +165,7 @@ def finetune(
     if config.rates and not several:
         accelerator.print(f"{len(ids)} images, one per class: none is left to choose a rate by, it is {rate:g}")
     # Opened before hours of choosing: then all that is in the folder is of this run.
-    with recorded(folder) if accelerator.is_main_process else nullcontext():
+    with recorded(folder, watchers) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         if config.rates and several:
             trained_on, held_out = (ids[rows] for rows in hold_out(labels[ids], share_held_out(len(ids)), config.seed))
@@ -175,7 +178,24 @@ def finetune(
                 return accuracy
 
             rate, tried = choose_rate(config.rates, held_out_accuracy)
+        watchers.clear()
     return run(ids, config.out, rate), tried
+
+
+class OfChoice(Watcher):
+    """Tells a watcher the lines of one run of a choice, whose end is not that of the whole."""
+
+    def __init__(self, watcher: Watcher):
+        self.watcher = watcher
+
+    def log(self, values: dict[str, Any], *, step: int) -> None:
+        self.watcher.log(values, step=step)
+
+    def finish(self) -> None:
+        pass
+
+    def ended(self, status: Status) -> None:
+        pass
 
 
 def chosen_ids(labels: Tensor, config: FinetuneConfig) -> Tensor:

@@ -73,17 +73,14 @@ def pretrain(
         if first == 0:  # the data in words and pictures, and the cost of a step
             look(sampler, objective.backbone.image_size, views, config, accelerator)
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
-            state.start_pending = weights_hash(initial) if initial else ""
-        elif state.start_pending and (initial is None or weights_hash(initial) != state.start_pending):
-            accelerator.print("warning: the objective is not as the run began, whose start is therefore not evaluated")
-            state.start_pending = ""
-        evaluation = Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
+        evaluation = evaluation_of(evaluate, objective, initial, state, accelerator)
         del initial
 
         facts = {"source": source.name, "steps": steps, "lengths": state.lengths}
         facts |= described(objective) | data_fingerprint(source)
         if first < steps:
-            log = open_log(config, accelerator, first, facts, pending=state.pending_line is not None, watchers=watchers)
+            kept = 0 if state.start_pending else first  # its line comes first, and nothing was logged before it
+            log = open_log(config, accelerator, kept, facts, pending=state.pending_line is not None, watchers=watchers)
             trained = sharding.sharded(objective, optimizer, accelerator) if config.shard else objective
             checkpoints = Checkpoints(trained, optimizer, sampler, config, accelerator, state, log)
             watch = watched(sampler, config.out, checkpoints.write)
@@ -116,6 +113,23 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
             f"rises. A tenth of the epochs is usual: --warmup_epochs {config.epochs / 10:g}"
         )
     return replace(config, shard=sharding.wanted(config, accelerator))
+
+
+def evaluation_of(
+    evaluate: Evaluate | None,
+    objective: Objective,
+    initial: nn.Module | None,
+    state: RunState,
+    accelerator: Accelerator,
+) -> Evaluation | None:
+    """initial: the backbone from before anything was restored, which is evaluated too if the run has not done so."""
+    if state.step == 0:
+        state.start_pending = weights_hash(initial) if initial else ""
+    elif state.start_pending and (initial is None or weights_hash(initial) != state.start_pending):
+        why = "the objective does not have its weights any more" if initial else "evaluation is off"
+        accelerator.print(f"warning: the start of this run is not evaluated: {why}")
+        state.start_pending = ""
+    return Evaluation(evaluate, objective, initial if state.start_pending else None) if evaluate else None
 
 
 def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> None:

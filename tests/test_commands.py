@@ -14,8 +14,7 @@ from typing import get_type_hints
 import pytest
 from started import TORCHRUN, free_port
 
-from sslvit import __main__ as sslvit
-from sslvit import __version__
+from sslvit import __main__ as sslvit, __version__
 from sslvit.cli import help
 from sslvit.cli.options import GROUPS, documented, options_of
 from sslvit.cli.parse import parse

@@ -12,8 +12,7 @@ from sslvit.api.images import READING, opened
 from sslvit.api.models import Model, backbone_of, load_model
 from sslvit.data.source import Source
 from sslvit.errors import DataError
-from sslvit.evaluate import fewshot
-from sslvit.evaluate import knn as nearest
+from sslvit.evaluate import fewshot, knn as nearest
 from sslvit.evaluate.features import Features, extract, left_out
 from sslvit.evaluate.heads import run_probe
 from sslvit.evaluate.logistic import logistic

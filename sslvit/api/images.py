@@ -90,17 +90,17 @@ def as_it_is(images: Images, split: str, labels: Any, channels: int | None, read
 
 
 def labelled_pair(
-    images: Any, train: Source, test: Any, image_size: Size, *, hold_out: bool
+    images: Any, train: Source, test: Any, image_size: Size, *, hold_out: bool, **reading: Any
 ) -> tuple[Source, Source] | str:
     """The training images and those to evaluate on: `test`, or the test split of images that are named by a text, or a
-    tenth that is held out. Or why there are none."""
+    tenth that is held out. Or why there are none. reading: as the training images were opened."""
     common: dict[str, Any] = {"image_size": image_size, "channels": train.channels, "classes": train.classes}
     if test is not None:
         return train, same_classes(train, first_of(test, common))
     reason = f"{train.name} has no test images"
     if isinstance(images, str | Path):
         try:
-            return train, same_classes(train, opened(images, "test", **common))
+            return train, same_classes(train, opened(images, "test", **common, **reading))
         except NoInput as error:
             reason = str(error)
     if not hold_out:
@@ -112,7 +112,7 @@ def labelled_pair(
 
 
 def first_of(test: Any, common: dict[str, Any]) -> Images:
-    """Opens the test images: of a text its test split, or all of it if it has no splits."""
+    """Opens images to test on: of a text its test split, or all of it if it has no splits."""
     if isinstance(test, str | Path):
         try:
             return opened(test, "test", **common)

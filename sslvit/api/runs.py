@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -11,23 +11,23 @@ from torch import nn
 
 from sslvit import finetuning, train
 from sslvit.api.calls import check_names, public
-from sslvit.api.images import labelled_pair, opened
+from sslvit.api.images import READING, labelled_pair, opened
 from sslvit.api.models import Model, backbone_of, load_model
 from sslvit.config import FREE, TrainConfig, option
 from sslvit.data.source import Images, Source
 from sslvit.errors import DataError
-from sslvit.evaluate.metrics import confusion, metrics
+from sslvit.evaluate.metrics import Metrics
 from sslvit.evaluate.monitor import Monitor
-from sslvit.evaluate.predictions import Predictions, save_predictions
+from sslvit.evaluate.predictions import Predictions
 from sslvit.finetuning import PROTOCOLS, FinetuneConfig
 from sslvit.models.readout import Classifier
 from sslvit.objectives.objective import Objective
 from sslvit.processes import signals
 from sslvit.processes.collectives import start_run
 from sslvit.processes.traces import without_trace
-from sslvit.reports.figures import draw_confusion
 from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
+from sslvit.reports.tested import read_test
 from sslvit.runs.log import METRICS, evaluations
 from sslvit.storage import jsonl, sealed
 from sslvit.views.batching import Size
@@ -44,7 +44,9 @@ class Settings(TrainConfig):
     """The settings of a run that was begun from Python, as they are recorded and compared when it is resumed."""
 
     objective: str = ""
+    objective_options: dict[str, Any] = field(default_factory=dict)
     model: str = ""
+    model_options: dict[str, Any] = field(default_factory=dict)
     image_size: Size = 224
     views: str = ""
     data: str = option("", FREE)  # what the images are is compared separately
@@ -126,7 +128,8 @@ def pretrain(
     views: by default objective.default_views(image_size, channels).
     resume: continue the run in `out`, bit for bit, with the same arguments. overwrite: delete it.
 
-    Ctrl-C ends the run after its step, saved, by errors.Preempted. Nothing else in the process is changed.
+    Ctrl-C ends the run after its step, saved, by errors.Preempted. The objective stays on the device that trained it;
+    nothing else in the process is changed.
 
     >>> import sslvit
     >>> objective = sslvit.MAE(sslvit.ViT.variant("mu/8", image_size=16), decoder_width=16, decoder_heads=2)
@@ -135,7 +138,7 @@ def pretrain(
     >>> len(run.metrics), run.report.exists()
     (1, True)
     """
-    known = {field.name for field in fields(TrainConfig)} - COMMANDS
+    known = {one.name for one in fields(TrainConfig)} - COMMANDS
     check_names(options, known, "pretrain")
     chosen = {"epochs": epochs, "batch_size": batch_size}
     options |= {name: value for name, value in chosen.items() if value is not None}
@@ -175,13 +178,21 @@ def configured(objective: Objective, views: Any, options: dict[str, Any]) -> Set
     backbone = objective.backbone
     settings = Settings(
         objective=type(objective).__name__,
+        objective_options=options_of(objective),
         model=backbone.name,
+        model_options=asdict(backbone.config),
         image_size=side_of(backbone.image_size),
         views=repr(views) if is_dataclass(views) else getattr(views, "__qualname__", type(views).__qualname__),
         **values,
     ).with_rate()
     settings.check()
     return settings
+
+
+def options_of(objective: Objective) -> dict[str, Any]:
+    """The numbers and texts that it was made with, so that another one does not continue its run."""
+    values = {name: value for name, value in vars(objective).items() if name[0] != "_" and name != "training"}
+    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str | tuple)}
 
 
 def defaults(objective: Objective) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def defaults(objective: Objective) -> dict[str, Any]:
         preset = list(import_module(f"sslvit.recipes.{recipe}").PRESETS.values())[0 if small else 1]
     if not small:
         preset = replace(preset, epochs=100, batch_size=256, warmup_epochs=min(preset.warmup_epochs, 10))
-    return {field.name: getattr(preset, field.name) for field in fields(TrainConfig) if field.name not in COMMANDS}
+    return {one.name: getattr(preset, one.name) for one in fields(TrainConfig) if one.name not in COMMANDS}
 
 
 @contextmanager
@@ -215,7 +226,7 @@ def as_it_was(module: nn.Module) -> Iterator[None]:
 
 
 def monitor_of(objective: Objective, images: Any, source: Images, test_images: Any, accelerator: Any) -> Monitor | None:
-    """Of the recipes. None and a printed reason where there is nothing to evaluate on."""
+    """The recipes' monitor; where there is nothing to evaluate on, None, and the reason is printed."""
     if source.labels is None:
         if test_images is not None:
             raise DataError(f"test_images are compared with labelled training images: {source.unlabelled}")
@@ -223,7 +234,7 @@ def monitor_of(objective: Objective, images: Any, source: Images, test_images: A
         return None
     assert isinstance(source, Source), "streams have no labels"
     size = side_of(objective.backbone.image_size)
-    trains_on_labels = bool(objective.head_state_dict())
+    trains_on_labels = objective.uses_labels or bool(objective.head_state_dict())
     pair = labelled_pair(images, source, test_images, size, hold_out=not trains_on_labels)
     if isinstance(pair, str):
         accelerator.print(f"Nothing is evaluated: {pair}")
@@ -278,7 +289,7 @@ def finetune(
     >>> 0 <= tuned.accuracy <= 1, tuned.classifier.head.weight.shape
     (True, torch.Size([12, 32]))
     """
-    known = {field.name for field in fields(FinetuneConfig)} - COMMANDS - {"data", "model", "foreign"}
+    known = {one.name for one in fields(FinetuneConfig)} - COMMANDS - {"data", "test_data", "model", "foreign"}
     check_names(options, known, "finetune")
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -294,23 +305,16 @@ def finetune(
     start = with_random_weights(backbone, seed=config.seed) if config.scratch else backbone
     with without_trace(), signals.listening():
         accelerator = start_run(config)
-        source = opened(images, image_size=size, channels=backbone.channels)
+        reading = {name: value for name, value in options.items() if name in READING}
+        source = opened(images, image_size=size, channels=backbone.channels, **reading)
         source.required_labels()
         assert isinstance(source, Source), "streams have no labels"
-        pair = labelled_pair(images, source, test_images, size, hold_out=True)
+        pair = labelled_pair(images, source, test_images, size, hold_out=True, **reading)
         if isinstance(pair, str):
             raise DataError(f"there is nothing to test on: {pair}")
         config = replace(config, data=pair[0].name)
-        objective, rates = finetuning.finetune(start, pair[0], config, accelerator, readout=read, image_size=size)
-        predicted = finetuning.predict(objective, pair[1], config.eval_view(size), accelerator)
-        numbers = metrics(predicted.probabilities, predicted.labels)._asdict()
-        if accelerator.is_main_process:
-            write_test(predicted, numbers | {"images": len(predicted.labels), "held out": rates}, pair[0], config.out)
-    return Finetuned(config.out, numbers["top1"], numbers, predicted, rates)
-
-
-def write_test(predicted: Predictions, numbers: dict[str, Any], train: Source, out: Path) -> None:
-    """The files of the recipe."""
-    save_predictions(out / "predictions.parquet", predicted)
-    draw_confusion(confusion(predicted.probabilities, predicted.labels), train.classes, out / "confusion.png")
-    sealed.write(out / "test.json", numbers)
+        objective, rates = finetuning.finetune(
+            start, pair[0], config, accelerator, readout=read, image_size=size, watch=LiveReport
+        )
+        predicted, numbers = read_test(objective, *pair, config, accelerator, tried=rates, image_size=size)
+    return Finetuned(config.out, numbers["top1"], {key: numbers[key] for key in Metrics._fields}, predicted, rates)

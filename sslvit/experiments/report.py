@@ -19,7 +19,7 @@ from sslvit.experiments.tables import (
 )
 from sslvit.reports import page
 from sslvit.reports.charts import Dot, Line, dot_chart, line_chart
-from sslvit.reports.run import Run, curves, files, markdown_table, pictures
+from sslvit.reports.run import RunFolder, curves, markdown_table, pictures, records
 from sslvit.runs.public import markdown
 
 
@@ -63,8 +63,8 @@ def capitalized(column: str) -> str:
     return in_words(column).capitalize()
 
 
-def one_run(name: str, run: Run) -> str:
-    return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *files(run))
+def one_run(name: str, run: RunFolder) -> str:
+    return page.folded(name, page.bullets(run.summary()), curves(run), *pictures(run).values(), *records(run.folder))
 
 
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
@@ -91,7 +91,7 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.folded("All differences", *(every_difference(results, name) for name in compared)),
         page.folded("Means and their intervals", *(page.table(*one) for one in interval_tables(results))),
         page.heading("How each was trained") if runs else "",
-        *(one_run(name, Run(folder)) for name, folder in runs.items()),
+        *(one_run(name, RunFolder(folder)) for name, folder in runs.items()),
         page.folded("Settings", page.code(json.dumps(results["settings"], indent=1))),
         page.folded("Commands", page.code("\n".join(commands)) if commands else ""),
     ]

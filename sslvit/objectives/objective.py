@@ -48,6 +48,7 @@ class Objective(nn.Module, ABC):
     backbone: ViT  # is evaluated and exported
     readout: Readout  # for probes, in training and offline alike
     couples_samples = False  # whether the loss of an image depends on the others of its batch
+    uses_labels = False  # whether the loss depends on labels: then no image that it is trained on is evaluated on
 
     @property
     def learner(self) -> nn.Module:

@@ -36,6 +36,8 @@ class Supervised(Objective):
     'cls'
     """
 
+    uses_labels = True
+
     def __init__(
         self,
         backbone: ViT | BiT,

@@ -69,7 +69,7 @@ def _handlers(resumable: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.number, _State.resumable = 0, resumable
+    _State.resumable = resumable  # what was received stays: a block may begin while a stop is on its way
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield

@@ -8,7 +8,6 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
+from sslvit.errors import Preempted
 from sslvit.evaluate.features import evaluation_mode
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes.collectives import launched_to_shard
@@ -25,7 +25,7 @@ from sslvit.reports import page
 from sslvit.reports.charts import line_chart
 from sslvit.reports.pictures import first_views
 from sslvit.reports.progress import SPEED, Progress
-from sslvit.reports.run import beginning
+from sslvit.reports.run import beginning, records
 from sslvit.reports.show_views import sheet
 from sslvit.runs.ending import Status
 from sslvit.runs.folder import still_held
@@ -49,7 +49,6 @@ STYLE = """
 #state p { margin: .6rem 0; }
 #stale { border-left: .3rem solid #cf222e; background: var(--back); padding: .5rem .8rem; }
 """
-REFRESH = Path(__file__).with_name("refresh.js")
 
 
 class LiveReport:
@@ -71,6 +70,7 @@ class LiveReport:
     ):
         self.config, self.objective, self.source, self.views = config, objective, source, views
         self.accelerator, self.file, self.clock = accelerator, file or config.out / "report.html", clock
+        self.first: Batch | None = None  # the views of the first images, read once
         self.pictures: dict[int, bytes] = {}  # by the step after which they were made: the first and the latest
         # A sharded copy has the weights, and another size of batch would be compiled for.
         self.drawn = not (config.compile or config.shard or launched_to_shard())
@@ -87,14 +87,17 @@ class LiveReport:
         self.due = ended + max(EVERY, SHARE * (ended - began))
 
     def finish(self) -> None:
-        self._write(Status("finished"))
+        if self.written:  # the report of a run that had finished before stays
+            self._write(Status("finished"))
 
     def ended(self, status: Status) -> None:
         if self.written or not self.file.exists():  # not over the report of a run that could not be resumed
             self._write(status)
 
     def _write(self, status: Status, step: int | None = None) -> None:
-        if not (self.accelerator.is_main_process and still_held(self.config.out)):
+        # A fine-tuning's page is of its folder, also after the run of one rate.
+        held = still_held(self.config.out) or still_held(self.file.parent)
+        if not (self.accelerator.is_main_process and held):
             return
         try:
             if step is not None and self.drawn:
@@ -105,18 +108,23 @@ class LiveReport:
             text = as_page(progress, self.pictures, patience, small=self._small())
             durable.replace(self.file, [text.encode("utf-8", "backslashreplace")], synced=False)
             self.written = True
+        except Preempted:  # by a signal that came just now
+            raise
         except Exception as error:  # nothing here is worth a run
             if not self.warned:
                 log.warning("%s is not written (%s: %s); the run continues", self.file, type(error).__name__, error)
             self.warned = True
 
     def _draw(self, step: int) -> None:
-        key, _, seen = first_views(self.config, self.source, self.views, self.accelerator, 8 if self._small() else 4)
+        if self.first is None:
+            shown = 8 if self._small() else 4
+            key, _, seen = first_views(self.config, self.source, self.views, self.accelerator, shown)
+            self.first = Batch(seen, key)
         with evaluation_mode(self.objective, self.accelerator.device.type):
-            reconstructions = self.objective.reconstructed(Batch(seen, key))
+            reconstructions = self.objective.reconstructed(self.first)
         self.drawn = bool(reconstructions)
         if reconstructions:
-            picture = sheet(tuple(x.cpu() for x in (seen[0], *reconstructions)), across=True)
+            picture = sheet(tuple(x.cpu() for x in (self.first.views[0], *reconstructions)), across=True)
             first = dict(list(self.pictures.items())[:1])
             self.pictures = first | {step: encoded(picture, small=self._small())}
 
@@ -130,10 +138,14 @@ def encoded(picture: Image.Image, *, small: bool) -> bytes:
     return file.getvalue()
 
 
-def as_page(progress: Progress, pictures: dict[int, bytes], patience: float, *, small: bool = False) -> str:
-    """pictures: reconstructions by step. patience: seconds after which a page about a running run is too old."""
+def as_page(
+    progress: Progress, pictures: dict[int, bytes], patience: float, *, small: bool = False, last: bool = False
+) -> str:
+    """pictures: reconstructions by step. patience: seconds after which a page about a running run is too old.
+    last: no other page takes its place, so that it need not be read again."""
+    last = last or progress.status.state not in ("running", "finished")  # after finished, the report follows
     sections = [
-        state(progress, patience),
+        state(progress, patience, 0 if last else EVERY),
         page.heading("Training"),
         curves(progress),
         page.bullets(progress.verdicts) or page.paragraph("No sign of collapse so far." if progress.lines else ""),
@@ -142,31 +154,27 @@ def as_page(progress: Progress, pictures: dict[int, bytes], patience: float, *, 
         *([page.heading("Reconstructions"), reconstructions(pictures, small)] if pictures else []),
         page.heading("Records"),
         *records(progress.folder),
-        f"<script>{REFRESH.read_text()}</script>",
+        f"<script>{page.REFRESH.read_text()}</script>",
     ]
-    running = progress.status.state == "running"
-    refresh = f'<noscript><meta http-equiv="refresh" content="{EVERY}"></noscript>' if running else ""
+    refresh = "" if last else f'<noscript><meta http-equiv="refresh" content="{EVERY}"></noscript>'
     return page.page(progress.title(), sections, head=f"<style>{STYLE}</style>{refresh}")
 
 
-def state(progress: Progress, patience: float) -> str:
-    status, now = progress.status, time.time()
+def state(progress: Progress, patience: float, every: float) -> str:
+    status = progress.status
     share = min(progress.step / progress.steps, 1.0) if progress.steps else 0.0
     chip = f'<span class="chip {status.state}">{status.state}</span>'
     where = "" if progress.folder.parent.name != "choice" else f"{progress.folder.name} of the rates to choose from, "
-    stamp = datetime.fromtimestamp(now, UTC).isoformat(" ", "seconds")
-    every = EVERY if status.state == "running" else 0
-    return "".join(
-        [
-            f'<div id="state" data-written="{now:.0f}" data-every="{every}" data-patience="{patience:.0f}">',
-            f'<p class="lead">{chip} {page.escape(where + progress.sentence())}</p>',
-            f'<div class="bar"><div style="width:{share:.2%}"></div></div>',
-            page.paragraph(capitalized(status.message)) if status.message else "",
-            f'<p class="faint">Written <time>{stamp}</time><span id="age"></span>.</p>',
-            '<p id="stale" hidden>Nothing was written for <b></b>, longer than this run usually needs: it may be dead. '
-            "Look for its process, or whether the machine is up; --resume continues it.</p></div>",
-        ]
+    inside = (
+        f'<p class="lead">{chip} {page.escape(where + progress.sentence())}</p>'
+        f'<div class="bar"><div style="width:{share:.2%}"></div></div>'
     )
+    inside += page.paragraph(capitalized(status.message)) if status.message else ""
+    stale = (
+        "Nothing was written for <b></b>, longer than this run usually needs: it may be dead. Look for its process, or "
+        "whether the machine is up; --resume continues it."
+    )
+    return page.state(inside, stale, every=every, patience=patience if status.state == "running" else 0)
 
 
 def capitalized(text: str) -> str:
@@ -228,16 +236,3 @@ def reconstructions(pictures: dict[int, bytes], small: bool) -> str:
         source = f"data:image/{mime};base64,{base64.b64encode(data).decode()}"
         figures.append(f'<figure{kind}><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>')
     return page.columns(*figures)
-
-
-def records(folder: Path) -> list[str]:
-    names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
-    present = {title: folder / name for title, name in names.items() if (folder / name).exists()}
-    return [page.folded(title, page.code(file.read_text("utf-8", "replace"))) for title, file in present.items()]
-
-
-def write_tested(out: Path) -> None:
-    """The page of a fine-tuned model, with its test."""
-    progress = Progress(out)
-    progress.status = Status("finished")
-    durable.replace_text(out / "report.html", as_page(progress, {}, LEAST_PATIENCE))

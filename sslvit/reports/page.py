@@ -1,7 +1,9 @@
 """A page in one HTML file with its charts and pictures in it, for screens, phones, paper and dark mode."""
 
 import base64
+import time
 from collections.abc import Set
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
@@ -32,6 +34,7 @@ summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; backgroun
 @media print { body { max-width: none; font-size: 11pt; } figure, .wide { break-inside: avoid; }
   h2 { break-after: avoid; } .wide { overflow: visible; } table { font-size: 7pt; } th, td { padding: .1rem .25rem; } }
 """
+REFRESH = Path(__file__).with_name("refresh.js")
 
 
 def page(title: str, sections: list[str], *, head: str = "") -> str:
@@ -42,6 +45,20 @@ def page(title: str, sections: list[str], *, head: str = "") -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style>{head}</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         + "\n".join(filter(None, sections))
         + "\n</body></html>\n"
+    )
+
+
+def state(inside: str, stale: str, *, every: float, patience: float) -> str:
+    """The first lines of a page that reloads itself by refresh.js, with when it was written. All are markup.
+
+    every: seconds after which the browser reads it again; 0: never. stale: what stands there once it is older than
+    patience; 0: never. Its <b> shows the age."""
+    now = time.time()
+    stamp = datetime.fromtimestamp(now, UTC).isoformat(" ", "seconds")
+    return (
+        f'<div id="state" data-written="{now:.0f}" data-every="{every:g}" data-patience="{patience:.0f}">{inside}'
+        f'<p class="faint">Written <time>{stamp}</time><span id="age"></span>.</p>'
+        f'<p id="stale" hidden>{stale}</p></div>'
     )
 
 

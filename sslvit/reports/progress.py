@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sslvit.evaluate.monitor import Row, rows_of
 from sslvit.reports.charts import Line
@@ -91,7 +91,7 @@ class Progress:
         parts = [f"step {self.step:,} of {self.steps:,}" if self.steps else f"step {self.step:,}"]
         epoch, epochs = (self.lines[-1].get("epoch") if self.lines else None), self.config.get("epochs")
         if is_number(epoch):
-            parts.append(f"epoch {epoch:.3g} of {epochs:.4g}" if is_number(epochs) else f"epoch {epoch:.3g}")
+            parts.append(f"epoch {how_many(epoch)}" + (f" of {how_many(epochs)}" if is_number(epochs) else ""))
         if speed := self.speed():
             parts.append(f"{speed:,.0f} images per second")
         if self.status.state == "running" and speed and self.steps:
@@ -113,7 +113,11 @@ class Progress:
 SPEED = "images per second"
 
 
-def is_number(value: Any) -> bool:
+def how_many(epochs: float) -> str:
+    return f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,5 +1,5 @@
 // A page about something that goes on: it reloads itself, keeps the scroll position and what is unfolded, and says how
-// old it is. #state has when it was written, after how many seconds to reload (0: never) and when that is too old.
+// old it is. #state has when it was written, after how many seconds to reload (0: never) and when that is too old (0: never).
 (() => {
   "use strict";
   const { written, every, patience } = document.getElementById("state").dataset;
@@ -10,11 +10,11 @@
   history.scrollRestoration = "manual";
   try {
     const kept = JSON.parse(sessionStorage.getItem(key)) || {};
-    for (const one of details()) one.open = one.open || (kept.open || []).includes(title(one));
+    for (const one of details()) one.open = (kept.open || {})[title(one)] ?? one.open;
     requestAnimationFrame(() => scrollTo(kept.x || 0, kept.y || 0));
   } catch { /* no storage, so the page begins at its top */ }
   addEventListener("pagehide", () => {
-    const open = details().filter((one) => one.open).map(title);
+    const open = Object.fromEntries(details().map((one) => [title(one), one.open]));
     try { sessionStorage.setItem(key, JSON.stringify({ x: scrollX, y: scrollY, open })); } catch { /* as above */ }
   });
 
@@ -25,7 +25,7 @@
     const age = Date.now() / 1000 - written;
     document.getElementById("age").textContent = ` (${words(age)} ago)`;
     const stale = document.getElementById("stale");
-    stale.hidden = !(every > 0 && age > patience);
+    stale.hidden = !(every > 0 && patience > 0 && age > patience);
     stale.querySelector("b").textContent = words(age);
   }
   const time = document.querySelector("#state time");

@@ -69,7 +69,7 @@ def beginning(config: dict[str, Any]) -> str:
     return "initial model" if config.get("init_from") or config.get("start") else "random start"
 
 
-class Run:
+class RunFolder:
     """The contents of a run's folder."""
 
     def __init__(self, folder: Path):
@@ -144,13 +144,13 @@ class Run:
 def write_report(folder: Path) -> None:
     """report.html and report.md of a run, and its model's card."""
     check_no_links(folder)
-    run = Run(folder)
+    run = RunFolder(folder)
     durable.replace_text(folder / "model" / "README.md", as_card(run))
     durable.replace_text(folder / "report.html", as_page(run))
     durable.replace_text(folder / "report.md", as_markdown(run))  # the last file of a run: a comparison waits for it
 
 
-def curves(run: Run) -> str:
+def curves(run: RunFolder) -> str:
     prefix = f"eval/{run.model['readout']}"
     names = [name for name in (run.evaluations or [{}])[-1] if name.startswith(prefix)]
     evaluated = [run.curve(name)._replace(name=name.removeprefix("eval/")) for name in names]
@@ -161,18 +161,18 @@ def curves(run: Run) -> str:
     )
 
 
-def pictures(run: Run) -> dict[str, str]:
+def pictures(run: RunFolder) -> dict[str, str]:
     folder = run.folder / "pictures"
     return {name: page.picture(folder / name, caption, small=run.small) for name, caption in CAPTIONS.items()}
 
 
-def files(run: Run) -> list[str]:
+def records(folder: Path) -> list[str]:
     names = {"Configuration": "config.json", "Environment": "environment.json", "Data": "data.txt"}
-    present = {title: run.folder / name for title, name in names.items() if (run.folder / name).exists()}
+    present = {title: folder / name for title, name in names.items() if (folder / name).exists()}
     return [page.folded(title, page.code(file.read_text("utf-8", "replace"))) for title, file in present.items()]
 
 
-def as_page(run: Run) -> str:
+def as_page(run: RunFolder) -> str:
     last = run.lines[-1] if run.lines else {}
     names = [name for name in last if isinstance(last[name], float) and not name.startswith("eval/")]
     others = [run.curve(name) for name in names if name not in ("loss", "epoch", "seconds")]
@@ -194,12 +194,12 @@ def as_page(run: Run) -> str:
                 *(page.chart(line_chart([one._replace(name="")], x="step", y=one.name), one.name) for one in others)
             ),
         ),
-        *files(run),
+        *records(run.folder),
     ]
     return page.page(run.title(), sections)
 
 
-def as_markdown(run: Run) -> str:
+def as_markdown(run: RunFolder) -> str:
     lines = [f"# {markdown(run.title())}", *(f"- {markdown(text)}" for text in run.summary()), "", *both_tables(run)]
     for name, caption in CAPTIONS.items():
         if (run.folder / "pictures" / name).exists():
@@ -207,7 +207,7 @@ def as_markdown(run: Run) -> str:
     return "\n".join(lines)
 
 
-def both_tables(run: Run) -> list[str]:
+def both_tables(run: RunFolder) -> list[str]:
     """Accuracies and costs, in Markdown."""
     return [*escaped_table(*run.table()), "", "\\" + run.declared(), "", *escaped_table(*run.costs()), ""]
 
@@ -221,6 +221,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def as_card(run: Run) -> str:
+def as_card(run: RunFolder) -> str:
     architecture = config_of(run.folder / "model")["architecture"]
     return card(run.folder.name, run.summary(), run.model["readout"], architecture, both_tables(run))

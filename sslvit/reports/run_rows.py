@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslvit.reports.progress import SPEED, Progress, is_number
+from sslvit.reports.progress import SPEED, Progress, how_many, is_number
 from sslvit.runs import files
 from sslvit.runs.ending import held_locks, last_change
 from sslvit.runs.files import CHECKPOINTS, LOCK, METRICS
@@ -19,7 +19,7 @@ MOST, FEWEST, NUMBERS = 300, 40, 500_000  # lines that are read of a log; number
 NOT_CURVES = ("step", "epoch", "seconds")
 
 
-class Row(NamedTuple):
+class RunRow(NamedTuple):
     """A run in the table. Of what is not known, nothing or None."""
 
     name: str  # its path below the folder
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     curves: dict[str, Any] = {}  # noqa: RUF012  for the page
 
 
-def read(folder: Path) -> list[Row]:
+def read(folder: Path) -> list[RunRow]:
     """The runs, the one that changed last first."""
     folders, locks = sorted(runs_below(folder)), held_locks()
     most = min(max(NUMBERS // (12 * (len(folders) or 1)), FEWEST), MOST)
@@ -66,25 +66,27 @@ def is_run(folder: Path, names: list[str] | None = None, folders: list[str] | No
     return LOCK in names or {METRICS, "config.json"} <= {*names} or {CHECKPOINTS, "config.json"} <= {*names}
 
 
-def row_of(folder: Path, name: str, most: int, locks: set[tuple[int, int]]) -> Row:
+def row_of(folder: Path, name: str, most: int, locks: set[tuple[int, int]]) -> RunRow:
     """A folder that cannot be read is a row that says so."""
     try:
         progress = Progress(folder, most, locks)
         return row(progress, name)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-        return Row(name, folder, "broken", f"its files cannot be read ({why})")
+        return RunRow(name, folder, "broken", f"its files cannot be read ({why})")
 
 
-def row(progress: Progress, name: str) -> Row:
+def row(progress: Progress, name: str) -> RunRow:
     last = progress.lines[-1] if progress.lines else {}
     epochs, epoch = progress.config.get("epochs"), last.get("epoch")
-    done = f"{epoch:.3g} of {epochs:.3g}" if is_number(epoch) and is_number(epochs) else ""
+    done = f"{how_many(epoch)} of {how_many(epochs)}" if is_number(epoch) and is_number(epochs) else ""
     cost, losses = progress.cost, [line["loss"] for line in progress.lines if is_number(line.get("loss"))]
     finished, flops = progress.status.state == "finished", cost.get("flops")
     top1 = progress.tested.get("top1")
-    damaged = "" if progress.config else "its config.json is missing or damaged"
-    return Row(
+    damaged = ""  # before its log opens a run has no config.json, and may be writing it just now
+    if not progress.config and progress.status.state != "running" and (progress.folder / "config.json").exists():
+        damaged = "its config.json is damaged"
+    return RunRow(
         name,
         progress.folder,
         progress.status.state,
@@ -111,7 +113,7 @@ def row(progress: Progress, name: str) -> Row:
 
 
 def curves(progress: Progress) -> dict[str, Any]:
-    """For the page: of each metric its steps and values, and the seconds at some steps."""
+    """What the page draws: each metric's steps and values, and the seconds at some steps."""
     metrics: dict[str, tuple[list[int], list[float]]] = {}
     for line in progress.lines:
         for name, value in line.items():
@@ -137,7 +139,7 @@ def short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[RunRow]) -> str:
     counts = Counter(one.state for one in rows)
     return f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: " + ", ".join(
         f"{n} {s}" for s, n in counts.most_common()

@@ -1,7 +1,7 @@
 """All runs below a folder: a table in the terminal, and one page with their curves over each other.
 
     sslvit runs                             of ./runs
-    sslvit runs /data/runs --watch 30       written anew every half minute
+    sslvit runs /data/runs --watch 30       rewritten every 30 seconds
 
 The page can be left open while runs go on.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from sslvit.cli.run import shown
-from sslvit.errors import CannotWrite, NoInput
-from sslvit.reports.run_rows import Row, is_run, read, summary
+from sslvit.errors import CannotWrite, Error, NoInput
+from sslvit.reports.run_rows import RunRow, is_run, read, summary
 from sslvit.reports.runs_page import as_page
 from sslvit.runs.log import duration
 from sslvit.storage import durable
@@ -32,17 +32,22 @@ class Config:
     out: Path | None = None
     """Where the page is written; by default FOLDER/runs.html."""
     watch: float = 0.0
-    """Write it again every so many seconds, until Ctrl-C; 0 writes once."""
+    """Rewrite it every so many seconds, at least 1, until Ctrl-C; 0 writes it once."""
 
 
 def main(config: Config) -> None:
-    if not 0 <= config.watch < float("inf"):
-        raise ValueError(f"--watch {config.watch:g}: the seconds between two pages must be 0 or more")
+    if config.watch != 0 and not 1 <= config.watch < float("inf"):
+        raise ValueError(
+            f"--watch {config.watch:g}: the seconds between two pages must be 1 or more; 0 writes one page"
+        )
     write(config.folder, config.out, watch=config.watch)
     try:
         while config.watch:
             time.sleep(config.watch)
-            write(config.folder, config.out, watch=config.watch, quiet=True)
+            try:
+                write(config.folder, config.out, watch=config.watch, quiet=True)
+            except (Error, OSError) as error:  # a server or a disk may be back at the next
+                print(f"No page was written: {error}", flush=True)
     except KeyboardInterrupt:
         print()
 
@@ -68,11 +73,11 @@ def write(folder: Path, out: Path | None = None, *, watch: float = 0.0, quiet: b
     except OSError as error:
         raise CannotWrite(f"{file} cannot be written: {error.strerror or error}; choose another --out") from error
     if not quiet:
-        print(f"The page is {file}" + (f", written again every {watch:g} seconds until Ctrl-C" if watch else ""))
+        print(f"The page is {file}" + (f", rewritten every {watch:g} seconds until Ctrl-C" if watch else ""))
     return file
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(rows: list[RunRow]) -> list[str]:
     """For a terminal, with a summary."""
     cells = [COLUMNS]
     for one in rows:

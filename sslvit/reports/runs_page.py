@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from urllib.parse import quote
 
 from sslvit.reports import page
 from sslvit.reports.charts import COLORS
-from sslvit.reports.live import REFRESH, STYLE
-from sslvit.reports.run_rows import Row, summary
+from sslvit.reports.live import STYLE
+from sslvit.reports.run_rows import RunRow, summary
 from sslvit.runs.log import duration
 
 EVERY, PATIENCE = 30, 600  # seconds until the browser reads again; after which a page is old if nobody writes it
@@ -52,8 +51,8 @@ Cell = tuple[str, Any]  # its markup, and what it is sorted by: None comes last
 EMPTY: Cell = ("", None)
 
 
-def as_page(folder: Path, rows: list[Row], place: Path, watch: float) -> str:
-    """place: where the page will lie. watch: seconds after which it is written again; 0: it is not."""
+def as_page(folder: Path, rows: list[RunRow], place: Path, watch: float) -> str:
+    """place: where the page will lie. watch: seconds after which it is rewritten; 0: it is not."""
     going_on = watch > 0 or any(row.state == "running" for row in rows)
     every = max(watch, 5) if watch else EVERY if going_on else 0
     sections = [
@@ -67,25 +66,18 @@ def as_page(folder: Path, rows: list[Row], place: Path, watch: float) -> str:
         '<span class="faint" id="count"></span></div>',
         table(rows, place),
         f'<script type="application/json" id="data">{embedded(rows)}</script>',
-        f"<script>{SCRIPT.read_text()}</script><script>{REFRESH.read_text()}</script>",
+        f"<script>{SCRIPT.read_text()}</script><script>{page.REFRESH.read_text()}</script>",
     ]
     name = folder.resolve().name or str(folder)
     return page.page(f"Runs in {name}", sections, head=f"<style>{STYLE}{RUNS_STYLE}</style>")
 
 
 def state(sentence: str, every: float, patience: float, folder: Path) -> str:
-    now = time.time()
-    stamp = datetime.fromtimestamp(now, UTC).isoformat(" ", "seconds")
-    return (
-        f'<div id="state" data-written="{now:.0f}" data-every="{every:g}" data-patience="{patience:g}">'
-        f'<p class="lead">{escape(sentence)}</p>'
-        f'<p class="faint">Written <time>{stamp}</time><span id="age"></span>.</p>'
-        '<p id="stale" hidden>This page is <b></b> old. To keep it new: '
-        f"<code>sslvit runs {escape(str(folder))} --watch {EVERY}</code></p></div>"
-    )
+    stale = f"This page is <b></b> old. To keep it new: <code>sslvit runs {escape(str(folder))} --watch {EVERY}</code>"
+    return page.state(f'<p class="lead">{escape(sentence)}</p>', stale, every=every, patience=patience)
 
 
-def embedded(rows: list[Row]) -> str:
+def embedded(rows: list[RunRow]) -> str:
     """JSON that cannot end the script that it is in."""
     runs = [{"name": legible(row.name), "state": row.state, **row.curves} for row in rows]
     text = json.dumps({"colors": COLORS, "runs": runs}, separators=(",", ":"))
@@ -96,7 +88,7 @@ def legible(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def table(rows: list[Row], place: Path) -> str:
+def table(rows: list[RunRow], place: Path) -> str:
     columns = {title: cells for title, cells in columns_of(rows, place).items() if any(text for text, _ in cells)}
     numeric = {title for title, cells in columns.items() if any(isinstance(key, int | float) for _, key in cells)}
     head = ["<th></th>"]
@@ -126,7 +118,7 @@ def table(rows: list[Row], place: Path) -> str:
     )
 
 
-def columns_of(rows: list[Row], place: Path) -> dict[str, list[Cell]]:
+def columns_of(rows: list[RunRow], place: Path) -> dict[str, list[Cell]]:
     """A cell for each row, by title."""
     protocols = sorted({name for row in rows for name in row.accuracies}, key=lambda name: ("-nn" not in name, name))
     columns: dict[str, list[Cell]] = {
@@ -151,7 +143,7 @@ def columns_of(rows: list[Row], place: Path) -> dict[str, list[Cell]]:
     }
 
 
-def link(row: Row, place: Path) -> str:
+def link(row: RunRow, place: Path) -> str:
     name, report = f"<bdi>{escape(legible(row.name))}</bdi>", row.folder.absolute() / "report.html"
     if not report.exists():
         return name

@@ -5,7 +5,7 @@ A run that ends before its last step leaves ended.json. One that is killed leave
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import psutil
 
 from sslvit.errors import Diverged, Error, Preempted, shortened
 from sslvit.runs.files import CHECKPOINTS, LOCK, METRICS
-from sslvit.runs.folder import holder, still_held
+from sslvit.runs.folder import holder, pids, still_held
 from sslvit.runs.public import without_secrets
 from sslvit.storage import checkpoint, sealed
 
@@ -38,16 +38,16 @@ class Watcher(Protocol):
         """After each line of the log."""
 
     def finish(self) -> None:
-        """After the last step."""
+        """When the run has ended with its last step, and its model is saved."""
 
     def ended(self, status: Status) -> None:
         """Instead, when the run ends early."""
 
 
 @contextmanager
-def recorded(folder: AbstractContextManager[Path], watchers: tuple[Watcher, ...] = ()) -> Iterator[Path]:
-    """A run's folder, opened, in which an early end is recorded. What an earlier attempt said stays until training goes
-    on (see `begin_anew`), so that a refused --resume does not hide it."""
+def recorded(folder: AbstractContextManager[Path], watchers: Sequence[Watcher] = ()) -> Iterator[Path]:
+    """A run's folder, opened, in which an early end is recorded; watchers are told of any end. What an earlier attempt
+    said stays until training goes on (see `begin_anew`), so that a refused --resume does not hide it."""
     with folder as out:
         try:
             yield out
@@ -59,6 +59,8 @@ def recorded(folder: AbstractContextManager[Path], watchers: tuple[Watcher, ...]
             for watcher in watchers:
                 watcher.ended(status)
             raise
+        for watcher in watchers:
+            watcher.finish()
 
 
 def begin_anew(out: Path) -> None:
@@ -80,7 +82,7 @@ def of_error(error: BaseException) -> Status:
 def status_of(folder: Path, locks: set[tuple[int, int]] | None = None) -> Status:
     """Of the run in this folder, by what is there. locks: `held_locks`, where many runs are asked about."""
     owner = holder(folder)
-    here = owner.get("host") == socket.gethostname()
+    here = owner.get("host") == socket.gethostname() and owner.get("pids", pids()) == pids()
     if here and is_locked(folder, owner, held_locks() if locks is None else locks):
         return Status("running")
     if is_finished(folder):
@@ -88,7 +90,9 @@ def status_of(folder: Path, locks: set[tuple[int, int]] | None = None) -> Status
     ended = sealed.intact(folder / ENDED)
     if ended.get("state") in EARLY:
         return Status(ended["state"], str(ended.get("message", "")))
-    if owner and not here and time.time() - last_change(folder) < SILENT:  # its lock cannot be seen from here
+    recent = time.time() - last_change(folder) < SILENT
+    unseen = is_alive(owner) and (recent or not LOCKS.exists()) if here else recent  # where its lock cannot be seen
+    if owner and unseen:
         return Status("running")
     step = checkpoint.newest_step(folder / CHECKPOINTS)
     way_out = "it had saved no checkpoint" if step is None else f"--resume continues from step {step:,}"
@@ -97,9 +101,12 @@ def status_of(folder: Path, locks: set[tuple[int, int]] | None = None) -> Status
 
 def is_locked(folder: Path, owner: dict[str, Any], locks: set[tuple[int, int]]) -> bool:
     """By a process of this machine. The lock is not touched: to try it could keep out a run that starts just then."""
-    if LOCKS.exists():
-        return (owner.get("pid"), (folder / LOCK).stat().st_ino) in locks
-    try:  # the process that took the lock is alive
+    return (owner.get("pid"), (folder / LOCK).stat().st_ino) in locks
+
+
+def is_alive(owner: dict[str, Any]) -> bool:
+    """Whether the process that took the lock still exists. Not every file system shows its locks."""
+    try:
         began = datetime.fromisoformat(owner["start"]).timestamp()
         return psutil.Process(owner["pid"]).create_time() < began + 1
     except (psutil.Error, LookupError, TypeError, ValueError):

@@ -156,6 +156,7 @@ def lock(folder: Path) -> Iterator[str]:
             "sslvit": "This folder belongs to a run. The process that has locked this file is writing here.",
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "pids": pids(),
             "start": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": run,
         }
@@ -216,6 +217,14 @@ def _take(fd: int, folder: Path) -> None:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise
         log.warning("%s is on a file system without locks: nothing prevents a second run in it", folder)
+
+
+def pids() -> str:
+    """What the numbers of processes are of: containers of one machine may count theirs apart."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def holder(folder: Path) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class Log:
     def close(self) -> None:
         # Not accelerator.end_training(): that takes down the processes' group, which evaluation still needs.
         for tracker in self.trackers:
-            tracker.finish()
+            if isinstance(tracker, GeneralTracker):  # watchers are told how the run ended: see `recorded`
+                tracker.finish()
         self.sync()
         if self.is_main_process:
             os.close(self.fd)

@@ -162,6 +162,35 @@ def test_fine_tuning_learns_what_is_there_and_returns_a_classifier(tmp_path):
     assert len(tuned.predictions.labels) == 8  # the tenth of each class that was held out
     scores = tuned.classifier(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
     assert (scores.argmax(1) == torch.from_numpy(source.labels)).double().mean() > 0.9
-    assert (tuned.out / "test.json").exists()
+    names = {"test.json", "predictions.parquet", "confusion.png", "report.html"}  # as the recipe
+    assert {path.name for path in tuned.out.iterdir()} >= names
+    tested = sealed.read(tuned.out / "test.json")
+    assert {name: tested[name] for name in ("top1", "images", "lr", "held out")} == {
+        "top1": 1.0,
+        "images": 8,
+        "lr": 0.1,
+        "held out": {},
+    }
+    assert tuned.predictions.about["protocol"] == "vit"
     with pytest.raises(DataError, match="no usable labels"):
         sslvit.finetune(vit(), PIXELS, out=tmp_path / "none", steps=1)
+
+
+def test_another_objective_does_not_continue_a_run(tmp_path):
+    def objective(corrupt: float) -> sslvit.MPP:
+        return sslvit.MPP(sslvit.ViT.variant("mu/8", image_size=16), corrupt=corrupt)
+
+    tiny = {"out": tmp_path / "run", "evaluate": False, "batch_size": 16}
+    sslvit.pretrain(objective(0.5), "shapes:n=32", epochs=1, **tiny)
+    with pytest.raises(ValueError, match=r"objective_options was \{'count': 2"):
+        sslvit.pretrain(objective(0.25), "shapes:n=32", epochs=2, resume=True, **tiny)
+    sslvit.pretrain(objective(0.5), "shapes:n=32", epochs=2, resume=True, **tiny)
+
+
+def test_fine_tuning_reads_images_as_it_is_asked_to(tmp_path):
+    vit = sslvit.ViT.variant("mu/8", image_size=16)
+    chosen = {"steps": 2, "lr": 0.1, "batch_size": 16, "only_classes": (0, 1, 2)}
+    tuned = sslvit.finetune(vit, "shapes:n=64", out=tmp_path / "tuned", **chosen)
+    assert set(tuned.predictions.labels.tolist()) == {0, 1, 2}
+    with pytest.raises(TypeError, match="test_data"):
+        sslvit.finetune(vit, "shapes:n=64", out=tmp_path / "other", test_data="folder:/nowhere")

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory) -> Iterator[Path]:
     """A working directory as the pages suppose it: two runs, images of one's own, and their features."""
     place = tmp_path_factory.mktemp("place")
     for run in ("mpp", "mine"):
@@ -37,8 +38,11 @@ def place(tmp_path_factory) -> Path:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             write_images(place / "my/labelled" / split / name, 12)
-    embed.main(embed.Config(model=place / "runs/mpp", data=f"folder:{place}/my/images", out=place / "features.parquet"))
-    return place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSLVIT_CACHE", str(place / "cache"))
+        images, out = f"folder:{place}/my/images", place / "features.parquet"
+        embed.main(embed.Config(model=place / "runs/mpp", data=images, out=out))
+        yield place
 
 
 def names_of(module: str, text: str) -> set[str]:
@@ -67,9 +71,8 @@ def needs_what_is_not_there(block: Block) -> bool:
 TINY = {
     "pretrain": "--image_size 32 --model XS/8 --workers 0 --epochs 1 --batch_size 8 --warmup_epochs 0.5",
     "probe": "--shots 1 --fractions 1",
-    "linear-probe": "--epochs 2",
     "finetune": "--steps 2 --batch_size 8 --rates 0.1",
-    "compare": "--image_size 32 --model XS/8 --seeds 1 --epochs 1 --batch_size 8 --steps 2 --shots 1 --fractions 1",
+    "compare": "--image_size 32 --model XS/8 --seeds 1 --epochs 1 --batch_size 8 --finetune_steps 2 --fractions 1",
 }
 
 
@@ -78,7 +81,7 @@ TINY = {
 @pytest.mark.timeout(1800)
 def test_the_quickstart_runs_from_top_to_bottom(place):
     """With tiny models, so that later options replace those of the page."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SSLVIT_CACHE": str(place / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     (place / "quickstart").mkdir()
     for block in (block for block in blocks("sh") if block.page == "docs/quickstart.md"):
         for words in commands(block.text):

@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from recipes_run import run
-from tiny_run import DEFAULTS, source
-from tiny_run import STEPS as STEPS_OF_RUN
+from tiny_run import DEFAULTS, STEPS as STEPS_OF_RUN, source
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 

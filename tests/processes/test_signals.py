@@ -19,6 +19,7 @@ from sslvit.errors import Preempted
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP
+from sslvit.processes import signals
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
@@ -319,3 +320,12 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 75
     assert done.stderr.startswith("stopped: asked to stop; the same command with --resume continues")
+
+
+def test_a_stop_that_came_before_the_next_run_begins_to_listen_is_not_forgotten():
+    with signals.command(), signals.listening():
+        with signals.stepping():
+            signal.raise_signal(signal.SIGTERM)
+        with signals.listening(), signals.stepping():  # another run of the same command
+            assert signals.stop_requested()
+    assert not signals.stop_requested()

@@ -280,6 +280,18 @@ def test_a_live_page_reloads_itself_and_keeps_its_place(browser, running, tmp_pa
     browser.call("Page.navigate", url="about:blank")
 
 
+def test_a_block_that_the_reader_closed_stays_closed(browser, running, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(running.read_text().replace("<details>", "<details open>", 1))
+    browser.open(file)
+    first = "document.querySelector('details').open"
+    assert browser.run(first)
+    browser.run(f"{first} = false")
+    reload(browser)
+    assert not browser.run(first)
+    browser.run("sessionStorage.clear()")
+
+
 def test_a_live_page_that_is_too_old_says_that_the_run_may_be_dead(browser, running, ended):
     browser.open(running)
     assert browser.run("document.getElementById('stale').hidden")

@@ -4,16 +4,18 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from recipes_run import TINY, run
 from tiny_run import DEFAULTS, fingerprint, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
-from sslvit.errors import Diverged
+from sslvit.errors import Diverged, Preempted
 from sslvit.processes.collectives import start
 from sslvit.reports import live
 from sslvit.reports.live import LiveReport
+from sslvit.reports.pictures import first_views
 from sslvit.reports.progress import POINTS, Progress, thinned
 from sslvit.runs.ending import Status
 from sslvit.runs.folder import lock
@@ -61,7 +63,26 @@ def test_the_page_is_there_from_the_first_line_and_says_how_far_the_run_is(finis
     assert re.search(r"[\d,]+ images per second, about \d+ s of training left", text(finished.kept[8]))
     assert "finished step 16 of 16" in text(finished.file.read_text())
     assert 'data-every="15"' in finished.kept[8]
-    assert 'data-every="0"' in finished.file.read_text()  # which no longer refreshes itself
+    last = finished.file.read_text()
+    assert 'data-every="15"' in last  # the report, with pictures that take a while, takes its place
+    assert 'data-patience="0"' in last  # and until then it does not say that the run may be dead
+
+
+def test_the_images_of_the_reconstructions_are_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(live, "first_views", lambda *these: read.append(1) or first_views(*these))
+    assert len(reported(tmp_path / "run").pictures) == 2
+    assert len(read) == 1
+
+
+def test_a_signal_while_a_page_is_written_is_not_swallowed(finished, monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise Preempted("asked to stop")
+
+    report = LiveReport(finished.config, finished.objective, source(), CropFlip(32), start(threads=1))
+    monkeypatch.setattr(live, "as_page", stopped)
+    with lock(finished.config.out), pytest.raises(Preempted):
+        report.log({}, step=1)
 
 
 def test_the_curves_and_the_first_and_the_latest_reconstruction_are_in_it(finished):
@@ -185,16 +206,57 @@ def test_fine_tuning_shows_the_choice_of_a_rate_and_at_last_the_test(tmp_path):
     pages = []
 
     class Seen(Pages):
-        def finish(self):
-            super().finish()
-            pages.append(text(self.file.read_text()))
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            made.append(self)
 
+        def log(self, values, *, step):
+            super().log(values, step=step)
+            pages.append(text(self.file.read_text()))
+            assert 'data-every="15"' in self.file.read_text()
+
+        def finish(self):
+            ends.append("finished")
+            super().finish()
+
+        def ended(self, status):
+            ends.append(status.state)
+            super().ended(status)
+
+    made, ends = [], []
     words = "--data shapes:n=32 --threads 1 --batch_size 16 --steps 1 --rates .1 .01"
     run("finetune", f"--model {tmp_path / 'mpp'} {words} --out {tmp_path / 'run'}", LiveReport=Seen)
     assert ["lr-0.1" in pages[0], "lr-0.01" in pages[1], "lr-" in pages[2][:200]] == [True, True, False]
+    assert all(" running " in page for page in pages)
+    assert (len(made), ends) == (3, ["finished"])  # once, of the whole
     html = (tmp_path / "run" / "report.html").read_text()
+    assert "finished step 1 of 1" in text(html)
+    assert 'data-every="0"' in html  # nothing follows
     top1 = Progress(tmp_path / "run").tested["top1"]
     assert f"<td>top-1</td><td>{100 * top1:.1f}</td>" in html
+
+
+def test_where_every_rate_diverges_the_page_of_the_fine_tuning_says_so(tmp_path, monkeypatch):
+    run("mpp", f"{TINY} --out {tmp_path / 'mpp'}")
+    states = []
+
+    class Diverging(Pages):
+        def __init__(self, *args, **named):
+            if self.__class__.made:
+                states.append(text(self.__class__.made[-1].file.read_text()))
+            super().__init__(*args, stop_at=1, **named)
+            self.__class__.made.append(self)
+
+        made: ClassVar[list] = []
+
+    words = "--data shapes:n=32 --threads 1 --batch_size 16 --steps 2 --log_every 1 --rates .1 .01"
+    with pytest.raises(SystemExit):
+        run("finetune", f"--model {tmp_path / 'mpp'} {words} --out {tmp_path / 'run'}", LiveReport=Diverging)
+    assert "running lr-0.1 of the rates" in states[0]  # the other rate follows
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "diverged lr-0.01 of the rates" in text(html)
+    assert "at every learning rate" in text(html)
+    assert 'data-every="0"' in html
 
 
 def test_a_thinned_curve_keeps_its_spikes_and_its_ends():

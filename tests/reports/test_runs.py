@@ -13,6 +13,7 @@ from made_up_runs import made_up_run
 from sslvit.cli.parse import parse
 from sslvit.errors import CannotWrite, NoInput
 from sslvit.reports import runs
+from sslvit.reports.progress import Progress
 from sslvit.reports.run_rows import read
 from sslvit.runs import ending
 from sslvit.runs.folder import lock
@@ -169,6 +170,40 @@ def test_watching_writes_again_until_ctrl_c(folder, monkeypatch, capsys):
     assert capsys.readouterr().out.count("finished") == 2  # one table with its summary
 
 
+def test_watching_outlives_a_failure_and_says_it(folder, monkeypatch, capsys):
+    def sleep(_: float) -> None:
+        naps.append(1)
+        if len(naps) == 1:
+            folder.rename(folder.with_name("away"))
+        elif len(naps) == 2:
+            folder.with_name("away").rename(folder)
+            (folder / "runs.html").unlink()
+        else:
+            raise KeyboardInterrupt
+
+    naps: list[int] = []
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    runs.main(parse(runs.Config, args=[str(folder), "--watch", "7"]))
+    assert f"No page was written: there is no folder {folder}" in capsys.readouterr().out
+    assert (folder / "runs.html").exists()  # written at the second nap
+
+
+def test_a_run_whose_log_is_not_open_yet_is_not_called_damaged(tmp_path):
+    out = made_up_run(tmp_path / "run", state="dead")
+    (out / "config.json").unlink()
+    with lock(out):
+        assert [(row.state, row.note) for row in read(tmp_path)] == [("running", "")]
+    made_up_run(tmp_path / "torn")
+    (tmp_path / "torn" / "config.json").write_text("{")
+    assert {row.name: row.note for row in read(tmp_path)}["torn"] == "its config.json is damaged"
+
+
+def test_epochs_are_written_out(tmp_path):
+    made_up_run(tmp_path / "long", steps=1600 * 1000 // 64)
+    assert Page(runs.write(tmp_path)).column("epochs") == {"long": "1,600 of 1,600"}
+    assert "epoch 1,600 of 1,600," in Progress(tmp_path / "long").sentence()
+
+
 def test_bad_input_is_one_sentence(folder, tmp_path):
     with pytest.raises(NoInput, match="no folder"):
         runs.main(parse(runs.Config, args=[str(tmp_path / "none")]))
@@ -178,6 +213,8 @@ def test_bad_input_is_one_sentence(folder, tmp_path):
         runs.main(parse(runs.Config, args=[str(folder / "mae")]))
     with pytest.raises(ValueError, match="--watch -1"):
         runs.main(parse(runs.Config, args=[str(folder), "--watch", "-1"]))
+    with pytest.raises(ValueError, match=r"--watch 0\.5: .* must be 1 or more"):
+        runs.main(parse(runs.Config, args=[str(folder), "--watch", "0.5"]))
     with pytest.raises(CannotWrite, match="choose another --out"):
         runs.main(parse(runs.Config, args=[str(folder), "--out", str(folder / "mae" / "config.json" / "x.html")]))
 

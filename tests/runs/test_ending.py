@@ -29,7 +29,7 @@ class Seen:
     """A watcher that notes what it is told."""
 
     def __init__(self, stop_at: int = -1, error: BaseException | None = None):
-        self.steps, self.end, self.stop_at, self.error = [], "", stop_at, error
+        self.steps, self.ends, self.stop_at, self.error = [], [], stop_at, error
 
     def log(self, values, *, step):
         self.steps.append(step)
@@ -37,10 +37,10 @@ class Seen:
             raise self.error
 
     def finish(self):
-        self.end = "finished"
+        self.ends.append("finished")
 
     def ended(self, status):
-        self.end = status.state
+        self.ends.append(status.state)
 
 
 def run(out: Path, *watchers: Seen, **changes) -> None:
@@ -48,10 +48,15 @@ def run(out: Path, *watchers: Seen, **changes) -> None:
     pretrain(objective(), source(), CropFlip(32), config, start(threads=1), None, *watchers)
 
 
+def by_a_process_that_is_gone(out: Path, **changes) -> None:
+    owner = json.loads((out / "run.lock").read_text()) | {"pid": 2**22 + 1} | changes
+    (out / "run.lock").write_text(json.dumps(owner))
+
+
 def test_a_watcher_sees_each_line_of_the_log_and_the_end(tmp_path):
     seen = Seen()
     run(tmp_path / "run", seen)
-    assert (seen.steps, seen.end) == ([1, 2, 3, 4], "finished")
+    assert (seen.steps, seen.ends) == ([1, 2, 3, 4], ["finished"])
     assert status_of(tmp_path / "run") == Status("finished")
 
 
@@ -69,7 +74,7 @@ def test_an_early_end_is_recorded_and_gone_when_training_goes_on(tmp_path, error
     out, seen = tmp_path / "run", Seen(stop_at=3, error=error)
     with pytest.raises(type(error)):
         run(out, seen, save_every=1)
-    assert seen.end == state
+    assert seen.ends == [state]  # and not that it finished
     assert status_of(out) == Status(state, message)
     run(out, resume=True, save_every=1)
     assert not (out / "ended.json").exists()
@@ -95,6 +100,7 @@ def test_a_finished_run_that_is_made_longer_and_killed_is_dead(tmp_path):
     with pytest.raises(MemoryError):
         run(out, Seen(stop_at=6, error=MemoryError()), resume=True, epochs=2.0)
     (out / "ended.json").unlink()  # which a kill does not leave
+    by_a_process_that_is_gone(out)
     assert status_of(out).state == "dead"
     assert "--resume continues from step 4" in status_of(out).message
 
@@ -136,6 +142,27 @@ def test_a_run_on_another_machine_is_judged_by_the_age_of_its_log(tmp_path):
     assert status_of(out).state == "dead"
 
 
+def test_a_live_process_whose_lock_the_system_does_not_list_is_running_while_it_logs(tmp_path, monkeypatch):
+    """As on file systems without locks: here all are taken and none is listed."""
+    out = made_up_run(tmp_path / "run", state="dead")
+    monkeypatch.setattr(ending, "held_locks", set)
+    with lock(out):
+        assert status_of(out) == Status("running")
+        for name in ("metrics.jsonl", "run.lock"):
+            os.utime(out / name, (time.time() - ending.SILENT - 60,) * 2)
+        assert status_of(out).state == "dead"
+
+
+def test_a_number_of_a_process_of_another_container_says_nothing_here(tmp_path):
+    out = made_up_run(tmp_path / "run", state="dead")
+    with lock(out):
+        pass
+    by_a_process_that_is_gone(out)
+    assert status_of(out).state == "dead"
+    by_a_process_that_is_gone(out, pids="pid:[1]")
+    assert status_of(out) == Status("running")  # its log grew just now
+
+
 def test_a_run_of_an_earlier_version_that_has_its_model_has_finished():
     golden = Path(__file__).parent / "golden" / "recipes"
     assert {status_of(folder).state for folder in golden.iterdir()} == {"finished"}
@@ -146,6 +173,7 @@ def test_a_damaged_record_of_the_end_is_ignored(tmp_path):
     tiny_run(out, epochs=1.0)
     shutil.rmtree(out / "model")
     (out / "ended.json").write_text('{"seal": "xxh3_128:0", "state": "stopped"}')
+    by_a_process_that_is_gone(out)
     assert status_of(out).state == "dead"
 
 

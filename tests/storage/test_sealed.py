@@ -32,7 +32,7 @@ from sslvit.experiments.jobs import check_settings
 from sslvit.experiments.report import as_markdown as told
 from sslvit.experiments.results import collect
 from sslvit.processes.collectives import start
-from sslvit.reports.run import Run, as_markdown
+from sslvit.reports.run import RunFolder, as_markdown
 from sslvit.storage import checkpoint, durable, sealed
 from sslvit.training.bad_steps import replay
 from sslvit.views.pretraining import EvalView
@@ -81,7 +81,7 @@ def run(place: Path, name: str) -> Case:
     sealed.write(config, sealed.read(config) | {"image_size": 32})  # which recipes have
 
     def read() -> Any:
-        found = Run(place / "run")
+        found = RunFolder(place / "run")
         return getattr(found, name), as_markdown(found), about(place / "run")
 
     return Case(place / "run" / f"{name}.json", read)

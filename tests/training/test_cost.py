@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import objective as tiny_objective
-from tiny_run import source, tiny_run
+from tiny_run import objective as tiny_objective, source, tiny_run
 
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig

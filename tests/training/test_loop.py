@@ -275,6 +275,24 @@ def test_a_run_that_resumes_with_weights_that_have_moved_does_not_take_them_for_
         pretrain(made, source(), CropFlip(32), config, start(threads=1), Noted(done))
     hook.remove()
     lines = pretrain(made, source(), CropFlip(32), config, start(threads=1), Noted(done))
-    assert "the objective is not as the run began" in capsys.readouterr().out
+    assert "the objective does not have its weights any more" in capsys.readouterr().out
     assert [line["step"] for line in lines] == [16]
     assert len(done) == 1
+
+
+def test_a_run_that_is_killed_after_its_start_was_evaluated_and_before_the_next_checkpoint_resumes(tmp_path):
+    """The checkpoint says that the start is to be evaluated, and the log has that line and another already."""
+    config = TrainConfig(out=tmp_path / "run", **(DEFAULTS | {"log_every": 4, "save_every": 3, "resume": True}))
+    made, done = objective(), []
+
+    def die(module: Objective, inputs: tuple) -> None:
+        if round(inputs[1] * 16) == 4:
+            raise KeyboardInterrupt
+
+    made.register_forward_pre_hook(die)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(made, source(), CropFlip(32), config, start(threads=1), Noted(done))
+    assert [line["step"] for line in losses(tmp_path / "run")] == [0, 4]
+    pretrain(objective(), source(), CropFlip(32), config, start(threads=1), Noted(done))
+    assert [line["step"] for line in losses(tmp_path / "run")] == [0, 4, 8, 12, 16]
+    assert done[0] == done[1]

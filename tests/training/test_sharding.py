@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from objectives_zoo import OBJECTIVES
-from sharded_run import STEPS
-from sharded_run import run as train
+from sharded_run import STEPS, run as train
 from started import TORCHRUN, free_port
 from tiny_run import fingerprint, losses
 
