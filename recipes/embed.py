@@ -34,11 +34,7 @@ class Config(ModelConfig, ImagesConfig):
 
     positional: ClassVar[tuple[str, ...]] = ("model", "data", "out")
     model: Path = field()
-    """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
-    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
     data: str = field()
-    """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
-    npz:/file, disk:/dir, parquet:/files, webdataset:/files."""
     out: Path
     """The file, .parquet or .npy."""
     image_size: Size = 0
