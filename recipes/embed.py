@@ -62,9 +62,7 @@ def main(config: Config) -> Embedded:
     check_bounds(config)
     check_out(config.out, config.overwrite)
     if config.readout != "declared" and not re.fullmatch(READOUT, config.readout):
-        raise ValueError(
-            f"--readout {config.readout}: give declared, cls, mean, both, cls:4, mean:4, both:4 or patches"
-        )
+        raise ValueError(f"--readout {config.readout}: declared, cls, mean, both, cls:4, mean:4, both:4 or patches")
     accelerator = start(threads=config.threads, timeout=PATIENCE)
     backbone, written = config.open()
     backbone.to(accelerator.device)
