@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing import active_children
 
 import numpy as np
@@ -92,6 +93,9 @@ def test_nothing_stays_when_it_returns_or_raises(how, tmp_path, nothing_stays):
         call(how, tmp_path / "first")  # multiprocessing keeps a page of shared memory
     before = state()
     call(how, tmp_path / "run")
+    deadline = time.monotonic() + 10
+    while threading.active_count() > len(before["threads"]) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the thread that fed a worker's queue is told to end, and ends a moment later
     after = state()
     assert {name: after[name] for name in after if after[name] != before[name]} == {}
 

@@ -143,7 +143,8 @@ def test_fine_tuning_neither_trains_on_the_held_out_images_nor_chooses_by_them(d
 
     monkeypatch.setattr(ArraySource, "read", reading)
     words = f"--model model --data folder:{data} --rates 0.01 0.02 --steps 8 --batch_size 8 --threads 1 --out out"
-    run("finetune", words, predict=predicting)
+    monkeypatch.setattr("sslvit.reports.tested.predict", predicting)
+    run("finetune", words)
     assert not read & set(held_out(data))
     assert len(read) == 36
     assert load_predictions(Path("out/predictions.parquet")).ids.tolist() == held_out(data)

@@ -62,7 +62,8 @@ class ModelConfig:
 
     def open(self) -> tuple[ViT | BiT, dict[str, Any]]:
         """The backbone, in evaluation mode, and its description: at least its `readout`."""
-        if not os.path.exists(self.model):
+        unfinished = self.model.name == "model" and self.model.parent.is_dir()  # whose checkpoint is opened instead
+        if not (unfinished or os.path.exists(self.model)):
             raise NoInput(f"--model {self.model} does not exist: it is a run's folder, a model folder or a checkpoint")
         return open_backbone(self.model, **facts(self.foreign))
 
