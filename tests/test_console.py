@@ -36,6 +36,12 @@ def kind_of(recipe: str) -> type:
     return type(next(iter(presets.values()))) if presets else get_type_hints(module.main)["config"]
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch):
+    """Not those of the terminal that the tests run in."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def said(words: list[str], monkeypatch, capsys) -> tuple[str, str, int]:
     """What `sslvit WORDS` prints, to both, and its exit code."""
     monkeypatch.setattr(sys, "argv", ["/usr/bin/sslvit", *words])
