@@ -236,7 +236,7 @@ def test_the_objectives_are_the_recipes_that_pretrain():
     assert sorted(sslvit.OBJECTIVES) == recipes()
 
 
-@pytest.mark.parametrize("start", [["sslvit"], ["-m", "sslvit"], ["recipes/mpp.py"], ["/work/x/mine.py"]])
+@pytest.mark.parametrize("start", [["sslvit"], ["-m", "sslvit"], ["recipes/mpp.py"], ["/home/me/mine.py"]])
 def test_the_command_is_named_as_it_was_started(start, monkeypatch):
     names = {"sslvit": "sslvit", "-m": "python -m sslvit"}
     spec = type("Spec", (), {"name": "sslvit.__main__"}) if start[0] == "-m" else None
