@@ -36,7 +36,7 @@ class Pages(LiveReport):
         super().log(values, step=step)
         self.kept[step] = self.file.read_text() if self.file.exists() else ""
         if step == self.stop_at:
-            raise Diverged("it left the numbers: try a smaller --lr")
+            raise Diverged("the loss is NaN: try a smaller --lr")
 
 
 def reported(out: Path, kind: type[LiveReport] = Pages, **named) -> LiveReport:
@@ -115,7 +115,7 @@ def test_an_early_end_stands_in_the_page_with_the_way_out(tmp_path):
         reported(tmp_path / "run", stop_at=5)
     html = (tmp_path / "run" / "report.html").read_text()
     assert "diverged step 5 of 16" in text(html)
-    assert "It left the numbers: try a smaller --lr" in text(html)
+    assert "The loss is NaN: try a smaller --lr" in text(html)
     assert 'data-every="0"' in html
 
 
