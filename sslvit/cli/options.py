@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from sslvit.cli.words import meant, one_of
 from sslvit.config import FREE, ROUNDING, rules
 
-IN_WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+IN_WORDS = {int: "a whole number", float: "a number", str: "a value", Path: "a path"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "values", Path: "paths"}
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 IMAGES, MODEL, METHOD, TRAINING, RUN = GROUPS = ("Images", "Model", "Method", "Training", "Run")
 # The group of an option that several classes define for themselves.
@@ -120,21 +121,21 @@ def value_of(option: Option, words: list[str]) -> Any:
         if len(kinds) == len(words):
             values = tuple(read(option, one, word) for one, word in zip(kinds, words, strict=True))
             return values if get_origin(kind) is tuple else values[0]
-    got = f", got {' '.join(words)}" if words else ", and none is given"
+    got = f", got {' '.join(words)}" if words else ", but got none"
     raise ValueError(f"--{option.name} takes {expected(option)}{got}")
 
 
 def expected(option: Option) -> str:
-    """In words: one whole number or two."""
+    """In words: 1 or 2 whole numbers."""
     counts = sorted({len(shape(kind)[0]) for kind in alternatives(option.kind)})
     if option.choices:
         return f"one of {one_of(option.choices)}"
     first = shape(alternatives(option.kind)[0])[0][0]
     if most(option) == float("inf"):
-        return f"one value or more, each {IN_WORDS[first]}"
+        return f"one or more {PLURALS[first]}"
     if counts == [1]:
         return IN_WORDS[first]
-    return f"{one_of(counts)} values, each {IN_WORDS[first]}"
+    return f"{one_of(counts)} {PLURALS[first]}"
 
 
 def read(option: Option, kind: Any, word: str) -> Any:
