@@ -73,7 +73,7 @@ BAD = [
     ("mpp", "--image_size -32", ("--image_size", "-32", "above 0")),
     ("mpp", "--image_size 0 32", ("--image_size is 0 32", "above 0")),
     ("mpp", "--image_size 32 30 --model XS/8", ("30", "8")),
-    ("mpp", "--image_size 32 32 32", ("--image_size", "1 or 2 values", "got 32 32 32")),
+    ("mpp", "--image_size 32 32 32", ("--image_size takes 1 or 2 whole numbers", "got 32 32 32")),
     ("mpp", "--image_size 30 --model XS/8", ("30", "8")),
     ("mpp", "--image_size 1000000000", ("image_size", "1000000000")),
     ("mpp", "--preset huge", ("--preset", "huge")),

@@ -91,6 +91,8 @@ class Browser:
         self.call("Page.navigate", url=file.absolute().as_uri())
         self.wait_for("Page.loadEventFired")
         self.call("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
+        # A page puts its scroll position back in its first frame: on a busy machine that is after the load event.
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def look(self, width: int, dark: bool) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=HEIGHT, deviceScaleFactor=1, mobile=False)
