@@ -29,15 +29,26 @@ from sslvit.weights.folder import WEIGHTS, save_backbone
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 HELD_OUT, TRANSFER = "classes held out", "transfer "
+INIT, INITS = "init", ("jax", "timm")  # a method's random weights
 SAME_FOR_ALL = (
     "out", "data", "only_classes", "images", "image_size", "model", "init_from", "seed", "epochs", "resume",
     "overwrite", "dry_run", "show_views",
 )  # fmt: skip
 
 
+def in_full(options: list[tuple[str, str]]) -> tuple[str, ...]:
+    """As words of a command line."""
+    return tuple(word for flag, value in options for word in (f"--{flag}", *value.split()))
+
+
+def pairs_of(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Flags and values of flag=value, or flag alone."""
+    return [(flag, value) for flag, _, value in (text.partition("=") for text in texts if text)]
+
+
 @dataclass(frozen=True)
 class Method:
-    """E.g. mpp, or mpp:target=pixels,corrupt=0.15 with flags of its recipe."""
+    """E.g. mpp, or mpp:target=pixels,corrupt=0.15 with flags of its recipe; init=timm is the comparison's own."""
 
     text: str
 
@@ -48,12 +59,16 @@ class Method:
     @property
     def options(self) -> list[tuple[str, str]]:
         """The flags, and their values as text."""
-        pairs = [pair.partition("=") for pair in self.text.partition(":")[2].split(",") if pair]
-        return [(flag, value) for flag, _, value in pairs]
+        return pairs_of(tuple(self.text.partition(":")[2].split(",")))
+
+    @property
+    def init(self) -> str:
+        """Which of the random weights of ViT.variant it starts with."""
+        return dict(self.options).get(INIT, "jax")
 
     @property
     def words(self) -> tuple[str, ...]:
-        return tuple(word for flag, value in self.options for word in (f"--{flag}", *value.split()))
+        return in_full([(flag, value) for flag, value in self.options if flag != INIT])
 
     @property
     def name(self) -> str:
@@ -105,11 +120,18 @@ class ComparisonConfig(ImagesConfig):
     """Images per step, in pretraining and in fine-tuning."""
     fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
     """Shares of the labels to learn from."""
-    finetune_steps: int = option(100, least=0)
-    """Steps of fine-tuning, with each share of the labels; 0 leaves it out."""
-    finetune_rates: tuple[float, ...] = option((0.1,), above=0)
-    """Fine-tuning's learning rate, the same for all; of several each method takes the best on held-out training labels,
-    which takes that many trainings more."""
+    finetune_steps: tuple[int, ...] = option((1000,), least=0)
+    """Steps of fine-tuning, with each share of the labels, or one number for each of them; 0 leaves it out. Enough so
+    that scratch does not gain by more."""
+    finetune_rates: tuple[float, ...] = option((0.03, 0.1, 0.3), above=0)
+    """Fine-tuning's learning rates, the same for all; of several each method takes the best on held-out training
+    labels, for each share of the labels."""
+    choice_steps: float = option(0.25, above=0, most=1)
+    """The length of the runs that choose the rate, as a share of the final one's."""
+    finetune_flags: tuple[str, ...] = ()
+    """More flags of fine-tuning, the same for all, e.g. randaugment mixup=0.8."""
+    scratch_flags: tuple[str, ...] = ()
+    """The same for scratch alone: what makes it as strong as it can be."""
     finetune_everywhere: bool = True
     """Fine-tune on held-out classes and on other datasets too, not only on the classes that pretraining saw."""
     finetune_crop: float = option(0.5, above=0, most=1)
@@ -132,10 +154,20 @@ def check(config: ComparisonConfig) -> None:
     """Refuses what cannot work before anything is trained or written."""
     check_methods(config.methods)
     check_bounds(config)
+    if len(config.finetune_steps) not in (1, len(config.fractions)):
+        raise ValueError(
+            f"--finetune_steps {' '.join(map(str, config.finetune_steps))}: give one number, or one for each of the "
+            f"{len(config.fractions)} --fractions"
+        )
+    for flag in ("finetune_flags", "scratch_flags"):
+        words = ("--model", "start", *in_full(pairs_of(getattr(config, flag))))
+        check_words("finetune", words, f"--{flag} {' '.join(getattr(config, flag))}")
     for method in map(Method, config.methods):
         flag = f"--methods {method.text}"
         for name, _ in method.options:
             plain = name.replace("-", "_").removeprefix("no_")
+            if name == INIT and method.init not in INITS:
+                raise ValueError(f"{flag}: init is one of {', '.join(INITS)}")
             if RENAMED.get(plain, plain) in SAME_FOR_ALL:
                 raise ValueError(f"{flag}: --{name} is the same for all methods, and the comparison's own")
         words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
@@ -234,11 +266,12 @@ def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, fl
     """All jobs, but for those that measure."""
     jobs = [baseline(config, place, images) for place, images in sets(config).items()]
     for name, start in starts.items():
-        jobs += evaluations(config, name, start, ())
+        if name.rpartition("-")[0] in SCRATCH.values():
+            jobs += evaluations(config, name, start, ())
     for seed in range(config.seeds):
         for method in map(Method, config.methods):
             name, run = f"{method.folder}-{seed}", config.out / "runs" / f"{method.folder}-{seed}"
-            start = starts[f"{SCRATCH['mean']}-{seed}"]
+            start = starts[f"{method.init}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
             jobs.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
@@ -268,15 +301,23 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
         words = (*same, *data, *limits(config), "--no-random", "--declared")
         words += flags(out=out, cache=config.out / "features")
         jobs.append(Job(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
-        tuned = config.finetune_steps and (place == OWN or config.finetune_everywhere)
-        for fraction in config.fractions if tuned else ():
+        tuned = place == OWN or config.finetune_everywhere
+        for fraction, steps in lengths(config).items() if tuned else ():
             out = config.out / "finetuned" / name / place / f"{fraction:g}"
-            words = (*same, *data, *flags(fraction=fraction, seed=seed, out=out), "--resume")
-            words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
-            words += flags(smallest_crop=config.finetune_crop)
+            words = (*same, *data, *flags(fraction=fraction, seed=seed, out=out), "--resume", "--curve")
+            words += flags(steps=steps, batch_size=config.batch_size, rates=config.finetune_rates, folds=0)
+            words += flags(choice_steps=max(1, round(config.choice_steps * steps)), smallest_crop=config.finetune_crop)
+            words += in_full(pairs_of(config.finetune_flags))
+            words += in_full(pairs_of(config.scratch_flags)) if not needs else ()
             title, work = f"finetune/{name}/{place}/{fraction:g}", 0.2 * len(config.finetune_rates)
             jobs.append(Job(title, "finetune", words, out / "test.json", needs, work=work, run=out))
     return jobs
+
+
+def lengths(config: ComparisonConfig) -> dict[float, int]:
+    """Steps of fine-tuning for each share of the labels."""
+    steps = config.finetune_steps * (len(config.fractions) if len(config.finetune_steps) == 1 else 1)
+    return {fraction: count for fraction, count in zip(config.fractions, steps, strict=True) if count}
 
 
 def room(config: ComparisonConfig, jobs: list[Job], start: Path, at_a_time: int) -> int:
@@ -294,14 +335,18 @@ def room(config: ComparisonConfig, jobs: list[Job], start: Path, at_a_time: int)
 
 
 def starts(config: ComparisonConfig) -> dict[str, Path]:
-    """The weights that everything starts from, one set per seed, in a model for each of the two readouts."""
+    """The weights that everything starts from, one set per seed and kind; scratch's is in a model for each of the two
+    readouts."""
     channels = config.source(channels=config.channels).channels
     made = {}
     for seed in range(config.seeds):
-        for readout, method in SCRATCH.items():
-            made[f"{method}-{seed}"] = folder = config.out / "starts" / f"{method}-{seed}"
-            if not folder.exists():
-                size = config.image_size
-                backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init="jax")
-                save_backbone(backbone, folder, {"objective": "random start", "readout": readout, "data": "nothing"})
+        for init in dict.fromkeys(["jax", *(Method(text).init for text in config.methods)]):
+            size = config.image_size
+            backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init=init)
+            for readout, name in (SCRATCH if init == "jax" else {"mean": init}).items():
+                made[f"{name}-{seed}"] = folder = config.out / "starts" / f"{name}-{seed}"
+                if not folder.exists():
+                    about = {"objective": "random start", "readout": readout, "data": "nothing"}
+                    save_backbone(backbone, folder, about)
+        made[f"jax-{seed}"] = made[f"{SCRATCH['mean']}-{seed}"]
     return made

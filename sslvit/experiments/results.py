@@ -52,6 +52,8 @@ def collect(
     values: Columns = {}
     judged: Columns = {}
     nearest: Columns = {}  # balanced accuracies of nearest neighbours, of probes that report them
+    curves: Columns = {}  # accuracy after so many steps of fine-tuning
+    rates: Columns = {}
     readouts: dict[str, str] = {}
     columns: dict[str, set[str]] = {}  # of each place, the same for all
     named_methods = {folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods
@@ -75,7 +77,12 @@ def collect(
             for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
                 column = f"{where}{TUNED} {100 * float(file.parent.name):g} %"
                 with made_again(file):
-                    put(values, column, name, sealed.read(file, top1=NUMBER)["top1"])
+                    tested = sealed.read(file, top1=NUMBER)
+                put(values, column, name, tested["top1"])
+                if "held out" in tested and tested["held out"]:
+                    put(rates, column, name, tested["lr"])
+                if "curve" in tested:
+                    put(curves, column, name, tested["curve"])
                 put(judged, column, name, judge(file.with_name("predictions.parquet")))
     for column, by_method in values.items():
         if short := [name for name in readouts if len(by_method.get(name, ())) < len(seeds)]:
@@ -86,7 +93,7 @@ def collect(
             with made_again(file):
                 costs[name].append(sealed.read(file, **COST))
     results = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
-    results |= {"differences": differences(judged)}
+    results |= {"differences": differences(judged), "curves": curves, "rates": rates}
     results |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
     return results | balanced_and_one_class(judged, nearest)
 
