@@ -54,7 +54,6 @@ from sslvit.views.supervised import SupervisedView
 from sslvit.weights.folder import load_strictly
 from sslvit.weights.foreign.options import ModelConfig
 
-
 ENOUGH = 500  # held-out images: a standard error of two points or less
 
 
@@ -157,8 +156,8 @@ def finetune(
     """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice continues too, bit for bit. test: the images of --curve. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport; the
-    newest is told how the whole ended.
+    choice continues too, bit for bit. test: the images of --curve. watch: makes a watcher of each, such as
+    sslvit.reports.live.LiveReport; the newest is told how the whole ended.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
@@ -168,14 +167,14 @@ def finetune(
     watchers: list[Watcher] = []  # the newest run's
 
     def run(ids: Tensor, out: Path, lr: float) -> Supervised:
-        shorter = {} if out == config.out or not config.choice_steps else {"steps": config.choice_steps}
-        chosen = lengthened(replace(config, **shorter), len(ids))
+        final = out == config.out
+        steps = config.steps if final else config.choice_steps or config.steps
+        chosen = lengthened(replace(config, steps=steps), len(ids))
         chosen = replace(chosen, out=out, lr=lr, resume=True, overwrite=False)
         objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
         images, views = Subset(train, ids.numpy()), config.views(image_size)
         if watch:
             watchers[:] = [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")]
-        final = out == config.out
         told = watchers if final else [OfChoice(watcher) for watcher in watchers]
         accuracy = None
         if final and config.curve and test is not None:

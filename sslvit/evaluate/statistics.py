@@ -49,8 +49,8 @@ def p_value(mean: float, error: float, degrees: float) -> float:
 
 
 def t_mass(degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Student's t by an angle, and how much of its mass lies within it. With t = sqrt(degrees) tan(angle) the density is
-    cos(angle)^(degrees - 1): smooth, on a bounded range."""
+    """Student's t by an angle, and how much of its mass lies within that. With t = sqrt(degrees) tan(angle) the density
+    is cos(angle)^(degrees - 1): smooth, on a bounded range."""
     angle = np.linspace(0, np.pi / 2, 200_001)
     mass = np.cumsum(np.cos((angle[1:] + angle[:-1]) / 2) ** (degrees - 1))
     return angle, np.concatenate([[0.0], mass / mass[-1]])

@@ -1,5 +1,6 @@
 """Sentences about a comparison's results: warnings, differences that they support, and notes to read them by."""
 
+import re
 from typing import Any
 
 from sslvit.evaluate.balance import NEARLY_ALL, UNEQUAL
@@ -20,7 +21,7 @@ BUDGETS = {
 
 def gap_of(one: dict[str, Any]) -> Difference:
     """Within -1 and 1, which an earlier version's intervals could leave."""
-    gap = Difference(*(one.get(name) for name in Difference._fields))
+    gap = Difference(one["mean"], one["low"], one["high"], one["seeds"], one.get("p"))
     return gap._replace(low=max(gap.low, -1.0), high=min(gap.high, 1.0))
 
 
@@ -102,8 +103,11 @@ def notes(results: dict[str, Any]) -> list[str]:
     seeds, settings = len(results["seeds"]), results["settings"]
     names = {way: [n for n, r in results["readouts"].items() if r == way] for way in results["readouts"].values()}
     ways = "; ".join(f"{way} for {', '.join(some)}" for way, some in names.items())
+    other = [method for method in settings.get("methods", ()) if re.search(r"[:,]init=(?!jax)", method)]
+    except_for = f" (but {', '.join(other)}: from timm's)" if other else ""
     texts = [
-        f"Every method started from scratch's weights, and had {BUDGETS[settings.get('budget', 'images')]}.",
+        f"Every method started from scratch's weights{except_for}, and had "
+        f"{BUDGETS[settings.get('budget', 'images')]}.",
         f"The readout is the one that a model's objective declares: {ways}. A method is compared with scratch of the "
         "same readout.",
         *baselines_in_words(results),
@@ -116,6 +120,8 @@ def notes(results: dict[str, Any]) -> list[str]:
             "seeds. Linear probes learn from the same labelled images at every seed, fine-tuning from others."
         )
         texts.append(width_in_words(results))
+    if extra := settings.get("scratch_flags"):
+        texts.append(f"Scratch alone was fine-tuned with {' '.join(extra)} as well, which makes it stronger.")
     if held_out := settings.get("held_out"):
         texts.append(
             f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held_out))}, which are the "
@@ -131,8 +137,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     if any("p" in one for one in results["differences"]):
         return [
             *texts,
-            "A difference is called significant if it is so among all pairs of its column together (Holm's method, 5%); "
-            "each interval is of its own pair alone.",
+            "A difference is called significant if it is so among all pairs of its column together (Holm's method, "
+            "5%); each interval is of its own pair alone.",
         ]
     return [*texts, "Intervals are not corrected for the number of comparisons."]
 

@@ -5,6 +5,7 @@ set of labels: the classes that pretraining saw, held-out classes, other dataset
 with a budget of FLOPs or seconds, a step of each method is measured first.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -139,6 +140,8 @@ class ComparisonConfig(ImagesConfig):
     held_out: tuple[int, ...] = ()
     """Classes, by number, of which pretraining sees no image. Models are evaluated on the classes that it saw and,
     separately, on these."""
+    evaluate_seen: bool = True
+    """With held-out classes: evaluate on the classes that pretraining saw, too."""
     transfer: tuple[str, ...] = ()
     """Other labelled datasets to evaluate on, in the form of --data."""
     limit_train: int = option(0, least=0)
@@ -146,6 +149,9 @@ class ComparisonConfig(ImagesConfig):
     takes all."""
     limit_test: int = option(0, least=0)
     """The same for the test images."""
+    records: Path | None = None
+    """Also keep the numbers of each finished method and seed in this folder, one small file each. What has a file there
+    is not done again, so a comparison can go on on another machine."""
     jobs: int = option(0, least=0)
     """Jobs at a time: by default one per GPU, or per core."""
 
@@ -176,7 +182,8 @@ def check(config: ComparisonConfig) -> None:
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
     ViT.variant(config.model, image_size=config.image_size)
     channels = config.source(channels=config.channels).channels
-    for place, images in sets(config).items():
+    for place in places(config):
+        images = sets(config)[place]
         check_set(place, images, config, channels)
 
 
@@ -217,13 +224,14 @@ def sets(config: ComparisonConfig) -> dict[str, LabelledConfig]:
         own = [replace(images, only_classes=tuple(seen)), replace(images, only_classes=config.held_out)]
     size, crop = config.image_size, config.eval_crop
     others = [LabelledConfig(data, image_size=size, eval_crop=crop) for data in config.transfer]
-    return dict(zip(places(config), [*own, *others], strict=True))
+    return dict(zip(places(replace(config, evaluate_seen=True)), [*own, *others], strict=True))
 
 
 def places(config: ComparisonConfig) -> list[str]:
-    """The names of these sets."""
+    """The names of those that are evaluated on."""
     transfers = [f"{TRANSFER}{number}" for number, _ in enumerate(config.transfer, 1)]
-    return [OWN, *([HELD_OUT] if config.held_out else []), *transfers]
+    seen = [OWN] if config.evaluate_seen or not config.held_out else []
+    return [*seen, *([HELD_OUT] if config.held_out else []), *transfers]
 
 
 def pretraining(
@@ -262,15 +270,19 @@ def measured(file: Path, key: str) -> float | None:
         return numbers[key]
 
 
-def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Job]:
-    """All jobs, but for those that measure."""
-    jobs = [baseline(config, place, images) for place, images in sets(config).items()]
+def plan(
+    config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float], kept: Collection[str] = ()
+) -> list[Job]:
+    """All jobs, but for those that measure. kept: methods and seeds that have a record."""
+    jobs = [baseline(config, place, sets(config)[place]) for place in places(config)]
     for name, start in starts.items():
-        if name.rpartition("-")[0] in SCRATCH.values():
+        if name.rpartition("-")[0] in SCRATCH.values() and name not in kept:
             jobs += evaluations(config, name, start, ())
     for seed in range(config.seeds):
         for method in map(Method, config.methods):
             name, run = f"{method.folder}-{seed}", config.out / "runs" / f"{method.folder}-{seed}"
+            if name in kept:
+                continue
             start = starts[f"{method.init}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
@@ -295,8 +307,8 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
     """name: a method and a seed."""
     same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
     jobs = []
-    for place, images in sets(config).items():
-        data = reading(images)
+    for place in places(config):
+        data = reading(sets(config)[place])
         out = config.out / "probes" / name / place
         words = (*same, *data, *limits(config), "--no-random", "--declared")
         words += flags(out=out, cache=config.out / "features")

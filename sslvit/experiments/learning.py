@@ -1,11 +1,12 @@
-"""How accuracy grows while a model is fine-tuned: who starts faster, who ends higher, and who gets where scratch ends."""
+"""Accuracy as fine-tuning goes on: which method starts faster, which ends higher, when each is where scratch ends."""
 
 import math
 from itertools import pairwise
 from typing import Any
 
 from sslvit.experiments.claims import in_words
-from sslvit.experiments.results import TUNED, scratch
+from sslvit.experiments.records import TUNED
+from sslvit.experiments.results import scratch
 from sslvit.reports.charts import Line, line_chart
 
 Curve = list[tuple[int, float]]  # after so many steps, this share of the test images is right
@@ -46,12 +47,12 @@ def sentences(results: dict[str, Any], column: str) -> list[str]:
             continue
         steps, end = curves[base][-1]
         found = {name: reaches(curves[name], end) for name in others}
-        parts = [f"{name} after about {rounded(at)}" for name, at in found.items() if at is not None]
+        parts = [f"{name} after about {rounded(at)} steps" for name, at in found.items() if at is not None]
         never = [name for name, at in found.items() if at is None]
-        text = f"{in_words(column).capitalize()}, {base} ends at {100 * end:.1f}%, after {steps:,} steps"
-        text += f"; there is {', '.join(parts)}" if parts else ""
-        text += f"; never {', '.join(never)}" if never else ""
-        texts.append(f"{text}.")
+        where = f"{in_words(column).capitalize()}, {base}"
+        texts.append(f"{where} ends at {100 * end:.1f}%, after {steps:,} steps.")
+        texts[-1] += f" As high are {', '.join(parts)}." if parts else ""
+        texts[-1] += f" Never as high: {', '.join(never)}." if never else ""
     return texts
 
 
@@ -73,7 +74,7 @@ def chart(results: dict[str, Any], column: str) -> str:
         Line(name, [float(step) for step, _ in curve], [100 * accuracy for _, accuracy in curve])
         for name, curve in curves_of(results, column).items()
     ]
-    ticks = [step for step, _ in next(iter(curves_of(results, column).values()))][:: -2][::-1]
+    ticks = [float(step) for step, _ in next(iter(curves_of(results, column).values()))][::-2][::-1]
     return line_chart(lines, x="steps of fine-tuning", y="test accuracy, %", logarithmic=True, ticks=ticks)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sslvit.experiments import learning
 from sslvit.experiments.claims import ahead_of, in_words, notes, sentences, warnings
-from sslvit.experiments.results import TUNED
+from sslvit.experiments.records import TUNED
 from sslvit.experiments.tables import (
     FROZEN,
     accuracy_table,
@@ -84,8 +84,8 @@ def one_run(name: str, run: RunFolder) -> str:
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
     """runs: of each method, the run of the first seed."""
     shown, compared = groups(results), dict.fromkeys(one["column"] for one in results["differences"])
-    linear = [name for name in shown[FROZEN] if name in compared]
-    lead = [*shown.get(TUNED, [])[:1], *linear[-1:]]
+    linear = [name for name in first_of(shown, FROZEN) if name in compared]
+    lead = [*first_of(shown, TUNED)[:1], *linear[-1:]]
     blocks = [
         page.bullets(warnings(results)),
         page.bullets([text for name in lead[:1] for text in sentences(results, name, to_scratch=True)]),
@@ -111,6 +111,11 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.folded("Commands", page.code("\n".join(commands)) if commands else ""),
     ]
     return page.page(heading_of(results), blocks)
+
+
+def first_of(shown: dict[str, list[str]], kind: str) -> list[str]:
+    """The columns of this kind on the first set of labels."""
+    return next((columns for title, columns in shown.items() if title.rpartition(", ")[2] == kind), [])
 
 
 def heading_of(results: dict[str, Any]) -> str:
