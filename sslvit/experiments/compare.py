@@ -65,7 +65,7 @@ class Method:
     @property
     def init(self) -> str:
         """Which of the random weights of ViT.variant it starts with."""
-        return dict(self.options).get(INIT, "jax")
+        return dict(self.options).get(INIT, INITS[0])
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -283,7 +283,7 @@ def plan(
             name, run = f"{method.folder}-{seed}", config.out / "runs" / f"{method.folder}-{seed}"
             if name in kept:
                 continue
-            start = starts[f"{method.init}-{seed}"]
+            start = starts[f"{SCRATCH['mean'] if method.init == INITS[0] else method.init}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
             jobs.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
@@ -352,13 +352,12 @@ def starts(config: ComparisonConfig) -> dict[str, Path]:
     channels = config.source(channels=config.channels).channels
     made = {}
     for seed in range(config.seeds):
-        for init in dict.fromkeys(["jax", *(Method(text).init for text in config.methods)]):
+        for init in dict.fromkeys([INITS[0], *(Method(text).init for text in config.methods)]):
             size = config.image_size
             backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init=init)
-            for readout, name in (SCRATCH if init == "jax" else {"mean": init}).items():
+            for readout, name in (SCRATCH if init == INITS[0] else {"mean": init}).items():
                 made[f"{name}-{seed}"] = folder = config.out / "starts" / f"{name}-{seed}"
                 if not folder.exists():
                     about = {"objective": "random start", "readout": readout, "data": "nothing"}
                     save_backbone(backbone, folder, about)
-        made[f"jax-{seed}"] = made[f"{SCRATCH['mean']}-{seed}"]
     return made

@@ -327,6 +327,51 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
         assert torch.equal(backbone[name], values), name
 
 
+def test_fine_tuning_has_a_length_per_share_and_scratch_its_own_flags(tmp_path):
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "fractions": (0.1, 0.5, 1.0)}
+    config = ComparisonConfig(
+        **given, finetune_steps=(40, 0, 80), choice_steps=0.5, finetune_flags=("erase=0.1",),
+        scratch_flags=("randaugment", "mixup=0.8"),
+    )  # fmt: skip
+    made = dict.fromkeys(("scratch-0", "scratch-cls-0"), tmp_path)
+    jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
+    assert (
+        "--steps 40 --batch_size 64 --rates 0.03 0.1 0.3 --folds 0 --choice_steps 20" in jobs["finetune/mpp-0/own/0.1"]
+    )
+    assert "--steps 80 " in jobs["finetune/scratch-0/own/1"]
+    assert not [name for name in jobs if name.startswith("finetune") and name.endswith("/0.5")]
+    assert jobs["finetune/mpp-0/own/1"].endswith("--erase 0.1")
+    assert jobs["finetune/scratch-cls-0/own/1"].endswith("--erase 0.1 --randaugment --mixup 0.8")
+    left = {job.name for job in plan(config, made, {"mpp": 1.0}, kept=["mpp-0", "scratch-0"])}
+    assert left == {name for name in jobs if name == "baselines/own" or "scratch-cls-0" in name}
+
+
+def test_a_method_may_start_from_other_random_weights(tmp_path):
+    methods = ("mpp", "mpp:init=timm,target=pixels")
+    config = ComparisonConfig(data="shapes:n=300", out=tmp_path, model="mu/8", methods=methods, fractions=(0.5,))
+    made = starts(config)
+    assert sorted(made) == ["scratch-0", "scratch-cls-0", "timm-0"]
+    jobs = {job.name: job for job in plan(config, made, dict.fromkeys(("mpp", "mpp-init-timm-target-pixels"), 1.0))}
+    assert f"--init_from {made['scratch-0']}" in jobs["pretrain/mpp-0"].command()
+    other = jobs["pretrain/mpp-init-timm-target-pixels-0"].command()
+    assert f"--init_from {made['timm-0']}" in other
+    assert other.endswith("--target pixels")
+    assert not [name for name in jobs if name.startswith(("probe/timm", "finetune/timm"))]
+    jax, timm = (load_backbone(made[name]).state_dict() for name in ("scratch-0", "timm-0"))
+    assert not torch.equal(jax["blocks.0.mlp.fc1.weight"], timm["blocks.0.mlp.fc1.weight"])
+    assert Method(methods[1]).name == "MPP (timm, pixels)"
+
+
+def test_held_out_classes_can_be_all_that_is_evaluated_on(tmp_path):
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "held_out": (3, 5), "fractions": (0.5,)}
+    config = ComparisonConfig(**given, evaluate_seen=False)
+    made = dict.fromkeys(("scratch-0", "scratch-cls-0"), tmp_path)
+    jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
+    assert not [name for name in jobs if "own" in name.split("/")]
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["pretrain/mpp-0"]
+    assert "--only_classes 3 5" in jobs["finetune/mpp-0/classes held out/0.5"]
+
+
 def test_baselines_are_read_on_every_set_of_labels(tmp_path):
     other = f"shapes:texture,n={300}"
     given = {"data": "shapes:n=300", "out": tmp_path, "held_out": (3, 5), "transfer": (other,), "limit_test": 70}
@@ -357,7 +402,11 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
         ({"limit_test": -5}, "--limit_test is -5"),
         ({"finetune_rates": (0.0,)}, "--finetune_rates is 0"),
         ({"finetune_crop": 7}, "--finetune_crop is 7; it must be at most 1"),
-        ({"finetune_steps": -3}, "--finetune_steps is -3"),
+        ({"finetune_steps": (-3,)}, "--finetune_steps is -3"),
+        ({"finetune_steps": (5, 6)}, r"--finetune_steps 5 6: give one number, or one for each of the 1 --fractions"),
+        ({"scratch_flags": ("mixup=7",)}, "--scratch_flags mixup=7: --mixup is 7"),
+        ({"finetune_flags": ("mixin=0.7",)}, "--finetune_flags mixin=0.7: .*mixup"),
+        ({"methods": ("mpp:init=torch",)}, "--methods mpp:init=torch: init is one of jax, timm"),
         ({"methods": ()}, "--methods : name one or more"),
         ({"methods": ("mpp", "mpp")}, "--methods mpp mpp: name one or more, and each once"),
         ({"methods": ("probe",)}, "--methods probe: the recipe probe has no presets"),
