@@ -5,6 +5,7 @@ set of labels: the classes that pretraining saw, held-out classes, other dataset
 with a budget of FLOPs or seconds, a step of each method is measured first.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -20,6 +21,7 @@ from sslvit.experiments.disk import needed
 from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading, recipes
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
 from sslvit.experiments.work import work_on
+from sslvit.finetuning import ENOUGH
 from sslvit.models.vit import ViT
 from sslvit.reports.dry_run import MEASURED
 from sslvit.storage import sealed
@@ -120,10 +122,12 @@ class ComparisonConfig(ImagesConfig):
     batch_size: int = option(64, above=0)
     """Images per step, in pretraining and in fine-tuning."""
     fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
-    """Shares of the labels to learn from."""
-    finetune_steps: tuple[int, ...] = option((1000,), least=0)
-    """Steps of fine-tuning, with each share of the labels, or one number for each of them; 0 leaves it out. Enough so
-    that scratch does not gain by more."""
+    """Shares of the labels that linear probes learn from."""
+    finetune_fractions: tuple[float, ...] = option((0.1,), above=0, most=1)
+    """Shares of the labels to fine-tune with."""
+    finetune_steps: tuple[int, ...] = (1000,)
+    """Steps of fine-tuning, or one number for each of these shares; 0 leaves it out. Take so many that scratch gains
+    little by more."""
     finetune_rates: tuple[float, ...] = option((0.03, 0.1, 0.3), above=0)
     """Fine-tuning's learning rates, the same for all; of several each method takes the best on held-out training
     labels, for each share of the labels."""
@@ -160,10 +164,12 @@ def check(config: ComparisonConfig) -> None:
     """Refuses what cannot work before anything is trained or written."""
     check_methods(config.methods)
     check_bounds(config)
-    if len(config.finetune_steps) not in (1, len(config.fractions)):
+    if min(config.finetune_steps) < 0:
+        raise ValueError(f"--finetune_steps is {min(config.finetune_steps)}; it must be at least 0")
+    if len(config.finetune_steps) not in (1, len(config.finetune_fractions)):
         raise ValueError(
             f"--finetune_steps {' '.join(map(str, config.finetune_steps))}: give one number, or one for each of the "
-            f"{len(config.fractions)} --fractions"
+            f"{len(config.finetune_fractions)} --finetune_fractions"
         )
     for flag in ("finetune_flags", "scratch_flags"):
         words = ("--model", "start", *in_full(pairs_of(getattr(config, flag))))
@@ -205,7 +211,7 @@ def check_set(place: str, images: LabelledConfig, config: ComparisonConfig, chan
     if len(few) == len(config.fractions):
         raise ValueError(f"{text} fewer than two, which a linear probe needs")
     if few:
-        print(f"note: {text} one at most: there is no linear probe, and fine-tuning gets one image per class")
+        print(f"note: {text} one at most: there is no linear probe")
 
 
 @cache
@@ -328,21 +334,25 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
 
 def lengths(config: ComparisonConfig) -> dict[float, int]:
     """Steps of fine-tuning for each share of the labels."""
-    steps = config.finetune_steps * (len(config.fractions) if len(config.finetune_steps) == 1 else 1)
-    return {fraction: count for fraction, count in zip(config.fractions, steps, strict=True) if count}
+    shares, steps = config.finetune_fractions, config.finetune_steps
+    steps = steps * (len(shares) if len(steps) == 1 else 1)
+    return {share: count for share, count in zip(shares, steps, strict=True) if count}
 
 
 def room(config: ComparisonConfig, jobs: list[Job], start: Path, at_a_time: int) -> int:
     """Bytes of disk that the comparison still needs."""
     weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
     channels, read, predicted = config.source(channels=config.channels).channels, 0, 0
+    smallest = math.inf
     for images in sets(config).values():  # the largest of them
         train, test, _ = open_labelled(images, images.image_size, channels)
         seen = [min(len(s), most or len(s)) for s, most in ((train, config.limit_train), (test, config.limit_test))]
         row = 3 * 8 + 4 * (1 + int(train.required_labels().max()))  # of predictions
         read = max(read, 4 * width * sum(seen) + len(config.fractions) * seen[1] * row)
         predicted = max(predicted, len(test) * row)
-    tries = len(config.finetune_rates) if len(config.finetune_rates) > 1 else 0
+        smallest = min(smallest, min(config.finetune_fractions) * len(train))
+    folds = 5 if smallest < 10 * ENOUGH else 1
+    tries = len(config.finetune_rates) * folds if len(config.finetune_rates) > 1 else 0
     return needed(jobs, at_a_time, weights=weights, read=read, predicted=predicted, tries=tries)
 
 

@@ -308,7 +308,7 @@ def test_seeds_start_from_different_weights_and_methods_of_a_seed_from_the_same(
             assert words[words.index("--init_from") + 1] == str(made[f"scratch-{seed}"])
             assert words[words.index("--seed") + 1] == str(seed)
         for name in (f"scratch-{seed}", f"scratch-cls-{seed}"):
-            for job in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
+            for job in (f"probe/{name}/own", f"finetune/{name}/own/0.1"):
                 words = jobs[job].words
                 assert words[words.index("--model") + 1] == str(made[name])
 
@@ -328,10 +328,10 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
 
 
 def test_fine_tuning_has_a_length_per_share_and_scratch_its_own_flags(tmp_path):
-    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "fractions": (0.1, 0.5, 1.0)}
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "fractions": (0.5,)}
     config = ComparisonConfig(
-        **given, finetune_steps=(40, 0, 80), choice_steps=0.5, finetune_flags=("erase=0.1",),
-        scratch_flags=("randaugment", "mixup=0.8"),
+        **given, finetune_fractions=(0.1, 0.5, 1.0), finetune_steps=(40, 0, 80), choice_steps=0.5,
+        finetune_flags=("erase=0.1",), scratch_flags=("randaugment", "mixup=0.8"),
     )  # fmt: skip
     made = dict.fromkeys(("scratch-0", "scratch-cls-0"), tmp_path)
     jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
@@ -369,7 +369,7 @@ def test_held_out_classes_can_be_all_that_is_evaluated_on(tmp_path):
     jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
     assert not [name for name in jobs if "own" in name.split("/")]
     assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["pretrain/mpp-0"]
-    assert "--only_classes 3 5" in jobs["finetune/mpp-0/classes held out/0.5"]
+    assert "--only_classes 3 5" in jobs["finetune/mpp-0/classes held out/0.1"]
 
 
 def test_baselines_are_read_on_every_set_of_labels(tmp_path):
@@ -403,7 +403,10 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
         ({"finetune_rates": (0.0,)}, "--finetune_rates is 0"),
         ({"finetune_crop": 7}, "--finetune_crop is 7; it must be at most 1"),
         ({"finetune_steps": (-3,)}, "--finetune_steps is -3"),
-        ({"finetune_steps": (5, 6)}, r"--finetune_steps 5 6: give one number, or one for each of the 1 --fractions"),
+        (
+            {"finetune_steps": (5, 6)},
+            r"--finetune_steps 5 6: give one number, or one for each of the 1 --fi",
+        ),
         ({"scratch_flags": ("mixup=7",)}, "--scratch_flags mixup=7: --mixup is 7"),
         ({"finetune_flags": ("mixin=0.7",)}, "--finetune_flags mixin=0.7: .*mixup"),
         ({"methods": ("mpp:init=torch",)}, "--methods mpp:init=torch: init is one of jax, timm"),
