@@ -42,6 +42,7 @@ from sslvit.experiments.study import (
     amounts,
     baseline_rows,
     baselines_of,
+    costs,
     results_of,
     runs_of,
     write,
@@ -581,6 +582,28 @@ def test_a_studys_plot_shows_baselines_beside_all_points(tmp_path, study):
         (x0, y0), (x1, y1) = (map(float, one.split(",")) for one in line.split())
         assert y0 == y1
         assert (x0, x1) == (LEFT, WIDTH - RIGHT)
+
+
+def test_the_study_of_costs_places_each_model_by_the_flops_of_its_training(tmp_path):
+    config = StudyConfig(data="shapes:n=64", study="costs", epochs=2, sizes=("XS/8", "R+XS/8", "R20x0.5", "XS/4"))
+    points = list(costs(config))
+    assert [point.series for point in points] == ["ViT", "hybrid", "BiT ResNet", "ViT"]
+    jobs = runs_of(config, points, tmp_path)
+    for (job,), flops in zip(jobs, (2e12, 3e12, 4e13, 8e12), strict=True):
+        folder = job.product.parent
+        vit = ViT(ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=1))
+        save_backbone(vit, folder, {"readout": "mean"})
+        (folder / "metrics.jsonl").write_text('{"step": 0, "eval/mean/10-shot": 0.1}\n')
+        cost = {"images": 1, "seconds": 1.0, "flops": flops, "peak_memory_bytes": 1, "device": "CPU"}
+        (folder / "cost.json").write_text(json.dumps(cost))
+    results = results_of(points, jobs, costly=True)
+    assert [one["x"] for one in results] == [2e12, 3e12, 4e13, 8e12]
+    baseline = {"series": "raw pixels", "x": None, "values": {"10-shot": [0.3]}, "side": 32}
+    write({"study": "costs", "points": results, "baselines": [baseline]}, tmp_path)
+    assert "| BiT ResNet | 4.0e13 | 10.0 | 10.0 |" in (tmp_path / "results.md").read_text()
+    assert ">1e12<" in (tmp_path / "study.svg").read_text()
+    with pytest.raises(ValueError, match="no model 'zz/8'"):
+        list(costs(replace(config, sizes=("zz/8",))))
 
 
 def test_a_studys_baselines_are_read_by_its_recipe(tmp_path):
