@@ -269,7 +269,8 @@ def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
     if config.position in FIXED:
         config = replace(config, position="learned_1d")  # the same table by the same name, but a parameter
     copy = ViT(config)
-    state = {n: t for n, t in backbone.state_dict().items() if config.final_norm or not n.startswith("norm.")}
+    left = () if config.final_norm else ("norm.", "cls_norm.")
+    state = {n: t for n, t in backbone.state_dict().items() if not n.startswith(left)}
     load_strictly(copy, state, "the pretrained model")
     return copy.resized(image_size).train()
 

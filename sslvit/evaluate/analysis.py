@@ -70,7 +70,7 @@ def filters(vit: ViT, count: int = 28) -> Filters:
 def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
     """Cosine similarity of the patches' positions, each with all: gh gw gh gw, without the class token. Only positions
     at every layer have a table per layer."""
-    if vit.position in ("none", "relative"):
+    if vit.position in ("none", "relative", "rope"):
         raise ValueError(f"position {vit.position!r} has no table with a row for each patch, so none to compare")
     h, w = vit.grid
     if vit.position == "learned_2d":
@@ -106,8 +106,8 @@ def watch(vit: ViT, images: Tensor, look: Callable[[int, Tensor], None]) -> None
     """
 
     def hook(layer: int, attention: Any, inputs: tuple[Any, ...]) -> None:
-        tokens, relative, _ = inputs  # normed tokens with their positions, relative positions
-        look(layer, attention.probabilities(tokens, relative))
+        tokens, relative, _, rope = inputs  # normed tokens with their positions, relative and rotary positions
+        look(layer, attention.probabilities(tokens, relative, rope))
 
     hooks = [block.attn.register_forward_pre_hook(partial(hook, layer)) for layer, block in enumerate(vit.blocks)]
     try:

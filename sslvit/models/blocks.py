@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sslvit import rng
 from sslvit.models.positions import relative_bias
+from sslvit.models.rope import turned
 
-Gelu = Literal["exact", "tanh"]
+Gelu = Literal["exact", "tanh", "quick"]
 EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' code; torch's default is 1e-5
 
 
@@ -40,31 +41,53 @@ def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.f
     return (keep / (1 - rates)).unbind(1)
 
 
+class WithoutKeyBias(nn.Linear):
+    """Queries, keys and values with a bias whose middle third, the keys', is masked to zero, as in DINOv3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self.bias.chunk(3)
+        return F.linear(x, self.weight, torch.cat([queries, torch.zeros_like(keys), values]))
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, prefix: int, qkv_bias: bool, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, prefix: int, qkv_bias: bool, dropout: float, key_bias: bool = True
+    ) -> None:
         super().__init__()
         self.heads, self.prefix, self.dropout = heads, prefix, dropout
         self.scale = (width // heads) ** -0.5
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        linear = nn.Linear if key_bias or not qkv_bias else WithoutKeyBias
+        self.qkv = linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def _inputs(self, x: Tensor, relative: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _inputs(
+        self, x: Tensor, relative: Tensor | None, rope: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values (`b k n d` each) and the bias of their logits."""
         # Split, then divide into heads: joining the three gradients takes one copy. The usual order takes two.
         q, k, v = (rearrange(each, "b n (k d) -> b k n d", k=self.heads) for each in self.qkv(x).chunk(3, -1))
+        if rope is not None:
+            q, k = turned(q, rope, self.prefix), turned(k, rope, self.prefix)
         return q, k, v, None if relative is None else relative_bias(q * self.scale, relative, self.prefix)
 
-    def forward(self, x: Tensor, relative: Tensor | None, key: Tensor | None) -> Tensor:
-        q, k, v, bias = self._inputs(x, relative)
+    def forward(self, x: Tensor, relative: Tensor | None, key: Tensor | None, rope: Tensor | None = None) -> Tensor:
+        q, k, v, bias = self._inputs(x, relative, rope)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         # The paper drops after every dense layer except those of q, k and v, and never drops probabilities.
         return dropout(self.proj(rearrange(x, "b k n d -> b n (k d)")), self.dropout, key)
 
-    def probabilities(self, x: Tensor, relative: Tensor | None) -> Tensor:
+    def probabilities(self, x: Tensor, relative: Tensor | None, rope: Tensor | None = None) -> Tensor:
         """The attention weights, for inspection: `b n d -> b k n n`, rows sum to 1."""
-        q, k, _, bias = self._inputs(x, relative)
+        q, k, _, bias = self._inputs(x, relative, rope)
         logits = self.scale * q @ k.mT
         return (logits if bias is None else logits + bias).softmax(-1)
+
+
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), in which OpenAI trained CLIP."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
 
 
 class Mlp(nn.Module):
@@ -72,12 +95,33 @@ class Mlp(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU("none" if gelu == "exact" else "tanh")
+        self.act = QuickGelu() if gelu == "quick" else nn.GELU("none" if gelu == "exact" else "tanh")
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, keys: tuple[Tensor | None, Tensor | None]) -> Tensor:
         x = dropout(self.act(self.fc1(x)), self.dropout, keys[0])
         return dropout(self.fc2(x), self.dropout, keys[1])
+
+
+class SwiGlu(nn.Module):
+    """silu(gate) * value instead of a GELU (https://arxiv.org/abs/2002.05202). One matrix makes both, the gate first:
+    DINOv2's w12, and DINOv3's w1 and w2 joined, under the names of timm's packed one."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, keys: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, -1)
+        return dropout(self.fc2(dropout(F.silu(gate) * value, self.dropout, keys[0])), self.dropout, keys[1])
+
+
+def swiglu_width(width: int) -> int:
+    """DINOv2's rule for SwiGLU: two thirds of an MLP of four times the width, in whole eights, so that the three
+    matrices have about as many weights as the usual two."""
+    return (int(4 * width * 2 / 3) + 7) // 8 * 8
 
 
 class LayerScale(nn.Module):
@@ -100,17 +144,19 @@ class Block(nn.Module):
         mlp_width: int,
         prefix: int = 0,
         gelu: Gelu = "exact",
+        swiglu: bool = False,
         qkv_bias: bool = True,
+        key_bias: bool = True,
         layer_scale: float | None = None,
         dropout: float = 0.0,
         epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, epsilon)
-        self.attn = Attention(width, heads, prefix, qkv_bias, dropout)
+        self.attn = Attention(width, heads, prefix, qkv_bias, dropout, key_bias)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, epsilon)
-        self.mlp = Mlp(width, mlp_width, gelu, dropout)
+        self.mlp = SwiGlu(width, mlp_width, dropout) if swiglu else Mlp(width, mlp_width, gelu, dropout)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(
@@ -120,17 +166,24 @@ class Block(nn.Module):
         relative: Tensor | None = None,
         path: Tensor | None = None,
         key: Tensor | None = None,
+        rope: Tensor | None = None,
     ) -> Tensor:
         """`b n d -> b n d`. position is added first, relative is the attention's table of offsets, path has the drop
-        path factors of the two branches, `b 2`, and key is dropout's, `b`."""
+        path factors of the two branches, `b 2`, key is dropout's, `b`, and rope has rotary positions' turns."""
         if position is not None:
             x = x + position
         keys = (None, None, None) if key is None else tuple(rng.fold(key, place) for place in range(3))
-        x = x + _scaled(self.ls1(self.attn(self.norm1(x), relative, keys[0])), path, 0)
+        x = x + _scaled(self.ls1(self.attn(self.norm1(x), relative, keys[0], rope)), path, 0)
         return x + _scaled(self.ls2(self.mlp(self.norm2(x), keys[1:])), path, 1)
 
-    def probabilities(self, x: Tensor, position: Tensor | None = None, relative: Tensor | None = None) -> Tensor:
-        return self.attn.probabilities(self.norm1(x if position is None else x + position), relative)
+    def probabilities(
+        self,
+        x: Tensor,
+        position: Tensor | None = None,
+        relative: Tensor | None = None,
+        rope: Tensor | None = None,
+    ) -> Tensor:
+        return self.attn.probabilities(self.norm1(x if position is None else x + position), relative, rope)
 
 
 def _scaled(branch: Tensor, path: Tensor | None, which: int) -> Tensor:

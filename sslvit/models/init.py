@@ -24,13 +24,14 @@ def initialize(vit: nn.Module, init: Init, seed: int) -> None:
 
     timm and DINO call their rule trunc_normal_, but it cuts at +-2, a hundred standard deviations: a normal. Learned
     positions are N(0, .02) in all of these. Registers, younger than these papers, are N(0, 1e-6) as timm's: never 0, or
-    without positions they would stay equal forever.
+    without positions they would stay equal forever. SwiGLU's gate and value are drawn as two matrices.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = partial(nn.init.normal_, generator=generator)
     for block in vit.blocks:
+        matrices_in = {block.attn.qkv: 3 if init in ("moco_v3", "jax") else 1, block.mlp.fc1: 1 + vit.config.swiglu}
         for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            matrices = 3 if linear is block.attn.qkv and init in ("moco_v3", "jax") else 1
+            matrices = matrices_in.get(linear, 1)
             if init in ("timm", "dino"):
                 normal(linear.weight, std=0.02)
             else:

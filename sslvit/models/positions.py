@@ -12,10 +12,13 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 Grid = tuple[int, int]
-Position = Literal["learned_1d", "learned_2d", "relative", "sincos_moco_v3", "sincos_mae", "sincos_big_vision", "none"]
+Position = Literal[
+    "learned_1d", "learned_2d", "relative", "sincos_moco_v3", "sincos_mae", "sincos_big_vision", "rope", "none"
+]
 PositionAt = Literal["stem", "every_layer", "every_layer_shared"]
 PositionResize = Literal["bicubic", "bilinear_corners", "bicubic_plain", "bicubic_offset", "bicubic_corners"]
 
+TABLELESS = {"none": "stem", "rope": "every_layer_shared"}  # and where they are; for rope see sslvit.models.rope
 FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
 
 
@@ -41,9 +44,11 @@ def position_tables(
             raise ValueError(f"width {width} is not a multiple of 4 and at least 8, as {position!r} needs")
         # The class token's row is zeros in MoCo v3 and MAE; big_vision has no such row, which is the same function.
         return {"pos_embed": F.pad(sincos(position, grid, width), (0, 0, prefix, 0))}
-    if position == "none":
-        if position_at != "stem":
-            raise ValueError(f"position 'none' has nothing to put at {position_at!r}")
+    if position in TABLELESS:
+        if position_at != TABLELESS[position]:
+            raise ValueError(
+                f"position {position!r} has nothing to put at {position_at!r}: it goes with {TABLELESS[position]!r}"
+            )
         return {}
     if position == "relative":
         if position_at == "stem":

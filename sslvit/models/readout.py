@@ -10,17 +10,26 @@ from sslvit.models.init import lecun_normal
 Readout = Literal["cls", "mean", "both"]
 
 
-class Encoded(NamedTuple):
-    """What a backbone makes of images.
+class _Encoded(NamedTuple):
+    cls: Tensor | None  # b d, None without a class token
+    patches: Tensor  # b n d
+
+
+class Encoded(_Encoded):
+    """What a backbone makes of images: the pair `cls, patches`, and beside it `registers`, `b r d`, if it has any.
 
     >>> import sslvit, torch
     >>> encoded = sslvit.ViT.variant("mu/8", image_size=16, class_token=False)(torch.rand(2, 3, 16, 16))
-    >>> encoded.cls is None, encoded.patches.shape
-    (True, torch.Size([2, 4, 32]))
+    >>> encoded.cls is None, encoded.patches.shape, encoded.registers is None
+    (True, torch.Size([2, 4, 32]), True)
     """
 
-    cls: Tensor | None  # b d, None without a class token
-    patches: Tensor  # b n d
+    registers: Tensor | None = None
+
+    def __new__(kind, cls: Tensor | None, patches: Tensor, registers: Tensor | None = None) -> "Encoded":
+        self = super().__new__(kind, cls, patches)
+        self.registers = registers
+        return self
 
 
 def read(encoded: Encoded, readout: str) -> Tensor:

@@ -22,6 +22,7 @@ from sslvit.models.patches import PatchEmbed
 from sslvit.models.positions import FIXED, Grid, join_2d, position_tables, resize, to_pair
 from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
+from sslvit.models.rope import coordinates, moved, periods_of, turns
 from sslvit.models.vit_config import ViTConfig, variant
 
 
@@ -32,6 +33,7 @@ class BlockInputs(NamedTuple):
     relative: Tensor | None  # the attention's table of offsets
     path: Tensor | None  # drop path's factors of the two branches, `b 2`
     key: Tensor | None  # dropout's, `b`
+    rope: Tensor | None  # rotary positions, see sslvit.models.rope
 
 
 class ViT(nn.Module):
@@ -68,6 +70,9 @@ class ViT(nn.Module):
             self.patch_embed = PatchEmbed(self.patch_size, config.channels, config.width, config.hybrid, config.seed)
             self.blocks = nn.ModuleList(self._new_block(config) for _ in range(config.depth))
             self.norm = nn.LayerNorm(config.width, config.epsilon) if config.final_norm else nn.Identity()
+            self.norm_pre = nn.LayerNorm(config.width, config.epsilon) if config.stem_norm else None
+            untied = config.class_norm and config.final_norm
+            self.cls_norm = nn.LayerNorm(config.width, config.epsilon) if untied else None
         set_epsilons(self.patch_embed, config.hybrid_epsilons)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
@@ -137,13 +142,13 @@ class ViT(nn.Module):
     def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
         """The outputs of the last `layers` blocks, or of these blocks (from 0), in order of depth; by default after the
         final norm."""
-        return [self._named(self.norm(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
+        return [self._named(self._normed(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
 
     def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
         """The attention weights in the last `layers` blocks, or in these blocks (from 0): `b k n n` each, one row per
         query. The class token comes first, then registers, then patches."""
         return [
-            block.probabilities(before, inputs.position, inputs.relative)
+            block.probabilities(before, inputs.position, inputs.relative, inputs.rope)
             for block, before, inputs, _ in self._steps(images, layers)
         ]
 
@@ -166,7 +171,8 @@ class ViT(nn.Module):
         if not 0 <= (blocks or 0) <= self.depth:
             raise ValueError(f"freeze all but the last {blocks} blocks of {self.depth}")
         self.requires_grad_(False)
-        for module in (*self.blocks[-blocks:], self.norm) if blocks else ():
+        norms = [norm for norm in (self.norm, self.cls_norm) if norm is not None]
+        for module in (*self.blocks[-blocks:], *norms) if blocks else ():
             module.requires_grad_(True)
         return self
 
@@ -186,7 +192,9 @@ class ViT(nn.Module):
             mlp_width=config.mlp_width,
             prefix=self.prefix,
             gelu=config.gelu,
+            swiglu=config.swiglu,
             qkv_bias=config.qkv_bias,
+            key_bias=config.key_bias,
             layer_scale=config.layer_scale,
             dropout=config.dropout,
             epsilon=config.epsilon,
@@ -200,7 +208,13 @@ class ViT(nn.Module):
         x, inputs = self._start(tokens, grid, key)
         for block, arguments in zip(self.blocks, inputs, strict=True):
             x = self._run(block, x, arguments)
-        return self.norm(x)
+        return self._normed(x)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """The final norm; with class_norm the class token and the registers have their own."""
+        if self.cls_norm is None:
+            return self.norm(x)
+        return torch.cat([self.cls_norm(x[:, : self.prefix]), self.norm(x[:, self.prefix :])], 1)
 
     def _steps(
         self, images: Tensor, layers: int | Sequence[int]
@@ -224,8 +238,10 @@ class ViT(nn.Module):
             if self._at_stem and self.prefix_positions:
                 prefix = prefix + self._positions(self.grid)[0]
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
+        x = x if self.norm_pre is None else self.norm_pre(x)
         paths: Sequence[Tensor | None] = [None] * self.depth
         keys: Sequence[Tensor | None] = [None] * self.depth
+        ropes = [self._rope(tokens, grid, key)] * self.depth
         if self.training and (self.drop_path or self.dropout):
             if key is None or key.shape != (len(x),):
                 shape = None if key is None else tuple(key.shape)
@@ -236,12 +252,12 @@ class ViT(nn.Module):
                 x = dropout(x, self.dropout, key)  # as in the paper, directly after positions are added
                 keys = [rng.fold(key, i) for i in range(self.depth)]
         positions, relative = self._in_blocks(tokens, grid)
-        return x, [BlockInputs(*each) for each in zip(positions, relative, paths, keys, strict=True)]
+        return x, [BlockInputs(*each) for each in zip(positions, relative, paths, keys, ropes, strict=True)]
 
     def _in_blocks(self, tokens: Tensor, grid: Grid | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
         """For each block, the positions to add, `1 n d`, and the table of relative attention."""
         nothing: Sequence[Tensor | None] = [None] * self.depth
-        if self.position_at == "stem":
+        if self.position_at == "stem" or self.position == "rope":
             return nothing, nothing
         grid = self._check_grid(grid, tokens.shape[1])
         if self.position == "relative":
@@ -249,6 +265,25 @@ class ViT(nn.Module):
         without_position = self.prefix - self.prefix_positions
         table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without_position, 0))
         return table.expand(self.depth, -1, -1).split(1), nothing
+
+    def _rope(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor | None:
+        """Rotary positions of all patches of a grid. While training, a key moves them; a teacher, which gets none, sees
+        them as they are."""
+        if self.position != "rope":
+            return None
+        config, dtype = self.config, at_least_float32(tokens.dtype)
+        places = coordinates(self._check_grid(grid, tokens.shape[1]), dtype, tokens.device)
+        if (
+            self.training
+            and key is not None
+            and (config.rope_shift, config.rope_jitter, config.rope_rescale) != (0, 1, 1)
+        ):
+            if key.shape != (len(tokens),):
+                raise ValueError(
+                    f"rotary positions are moved by a key of shape ({len(tokens)},), not {tuple(key.shape)}"
+                )
+            places = moved(places, key, config.rope_shift, config.rope_jitter, config.rope_rescale)
+        return turns(places, periods_of(config.rope_base, self.width // self.heads, config.rope_periods, places))
 
     def _positions(self, grid: Grid) -> tuple[Tensor, Tensor]:
         """Positions of the class token and the registers, `l prefix d`, and of the patches of this grid, `l n d`."""
@@ -276,7 +311,7 @@ class ViT(nn.Module):
         return block(x, *arguments)
 
     def _named(self, x: Tensor) -> Encoded:
-        """The sequence as class token and patches, without the registers."""
+        """The sequence as class token, patches and registers."""
         classes = self.prefix - self.registers
-        cls, _, patches = x.split([classes, self.registers, x.shape[1] - self.prefix], 1)
-        return Encoded(cls.squeeze(1) if classes else None, patches)
+        cls, registers, patches = x.split([classes, self.registers, x.shape[1] - self.prefix], 1)
+        return Encoded(cls.squeeze(1) if classes else None, patches, registers if self.registers else None)

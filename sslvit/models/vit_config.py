@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sslvit.models.blocks import EPSILON, Gelu
+from sslvit.models.blocks import EPSILON, Gelu, swiglu_width
 from sslvit.models.init import Init
 from sslvit.models.positions import Grid, Position, PositionAt, PositionResize, to_pair
 from sslvit.models.resnet import Epsilons
@@ -34,6 +34,28 @@ HYBRIDS = {
     "R26+B/32": ("R26", "B", 32),
     "R+Ti/16": ("R", "Ti", 32),
 }
+# Releases of Meta, whose architectures are more than sizes.
+_DINOV2 = {"patch_size": 14, "layer_scale": 1e-5, "position_resize": "bicubic_offset"}
+_DINOV2_REG = _DINOV2 | {"registers": 4, "class_position": False, "position_resize": "bicubic"}
+_DINOV3: dict[str, Any] = {
+    "patch_size": 16, "layer_scale": 1e-5, "registers": 4, "position": "rope", "position_at": "every_layer_shared",
+    "rope_rescale": 2.0, "key_bias": False, "epsilon": 1e-5, "init": "dino",
+}  # fmt: skip
+_SIZES: dict[str, dict[str, Any]] = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+}
+_GIANT = {"width": 1536, "depth": 40, "heads": 24, "swiglu": True}
+RELEASES: dict[str, dict[str, Any]] = {
+    **{f"DINOv2-{size}/14": _DINOV2 | sizes for size, sizes in (_SIZES | {"g": _GIANT}).items()},
+    **{f"DINOv2-{size}/14-reg": _DINOV2_REG | sizes for size, sizes in (_SIZES | {"g": _GIANT}).items()},
+    **{f"DINOv3-{size}/16": _DINOV3 | sizes for size, sizes in _SIZES.items()},
+    "DINOv3-S+/16": _DINOV3 | _SIZES["S"] | {"swiglu": True, "mlp_width": 1536},
+    "DINOv3-H+/16": _DINOV3 | {"width": 1280, "depth": 32, "heads": 20, "swiglu": True, "mlp_width": 5120},
+    "DINOv3-7B/16": _DINOV3
+    | {"width": 4096, "depth": 40, "heads": 32, "swiglu": True, "mlp_width": 8192, "qkv_bias": False},
+}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOICES = {
     "position": Position,
@@ -56,7 +78,7 @@ class ViTConfig:
     depth: int
     heads: int
     mlp_width: int = 0
-    """0 is 4 times the width."""
+    """0 is 4 times the width, with swiglu DINOv2's rule."""
     channels: int = 3
     class_token: bool = True
     registers: int = 0
@@ -66,7 +88,19 @@ class ViTConfig:
     class_position: bool = True
     """The class token and the registers have positions too, as in the ViT paper; in big_vision not."""
     gelu: Gelu = "exact"
+    swiglu: bool = False
+    """A gated MLP instead of one with GELU, as in DINOv2's g and DINOv3's S+, H+ and 7B."""
     qkv_bias: bool = True
+    key_bias: bool = True
+    """False masks the keys' part of qkv_bias to zero, as in DINOv3."""
+    rope_base: float = 100.0
+    """Of position rope, see sslvit.models.rope."""
+    rope_periods: tuple[float, ...] = ()
+    """Instead of those that follow from the base: DINOv3's files hold them, rounded."""
+    rope_shift: float = 0.0
+    """Training moves rotary positions: up to this far, of an image of side 2, and by up to these factors."""
+    rope_jitter: float = 1.0
+    rope_rescale: float = 1.0
     layer_scale: float | None = None
     drop_path: float = 0.0
     """The rate of the last block, to which it grows linearly from 0 at the first."""
@@ -80,8 +114,12 @@ class ViTConfig:
     """A ResNet (R50, R50-4stage, R26, R) whose features are embedded, not pixels; patch_size stays in pixels."""
     hybrid_epsilons: Epsilons = "google"
     """Of the ResNet's norms and convolutions, see sslvit.models.resnet."""
+    stem_norm: bool = False
+    """A norm of all tokens before the first block, as in CLIP."""
     final_norm: bool = True
     """A norm after the last block. Fine-tuned classifiers of the mean patch norm the mean instead."""
+    class_norm: bool = False
+    """The class token and the registers have a final norm of their own, DINOv3's untied one."""
     epsilon: float = EPSILON
     """Of every LayerNorm. 1e-6 in the papers' code, but 1e-12 in transformers' ViT, DeiT and MAE."""
 
@@ -90,7 +128,8 @@ class ViTConfig:
         settled: dict[str, Any] = {
             "image_size": to_pair(self.image_size),
             "patch_size": to_pair(self.patch_size),
-            "mlp_width": self.mlp_width or 4 * self.width,
+            "mlp_width": self.mlp_width or (swiglu_width(self.width) if self.swiglu else 4 * self.width),
+            "rope_periods": tuple(self.rope_periods),
             "mean": tuple(self.mean or (IMAGENET_MEAN if rgb else (0.5,) * self.channels)),
             "std": tuple(self.std or (IMAGENET_STD if rgb else (0.5,) * self.channels)),
         }
@@ -103,9 +142,26 @@ class ViTConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if not (0 <= self.drop_path < 1 and 0 <= self.dropout < 1):
             raise ValueError(f"drop_path {self.drop_path} and dropout {self.dropout} must lie in [0, 1)")
+        if self.position == "rope":
+            self._check_rope()
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} must have {self.channels} values, one per channel")
         self.grid_of(*settled["image_size"])
+
+    def _check_rope(self) -> None:
+        head = self.width // self.heads
+        if head % 4 or len(self.rope_periods) not in (0, head // 4):
+            raise ValueError(
+                f"position 'rope' needs heads whose width is a multiple of 4, and a quarter as many rope_periods or "
+                f"none: the width is {head}, the periods are {len(self.rope_periods)}"
+            )
+        if not (self.rope_base > 0 and all(period > 0 for period in self.rope_periods)):
+            raise ValueError(f"rope_base {self.rope_base} and rope_periods {self.rope_periods} must be positive")
+        if not (self.rope_shift >= 0 and self.rope_jitter >= 1 and self.rope_rescale >= 1):
+            raise ValueError(
+                f"rope_shift {self.rope_shift} must be at least 0, rope_jitter {self.rope_jitter} and rope_rescale "
+                f"{self.rope_rescale} at least 1"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -126,21 +182,40 @@ class ViTConfig:
         size = next((name for name, sizes in VARIANTS.items() if sizes == shape), None)
         height, width = to_pair(self.patch_size)
         patch = height if height == width else f"{height}x{width}"
-        if size is None or height != width:
+        apart = self.swiglu or self.position == "rope"  # a name of sizes alone would promise another model
+        if apart and (release := _release(self)):
+            return release
+        if size is None or height != width or apart:
             return f"ViT of width {self.width}, depth {self.depth}, heads {self.heads}, patches of {patch}"
         official = (name for name, choices in HYBRIDS.items() if choices == (self.hybrid, size, patch))
         return next(official, f"{self.hybrid}+{size}/{patch}" if self.hybrid else f"{size}/{patch}")
 
 
+def _release(config: ViTConfig) -> str | None:
+    """The name of a release of this architecture."""
+    fields = ("patch_size", "width", "depth", "heads", "mlp_width", "swiglu", "registers", "position")
+    for name, options in RELEASES.items():
+        other = ViTConfig(image_size=options["patch_size"], **options)
+        if all(getattr(config, field) == getattr(other, field) for field in fields):
+            return name
+    return None
+
+
 def variant(name: str, *, image_size: int | Sequence[int], **changes: Any) -> ViTConfig:
-    """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"."""
+    """By the papers' names: "S/16", "R50+B/16"; other hybrids by stem, width and patch size in pixels: "R+XS/8"; or a
+    release, "DINOv3-S+/16", "DINOv2-g/14-reg"."""
+    if name in RELEASES:
+        options = RELEASES[name]
+        resized = "width" in changes  # another width has an MLP of its own
+        options = {field: value for field, value in options.items() if not (resized and field == "mlp_width")}
+        return ViTConfig(image_size=to_pair(image_size), **(options | changes))
     stem, _, rest = name.rpartition("+")
     size, _, patch_text = rest.rpartition("/")
     hybrid, size, patch_size = HYBRIDS.get(name, (stem or None, size, patch_text))
     if size not in VARIANTS or not str(patch_size).isdecimal() or int(patch_size) == 0:
         raise ValueError(
             f"no model {name!r}: it must be a width and a patch size, as S/16, with one of the widths "
-            f"{', '.join(VARIANTS)}; or a hybrid, as {', '.join(HYBRIDS)}"
+            f"{', '.join(VARIANTS)}; or a hybrid, as {', '.join(HYBRIDS)}; or {', '.join(RELEASES)}"
         )
     width, depth, heads, mlp_width = VARIANTS[size]
     options = {"patch_size": int(patch_size), "width": width, "depth": depth, "heads": heads, "hybrid": hybrid}

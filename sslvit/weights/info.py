@@ -132,7 +132,7 @@ class Convert:
     positional: ClassVar[tuple[str, ...]] = ("model", "out")  # as leading words too
     model: Path
     """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
-    torchvision, transformers, Google, MoCo v3, DINO, MAE or DINOv2."""
+    torchvision, transformers, Google, MoCo v3, DINO, MAE, DINOv2 or DINOv3."""
     out: Path
     """A new folder."""
     to: Literal["timm", "transformers", "torchvision", "onnx", "torch_export"] = "timm"

@@ -26,8 +26,12 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: L
     hybrid, stride, stem = _hybrid(weights, projection, file)
     patch_size = (projection.shape[2] * stride, projection.shape[3] * stride)
     mlp, mlp_out = (weights.get(f"blocks.0.mlp.{name}.weight", torch.empty(0, 0)) for name in ("fc1", "fc2"))
-    if mlp.numel() and mlp_out.numel() and mlp.shape[0] != mlp_out.shape[1]:
-        raise DataError(f"{file} has SwiGLU (fc1 {tuple(mlp.shape)}, fc2 {tuple(mlp_out.shape)}), which this ViT lacks")
+    gated = bool(mlp.numel() and mlp_out.numel()) and mlp_out.ndim == 2 and mlp.shape[0] != mlp_out.shape[1]
+    if gated and not (mlp.shape[0] == 2 * mlp_out.shape[1] and facts.get("swiglu")):
+        raise DataError(
+            f"{file}: its MLPs go from {tuple(mlp.shape)} to {tuple(mlp_out.shape)}, so they have gates, and nothing "
+            "shows that they are SwiGLU's: say family=dinov2 if they are"
+        )
     if "norm.weight" not in weights and not any(n.startswith("fc_norm.") for n in located.left_behind):
         raise DataError(f"{file}: missing norm.weight, the norm after the last block, which changes all outputs")
     width, depth = size_of(weights)
@@ -40,22 +44,31 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: L
         "width": width,
         "depth": depth,
         "heads": facts["heads"],
-        "mlp_width": mlp.shape[0],
+        "mlp_width": mlp_out.shape[1] if gated else mlp.shape[0],
+        "swiglu": gated,
         "channels": stem.shape[1],
         "class_token": "cls_token" in weights,
         "registers": registers,
         "gelu": facts["gelu"],
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+        "key_bias": facts.get("key_bias", True),
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in weights else None,
         "mean": facts["mean"],
         "std": facts["std"],
         "hybrid": hybrid,
         "hybrid_epsilons": "timm" if hybrid and located.layout == "timm" else "google",
+        "stem_norm": "norm_pre.weight" in weights,
         "final_norm": "norm.weight" in weights,
+        "class_norm": "cls_norm.weight" in weights,
         "epsilon": facts["epsilon"],
         "position_resize": facts["resize"],
     }
-    config |= _positions(weights, prefix, patch_size, facts.get("image_size"), file, located.layout)
+    if config["stem_norm"]:  # CLIP's convolution has no bias, which is a bias of zero
+        weights.setdefault("patch_embed.proj.bias", torch.zeros(width))
+    if "rope_base" in facts:
+        config |= _rotary(weights, patch_size, facts, file)
+    else:
+        config |= _positions(weights, prefix, patch_size, facts.get("image_size"), file, located.layout)
     return _filled(ViT, config, weights, file)
 
 
@@ -113,13 +126,30 @@ def _blocks(weights: dict[str, Tensor], prefix: str) -> tuple[int, ...]:
     return tuple(counts.get(stage, 0) for stage in stages)
 
 
+def _rotary(weights: dict[str, Tensor], patch_size: Grid, facts: dict[str, Any], file: str) -> dict[str, Any]:
+    if "pos_embed" in weights:
+        raise DataError(f"{file} has a table of positions, pos_embed, and DINOv3's have none")
+    moves = ("rope_base", "rope_periods", "rope_shift", "rope_jitter", "rope_rescale")
+    # For `grid` alone: rotary positions fit any size.
+    size = facts.get("image_size") or (16 * patch_size[0], 16 * patch_size[1])
+    _grid_of(size, patch_size, file)
+    return {
+        "position": "rope",
+        "position_at": "every_layer_shared",
+        "image_size": size,
+        **{name: facts[name] for name in moves if name in facts},
+    }
+
+
 def _positions(
     weights: dict[str, Tensor], prefix: int, patch_size: Grid, image_size: Grid | None, file: str, layout: str
 ) -> dict[str, Any]:
     """Arguments of the ViT about positions and image size; puts the table among the weights if there is none."""
     if "pos_embed" not in weights:
         if layout != "google":  # big_vision's sincos2d
-            raise DataError(f"{file}: missing pos_embed, the positions: rotary ones, say, which leave no weights")
+            raise DataError(
+                f"{file}: missing pos_embed, the positions: rotary ones leave no weights, family=dinov3 says"
+            )
         if image_size is None:
             raise ValueError(f"{file} has fixed positions, which show no size: say image_size=")
         grid, with_prefix = _grid_of(image_size, patch_size, file), False
@@ -167,6 +197,10 @@ def differences(backbone: ViT | BiT, located: Located) -> list[str]:
     notes = []
     if located.layout in ("timm", "bit") and (isinstance(backbone, BiT) or backbone.config.hybrid):
         notes.append("in the ResNet epsilons are timm's, as in the code of such names; Google's move outputs by 1e-4")
+    if isinstance(backbone, ViT) and backbone.config.rope_periods:
+        notes.append(
+            "its rotary periods are the file's, rounded; timm and transformers compute exact ones: periods=exact"
+        )
     if isinstance(backbone, ViT) and not backbone.config.final_norm:
         notes.append("fine-tuned on the mean patch: its norm of the mean was left behind with the classifier")
     return notes

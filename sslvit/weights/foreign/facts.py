@@ -31,6 +31,7 @@ class Family(NamedTuple):
     std: Sequence[float] = IMAGENET_STD
     resize: str = "bicubic_plain"  # see sslvit.models.positions
     readout: str = "cls"
+    epsilon: float = EPSILON
 
 
 FAMILIES = {
@@ -42,6 +43,8 @@ FAMILIES = {
     "mae": Family({B: 12, L: 16, H: 16}),  # https://github.com/facebookresearch/mae
     # https://github.com/facebookresearch/dinov2; its models with registers resize with antialias and no offset.
     "dinov2": Family({S: 6, B: 12, L: 16, (1536, 40): 24}, resize="bicubic_offset"),
+    # https://github.com/facebookresearch/dinov3. S+ has the size of S, and (192, 12) is of EUPE, which has its code.
+    "dinov3": Family({TI: 3, S: 6, B: 12, L: 16, H: 20, (4096, 40): 32}, resize="bicubic", epsilon=1e-5),
     # Google's weights in timm (https://arxiv.org/abs/2106.10270), with another GELU than they were trained with.
     "augreg": Family({TI: 3, S: 6, B: 12, L: 16}, mean=HALF, std=HALF, resize="bicubic"),
     "torchvision": Family({B: 12, L: 16, H: 16}, resize="bicubic_corners"),
@@ -54,10 +57,16 @@ NEEDED = ("heads", "gelu", "epsilon", "mean", "std", "resize")
 # timm's plain ViTs: the size in the name implies the heads, and all of them have the exact GELU and epsilon 1e-6.
 ARCHITECTURE = re.compile(
     r"(?:(?:vit|deit|deit3)_(tiny|small|medium|base|large|huge)(?:_distilled)?_patch\d+(?:_reg4)?_(?:\d+|dinov2)"
-    r"|vit_(tiny|small|base|large)_r(?:26|50)?_s\d+(?:_p8)?_\d+)"
+    r"|vit_(tiny|small|base|large)_r(?:26|50)?_s\d+(?:_p8)?_\d+|vit_(giant)_patch14(?:_reg4)?_dinov2)"
 )
-TIMM_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16}
-TIMM_DEPTH = {"tiny": 12, "small": 12, "medium": 12, "base": 12, "large": 24, "huge": 32}
+TIMM_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 24}
+TIMM_DEPTH = {"tiny": 12, "small": 12, "medium": 12, "base": 12, "large": 24, "huge": 32, "giant": 40}
+# timm's DINOv3, of its class Eva: heads and depth.
+TIMM_DINOV3 = re.compile(r"vit_(tiny|small|small_plus|base|large|huge_plus|7b)_patch16_dinov3(?:_qkvb)?")
+DINOV3_SIZES = {
+    "tiny": (3, 12), "small": (6, 12), "small_plus": (6, 12), "base": (12, 12), "large": (16, 24),
+    "huge_plus": (20, 32), "7b": (32, 40),
+}  # fmt: skip
 TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
 # Arguments of timm that shapes and names show anyway, or that concern training or the head.
 TIMM_PLAIN = {
@@ -65,9 +74,14 @@ TIMM_PLAIN = {
     "no_embed_class", "dynamic_img_size", "num_classes", "global_pool", "fc_norm", "final_norm", "drop_rate",
     "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
 }  # fmt: skip
+EVA_PLAIN = (TIMM_PLAIN - {"reg_tokens", "fc_norm"}) | {
+    "num_reg_tokens", "use_fc_norm", "swiglu_mlp", "swiglu_align_to", "rope_temperature", "num_heads", "img_size",
+}  # fmt: skip
 TRANSFORMERS_GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 DINOV2 = ("dinov2", "dinov2_with_registers")
-TRANSFORMERS = {"vit", "deit", "vit_mae", *DINOV2}
+CLIP = ("clip_vision_model", "siglip_vision_model", "clip", "siglip")  # the last two have a text tower too
+TRANSFORMERS = {"vit", "deit", "vit_mae", "dinov3_vit", *DINOV2, *CLIP}
+ROPE = {"rope_base": 100.0, "rope_rescale": 2.0}  # of DINOv3 in its own hub and in transformers; timm's moves nothing
 
 
 class MissingFacts(ValueError):
@@ -118,13 +132,14 @@ class Facts:
         )
 
     def as_text(self) -> dict[str, str]:
-        return {fact: f"{value} ({self.sources[fact]})" for fact, value in self.values.items()}
+        shown = {fact: "as in the file" if fact == "rope_periods" else value for fact, value in self.values.items()}
+        return {fact: f"{value} ({self.sources[fact]})" for fact, value in shown.items()}
 
 
 def check_number(name: str, fact: str, value: Any, source: str) -> None:
     """Raises DataError for numbers that no model can have."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    positive = fact in ("heads", "epsilon", "std", "image_size")
+    positive = fact in ("heads", "epsilon", "std", "image_size", "rope_base")
     if fact not in ("gelu", "resize") and not all(
         isinstance(one, int | float) and math.isfinite(one) and (one > 0 or not positive) for one in values
     ):
@@ -136,17 +151,30 @@ def add_family(facts: Facts, family: str, weights: dict[str, Tensor], options: d
     others where somebody else trained with that code."""
     release, source = FAMILIES[family], f"the {family} release"
     if family != "bit":
-        resize = "bicubic" if family == "dinov2" and "register_tokens" in weights else release.resize
+        registers = {"register_tokens", "reg_token"} & weights.keys()
+        resize = "bicubic" if family == "dinov2" and registers else release.resize
         heads = release.heads.get(size_of(weights))
-        facts.add(source, heads=heads, gelu=release.gelu, epsilon=EPSILON, resize=resize)
+        facts.add(source, heads=heads, gelu=release.gelu, epsilon=release.epsilon, resize=resize)
+    if family == "dinov3" and "rope_base" not in facts.values:
+        facts.add(source, **ROPE)
+    if family == "dinov2" and _is_gated(weights):  # under timm's names, which do not show by what
+        facts.add(source, swiglu=True)
     for name in ("mean", "std"):
         if options.get(name) is None and name not in facts.values:
             facts.add(source, **{name: getattr(release, name)})
 
 
+def _is_gated(weights: dict[str, Tensor]) -> bool:
+    into, back = (weights.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    return into is not None and back is not None and len(into) == 2 * back.shape[-1]
+
+
 def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     """The config.json of a timm model. Raises DataError for an unknown architecture or option."""
     name, arguments = str(config["architecture"]), config.get("model_args") or {}
+    if not is_bit and (dinov3 := TIMM_DINOV3.fullmatch(name)):
+        _add_timm_dinov3(facts, config, *DINOV3_SIZES[dinov3[1]])
+        return
     named = re.fullmatch(r"resnetv2_\d+x\d+_bit(m?)()", name) if is_bit else ARCHITECTURE.fullmatch(name)
     if named is None:
         raise DataError(
@@ -163,24 +191,56 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     size = arguments.get("img_size") or (cfg.get("input_size") or [None])[1:]
     facts.add(f"{name} in its config.json", mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
     if not is_bit:
-        heads = arguments.get("num_heads") or TIMM_HEADS[named[1] or named[2]]
+        heads = arguments.get("num_heads") or TIMM_HEADS[named[1] or named[2] or named[3]]
         facts.add(f"{name} in its config.json", heads=heads, gelu=TIMM_GELU[act], epsilon=EPSILON, resize="bicubic")
+        facts.add(f"{name} in its config.json", swiglu=True if named[3] else None)
+
+
+def _add_timm_dinov3(facts: Facts, config: dict[str, Any], heads: int, depth: int) -> None:
+    name, arguments, cfg = config["architecture"], config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    if unknown := set(arguments) - EVA_PLAIN:
+        raise DataError(f"{facts.name}: its model_args have {sorted(unknown)}, which is not known here")
+    size = arguments.get("img_size") or (cfg.get("input_size") or [None])[1:]
+    facts.add(
+        f"{name} in its config.json",
+        mean=cfg.get("mean"),
+        std=cfg.get("std"),
+        image_size=pair(size),
+        heads=arguments.get("num_heads") or heads,
+        gelu="exact",
+        epsilon=1e-5,
+        resize="bicubic",
+        key_bias=False,
+        rope_base=arguments.get("rope_temperature") or ROPE["rope_base"],
+        rope_rescale=ROPE["rope_rescale"],
+    )
 
 
 def add_transformers_config(facts: Facts, config: dict[str, Any], preprocessor: dict[str, Any] | None) -> None:
-    kind, act = config.get("model_type"), config.get("hidden_act", "gelu")
+    kind = config.get("model_type")
     if kind not in TRANSFORMERS:
         raise DataError(f"{facts.name}: transformers' model_type must be one of {sorted(TRANSFORMERS)}, got {kind!r}")
-    if act not in TRANSFORMERS_GELU:
-        raise DataError(f"{facts.name}: its hidden_act must be one of {sorted(TRANSFORMERS_GELU)}, got {act!r}")
+    config = config.get("vision_config") or config if kind in CLIP else config
+    default = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}.get(str(kind).partition("_")[0], "gelu")
+    act, gated = config.get("hidden_act", default), kind == "dinov3_vit" and config.get("use_gated_mlp")
+    known = {"silu": "exact"} if gated else TRANSFORMERS_GELU | ({"quick_gelu": "quick"} if kind in CLIP else {})
+    if act not in known:
+        raise DataError(f"{facts.name}: its hidden_act must be one of {sorted(known)}, got {act!r}")
     facts.add(
         "its config.json",
         heads=config.get("num_attention_heads"),
-        gelu=TRANSFORMERS_GELU[act],
+        gelu=known[act],
         epsilon=config.get("layer_norm_eps"),
         image_size=pair(config.get("image_size")),
         resize="bicubic" if kind == "dinov2_with_registers" else "bicubic_plain",
     )
+    if kind == "dinov3_vit":
+        moves = {name: config.get(f"pos_embed_{name}") for name in ("shift", "jitter", "rescale")}
+        facts.add(
+            "its config.json",
+            rope_base=config.get("rope_theta", ROPE["rope_base"]),
+            **{f"rope_{name}": value for name, value in moves.items()},
+        )
     if preprocessor is None:
         return
     rescales = preprocessor.get("do_rescale", True)
@@ -199,25 +259,30 @@ def check_config(name: str, config: dict[str, Any], vit: ViTConfig) -> None:
     claims: dict[str, Any]
     if "architecture" in config:
         arguments, named = config.get("model_args") or {}, ARCHITECTURE.fullmatch(str(config["architecture"]))
+        dinov3 = TIMM_DINOV3.fullmatch(str(config["architecture"]))
+        depth = DINOV3_SIZES[dinov3[1]][1] if dinov3 else None
+        depth = TIMM_DEPTH.get(named[1] or named[2] or named[3]) if named else depth
         claims = {
-            "depth": arguments.get("depth", TIMM_DEPTH.get(named[1] or named[2]) if named else None),
+            "depth": arguments.get("depth", depth),
             "width": arguments.get("embed_dim"),
             # Of a hybrid it counts features instead of pixels.
             "patch_size": None if named and named[2] else pair(arguments.get("patch_size")),
-            "registers": arguments.get("reg_tokens"),
+            "registers": arguments.get("num_reg_tokens" if dinov3 else "reg_tokens"),
             "qkv_bias": arguments.get("qkv_bias"),
             "layer_scale": arguments["init_values"] is not None if "init_values" in arguments else None,
         }
     else:
         dinov2 = config.get("model_type") in DINOV2
+        dino = dinov2 or config.get("model_type") == "dinov3_vit"
+        config = config.get("vision_config") or config if config.get("model_type") in CLIP else config
         claims = {
             "depth": config.get("num_hidden_layers"),
             "width": config.get("hidden_size"),
             "patch_size": pair(config.get("patch_size")),
             "mlp_width": None if dinov2 else config.get("intermediate_size"),
-            "registers": config.get("num_register_tokens", 0) if dinov2 else None,
+            "registers": config.get("num_register_tokens", 0) if dino else None,
             "qkv_bias": config.get("qkv_bias"),
-            "layer_scale": True if dinov2 else None,
+            "layer_scale": True if dino else None,
         }
     shown = {what: getattr(vit, what) for what in claims} | {"layer_scale": vit.layer_scale is not None}
     wrong = [

@@ -6,27 +6,28 @@ Every tensor of a file belongs to the backbone, or is left behind and reported, 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from sslvit.errors import DataError, shortened
+from sslvit.weights.foreign.joined import joined
 
 # Each layout is recognised by one weight, wherever in the file it lies.
 MARKS = {
     "patch_embed.proj.weight": "timm",
     "conv_proj.weight": "torchvision",
     "embeddings.patch_embeddings.projection.weight": "transformers",
+    "embeddings.patch_embeddings.weight": "transformers DINOv3",
+    "embeddings.patch_embedding.weight": "transformers CLIP",  # and SigLIP
     "embedding/kernel": "google",
     "root_block/standardized_conv2d/kernel": "bit npz",
     "stem.conv.weight": "bit",  # last: a hybrid has it too
 }
 DEFAULTS = ("teacher", "base_encoder")  # evaluated by DINO and MoCo v3, which save a student and a momentum encoder too
 LACKING = {
-    r"(^|\.)norm_pre\.": "a norm before the blocks, as in CLIP",
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
-    r"\.mlp\.(w12|weights_in|fc1_g|gate_proj)\.": "SwiGLU",
+    r"\.attn\.wq\.": "queries that share their keys, as in Sapiens2",
     r"rel(ative)?_pos|q_bias": "relative positions or biases of q and v alone, as in BEiT",
     r"patch_embed\.proj\.0\.|conv_proj\.conv_bn": "a convolutional stem",
     r"\.(attn\.norm|mlp\.norm)\.": "norms inside its branches",
@@ -41,9 +42,19 @@ CLASSIFIER = re.compile(
 # Not, although their names are like it: MoCo v3's projector, DINO's head, MAE's decoder, and all of other backbones.
 NO_CLASSIFIER = re.compile(
     r"(?:.*[./ ])?(?:(?:base_encoder|momentum_encoder)\.head\.\d+|predictor\.\d+|head\.(?:mlp\.\d+|last_layer)|"
-    r"decoder\w*(?:\..*)?|(?:blocks|layers?|encoder)\..*)\.\w+"
+    r"decoder\w*(?:\..*)?|(?:blocks|layers?|encoder|text_model)\..*)\.\w+"
 )
-TIMM_REST = re.compile(r"(head|head_dist|pre_logits|fc_norm|attn_pool|decoder\w*|mask_token)(\..*)?")
+TIMM_REST = re.compile(
+    r"(head|head_dist|pre_logits|fc_norm|attn_pool|decoder\w*|mask_token|projectors|local_cls_norm)(\..*)?"
+)
+# Files of what no backbone is, by the names that they have.
+OTHERS = {
+    r"(^|\.)(text_model\.|token_embedding|text_projection|transformer\.resblocks|word_embeddings)": (
+        "a text tower: the images' one is another file, or was left out"
+    ),
+    r"(^|\.)((dino|ibot)_head|head|heads|classifier|last_layer|fc)\.": "a head without the backbone below it",
+    r"(^|\.)(stages\.\d+|layer[1-4]\.\d+|downsample_layers)\.": "a network of convolutions",
+}
 
 # Their names and ours, replaced in this order; exports use these tables backwards.
 TORCHVISION = (
@@ -81,6 +92,30 @@ TRANSFORMERS_VIT = (  # but not DINOv2
     (".layernorm_before.", ".norm1."),
     (".layernorm_after.", ".norm2."),
 )
+TRANSFORMERS_DINOV3 = (
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.mask_token", "mask_token"),
+    ("embeddings.register_tokens", "reg_token"),
+    ("embeddings.patch_embeddings.", "patch_embed.proj."),
+    ("model.layer.", "layer."),  # in memory
+    ("layer.", "blocks."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".attention.", ".attn."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+)
+TRANSFORMERS_CLIP = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("encoder.layers.", "blocks."),
+    (".self_attn.out_proj.", ".attn.proj."),
+    (".self_attn.", ".attn."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+    ("pre_layrnorm.", "norm_pre."),  # so spelt
+    ("post_layernorm.", "norm."),
+)
 TRANSFORMERS_IN_MEMORY = (  # of version 5
     ("embeddings.distillation_token", "dist_token"),
     ("layers.", "blocks."),
@@ -90,6 +125,9 @@ TRANSFORMERS_IN_MEMORY = (  # of version 5
 RULES = {
     "torchvision": TORCHVISION + TORCHVISION_OLD,
     "transformers": TRANSFORMERS + TRANSFORMERS_VIT + TRANSFORMERS_IN_MEMORY,
+    "transformers DINOv3": TRANSFORMERS_DINOV3,
+    "transformers CLIP": TRANSFORMERS_CLIP,
+    "timm": (("storage_tokens", "reg_token"),),  # DINOv3's own
 }
 
 
@@ -102,6 +140,7 @@ class Located(NamedTuple):
     weights: dict[str, Tensor]
     left_behind: dict[str, Tensor]
     heads: int | None = None  # where the shapes of kernels show it
+    facts: dict[str, Any] = {}  # noqa: RUF012 - that names show, such as swiglu
 
 
 def locate(state_dicts: dict[str, dict[str, Tensor]], wanted: str | None, file: str) -> Located:
@@ -115,6 +154,8 @@ def locate(state_dicts: dict[str, dict[str, Tensor]], wanted: str | None, file: 
     names = sorted(f"{path}: {name}" if path else name for path, tensors in state_dicts.items() for name in tensors)
     if not places:
         refuse_what_we_lack(names, file)
+        if what := next((what for pattern, what in OTHERS.items() if any(re.search(pattern, n) for n in names)), None):
+            raise DataError(f"{file} holds {what}: it has {len(names)} tensors, {', '.join(names[:5])}, ...")
         raise DataError(
             f"{file} holds no ViT and no BiT in a layout that is known (a linear probe holds none either): it has "
             f"{len(names)} tensors, {', '.join(names[:5])}, ..."
@@ -165,9 +206,11 @@ def _family(layout: str, words: list[str], weights: dict[str, Tensor], rest: dic
         return "moco_v3"
     if "decoder_embed.weight" in weights and "mask_token" in weights:
         return "mae"
+    if "storage_tokens" in weights:
+        return "dinov3"
     if "mask_token" in weights and any(name.endswith("ls1.gamma") for name in weights):
         return "dinov2"
-    if "dist_token" in weights or "blocks.0.gamma_1" in weights:
+    if "dist_token" in weights or {"blocks.0.gamma_1", "pos_embed"} <= weights.keys():  # timm's DINOv3 has gamma_1 too
         return "deit"
     is_dino = {"student", "teacher"} & set(words) and any("head.last_layer." in name for name in rest)
     return "dino" if is_dino else None
@@ -190,31 +233,28 @@ def to_timm(located: Located, file: str) -> Located:
         renamed[re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)] = tensor
     if len(renamed) != len(located.weights):
         raise DataError(f"{file}: two of its tensors have the same place, {sorted(located.weights)[:5]}, ...")
-    if located.layout == "transformers":
-        renamed = _joined(renamed)
+    facts: dict[str, Any] = {}
+    if located.layout == "transformers CLIP":
+        renamed = _with_axes(renamed)
+    if located.layout.startswith(("timm", "transformers")):
+        renamed, facts = joined(renamed, file)
     refuse_what_we_lack(list(renamed), file)
     others = {
         "torchvision": r"heads\..*",
         "transformers": r"(pooler|classifier|decoder)\..*|mask_token",
+        "transformers DINOv3": r"mask_token",
+        "transformers CLIP": r"head\..*|embeddings\.position_ids",
         "bit": r"head\..*",
     }
     pattern = re.compile(others[located.layout]) if located.layout in others else TIMM_REST
     left = {name: renamed.pop(name) for name in list(renamed) if pattern.fullmatch(name)}
-    return located._replace(weights=renamed, left_behind=located.left_behind | left)
+    return located._replace(weights=renamed, left_behind=located.left_behind | left, facts=facts)
 
 
-def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' queries, keys and values as one matrix."""
-    result, first = dict(weights), re.compile(r"(.*\.attn\.)(?:query|q_proj)\.(weight|bias)")
-    for name in weights:
-        if match := first.fullmatch(name):
-            same = [
-                name.replace("query", which).replace("q_proj", f"{which[0]}_proj")
-                for which in ("query", "key", "value")
-            ]
-            if all(other in weights for other in same):
-                result[f"{match[1]}qkv.{match[2]}"] = torch.cat([result.pop(other) for other in same])
-    return result
+def _with_axes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP's class token and positions, which are a vector and a matrix."""
+    shaped = {name: weights[name] for name in ("cls_token", "pos_embed") if name in weights}
+    return weights | {name: tensor.view(1, -1, tensor.shape[-1]) for name, tensor in shaped.items()}
 
 
 def with_our_tokens(located: Located, file: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -5,10 +5,11 @@
     backbone, about = load_foreign("my.safetensors", heads=6, gelu="exact", mean=..., std=...)
     backbone, about = open_backbone("runs/mpp")  # ours, or any of these
 
-Names show the layout: timm's (ViT, AugReg, DeiT, hybrids, BiT), torchvision's, transformers' (ViT, DeiT, ViTMAE,
-Dinov2), the releases of MoCo v3, DINO, MAE and DINOv2, Google's .npz of ViT, hybrids, big_vision and BiT. Facts that
-names and shapes do not show (sslvit.weights.foreign.facts) come from the release, a config.json or arguments. `about`
-lists the weights that are left behind. A file with a classifier was trained on labels, which needs leave_head=True.
+Names show the layout: timm's (ViT, AugReg, DeiT, hybrids, BiT, DINOv3), torchvision's, transformers' (ViT, DeiT, MAE,
+DINOv2, DINOv3, the image towers of CLIP and SigLIP), the releases of MoCo v3, DINO, MAE, DINOv2 and DINOv3, Google's
+.npz of ViT, hybrids, big_vision and BiT. Facts that names and shapes do not show (sslvit.weights.foreign.facts) come
+from the release, a config.json or arguments. `about` lists the weights that are left behind. A file with a classifier
+was trained on labels, which needs leave_head=True.
 """
 
 import shlex
@@ -99,13 +100,15 @@ def load_foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: Size | None = None,
+    periods: str | None = None,
     leave_head: bool = False,
 ) -> tuple[ViT | BiT, dict[str, Any]]:
     """The backbone, in evaluation mode, and its description.
 
     family: the release, one of FAMILIES, if names do not show it. part: which of several backbones in a file, by a word
     of its path; by default DINO's teacher and MoCo v3's base encoder. image_size: in training, if the table of
-    positions does not show it. leave_head: take the backbone of a classifier.
+    positions does not show it. periods: "exact" replaces the rounded rotary periods in Meta's files of DINOv3 by those
+    that timm and transformers compute. leave_head: take the backbone of a classifier.
     """
     contents = files.read(path)
     name = str(contents.file)
@@ -124,7 +127,7 @@ def load_foreign(
             raise HoldsClassifier(
                 f"{name} holds a classifier ({', '.join(head[:3])}): a linear probe's, or it was trained on labels"
             )
-        facts = _known(contents, located, family, options)
+        facts = _known(contents, located, family, options, periods)
         if located.family == "bit":
             if any(option is not None for option in (heads, gelu, epsilon)):
                 raise ValueError(f"{name} is a BiT: it has no heads, no gelu and no epsilon")
@@ -134,7 +137,11 @@ def load_foreign(
             weights, notes = with_our_tokens(located, name)
             facts.require(weights, {"layout": located.layout, "left behind": str(summary(located.left_behind) or "")})
             backbone = build.vit(weights, facts.values, name, located)
-            if contents.config and located.layout in ("timm", "transformers") and "dist_token" not in located.weights:
+            if (
+                contents.config
+                and located.layout.startswith(("timm", "transformers"))
+                and "dist_token" not in located.weights
+            ):
                 check_config(name, contents.config, backbone.config)
     except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
@@ -167,20 +174,29 @@ def _about(
 def _translated(located: Located, name: str) -> Located:
     """Under timm's names, in float32."""
     weights = {n: t.float() if t.is_floating_point() else t for n, t in located.weights.items()}
-    if bad := [n for n, t in weights.items() if not t.numel() or not t.isfinite().all()]:
+    # transformers' DINOv3 without registers has an empty tensor of them, and Meta's masked bias may be no number.
+    weights = {n: t for n, t in weights.items() if t.numel() or not n.endswith("register_tokens")}
+    masked = {n for n in weights if f"{n}_mask" in weights}
+    if bad := [n for n, t in weights.items() if not t.numel() or not (t.isfinite().all() or n in masked)]:
         raise DataError(f"{name} has weights that are empty or not finite: {', '.join(bad[:5])}")
     translate = {"google": google.vit, "bit npz": google.bit}.get(located.layout, to_timm)
     return translate(located._replace(weights=weights), name)
 
 
-def _known(contents: files.Contents, located: Located, family: str | None, options: dict[str, Any]) -> Facts:
+def _known(
+    contents: files.Contents, located: Located, family: str | None, options: dict[str, Any], periods: str | None
+) -> Facts:
     """Facts from shapes, the config file, the release, the user, and last the habits of all code with such names."""
     name, config, beside = str(contents.file), contents.config or {}, contents.torchvision or {}
     facts = Facts(name)
     facts.add("the shape of its kernels", heads=located.heads)
+    if periods not in (None, "exact"):
+        raise ValueError(f"periods must be exact, or be left out for those in the file, got {periods!r}")
+    shown = {name: value for name, value in located.facts.items() if name != "rope_periods" or not periods}
+    facts.add("its names", **shown)
     if "architecture" in config and located.layout in ("timm", "bit"):
         add_timm_config(facts, config, is_bit=located.layout == "bit")
-    if "model_type" in config and located.layout == "transformers":
+    if "model_type" in config and located.layout.startswith("transformers"):
         add_transformers_config(facts, config, contents.preprocessor)
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
