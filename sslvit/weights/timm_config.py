@@ -24,7 +24,8 @@ WITH_RESNET = {
     "R50": "vit_base_r50_s16_224",
     "R50-4stage": "vit_large_r50_s32_224",
 }
-TIMM_OPENS = (*PLAIN.values(), *WITH_RESNET.values())
+GATED = "vit_giant_patch14_dinov2"  # DINOv2's giant, of any size by its model_args
+TIMM_OPENS = (*PLAIN.values(), *WITH_RESNET.values(), GATED)
 
 
 def timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> dict[str, Any]:
@@ -40,6 +41,10 @@ def timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> d
         patch_size = (patch_size[0] // stride, patch_size[1] // stride)
         first = f"patch_embed.backbone.{'' if config.hybrid == 'R' else 'stem.'}conv"
         architecture = WITH_RESNET[config.hybrid]
+    # timm's width of a gated MLP counts gate and value.
+    act, mlp_width = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}[config.gelu], config.mlp_width
+    if config.swiglu:
+        architecture, act, mlp_width = GATED, "silu", 2 * config.mlp_width
     return {
         "architecture": architecture,
         "num_classes": classes,
@@ -51,14 +56,14 @@ def timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> d
             "embed_dim": backbone.width,
             "depth": backbone.depth,
             "num_heads": backbone.heads,
-            "mlp_ratio": mlp_ratio(backbone.width, config.mlp_width),
+            "mlp_ratio": mlp_ratio(backbone.width, mlp_width),
             "qkv_bias": config.qkv_bias,
             "init_values": config.layer_scale,
             "class_token": config.class_token,
             "reg_tokens": config.registers,
             "no_embed_class": not config.class_position,
             "pos_embed": "none" if config.position == "none" else "learn",
-            "act_layer": "gelu" if config.gelu == "exact" else "gelu_tanh",
+            "act_layer": act,
             # An argument, or else no model without a class token could be built. fc_norm: or else timm would move the
             # norm behind the mean and look for other names.
             "global_pool": "token" if readout == "cls" else "avg",
@@ -86,6 +91,10 @@ def _refused(reason: str) -> dict[str, Any]:
 def _unknown_to_timm(backbone: ViT, readout: str, head: dict[str, Tensor]) -> str | None:
     config = backbone.config
     reasons = {
+        "timm's DINOv3 has other names: sslvit convert --to timm writes them": config.position == "rope",
+        "timm has no norm before the blocks beside a bias of patches": config.stem_norm,
+        "timm has no norm for the class token apart": config.class_norm,
+        "timm has no hybrids with SwiGLU": config.swiglu and config.hybrid,
         "timm's hybrids have other epsilons in their ResNet": config.hybrid and config.hybrid_epsilons != "timm",
         f"timm has no position {config.position} at {config.position_at}": (
             config.position in ("learned_2d", "relative") or config.position_at != "stem"

@@ -17,6 +17,7 @@ from sslvit.models.vit import ViT
 from sslvit.storage import durable
 from sslvit.weights.exports.layouts import as_timm, as_torchvision, as_transformers
 from sslvit.weights.exports.programs import as_onnx, as_torch_export
+from sslvit.weights.exports.rotary import as_timm_dinov3, as_transformers_dinov3
 
 PROGRAMS: dict[str, Callable[..., str]] = {"onnx": as_onnx, "torch_export": as_torch_export}
 FORMATS: dict[str, Callable[..., str]] = {
@@ -25,6 +26,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "torchvision": as_torchvision,
     **PROGRAMS,
 }
+ROTARY: dict[str, Callable[..., str]] = {"timm": as_timm_dinov3, "transformers": as_transformers_dinov3}
 
 
 def export(
@@ -41,7 +43,10 @@ def export(
         raise ValueError(f"--any_size is for onnx and torch_export: a model in {to}'s layout resizes by its own rules")
     if isinstance(model, Classifier) and to in ("transformers", "torchvision"):
         raise ValueError(f"--to {to}: a classifier's head can only be exported to timm, onnx or torch_export")
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    rotary = isinstance(backbone, ViT) and backbone.position == "rope"
     write, options = FORMATS[to], {"any_size": any_size} if to in PROGRAMS else {}
+    write = ROTARY.get(to, write) if rotary else write
     try:
         if out.exists() and (not out.is_dir() or os.listdir(out)):
             raise CannotWrite(f"{out} exists: choose another place")

@@ -35,6 +35,9 @@ def common(backbone: ViT) -> dict[str, bool]:
         "hybrid stems": config.hybrid is not None,
         "positions in the blocks": config.position == "relative" or config.position_at != "stem",
         "models without a final norm": not config.final_norm,
+        "norm before the blocks": config.stem_norm,
+        "class token with a norm of its own": config.class_norm,
+        "GELU by a sigmoid": config.gelu == "quick",
     }
 
 
@@ -57,6 +60,10 @@ def plain(backbone: ViT, *, fold_scale: bool) -> dict[str, Tensor]:
     if backbone.registers:
         weights["reg_token"] = weights["reg_token"] + before[:, classes:]
     weights["pos_embed"] = torch.cat([before[:, :classes], table], 1)
+    if not backbone.config.key_bias:
+        for name in [name for name in weights if name.endswith("attn.qkv.bias")]:
+            queries, keys, values = weights[name].chunk(3)
+            weights[name] = torch.cat([queries, torch.zeros_like(keys), values])
     for i in range(backbone.depth) if fold_scale and backbone.config.layer_scale is not None else ():
         for scale, layer in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
             gamma = weights.pop(f"blocks.{i}.{scale}")
@@ -113,28 +120,34 @@ def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) 
 def as_transformers(backbone: ViT | BiT, about: dict[str, Any], folder: Path) -> str:
     backbone = only_vit(backbone, "transformers")
     config, registers = backbone.config, backbone.registers
-    odd_mlp = registers > 0 and config.mlp_width % backbone.width > 0
-    lacks = {"MLP beside registers that is no multiple of the width": odd_mlp}
+    as_dinov2 = registers > 0 or config.swiglu
+    odd = as_dinov2 and not mlp_ratio(backbone)
+    lacks = {
+        "MLP beside registers that is no multiple of the width": odd and not config.swiglu,
+        "SwiGLU but of two thirds of a multiple of the width": odd and config.swiglu,
+    }
     refuse(backbone, "transformers", common(backbone) | lacks)
-    weights = plain(backbone, fold_scale=not registers)
+    weights = plain(backbone, fold_scale=not as_dinov2)
     for i in range(backbone.depth):
         for kind in ("weight", "bias"):
             if (joined := weights.pop(f"blocks.{i}.attn.qkv.{kind}", None)) is not None:
                 for which, tensor in zip(("query", "key", "value"), joined.chunk(3), strict=True):
                     weights[f"blocks.{i}.attn.{which}.{kind}"] = tensor
-        if registers and config.layer_scale is None:
+        if as_dinov2 and config.layer_scale is None:
             weights |= {f"blocks.{i}.ls{n}.gamma": torch.ones(backbone.width) for n in (1, 2)}
     if registers:
-        weights |= {"register_tokens": weights.pop("reg_token"), "mask_token": torch.zeros(1, backbone.width)}
-    write_weights(
-        folder / "model.safetensors", weights, TRANSFORMERS if registers else (*TRANSFORMERS, *TRANSFORMERS_VIT)
-    )
+        weights["register_tokens"] = weights.pop("reg_token")
+    if as_dinov2:
+        weights["mask_token"] = torch.zeros(1, backbone.width)
+    gates = (("mlp.weights_in.", "mlp.fc1."), ("mlp.weights_out.", "mlp.fc2.")) if config.swiglu else ()
+    names = (*TRANSFORMERS, *gates) if as_dinov2 else (*TRANSFORMERS, *TRANSFORMERS_VIT)
+    write_weights(folder / "model.safetensors", weights, names)
     description = _transformers_config(backbone) | {READOUT: about["readout"]}
     write_json(folder / "config.json", description)
-    write_json(folder / "preprocessor_config.json", _transformers_preprocessor(backbone))
+    write_json(folder / "preprocessor_config.json", transformers_preprocessor(backbone))
     images = sample(backbone, backbone.image_size)
     if find_spec("transformers"):
-        reader, outputs = "transformers", _outputs_of_transformers(folder, backbone, images)
+        reader, outputs = "transformers", outputs_of_transformers(folder, backbone, images)
     else:
         from sslvit.weights.foreign.open import load_foreign
 
@@ -163,18 +176,27 @@ def _transformers_config(backbone: ViT) -> dict[str, Any]:
         "num_channels": backbone.channels,
         "qkv_bias": config.qkv_bias,
     }
-    if not backbone.registers:
+    if not (backbone.registers or config.swiglu):
         return entries | {"model_type": "vit", "architectures": ["ViTModel"], "intermediate_size": config.mlp_width}
+    entries |= {"mlp_ratio": mlp_ratio(backbone) or 0, "use_swiglu_ffn": config.swiglu, "layerscale_value": 1.0}
+    if not backbone.registers:
+        return entries | {"model_type": "dinov2", "architectures": ["Dinov2Model"]}
     return entries | {
         "model_type": "dinov2_with_registers",
         "architectures": ["Dinov2WithRegistersModel"],
         "num_register_tokens": backbone.registers,
-        "mlp_ratio": config.mlp_width // backbone.width,
-        "layerscale_value": 1.0,
     }
 
 
-def _transformers_preprocessor(backbone: ViT) -> dict[str, Any]:
+def mlp_ratio(backbone: ViT) -> int | None:
+    """transformers' DINOv2 has whole ratios, of which SwiGLU takes two thirds in eights."""
+    config, width = backbone.config, backbone.width
+    if not config.swiglu:
+        return config.mlp_width // width if config.mlp_width % width == 0 else None
+    return next((r for r in range(1, 17) if (int(width * r * 2 / 3) + 7) // 8 * 8 == config.mlp_width), None)
+
+
+def transformers_preprocessor(backbone: ViT) -> dict[str, Any]:
     height, width = backbone.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -189,13 +211,14 @@ def _transformers_preprocessor(backbone: ViT) -> dict[str, Any]:
     }
 
 
-def _outputs_of_transformers(folder: Path, backbone: ViT, images: Tensor) -> tuple[Tensor, Tensor]:
+def outputs_of_transformers(folder: Path, backbone: ViT, images: Tensor) -> tuple[Tensor, Tensor]:
     from transformers import AutoModel
     from transformers.utils import logging
 
     progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    pooler = {} if backbone.registers else {"add_pooling_layer": False}
+    dino = backbone.registers or backbone.config.swiglu or backbone.position == "rope"
+    pooler = {} if dino else {"add_pooling_layer": False}
     peer, loading = AutoModel.from_pretrained(str(folder), output_loading_info=True, **pooler)
     if progress:
         logging.enable_progress_bar()
@@ -212,6 +235,8 @@ def as_torchvision(backbone: ViT | BiT, about: dict[str, Any], folder: Path) -> 
     config, (height, width), (p, q) = backbone.config, backbone.image_size, backbone.patch_size
     lacks = {
         "registers": backbone.registers > 0,
+        "rotary positions": backbone.position == "rope",
+        "SwiGLU": config.swiglu,
         "GELU by tanh": config.gelu != "exact",
         "oblong images": height != width or p != q,
         "images of other than three channels": backbone.channels != 3,

@@ -44,7 +44,8 @@ def program(model: ViT | BiT | Classifier, readout: str, any_size: bool) -> tupl
     if any_size:
         lacks = {"ResNets": isinstance(backbone, BiT)}
         if isinstance(backbone, ViT):
-            lacks["positions in the blocks"] = backbone.position == "relative" or backbone.position_at != "stem"
+            in_blocks = backbone.position == "relative" or backbone.position_at != "stem"
+            lacks["positions in the blocks"] = in_blocks and backbone.position != "rope"
             lacks["positions that are resized as in DINO"] = backbone.config.position_resize == "bicubic_offset"
         refuse(backbone, "a program for any size", lacks)
         (p, q), (h, w) = backbone.patch_size, backbone.grid

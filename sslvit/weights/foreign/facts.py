@@ -67,7 +67,7 @@ DINOV3_SIZES = {
     "tiny": (3, 12), "small": (6, 12), "small_plus": (6, 12), "base": (12, 12), "large": (16, 24),
     "huge_plus": (20, 32), "7b": (32, 40),
 }  # fmt: skip
-TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
+TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 # Arguments of timm that shapes and names show anyway, or that concern training or the head.
 TIMM_PLAIN = {
     "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "init_values", "class_token", "reg_tokens",
@@ -185,6 +185,7 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     if unknown or arguments.get("pos_embed", "learn") != "learn":
         raise DataError(f"{facts.name}: its model_args have {sorted(unknown) or 'pos_embed'}, which is not known here")
     act = arguments.get("act_layer") or "gelu"
+    act = "gelu" if act == "silu" and not is_bit and named[3] else act  # DINOv2's giant, whose gate it is
     if act not in TIMM_GELU:
         raise DataError(f"{facts.name}: its act_layer must be one of {sorted(TIMM_GELU)}, got {act!r}")
     cfg = config.get("pretrained_cfg") or {}
