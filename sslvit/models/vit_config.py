@@ -206,6 +206,8 @@ def variant(name: str, *, image_size: int | Sequence[int], **changes: Any) -> Vi
     release, "DINOv3-S+/16", "DINOv2-g/14-reg"."""
     if name in RELEASES:
         options = RELEASES[name]
+        if changes.get("position", options.get("position")) != options.get("position", changes.get("position")):
+            raise ValueError(f"{name} has rotary positions: position {changes['position']!r} would be another model")
         resized = "width" in changes  # another width has an MLP of its own
         options = {field: value for field, value in options.items() if not (resized and field == "mlp_width")}
         return ViTConfig(image_size=to_pair(image_size), **(options | changes))

@@ -13,7 +13,7 @@ from sslvit.objectives import schedule
 from sslvit.training import sharding
 
 NoWeightDecay = Literal["tokens_and_vectors", "vectors", "nothing"]
-BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed")
+BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
 TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")  # names, or how names begin
 
 

@@ -149,6 +149,9 @@ def test_7b_has_6_7_billion_parameters_and_no_other_width_its_mlp():
     small = ViT.variant("DINOv3-S+/16", image_size=32, width=32, depth=1, heads=2)
     assert small.config.mlp_width == swiglu_width(32)
     assert small.name == "ViT of width 32, depth 1, heads 2, patches of 16"
+    with pytest.raises(ValueError, match="has rotary positions: position 'sincos_mae'"):
+        ViT.variant("DINOv3-S/16", image_size=32, position="sincos_mae")
+    assert ViT.variant("DINOv2-S/14", image_size=28, position="none", depth=1).position == "none"
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 7), (1, 5)])

@@ -58,11 +58,15 @@ def transformers_dinov3(**changes: Any) -> nn.Module:
 
 
 def under_our_names(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's Eva or transformers' DINOv3 weights, or their gradients, under our names."""
+    """Weights of timm's Eva or of transformers' DINOv3 or DINOv2, or their gradients, under our names."""
     ours: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         for old, new in (
+            ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
             ("embeddings.patch_embeddings.", "patch_embed.proj."),
+            ("embeddings.position_embeddings", "pos_embed"),
+            ("encoder.layer.", "blocks."),
+            ("layernorm.", "norm."),
             ("embeddings.cls_token", "cls_token"),
             ("embeddings.register_tokens", "reg_token"),
             ("model.layer.", "blocks."),

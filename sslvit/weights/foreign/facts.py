@@ -45,6 +45,15 @@ FAMILIES = {
     "dinov2": Family({S: 6, B: 12, L: 16, (1536, 40): 24}, resize="bicubic_offset"),
     # https://github.com/facebookresearch/dinov3. S+ has the size of S, and (192, 12) is of EUPE, which has its code.
     "dinov3": Family({TI: 3, S: 6, B: 12, L: 16, H: 20, (4096, 40): 32}, resize="bicubic", epsilon=1e-5),
+    # https://github.com/openai/CLIP. Others who trained with open_clip's code mostly have the exact GELU.
+    "clip": Family(
+        {B: 12, L: 16},
+        gelu="quick",
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        resize="bicubic",
+        epsilon=1e-5,
+    ),
     # Google's weights in timm (https://arxiv.org/abs/2106.10270), with another GELU than they were trained with.
     "augreg": Family({TI: 3, S: 6, B: 12, L: 16}, mean=HALF, std=HALF, resize="bicubic"),
     "torchvision": Family({B: 12, L: 16, H: 16}, resize="bicubic_corners"),
@@ -72,15 +81,19 @@ TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh", 
 TIMM_PLAIN = {
     "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "init_values", "class_token", "reg_tokens",
     "no_embed_class", "dynamic_img_size", "num_classes", "global_pool", "fc_norm", "final_norm", "drop_rate",
-    "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
+    "pre_norm", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init",
 }  # fmt: skip
+# timm's image towers of CLIP and SigLIP. Some SigLIPs of its have the exact GELU, and were trained with the other.
+TIMM_CLIP = re.compile(r"vit_(base|large|huge)_patch\d+_clip(_quickgelu)?_\d+")
+TIMM_SIGLIP = re.compile(r"vit_(base|large|so400m)_patch\d+_siglip_\d+")
+SIGLIP_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16).*")
 EVA_PLAIN = (TIMM_PLAIN - {"reg_tokens", "fc_norm"}) | {
     "num_reg_tokens", "use_fc_norm", "swiglu_mlp", "swiglu_align_to", "rope_temperature", "num_heads", "img_size",
 }  # fmt: skip
 TRANSFORMERS_GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 DINOV2 = ("dinov2", "dinov2_with_registers")
 CLIP = ("clip_vision_model", "siglip_vision_model", "clip", "siglip")  # the last two have a text tower too
-TRANSFORMERS = {"vit", "deit", "vit_mae", "dinov3_vit", *DINOV2, *CLIP}
+TRANSFORMERS = {"vit", "deit", "vit_mae", "vit_msn", "ijepa", "dinov3_vit", *DINOV2, *CLIP}
 ROPE = {"rope_base": 100.0, "rope_rescale": 2.0}  # of DINOv3 in its own hub and in transformers; timm's moves nothing
 
 
@@ -172,11 +185,13 @@ def _is_gated(weights: dict[str, Tensor]) -> bool:
 def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     """The config.json of a timm model. Raises DataError for an unknown architecture or option."""
     name, arguments = str(config["architecture"]), config.get("model_args") or {}
-    if not is_bit and (dinov3 := TIMM_DINOV3.fullmatch(name)):
-        _add_timm_dinov3(facts, config, *DINOV3_SIZES[dinov3[1]])
+    if not is_bit and TIMM_DINOV3.fullmatch(name):
+        _add_timm_dinov3(facts, config)
         return
-    named = re.fullmatch(r"resnetv2_\d+x\d+_bit(m?)()", name) if is_bit else ARCHITECTURE.fullmatch(name)
-    if named is None:
+    named, constants = None, timm_constants(name)
+    if is_bit:
+        named, constants = re.fullmatch(r"resnetv2_\d+x\d+_bitm?", name), None
+    if named is None and constants is None:
         raise DataError(
             f"{facts.name}: timm's architecture {name!r} is not one of those that are known here. If you know it to be "
             "a plain ViT, copy the file to where no config.json is, under another name, and say what it needs"
@@ -184,20 +199,43 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
     unknown = set(arguments) - TIMM_PLAIN - {"img_size", "num_heads", "act_layer", "pos_embed"}
     if unknown or arguments.get("pos_embed", "learn") != "learn":
         raise DataError(f"{facts.name}: its model_args have {sorted(unknown) or 'pos_embed'}, which is not known here")
-    act = arguments.get("act_layer") or "gelu"
-    act = "gelu" if act == "silu" and not is_bit and named[3] else act  # DINOv2's giant, whose gate it is
-    if act not in TIMM_GELU:
+    act = arguments.get("act_layer")
+    act = None if act == "silu" and constants and constants.swiglu else act  # the gate's
+    if act and act not in TIMM_GELU:
         raise DataError(f"{facts.name}: its act_layer must be one of {sorted(TIMM_GELU)}, got {act!r}")
-    cfg = config.get("pretrained_cfg") or {}
+    cfg, source = config.get("pretrained_cfg") or {}, f"{name} in its config.json"
     size = arguments.get("img_size") or (cfg.get("input_size") or [None])[1:]
-    facts.add(f"{name} in its config.json", mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
-    if not is_bit:
-        heads = arguments.get("num_heads") or TIMM_HEADS[named[1] or named[2] or named[3]]
-        facts.add(f"{name} in its config.json", heads=heads, gelu=TIMM_GELU[act], epsilon=EPSILON, resize="bicubic")
-        facts.add(f"{name} in its config.json", swiglu=True if named[3] else None)
+    facts.add(source, mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
+    if constants:
+        heads, gelu = arguments.get("num_heads") or constants.heads, TIMM_GELU[act] if act else constants.gelu
+        facts.add(source, heads=heads, gelu=gelu, epsilon=constants.epsilon, resize="bicubic")
+        facts.add(source, swiglu=constants.swiglu or None)
 
 
-def _add_timm_dinov3(facts: Facts, config: dict[str, Any], heads: int, depth: int) -> None:
+class Constants(NamedTuple):
+    """What an architecture of timm's implies where its arguments say nothing else."""
+
+    heads: int
+    depth: int
+    gelu: str = "exact"
+    epsilon: float = EPSILON
+    swiglu: bool = False
+
+
+def timm_constants(name: str) -> Constants | None:
+    """Of a plain ViT, of DINOv2's giant, or of an image tower."""
+    if named := ARCHITECTURE.fullmatch(name):
+        size = named[1] or named[2] or named[3]
+        return Constants(TIMM_HEADS[size], TIMM_DEPTH[size], swiglu=size == "giant")
+    if clip := TIMM_CLIP.fullmatch(name):
+        return Constants(TIMM_HEADS[clip[1]], TIMM_DEPTH[clip[1]], "quick" if clip[2] else "exact", 1e-5)
+    if siglip := TIMM_SIGLIP.fullmatch(name):
+        heads, depth = (16, 27) if siglip[1] == "so400m" else (TIMM_HEADS[siglip[1]], TIMM_DEPTH[siglip[1]])
+        return Constants(heads, depth, "tanh" if SIGLIP_TANH.fullmatch(name) else "exact")
+    return None
+
+
+def _add_timm_dinov3(facts: Facts, config: dict[str, Any]) -> None:
     name, arguments, cfg = config["architecture"], config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     if unknown := set(arguments) - EVA_PLAIN:
         raise DataError(f"{facts.name}: its model_args have {sorted(unknown)}, which is not known here")
@@ -207,7 +245,7 @@ def _add_timm_dinov3(facts: Facts, config: dict[str, Any], heads: int, depth: in
         mean=cfg.get("mean"),
         std=cfg.get("std"),
         image_size=pair(size),
-        heads=arguments.get("num_heads") or heads,
+        heads=arguments.get("num_heads") or DINOV3_SIZES[name.split("_patch16")[0].removeprefix("vit_")][0],
         gelu="exact",
         epsilon=1e-5,
         resize="bicubic",
@@ -259,10 +297,9 @@ def check_config(name: str, config: dict[str, Any], vit: ViTConfig) -> None:
     """Raises DataError if a config.json of timm or transformers has other shapes than the weights beside it."""
     claims: dict[str, Any]
     if "architecture" in config:
-        arguments, named = config.get("model_args") or {}, ARCHITECTURE.fullmatch(str(config["architecture"]))
-        dinov3 = TIMM_DINOV3.fullmatch(str(config["architecture"]))
-        depth = DINOV3_SIZES[dinov3[1]][1] if dinov3 else None
-        depth = TIMM_DEPTH.get(named[1] or named[2] or named[3]) if named else depth
+        arguments, name = config.get("model_args") or {}, str(config["architecture"])
+        named, dinov3, constants = ARCHITECTURE.fullmatch(name), TIMM_DINOV3.fullmatch(name), timm_constants(name)
+        depth = DINOV3_SIZES[dinov3[1]][1] if dinov3 else constants and constants.depth
         claims = {
             "depth": arguments.get("depth", depth),
             "width": arguments.get("embed_dim"),

@@ -20,6 +20,7 @@ MARKS = {
     "embeddings.patch_embeddings.projection.weight": "transformers",
     "embeddings.patch_embeddings.weight": "transformers DINOv3",
     "embeddings.patch_embedding.weight": "transformers CLIP",  # and SigLIP
+    "visual.conv1.weight": "CLIP",  # OpenAI's and open_clip's
     "embedding/kernel": "google",
     "root_block/standardized_conv2d/kernel": "bit npz",
     "stem.conv.weight": "bit",  # last: a hybrid has it too
@@ -116,6 +117,20 @@ TRANSFORMERS_CLIP = (
     ("pre_layrnorm.", "norm_pre."),  # so spelt
     ("post_layernorm.", "norm."),
 )
+CLIP = (
+    ("visual.class_embedding", "cls_token"),
+    ("visual.positional_embedding", "pos_embed"),
+    ("visual.conv1.", "patch_embed.proj."),
+    ("visual.transformer.resblocks.", "blocks."),
+    ("visual.ln_pre.", "norm_pre."),
+    ("visual.ln_post.", "norm."),
+    (".ln_1.", ".norm1."),
+    (".ln_2.", ".norm2."),
+    (".attn.in_proj_", ".attn.qkv."),
+    (".attn.out_proj.", ".attn.proj."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
 TRANSFORMERS_IN_MEMORY = (  # of version 5
     ("embeddings.distillation_token", "dist_token"),
     ("layers.", "blocks."),
@@ -127,6 +142,7 @@ RULES = {
     "transformers": TRANSFORMERS + TRANSFORMERS_VIT + TRANSFORMERS_IN_MEMORY,
     "transformers DINOv3": TRANSFORMERS_DINOV3,
     "transformers CLIP": TRANSFORMERS_CLIP,
+    "CLIP": CLIP,
     "timm": (("storage_tokens", "reg_token"),),  # DINOv3's own
 }
 
@@ -225,6 +241,13 @@ def refuse_what_we_lack(names: Sequence[str], file: str) -> None:
 def to_timm(located: Located, file: str) -> Located:
     """A torch layout's weights under timm's names; those that no backbone has are left behind."""
     renamed = {}
+    if located.layout == "CLIP":
+        text = {name for name in located.weights if not name.startswith("visual.") or name == "visual.proj"}
+        left = {name: tensor for name, tensor in located.weights.items() if name in text}
+        located = located._replace(
+            weights={name: tensor for name, tensor in located.weights.items() if name not in text},
+            left_behind=located.left_behind | left,
+        )
     for name, tensor in located.weights.items():
         for theirs, ours in RULES.get(located.layout, ()):
             name = name.replace(theirs, ours)
@@ -234,7 +257,7 @@ def to_timm(located: Located, file: str) -> Located:
     if len(renamed) != len(located.weights):
         raise DataError(f"{file}: two of its tensors have the same place, {sorted(located.weights)[:5]}, ...")
     facts: dict[str, Any] = {}
-    if located.layout == "transformers CLIP":
+    if located.layout in ("CLIP", "transformers CLIP"):
         renamed = _with_axes(renamed)
     if located.layout.startswith(("timm", "transformers")):
         renamed, facts = joined(renamed, file)

@@ -6,7 +6,7 @@
     backbone, about = open_backbone("runs/mpp")  # ours, or any of these
 
 Names show the layout: timm's (ViT, AugReg, DeiT, hybrids, BiT, DINOv3), torchvision's, transformers' (ViT, DeiT, MAE,
-DINOv2, DINOv3, the image towers of CLIP and SigLIP), the releases of MoCo v3, DINO, MAE, DINOv2 and DINOv3, Google's
+DINOv2, DINOv3, image towers of CLIP and SigLIP), the releases of MoCo v3, DINO, MAE, DINOv2, DINOv3 and CLIP, Google's
 .npz of ViT, hybrids, big_vision and BiT. Facts that names and shapes do not show (sslvit.weights.foreign.facts) come
 from the release, a config.json or arguments. `about` lists the weights that are left behind. A file with a classifier
 was trained on labels, which needs leave_head=True.
