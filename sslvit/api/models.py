@@ -23,7 +23,7 @@ def load_model(path: str | Path, *, head: bool = False, revision: str | None = N
     """The model at a place, in evaluation mode: a ViT or a BiT, which take images in [0, 1].
 
     path: a run's folder, finished or not, or its model's; somebody's checkpoint of timm, torchvision, transformers,
-    Google, MoCo v3, DINO, MAE or DINOv2; OWNER/NAME on the Hub, of ours.
+    Google, MoCo v3, DINO, MAE, DINOv2, DINOv3 or CLIP; OWNER/NAME on the Hub, of ours.
     head: the Classifier of a fine-tuned model, with its head. revision: on the Hub.
     facts: what such a checkpoint does not say, e.g. family="mae", heads=6, leave_head=True.
 

@@ -92,10 +92,13 @@ def _of_model(backbone: ViT | BiT, written: dict[str, Any]) -> dict[str, str]:
     }
     if isinstance(backbone, ViT):
         config = backbone.config
-        lines["heads"] = f"{backbone.heads}, GELU {config.gelu}, epsilon {config.epsilon:g}"
+        lines["heads"] = (
+            f"{backbone.heads}, {'SwiGLU' if config.swiglu else f'GELU {config.gelu}'}, epsilon {config.epsilon:g}"
+        )
         lines["tokens"] = "a class token" if config.class_token else "no class token"
         lines["tokens"] += f", {backbone.registers} registers" if backbone.registers else ""
-        lines["positions"] = f"{config.position} at {config.position_at}, resized {config.position_resize}"
+        resized = "" if config.position == "rope" else f", resized {config.position_resize}"
+        lines["positions"] = f"{config.position} at {config.position_at}{resized}"
     lines["objective"], lines["data"] = written.get("objective", ""), written.get("data", "")
     lines["readout"] = f"{written['readout']}, of {', '.join(backbone.readouts)}"
     lines["head"] = f"{len(written['classes'])} classes" if written.get("head") and written.get("classes") else ""

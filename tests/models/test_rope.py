@@ -116,6 +116,12 @@ def test_the_hidden_size_of_swiglu_is_dinov2s_rule(width, hidden):
     assert swiglu_width(width) == hidden == math.ceil(math.floor(8 * width / 3) / 8) * 8
 
 
+def test_the_gate_and_the_value_are_drawn_as_two_matrices():
+    vit = ViT(ViTConfig(**DINOV3, swiglu=True, mlp_width=512, init="mae"))
+    bound = math.sqrt(6 / (32 + 512))  # xavier's, of one of them
+    assert 0.98 * bound < vit.blocks[0].mlp.fc1.weight.abs().max() <= bound
+
+
 RELEASED = {
     "DINOv2-S/14": "vit_small_patch14_dinov2", "DINOv2-B/14": "vit_base_patch14_dinov2",
     "DINOv2-L/14": "vit_large_patch14_dinov2", "DINOv2-g/14": "vit_giant_patch14_dinov2",

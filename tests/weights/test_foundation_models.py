@@ -130,6 +130,7 @@ def test_a_masked_bias_may_hold_what_is_no_number(tmp_path):
     ours, _ = load_foreign(saved(tmp_path / "x.safetensors", state), heads=2)
     images = torch.rand(1, 3, 16, 16)
     assert_computes(ours, images, theirs.forward_features(standardised(images, IMAGENET)))
+    assert all(not block.attn.qkv.bias[32:64].any() for block in ours.blocks)  # or weight decay would meet it
 
 
 @pytest.mark.parametrize("name", [*DINOV3, "vit_small_patch16_dinov3"])
