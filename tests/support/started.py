@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import numpy as np
 import psutil
 import pytest
@@ -43,11 +45,12 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
-def begin(command: list[str], out: Path, *words: str, **environment: str) -> subprocess.Popen:
+def begin(start: Callable, command: list[str], out: Path, *words: str, **environment: str):
+    """What start (subprocess.Popen or the like) returns."""
     out.parent.mkdir(parents=True, exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
     with (out.parent / f"{out.name}.stderr").open("w") as file:
-        return subprocess.Popen([*command, str(out), *words], env=env, stderr=file, stdout=file)
+        return start([*command, str(out), *words], env=env, stderr=file, stdout=file)
 
 
 def said(out: Path) -> str:
@@ -63,7 +66,13 @@ def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def two(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([*TORCHRUN, free_port(), SCRIPT, str(images)], out, *words, **environment)
+    """A run of two processes, started by torchrun."""
+    return begin(subprocess.Popen, [*TORCHRUN, free_port(), SCRIPT, str(images)], out, *words, **environment)
+
+
+def pair(images: Path, out: Path, *words: str, **environment: str) -> list[subprocess.Popen]:
+    """The two processes of a run, without a launcher that would end one when the other ends."""
+    return begin(forked.ranks, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -73,4 +82,4 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def one(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([sys.executable, SCRIPT, str(images)], out, *words, **environment)
+    return begin(forked.Process, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
