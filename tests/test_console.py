@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import get_type_hints
 
+import preloaded
 import pytest
 from started import TORCHRUN, free_port
 
@@ -119,7 +120,7 @@ def test_a_recipe_alone_shows_the_same_help_and_names_itself(monkeypatch, capsys
         (["recipes/mpp.py"], "recipes/mpp.py"),
         (["-m", "sslvit.recipes.mpp"], "-m sslvit.recipes.mpp"),
     ):
-        done = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=HERE, timeout=120)
+        done = preloaded.run([sys.executable, *start, "--help"], text=True, cwd=HERE, env=os.environ)
         expected = command.replace("accelerate launch -m sslvit pretrain mpp", f"accelerate launch {name}")
         assert done.stdout == expected.replace("sslvit pretrain mpp", f"python {name}"), done.stderr
 
@@ -265,7 +266,7 @@ TINY = shlex.split(SMALL)
 @pytest.mark.processes
 def test_a_recipe_that_was_written_out_runs_anywhere(tmp_path):
     command = [sys.executable, "-m", "sslvit"]
-    source = subprocess.run([*command, "recipe", "mae"], capture_output=True, text=True, check=True).stdout
+    source = preloaded.run([*command, "recipe", "mae"], text=True, check=True).stdout
     (tmp_path / "mine.py").write_text(source.replace('"runs/mae"', '"runs/mine"'))
     words = ["-m", "accelerate.commands.launch", "mine.py", *TINY, "--decoder", "16", "1", "2"]
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=250)

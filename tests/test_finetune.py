@@ -5,13 +5,13 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import finetune_run
 import numpy as np
+import preloaded
 import pytest
 import timm
 import torch
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from crashes import forked
 from finetune_run import MEAN, SHORT, vit, write_fine_tuned
 from safetensors.torch import load_file
-from started import free_port
 from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
@@ -311,11 +310,8 @@ def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
 
 @pytest.mark.processes
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, finetune_run.__file__, str(tmp_path / "two")]
-    ranks = [subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    for done in preloaded.run_ranks([sys.executable, finetune_run.__file__, str(tmp_path / "two")]):
+        assert done.returncode == 0, done.stderr
     write_fine_tuned(tmp_path / "one")
     one, two = (json.loads((tmp_path / name / "tried.json").read_text()) for name in ("one", "two"))
     assert one == two

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 import torch.distributed as dist
@@ -352,7 +353,7 @@ def train_together(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def losses_of_two_processes(tmp_path_factory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("together")
-    torch.multiprocessing.spawn(train_together, (folder,), nprocs=TOGETHER)
+    preloaded.spawn(train_together, (folder,), nprocs=TOGETHER)
     return json.loads((folder / "losses.json").read_text())
 
 

@@ -8,6 +8,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import preloaded
 import psutil
 import pytest
 from started import draw_images, one, ranks, said, two, until_step, within
@@ -317,7 +318,7 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
         "    time.sleep(60)\n"
         "run_cli(main)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    done = preloaded.run([sys.executable, "-c", program], text=True, timeout=50)
     assert done.returncode == 75
     assert done.stderr.startswith("stopped: asked to stop; the same command with --resume continues")
 

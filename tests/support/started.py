@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import forked
 import numpy as np
+import preloaded
 import psutil
 import pytest
 from PIL import Image
@@ -72,7 +72,7 @@ def two(images: Path, out: Path, *words: str, **environment: str) -> subprocess.
 
 def pair(images: Path, out: Path, *words: str, **environment: str) -> list[subprocess.Popen]:
     """The two processes of a run, without a launcher that would end one when the other ends."""
-    return begin(forked.ranks, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
+    return begin(preloaded.ranks, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -82,4 +82,4 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def one(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    return begin(forked.Process, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
+    return begin(preloaded.Process, [sys.executable, SCRIPT, str(images)], out, *words, **environment)

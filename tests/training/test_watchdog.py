@@ -109,7 +109,7 @@ def test_a_hanging_worker_is_noticed_within_the_timeout_and_a_second_with_its_fi
 @pytest.mark.parametrize(
     ("moments", "limit"),
     [
-        (2, 27),
+        (1, 27),
         pytest.param(2, 2, marks=pytest.mark.timing),
         pytest.param(20, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],

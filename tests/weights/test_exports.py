@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import preloaded
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -492,16 +493,14 @@ def test_each_example_runs_and_is_short(example, words, said, folder):
     script = ROOT / "recipes" / "examples" / f"{example}.py"
     code = [line for line in script.read_text().splitlines() if line and not line.startswith(('"', "import", "from"))]
     assert len(code) <= 20
-    done = subprocess.run(
-        [sys.executable, script, *words.split()], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    done = preloaded.run([sys.executable, script, *words.split()], cwd=folder, text=True)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
 
 
 def example(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
     script = ROOT / "recipes" / "examples" / f"{name}.py"
-    return subprocess.run([sys.executable, script, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return preloaded.run([sys.executable, script, *words], cwd=cwd, text=True)
 
 
 @pytest.mark.processes
@@ -532,7 +531,7 @@ def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folde
 @pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])
 def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
     command = [sys.executable, ROOT / "recipes" / "examples" / "pyramid.py", *words.split()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = preloaded.run(command, cwd=folder, text=True)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -541,8 +540,7 @@ def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
 @pytest.mark.processes
 def test_the_command_line_converts_and_tells(folder, tmp_path):
     def said(words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "sslvit", *words.split()]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        return preloaded.run([sys.executable, "-m", "sslvit", *words.split()], cwd=folder, text=True)
 
     done = said(f"convert model {tmp_path}/out --to torchvision --readout cls")
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,8 @@ PRELOADED = (
     *(f"sslvit.recipes.{name}" for name in RECIPES),
 )
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "HF_", "XDG_", "HOME", "TMPDIR")
-AT_IMPORT = os.environ | {"OMP_NUM_THREADS": "1"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as conftest.py has it
+AT_IMPORT = dict(os.environ)
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 
 
@@ -146,8 +147,8 @@ def adopting() -> Iterator[None]:
 def server() -> socket.socket:
     """Begins at the first use, and ends with this process."""
     ours, theirs = socket.socketpair()
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import forked\n"
-    program += f"forked.execute(forked.serve({theirs.fileno()}))"
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import preloaded\n"
+    program += f"preloaded.execute(preloaded.serve({theirs.fileno()}))"
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=AT_IMPORT)
     theirs.close()
@@ -245,7 +246,7 @@ def execute(words: list[str]) -> None:
 
 def execute_in_main(words: list[str]) -> None:
     main = sys.modules["__main__"].__dict__
-    for name in ("sys", "forked"):
+    for name in ("sys", "preloaded"):
         del main[name]
     sys.orig_argv = [sys.executable, *words]
     if words[0] == "-m":
