@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
-from started import TORCHRUN, free_port
+from started import free_port
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
 from sslvit.config import TrainConfig
@@ -129,25 +129,28 @@ def test_two_processes_are_one(tmp_path, accumulation):
         assert ours["accuracy_of_commonest_colour"] > 0
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    "command",
-    [
-        TORCHRUN,
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port"],
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_processes_that_would_train_alone_are_stopped_with_the_way_out(tmp_path, command):
-    if torch.cuda.is_available():
-        pytest.skip("with a GPU these processes see each other")
-    command = [*command, free_port(), *RUN[1:], str(tmp_path / "run")]
-    env = os.environ | {"HF_HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+def check_stopped_with_the_way_out(done: subprocess.CompletedProcess, out: Path) -> None:
     assert done.returncode != 0
     assert "2 processes were requested, but this one sees 1" in done.stderr
     assert "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2" in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU these processes see each other")
+def test_processes_of_torchrun_that_would_train_alone_are_stopped_with_the_way_out(tmp_path):
+    for done in preloaded.run_ranks([*RUN, str(tmp_path / "run")], ACCELERATE_USE_CPU="false"):
+        check_stopped_with_the_way_out(done, tmp_path / "run")
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU these processes see each other")
+def test_processes_of_accelerate_that_would_train_alone_are_stopped_with_the_way_out(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--main_process_port", free_port(), *RUN[1:], str(tmp_path / "run")]
+    env = os.environ | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    check_stopped_with_the_way_out(done, tmp_path / "run")
 
 
 @pytest.mark.processes
@@ -570,7 +573,7 @@ print(pages())
 @pytest.mark.processes
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_freed_tensors_are_not_paid_for_again_at_the_next_step():
-    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=True)
+    done = preloaded.run([sys.executable, "-c", KEEPS], text=True, check=True)
     without, kept = map(int, done.stdout.split())
     if without < 16_000:
         pytest.skip("64 MiB are not 16,384 pages here: huge ones")

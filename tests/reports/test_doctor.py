@@ -44,7 +44,7 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch, tmp_path):
 
 def test_little_shared_memory_is_told_with_what_runs_need_and_the_way_out(tmp_path):
     script = "from pathlib import Path; from sslvit.reports.doctor import examine; examine(Path('.'), print)"
-    done = with_shared_memory("64m", [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = with_shared_memory("64m", script, cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if "/dev/shm" in line]
     # 256 images of 224 px as float32 views are 154 MB, two workers hold up to ten such batches.
     assert line.startswith("warn shared      0.1 GB free at /dev/shm, for the batches of --workers: little, 2 workers")

@@ -78,21 +78,19 @@ def run(command: list, *, check: bool = False, timeout: float = 240, **options) 
     return done
 
 
-def ranks(command: list, processes: int = 2, **options) -> list[Process]:
-    """What torchrun starts, without torchrun."""
+def ranks(command: list, *, env: dict, **options) -> list[Process]:
+    """The two processes that torchrun starts, without torchrun."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    env = dict(options.pop("env", os.environ)) | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    return [
-        Process(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **options) for rank in range(processes)
-    ]
+    env = env | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Process(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01"]
 
 
-def run_ranks(command: list, processes: int = 2, **options) -> list[subprocess.CompletedProcess]:
+def run_ranks(command: list, **environment: str) -> list[subprocess.CompletedProcess]:
     """Of each process what `run` gives of one."""
-    started = ranks(command, processes, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"} | environment
+    started = ranks(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = [process.communicate(timeout=240) for process in started]
     finally:

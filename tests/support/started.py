@@ -30,12 +30,24 @@ def within(seconds: float) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("limit", [pytest.param(seconds, marks=pytest.mark.timing), seconds + 25])
 
 
-def with_shared_memory(size: str, command: list[str], **options) -> subprocess.CompletedProcess:
-    """With a /dev/shm of its own of this size, as in a container."""
-    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    if subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", "true"], capture_output=True).returncode:
+UNSHARE = """
+import ctypes, subprocess, sys
+def mount(*words):
+    subprocess.run(["mount", *words], check=True, stdout=subprocess.DEVNULL)
+if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS of <sched.h>
+    raise PermissionError("unshare")
+mount("--make-rprivate", "/")
+mount("-t", "tmpfs", "-o", "size={size}", "tmpfs", "/dev/shm")
+"""
+
+
+def with_shared_memory(size: str, program: str, *words: str, **options) -> subprocess.CompletedProcess:
+    """A program in a process with a /dev/shm of its own of this size, as in a container."""
+    mount = "mount -t tmpfs tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
-    return subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", *command], timeout=120, **options)
+    command = [sys.executable, "-c", UNSHARE.format(size=size) + program, *words]
+    return preloaded.run(command, text=True, **options)
 
 
 def draw_images(folder: Path) -> Path:
