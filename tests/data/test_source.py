@@ -52,6 +52,7 @@ def flat(value: int, height: int = 8, width: int = 8) -> np.ndarray:
 # --- the built-in set ---
 
 
+@pytest.mark.usefixtures("all_shapes")
 def test_the_built_in_splits_share_no_image():
     train, test = (open_source("shapes", split=split, image_size=8) for split in ("train", "test"))
     assert (len(train), len(test)) == (20_000, 4_000)

@@ -2,7 +2,7 @@
 
 `Process` and `run` take a command line of Python as subprocess.Popen and subprocess.run do, and what they start is as
 true a process: a child of the test, with its own arguments, environment, folder, files, signals and end. But it has
-imported all of PRELOADED, has the server's memory and the server's seed of hashes, and reads no variable that Python
+imported all of PRELOADED, has the server's memory, seed of hashes and few shapes, and reads no variable that Python
 or a library reads when it starts. Where these matter, or the interpreter, a launcher or an import is what is tested,
 start a real one.
 """
@@ -166,10 +166,10 @@ def serve(requests_at: int) -> list[str]:
     """Returns in each child, with its command line; in the server never."""
     for name in PRELOADED:
         importlib.import_module(name)
-    threads = {task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")}
-    assert len(threads - {"jemalloc_bg_thd"}) == 1, (
-        f"a fork would have one of {threads}"
-    )  # jemalloc begins its own again
+    importlib.import_module("few_shapes")
+    threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+    others = [name for name in threads if name != "jemalloc_bg_thd"]  # which jemalloc begins again
+    assert len(others) == 1, f"a fork would have one thread of {threads}"
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=requests_at) as requests:
