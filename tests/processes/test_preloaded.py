@@ -14,7 +14,7 @@ pytestmark = pytest.mark.processes
 
 TOLD = """
 import json, os, sys
-print(json.dumps([sys.argv, sys.path[0], __name__, os.getcwd(), os.environ.get("NAME"), sys.stdin.read(), "re" in globals()]))
+print(json.dumps([sys.argv, sys.path[0], __name__, os.getcwd(), os.environ.get("NAME"), sys.stdin.read()]))
 """
 
 

@@ -151,7 +151,11 @@ def until_saved(out: Path) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("changes", [("workers=0",), ("workers=2",), ("workers=0", "accumulation=2")], ids="".join)
+@pytest.mark.parametrize(
+    "changes",
+    [("workers=0",), ("workers=2",), pytest.param(("workers=0", "accumulation=2"), marks=pytest.mark.slow)],
+    ids="".join,
+)
 @within(5)
 def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes, limit):
     out, held = tmp_path / "run", tmp_path / "held"
