@@ -15,11 +15,14 @@ its numbers in results.json. After a stop the same command continues; several ma
 have flags of its recipe: mpp:target=pixels,corrupt=0.15.
 """
 
+from functools import partial
+
 from sslvit.cli import run_cli
-from sslvit.experiments.compare import ComparisonConfig, check, passes, plan, room, starts
+from sslvit.experiments.compare import ComparisonConfig, check, passes, places, plan, room, starts
 from sslvit.experiments.disk import check_room
-from sslvit.experiments.gather import gather, write
+from sslvit.experiments.gather import gather, models_of, write
 from sslvit.experiments.jobs import at_a_time, check_settings
+from sslvit.experiments.records import Records
 from sslvit.experiments.report import as_markdown
 from sslvit.experiments.results import SCRATCH
 from sslvit.experiments.work import work_on
@@ -30,16 +33,19 @@ def main(config: ComparisonConfig) -> None:
     settings = check_settings(
         config,
         config.out / "compare.json",
-        free=("out", "jobs"),
+        free=("out", "jobs", "records"),
         grows=("methods", "seeds"),
         appended=("transfer",),
     )
     models, together = starts(config), at_a_time(config.jobs)
     start = models[f"{SCRATCH['mean']}-0"]
-    jobs = plan(config, models, passes(config, start))
+    records, every = Records(config.records, settings), models_of(config)
+    jobs = plan(config, models, passes(config, start), kept=[name for name in every if records.read(name)])
     check_room(room(config, jobs, start, together), config.out)
-    work_on(jobs, config.out, at_a_time=together)
-    results = gather(config, settings, [job.command() for job in jobs])
+    keep = partial(records.keep, jobs, config.out, places(config), every)
+    keep()
+    work_on(jobs, config.out, at_a_time=together, after_each=keep)
+    results = gather(config, settings, [job.command() for job in jobs], records)
     write(results, config.out)
     print(f"{as_markdown(results)}\nThe report is {config.out / 'report.html'}")
 

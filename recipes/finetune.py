@@ -56,7 +56,7 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     if test_labels.max() > highest:
         raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")
     objective, tried = finetune(
-        backbone, train, config, accelerator, readout=readout, image_size=size, watch=LiveReport
+        backbone, train, config, accelerator, readout=readout, image_size=size, test=test, watch=LiveReport
     )
     predicted, numbers = read_test(objective, train, test, config, accelerator, tried=tried, image_size=size)
     shown = {name: f"{value:.2%}" for name, value in numbers.items() if isinstance(value, float)}

@@ -1,6 +1,7 @@
 """The ViT paper's studies at our scale, each by one command.
 
     python recipes/study.py --study amounts      numbers of training images: ViT, hybrid, BiT ResNet (figures 3, 4)
+    python recipes/study.py --study costs        FLOPs: ViT, hybrid, BiT ResNet, each at two sizes (figure 5)
     python recipes/study.py --study positions    kinds of position embeddings, and where they are added (table 8)
     python recipes/study.py --study readouts     class token or mean patch, each at several rates (D.3)
     python recipes/study.py --study targets      targets of MPP, of 15 or 50% of the patches (B.1.2)
@@ -33,7 +34,7 @@ def main(config: StudyConfig) -> None:
     runs, baselines = runs_of(config, points, out), baselines_of(config, points, out)
     jobs = [*baselines.values(), *(job for of_point in runs for job in of_point)]
     work_on(jobs, out, at_a_time=at_a_time(config.jobs))
-    of_points = results_of(points, runs)
+    of_points = results_of(points, runs, costly=config.study == "costs")
     rows = baseline_rows(baselines, list(of_points[0]["values"]))
     results = {"study": config.study, "data": config.data, "settings": settings}
     write(results | {"points": of_points, "baselines": rows}, out)

@@ -85,6 +85,11 @@ def check_bounds(config: Any) -> None:
                 raise ValueError(f"--{name} is {value:g}; it must be at most {bounds['most']:g}")
 
 
+def completes(step: int, every: float) -> bool:
+    """Whether this step completes another `every` steps, which need not be whole; 0 never does."""
+    return every > 0 and int(step / every) > int((step - 1) / every)
+
+
 @dataclass(frozen=True)
 class Options:
     """What all configurations share."""
@@ -321,8 +326,13 @@ class TrainConfig(Options):
     log_with: tuple[str, ...] = option((), FREE)
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""
+    start_is_evaluated: ClassVar[bool] = True
     chosen_by: ClassVar[str] = "preset"  # the option that names the defaults of the others
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option existed, where that is not its default now
+
+    def is_evaluated(self, step: int, steps: int, epoch_images: int) -> bool:
+        """Whether numbers are due after this step of so many."""
+        return step == steps or completes(step, self.evaluate_every * epoch_images / self.batch_size)
 
     def learning_rate(self, progress: float) -> float:
         warmup = min(self.warmup_epochs / self.epochs, 1.0)

@@ -13,14 +13,17 @@ ours at 0; mixup and cutmix draw once per pair, not once per batch.
 Both are evaluated on the centre crop of every evaluation here (views/pretraining.py), as modern is in MAE at 224 px;
 the ViT paper's code squeezes whole images into the size, which is --eval_crop 0.
 
+Where ten times as many labels would be needed to hold out enough of them, --folds chooses by cross-validation.
+
 --lr replaces the choice of a rate, and --epochs the number of steps. Nothing here that trains or chooses sees a test
-set.
+set; --curve only watches it.
 """
 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +39,7 @@ from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions
-from sslvit.evaluate.split import choose_fraction, choose_shots, hold_out
+from sslvit.evaluate.split import choose_fraction, choose_shots, folds, hold_out
 from sslvit.models.positions import FIXED
 from sslvit.models.readout import logits
 from sslvit.models.resnet import BiT
@@ -50,6 +53,8 @@ from sslvit.views.pretraining import EvalView
 from sslvit.views.supervised import SupervisedView
 from sslvit.weights.folder import load_strictly
 from sslvit.weights.foreign.options import ModelConfig
+
+ENOUGH = 500  # held-out images: a standard error of two points or less
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,14 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     """Training images per class, instead of --fraction."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
     """Learning rates to choose from on held-out labels; without any, --lr is the rate."""
+    folds: int = option(1, least=0)
+    """Cross-validation: hold out each of so many parts of the labels in turn. 1 holds out one part; 0 takes as many
+    folds, up to 5, as it takes to hold out 500 images."""
+    choice_steps: int = option(0, least=0)
+    """Length of the runs that choose the rate; 0: as long as the run itself."""
+    curve: bool = False
+    """Record the test accuracy as training goes on. After all steps, half of them, a quarter, and so on; nothing is
+    chosen by it."""
     steps: int = option(10_000, least=0)
     """Length of the run, instead of epochs; 0 counts epochs."""
     smallest_crop: float = option(0.05, above=0, most=1)
@@ -92,6 +105,10 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     optimizer: Literal["adamw", "sgd"] = "sgd"
     clip: float = 1.0
     chosen_by: ClassVar[str] = "protocol"
+    start_is_evaluated: ClassVar[bool] = False  # a head of zeros
+
+    def is_evaluated(self, step: int, steps: int, epoch_images: int) -> bool:
+        return step in halvings(steps) or super().is_evaluated(step, steps, epoch_images)
 
     def views(self, size: Size) -> SupervisedView:
         views = SupervisedView.deit(size) if self.randaugment else SupervisedView(size)
@@ -133,13 +150,14 @@ def finetune(
     *,
     readout: Literal["cls", "mean"],
     image_size: Size,
+    test: Source | None = None,
     watch: Callable[..., Watcher] | None = None,
 ) -> tuple[Supervised, dict[float, float]]:
     """The trained classifier, and the held-out accuracy of each rate that was tried, of which it has the best.
 
     The choice's runs are in the folder's choice/lr-..., each a run's folder of its own; so with --resume a killed
-    choice continues too, bit for bit. watch: makes a watcher of each, such as sslvit.reports.live.LiveReport; the
-    newest is told how the whole ended.
+    choice continues too, bit for bit. test: the images of --curve. watch: makes a watcher of each, such as
+    sslvit.reports.live.LiveReport; the newest is told how the whole ended.
     """
     labels = torch.from_numpy(train.required_labels())
     classes = len(train.classes or ()) or int(labels.max()) + 1
@@ -149,13 +167,19 @@ def finetune(
     watchers: list[Watcher] = []  # the newest run's
 
     def run(ids: Tensor, out: Path, lr: float) -> Supervised:
-        chosen = replace(lengthened(config, len(ids)), out=out, lr=lr, resume=True, overwrite=False)
+        final = out == config.out
+        steps = config.steps if final else config.choice_steps or config.steps
+        chosen = lengthened(replace(config, steps=steps), len(ids))
+        chosen = replace(chosen, out=out, lr=lr, resume=True, overwrite=False)
         objective = classifier(backbone, classes, chosen, readout=readout, image_size=image_size)
         images, views = Subset(train, ids.numpy()), config.views(image_size)
         if watch:
             watchers[:] = [watch(chosen, objective, images, views, accelerator, file=config.out / "report.html")]
-        told = watchers if out == config.out else [OfChoice(watcher) for watcher in watchers]
-        pretrain(objective, images, views, chosen, accelerator, None, *told)
+        told = watchers if final else [OfChoice(watcher) for watcher in watchers]
+        accuracy = None
+        if final and config.curve and test is not None:
+            accuracy = partial(accuracy_on, objective, test, config.eval_view(image_size), accelerator)
+        pretrain(objective, images, views, chosen, accelerator, accuracy, *told)
         accelerator.free_memory()
         return objective
 
@@ -168,14 +192,18 @@ def finetune(
     with recorded(folder, watchers) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         if config.rates and several:
-            trained_on, held_out = (ids[rows] for rows in hold_out(labels[ids], share_held_out(len(ids)), config.seed))
+            splits = held_out_parts(labels[ids], config)
 
             def held_out_accuracy(lr: float) -> float:
-                objective = run(trained_on, config.out / "choice" / f"lr-{lr:g}", lr)
-                predicted = predict(objective, train, config.eval_view(image_size), accelerator, ids=held_out.numpy())
-                accuracy = top(predicted.probabilities, predicted.labels)
-                accelerator.print(f"lr {lr:g}: {accuracy:.2%} of {len(held_out):,} held-out training images")
-                return accuracy
+                right = images = 0.0
+                for fold, (rows, held_out) in enumerate(splits):
+                    out = config.out / "choice" / (f"lr-{lr:g}" if len(splits) == 1 else f"lr-{lr:g}-fold-{fold}")
+                    objective, view = run(ids[rows], out, lr), config.eval_view(image_size)
+                    predicted = predict(objective, train, view, accelerator, ids=ids[held_out].numpy())
+                    right += top(predicted.probabilities, predicted.labels) * len(held_out)
+                    images += len(held_out)
+                accelerator.print(f"lr {lr:g}: {right / images:.2%} of {images:,.0f} held-out training images")
+                return right / images
 
             rate, tried = choose_rate(config.rates, held_out_accuracy)
         watchers.clear()
@@ -254,6 +282,31 @@ def lengthened(config: FinetuneConfig, images: int) -> FinetuneConfig:
     while math.ceil(epochs * images / config.batch_size) > config.steps:  # the loop rounds up
         epochs = math.nextafter(epochs, 0)
     return replace(config, epochs=epochs, warmup_epochs=epochs * min(500 / config.steps, 0.1))
+
+
+def held_out_parts(labels: Tensor, config: FinetuneConfig) -> list[tuple[Tensor, Tensor]]:
+    """The rows to train on and those to choose by, once or once per fold."""
+    fifth, number = len(labels) / 5, config.folds
+    if number == 0 and len(labels) >= 10 * ENOUGH:
+        return [hold_out(labels, max(share_held_out(len(labels)), ENOUGH / len(labels)), config.seed)]
+    if number == 0:  # each fold holds out a fifth; of the five as many as are needed
+        return folds(labels, 5, config.seed)[: math.ceil(ENOUGH / fifth)]
+    if number == 1:
+        return [hold_out(labels, share_held_out(len(labels)), config.seed)]
+    return folds(labels, number, config.seed)
+
+
+def halvings(steps: int) -> list[int]:
+    """All steps, half of them, a quarter, ..., down to about ten: evenly spaced on a logarithmic axis."""
+    return [steps >> k for k in range(steps.bit_length()) if steps >> k >= min(8, steps)]
+
+
+def accuracy_on(
+    objective: Supervised, test: Source, view: EvalView, accelerator: Accelerator, _: Any
+) -> dict[str, float]:
+    """An evaluation of the loop, of the whole classifier."""
+    predicted = predict(objective, test, view, accelerator)
+    return {f"eval/{objective.readout}/accuracy": top(predicted.probabilities, predicted.labels)}
 
 
 def share_held_out(images: int) -> float:

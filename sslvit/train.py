@@ -29,7 +29,7 @@ from sslvit.training.batches import look, next_batch, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
-from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble, completes
+from sslvit.training.loop import Due, Evaluate, Evaluation, Loop, assemble
 from sslvit.training.outcome import write_outcome
 from sslvit.training.state import RunState, Stopwatch, data_fingerprint, described, must_agree, restore, weights_hash
 from sslvit.training.watch import Verdict
@@ -62,7 +62,7 @@ def pretrain(
         # The state of the newest checkpoint, or of the beginning.
         objective.to(accelerator.device)
         optimizer = optim.new_optimizer(objective, config)
-        initial = copy.deepcopy(objective.backbone) if evaluate else None
+        initial = copy.deepcopy(objective.backbone) if evaluate and config.start_is_evaluated else None
         state = restore(objective, optimizer, source, config, accelerator)
         if state.whole_batches:
             sampler.only_whole_batches()
@@ -224,7 +224,7 @@ def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
     """What a stop did not wait for."""
     if state.pending_line is not None:
         with signals.between_steps():
-            due = completes(state.step, run.steps_between_evaluations)
+            due = run.evaluates_after(state.step)
             log.write(state.step, state.pending_line | evaluated(run, state, log, due=due))
         state.pending_line = None
 

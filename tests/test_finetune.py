@@ -34,6 +34,8 @@ from sslvit.finetuning import (
     chosen_ids,
     classifier,
     finetune,
+    halvings,
+    held_out_parts,
     lengthened,
     predict,
     prepare,
@@ -246,6 +248,64 @@ def test_another_test_set_changes_no_choice_and_no_weight(tmp_path, monkeypatch,
     kept, held = hold_out(torch.arange(40) % 4, 0.1)
     assert [json.loads(text)["images"] for text in texts] == [40, len(kept), len(kept)]
     assert len(kept) + len(held) == 40
+
+
+def test_a_rate_is_chosen_by_cross_validation_where_labels_are_few(tmp_path, capsys):
+    labels = torch.arange(40) % 4
+    config = replace(PROTOCOLS["vit"], **SHORT, rates=(0.01, 0.1), folds=0, choice_steps=2, out=tmp_path / "run")
+    parts = held_out_parts(labels, config)
+    assert [len(held) for _, held in parts] == [8] * 5
+    assert sorted(row for _, held in parts for row in held.tolist()) == list(range(40))
+    assert all(sorted([*rows.tolist(), *held.tolist()]) == list(range(40)) for rows, held in parts)
+    _, tried = finetune(vit(), source(40), config, start(threads=1), **MEAN)
+    told = capsys.readouterr().out
+    for rate, accuracy in tried.items():
+        assert f"lr {rate:g}: {accuracy:.2%} of 40 held-out training images" in told
+        assert accuracy * 40 == pytest.approx(round(accuracy * 40))  # of all 40, each once
+        runs = [tmp_path / "run" / "choice" / f"lr-{rate:g}-fold-{fold}" for fold in range(5)]
+        assert [json.loads((run / "environment.json").read_text())["steps"] for run in runs] == [2] * 5
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["steps"] == SHORT["steps"]
+
+
+@pytest.mark.parametrize(
+    ("images", "folds", "held"),
+    [
+        (250, 0, [50] * 5),  # all of them, and still fewer than 500
+        (1250, 0, [250] * 2),
+        (2500, 0, [500]),
+        (5000, 0, [500]),
+        (25_000, 0, [500]),  # 2% of them
+        (50_000, 0, [1000]),
+        (2500, 1, [250]),  # the ViT paper's tenth
+        (100, 4, [25] * 4),
+    ],
+)
+def test_how_many_labels_are_held_out(images, folds, held):
+    labels = torch.arange(images) % 5
+    config = replace(PROTOCOLS["vit"], folds=folds)
+    assert [len(some) for _, some in held_out_parts(labels, config)] == pytest.approx(held, rel=0.02)
+
+
+def test_the_curve_ends_with_the_test_and_changes_neither_weights_nor_choice(tmp_path, monkeypatch):
+    save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
+    write_npz(tmp_path / "set.npz", 1)
+    words = ["--model", str(tmp_path / "pretrained"), "--data", f"npz:{tmp_path / 'set.npz'}", "--threads", "1"]
+    words += ["--steps", "21", "--batch_size", "8", "--rates", "0.01", "0.1"]
+    recipe(monkeypatch, *words, "--out", str(tmp_path / "without"))
+    recipe(monkeypatch, *words, "--out", str(tmp_path / "with"), "--curve")
+    tested = json.loads((tmp_path / "with" / "test.json").read_text())
+    assert [step for step, _ in tested["curve"]] == [10, 21]
+    assert tested["curve"][-1][1] == tested["top1"]
+    assert "curve" not in json.loads((tmp_path / "without" / "test.json").read_text())
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("with", "without"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    log = (tmp_path / "with" / "choice" / "lr-0.1" / "metrics.jsonl").read_text()
+    assert "eval/" not in log
+    page = (tmp_path / "with" / "report.html").read_text()
+    assert "random start" not in page
+    assert halvings(21) == [21, 10]
+    assert halvings(2000) == [2000, 1000, 500, 250, 125, 62, 31, 15]
+    assert halvings(3) == [3]
 
 
 def test_a_rate_is_chosen_under_the_crop_that_was_chosen(tmp_path, monkeypatch):

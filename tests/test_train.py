@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from started import free_port
 from tiny_run import DEFAULTS, STEPS, fingerprint, losses, objective, source, tiny_run
 
-from sslvit.config import TrainConfig
+from sslvit.config import TrainConfig, completes
 from sslvit.data.loader import EpochSampler, load
 from sslvit.data.spec import open_source
 from sslvit.errors import DataError, Diverged
@@ -32,7 +32,6 @@ from sslvit.objectives.objective import Objective
 from sslvit.processes.collectives import check_trackers, start
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
-from sslvit.training.loop import completes
 from sslvit.views.pretraining import CropFlip
 
 HERE = Path(__file__).parent / "support"

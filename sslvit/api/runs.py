@@ -314,7 +314,7 @@ def finetune(
             raise DataError(f"there is nothing to test on: {pair}")
         config = replace(config, data=pair[0].name)
         objective, rates = finetuning.finetune(
-            start, pair[0], config, accelerator, readout=read, image_size=size, watch=LiveReport
+            start, pair[0], config, accelerator, readout=read, image_size=size, test=pair[1], watch=LiveReport
         )
         predicted, numbers = read_test(objective, *pair, config, accelerator, tried=rates, image_size=size)
     return Finetuned(config.out, numbers["top1"], {key: numbers[key] for key in Metrics._fields}, predicted, rates)

@@ -36,6 +36,17 @@ def choose_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return (places(labels, seed, "shots") < size[labels]).nonzero().squeeze(1)
 
 
+def folds(labels: Tensor, number: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Cross-validation: the labelled images in so many parts, stratified. Of each fold the rows to train on, and those
+    of its part, which together are all images but those that are the only one of their class."""
+    if number < 2:
+        raise ValueError(f"cross-validation needs two folds or more, got {number}")
+    counts = labels.bincount()
+    part = torch.where(counts[labels] > 1, places(labels, seed, "held out") % number, -1)
+    pairs = [((part != fold).nonzero().squeeze(1), (part == fold).nonzero().squeeze(1)) for fold in range(number)]
+    return [(rows, held) for rows, held in pairs if len(held)]
+
+
 def hold_out(labels: Tensor, fraction: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows to train on, and rows held out: this fraction of each class, rounded, but at least one image and never its
     only one."""

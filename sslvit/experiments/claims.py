@@ -1,10 +1,11 @@
 """Sentences about a comparison's results: warnings, differences that they support, and notes to read them by."""
 
+import re
 from typing import Any
 
 from sslvit.evaluate.balance import NEARLY_ALL, UNEQUAL
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
-from sslvit.evaluate.statistics import LEVEL, Difference, no_difference, over_seeds, sentence, t_quantile
+from sslvit.evaluate.statistics import LEVEL, Difference, holm, no_difference, over_seeds, sentence, t_quantile
 from sslvit.experiments.results import OWN, scratch
 
 SUPERVISED, MARK = "supervised", "†"  # of an accuracy by classifiers that predict one class
@@ -20,7 +21,7 @@ BUDGETS = {
 
 def gap_of(one: dict[str, Any]) -> Difference:
     """Within -1 and 1, which an earlier version's intervals could leave."""
-    gap = Difference(*(one[name] for name in Difference._fields))
+    gap = Difference(one["mean"], one["low"], one["high"], one["seeds"], one.get("p"))
     return gap._replace(low=max(gap.low, -1.0), high=min(gap.high, 1.0))
 
 
@@ -43,10 +44,13 @@ def one_class(results: dict[str, Any], column: str) -> dict[str, list[int]]:
 
 
 def pairs(results: dict[str, Any], column: str) -> list[dict[str, Any]]:
-    """The differences of a column between classifiers that predict more than one class."""
+    """The differences of a column between classifiers that predict more than one class, corrected for their number."""
     left_out = one_class(results, column)
     mine = [one for one in results["differences"] if one["column"] == column]
-    return [one for one in mine if one["first"] not in left_out and one["second"] not in left_out]
+    mine = [one for one in mine if one["first"] not in left_out and one["second"] not in left_out]
+    if any(one.get("p") is None for one in mine):  # of an earlier version
+        return mine
+    return [one | {"p": p} for one, p in zip(mine, holm([one["p"] for one in mine]), strict=True)]
 
 
 def sentences(results: dict[str, Any], column: str, *, to_scratch: bool = False) -> list[str]:
@@ -90,7 +94,7 @@ def ahead_of(results: dict[str, Any], base: str, column: str) -> dict[str, Diffe
         for name, other, sign in ((one["first"], one["second"], 100), (one["second"], one["first"], -100)):
             if other == (scratch(results["readouts"][name]) if base == "scratch" else base):
                 low, high = sorted((sign * gap.low, sign * gap.high))
-                ahead[name] = Difference(sign * gap.mean, low, high, gap.seeds)
+                ahead[name] = Difference(sign * gap.mean, low, high, gap.seeds, gap.p)
     return {name: ahead[name] for name in results["methods"] if name in ahead}
 
 
@@ -99,8 +103,11 @@ def notes(results: dict[str, Any]) -> list[str]:
     seeds, settings = len(results["seeds"]), results["settings"]
     names = {way: [n for n, r in results["readouts"].items() if r == way] for way in results["readouts"].values()}
     ways = "; ".join(f"{way} for {', '.join(some)}" for way, some in names.items())
+    other = [method for method in settings.get("methods", ()) if re.search(r"[:,]init=(?!jax)", method)]
+    except_for = f" (but {', '.join(other)}: from timm's)" if other else ""
     texts = [
-        f"Every method started from scratch's weights, and had {BUDGETS[settings.get('budget', 'images')]}.",
+        f"Every method started from scratch's weights{except_for}, and had "
+        f"{BUDGETS[settings.get('budget', 'images')]}.",
         f"The readout is the one that a model's objective declares: {ways}. A method is compared with scratch of the "
         "same readout.",
         *baselines_in_words(results),
@@ -113,6 +120,8 @@ def notes(results: dict[str, Any]) -> list[str]:
             "seeds. Linear probes learn from the same labelled images at every seed, fine-tuning from others."
         )
         texts.append(width_in_words(results))
+    if extra := settings.get("scratch_flags"):
+        texts.append(f"Scratch alone was fine-tuned with {' '.join(extra)} as well, which makes it stronger.")
     if held_out := settings.get("held_out"):
         texts.append(
             f"Pretraining, supervised too, saw no image of the classes {', '.join(map(str, held_out))}, which are the "
@@ -125,6 +134,12 @@ def notes(results: dict[str, Any]) -> list[str]:
             texts.append(f"Frozen features are of at most {limit:,} {kind} images, fine-tuning uses all.")
     if settings.get("limit_train"):
         texts.append("Shares of the labels are shares of these.")
+    if any("p" in one for one in results["differences"]):
+        return [
+            *texts,
+            "A method is said to be ahead where its difference stands among all pairs of its column together (Holm's "
+            "method, 5%); each interval is of its own pair alone.",
+        ]
     return [*texts, "Intervals are not corrected for the number of comparisons."]
 
 

@@ -5,6 +5,8 @@ set of labels: the classes that pretraining saw, held-out classes, other dataset
 with a budget of FLOPs or seconds, a step of each method is measured first.
 """
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from sslvit.experiments.disk import needed
 from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading, recipes
 from sslvit.experiments.results import BASELINES, OWN, SCRATCH
 from sslvit.experiments.work import work_on
+from sslvit.finetuning import ENOUGH
 from sslvit.models.vit import ViT
 from sslvit.reports.dry_run import MEASURED
 from sslvit.storage import sealed
@@ -29,15 +32,26 @@ from sslvit.weights.folder import WEIGHTS, save_backbone
 NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
 WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 HELD_OUT, TRANSFER = "classes held out", "transfer "
+INIT, INITS = "init", ("jax", "timm")  # a method's random weights
 SAME_FOR_ALL = (
     "out", "data", "only_classes", "images", "image_size", "model", "init_from", "seed", "epochs", "resume",
     "overwrite", "dry_run", "show_views",
 )  # fmt: skip
 
 
+def in_full(options: list[tuple[str, str]]) -> tuple[str, ...]:
+    """As words of a command line."""
+    return tuple(word for flag, value in options for word in (f"--{flag}", *value.split()))
+
+
+def pairs_of(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Flags and values of flag=value, or flag alone."""
+    return [(flag, value) for flag, _, value in (text.partition("=") for text in texts if text)]
+
+
 @dataclass(frozen=True)
 class Method:
-    """E.g. mpp, or mpp:target=pixels,corrupt=0.15 with flags of its recipe."""
+    """E.g. mpp, or mpp:target=pixels,corrupt=0.15 with flags of its recipe; init=timm is the comparison's own."""
 
     text: str
 
@@ -48,12 +62,16 @@ class Method:
     @property
     def options(self) -> list[tuple[str, str]]:
         """The flags, and their values as text."""
-        pairs = [pair.partition("=") for pair in self.text.partition(":")[2].split(",") if pair]
-        return [(flag, value) for flag, _, value in pairs]
+        return pairs_of(tuple(self.text.partition(":")[2].split(",")))
+
+    @property
+    def init(self) -> str:
+        """Which of the random weights of ViT.variant it starts with."""
+        return dict(self.options).get(INIT, INITS[0])
 
     @property
     def words(self) -> tuple[str, ...]:
-        return tuple(word for flag, value in self.options for word in (f"--{flag}", *value.split()))
+        return in_full([(flag, value) for flag, value in self.options if flag != INIT])
 
     @property
     def name(self) -> str:
@@ -104,12 +122,21 @@ class ComparisonConfig(ImagesConfig):
     batch_size: int = option(64, above=0)
     """Images per step, in pretraining and in fine-tuning."""
     fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
-    """Shares of the labels to learn from."""
-    finetune_steps: int = option(100, least=0)
-    """Steps of fine-tuning, with each share of the labels; 0 leaves it out."""
-    finetune_rates: tuple[float, ...] = option((0.1,), above=0)
-    """Fine-tuning's learning rate, the same for all; of several each method takes the best on held-out training labels,
-    which takes that many trainings more."""
+    """Shares of the labels that linear probes learn from."""
+    finetune_fractions: tuple[float, ...] = option((0.1,), above=0, most=1)
+    """Shares of the labels to fine-tune with."""
+    finetune_steps: tuple[int, ...] = (1000,)
+    """Steps of fine-tuning, or one number for each of these shares; 0 leaves it out. Take so many that scratch gains
+    little by more."""
+    finetune_rates: tuple[float, ...] = option((0.03, 0.1, 0.3), above=0)
+    """Fine-tuning's learning rates, the same for all; of several each method takes the best on held-out training
+    labels, for each share of the labels."""
+    choice_steps: float = option(0.25, above=0, most=1)
+    """The length of the runs that choose the rate, as a share of the final one's."""
+    finetune_flags: tuple[str, ...] = ()
+    """More flags of fine-tuning, the same for all, e.g. randaugment mixup=0.8."""
+    scratch_flags: tuple[str, ...] = ()
+    """The same for scratch alone: what makes it as strong as it can be."""
     finetune_everywhere: bool = True
     """Fine-tune on held-out classes and on other datasets too, not only on the classes that pretraining saw."""
     finetune_crop: float = option(0.5, above=0, most=1)
@@ -117,6 +144,8 @@ class ComparisonConfig(ImagesConfig):
     held_out: tuple[int, ...] = ()
     """Classes, by number, of which pretraining sees no image. Models are evaluated on the classes that it saw and,
     separately, on these."""
+    evaluate_seen: bool = True
+    """With held-out classes: evaluate on the classes that pretraining saw, too."""
     transfer: tuple[str, ...] = ()
     """Other labelled datasets to evaluate on, in the form of --data."""
     limit_train: int = option(0, least=0)
@@ -124,6 +153,9 @@ class ComparisonConfig(ImagesConfig):
     takes all."""
     limit_test: int = option(0, least=0)
     """The same for the test images."""
+    records: Path | None = None
+    """Also keep the numbers of each finished method and seed in this folder, one small file each. What has a file there
+    is not done again, so a comparison can go on on another machine."""
     jobs: int = option(0, least=0)
     """Jobs at a time: by default one per GPU, or per core."""
 
@@ -132,10 +164,22 @@ def check(config: ComparisonConfig) -> None:
     """Refuses what cannot work before anything is trained or written."""
     check_methods(config.methods)
     check_bounds(config)
+    if min(config.finetune_steps) < 0:
+        raise ValueError(f"--finetune_steps is {min(config.finetune_steps)}; it must be at least 0")
+    if len(config.finetune_steps) not in (1, len(config.finetune_fractions)):
+        raise ValueError(
+            f"--finetune_steps {' '.join(map(str, config.finetune_steps))}: give one number, or one for each of the "
+            f"{len(config.finetune_fractions)} --finetune_fractions"
+        )
+    for flag in ("finetune_flags", "scratch_flags"):
+        words = ("--model", "start", *in_full(pairs_of(getattr(config, flag))))
+        check_words("finetune", words, f"--{flag} {' '.join(getattr(config, flag))}")
     for method in map(Method, config.methods):
         flag = f"--methods {method.text}"
         for name, _ in method.options:
             plain = name.replace("-", "_").removeprefix("no_")
+            if name == INIT and method.init not in INITS:
+                raise ValueError(f"{flag}: init is one of {', '.join(INITS)}")
             if RENAMED.get(plain, plain) in SAME_FOR_ALL:
                 raise ValueError(f"{flag}: --{name} is the same for all methods, and the comparison's own")
         words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
@@ -144,7 +188,8 @@ def check(config: ComparisonConfig) -> None:
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
     ViT.variant(config.model, image_size=config.image_size)
     channels = config.source(channels=config.channels).channels
-    for place, images in sets(config).items():
+    for place in places(config):
+        images = sets(config)[place]
         check_set(place, images, config, channels)
 
 
@@ -166,7 +211,7 @@ def check_set(place: str, images: LabelledConfig, config: ComparisonConfig, chan
     if len(few) == len(config.fractions):
         raise ValueError(f"{text} fewer than two, which a linear probe needs")
     if few:
-        print(f"note: {text} one at most: there is no linear probe, and fine-tuning gets one image per class")
+        print(f"note: {text} one at most: there is no linear probe")
 
 
 @cache
@@ -185,13 +230,14 @@ def sets(config: ComparisonConfig) -> dict[str, LabelledConfig]:
         own = [replace(images, only_classes=tuple(seen)), replace(images, only_classes=config.held_out)]
     size, crop = config.image_size, config.eval_crop
     others = [LabelledConfig(data, image_size=size, eval_crop=crop) for data in config.transfer]
-    return dict(zip(places(config), [*own, *others], strict=True))
+    return dict(zip(places(replace(config, evaluate_seen=True)), [*own, *others], strict=True))
 
 
 def places(config: ComparisonConfig) -> list[str]:
-    """The names of these sets."""
+    """The names of those that are evaluated on."""
     transfers = [f"{TRANSFER}{number}" for number, _ in enumerate(config.transfer, 1)]
-    return [OWN, *([HELD_OUT] if config.held_out else []), *transfers]
+    seen = [OWN] if config.evaluate_seen or not config.held_out else []
+    return [*seen, *([HELD_OUT] if config.held_out else []), *transfers]
 
 
 def pretraining(
@@ -230,15 +276,20 @@ def measured(file: Path, key: str) -> float | None:
         return numbers[key]
 
 
-def plan(config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float]) -> list[Job]:
-    """All jobs, but for those that measure."""
-    jobs = [baseline(config, place, images) for place, images in sets(config).items()]
+def plan(
+    config: ComparisonConfig, starts: dict[str, Path], epochs: dict[str, float], kept: Collection[str] = ()
+) -> list[Job]:
+    """All jobs, but for those that measure. kept: methods and seeds that have a record."""
+    jobs = [baseline(config, place, sets(config)[place]) for place in places(config)]
     for name, start in starts.items():
-        jobs += evaluations(config, name, start, ())
+        if name.rpartition("-")[0] in SCRATCH.values() and name not in kept:
+            jobs += evaluations(config, name, start, ())
     for seed in range(config.seeds):
         for method in map(Method, config.methods):
             name, run = f"{method.folder}-{seed}", config.out / "runs" / f"{method.folder}-{seed}"
-            start = starts[f"{SCRATCH['mean']}-{seed}"]
+            if name in kept:
+                continue
+            start = starts[f"{SCRATCH['mean'] if method.init == INITS[0] else method.init}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
             work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
             jobs.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
@@ -262,46 +313,61 @@ def evaluations(config: ComparisonConfig, name: str, model: Path, needs: tuple[s
     """name: a method and a seed."""
     same, seed = flags(threads=1, model=model), name.rpartition("-")[2]
     jobs = []
-    for place, images in sets(config).items():
-        data = reading(images)
+    for place in places(config):
+        data = reading(sets(config)[place])
         out = config.out / "probes" / name / place
         words = (*same, *data, *limits(config), "--no-random", "--declared")
         words += flags(out=out, cache=config.out / "features")
         jobs.append(Job(f"probe/{name}/{place}", "probe", words, out / "numbers.json", needs, work=0.3))
-        tuned = config.finetune_steps and (place == OWN or config.finetune_everywhere)
-        for fraction in config.fractions if tuned else ():
+        tuned = place == OWN or config.finetune_everywhere
+        for fraction, steps in lengths(config).items() if tuned else ():
             out = config.out / "finetuned" / name / place / f"{fraction:g}"
-            words = (*same, *data, *flags(fraction=fraction, seed=seed, out=out), "--resume")
-            words += flags(steps=config.finetune_steps, batch_size=config.batch_size, rates=config.finetune_rates)
-            words += flags(smallest_crop=config.finetune_crop)
+            words = (*same, *data, *flags(fraction=fraction, seed=seed, out=out), "--resume", "--curve")
+            words += flags(steps=steps, batch_size=config.batch_size, rates=config.finetune_rates, folds=0)
+            words += flags(choice_steps=max(1, round(config.choice_steps * steps)), smallest_crop=config.finetune_crop)
+            words += in_full(pairs_of(config.finetune_flags))
+            words += in_full(pairs_of(config.scratch_flags)) if not needs else ()
             title, work = f"finetune/{name}/{place}/{fraction:g}", 0.2 * len(config.finetune_rates)
             jobs.append(Job(title, "finetune", words, out / "test.json", needs, work=work, run=out))
     return jobs
+
+
+def lengths(config: ComparisonConfig) -> dict[float, int]:
+    """Steps of fine-tuning for each share of the labels."""
+    shares, steps = config.finetune_fractions, config.finetune_steps
+    steps = steps * (len(shares) if len(steps) == 1 else 1)
+    return {share: count for share, count in zip(shares, steps, strict=True) if count}
 
 
 def room(config: ComparisonConfig, jobs: list[Job], start: Path, at_a_time: int) -> int:
     """Bytes of disk that the comparison still needs."""
     weights, width = (start / WEIGHTS).stat().st_size, ViT.variant(config.model, image_size=config.image_size).width
     channels, read, predicted = config.source(channels=config.channels).channels, 0, 0
+    smallest = math.inf
     for images in sets(config).values():  # the largest of them
         train, test, _ = open_labelled(images, images.image_size, channels)
         seen = [min(len(s), most or len(s)) for s, most in ((train, config.limit_train), (test, config.limit_test))]
         row = 3 * 8 + 4 * (1 + int(train.required_labels().max()))  # of predictions
         read = max(read, 4 * width * sum(seen) + len(config.fractions) * seen[1] * row)
         predicted = max(predicted, len(test) * row)
-    tries = len(config.finetune_rates) if len(config.finetune_rates) > 1 else 0
+        smallest = min(smallest, min(config.finetune_fractions) * len(train))
+    folds = 5 if smallest < 10 * ENOUGH else 1
+    tries = len(config.finetune_rates) * folds if len(config.finetune_rates) > 1 else 0
     return needed(jobs, at_a_time, weights=weights, read=read, predicted=predicted, tries=tries)
 
 
 def starts(config: ComparisonConfig) -> dict[str, Path]:
-    """The weights that everything starts from, one set per seed, in a model for each of the two readouts."""
+    """The weights that everything starts from, one set per seed and kind; scratch's is in a model for each of the two
+    readouts."""
     channels = config.source(channels=config.channels).channels
     made = {}
     for seed in range(config.seeds):
-        for readout, method in SCRATCH.items():
-            made[f"{method}-{seed}"] = folder = config.out / "starts" / f"{method}-{seed}"
-            if not folder.exists():
-                size = config.image_size
-                backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init="jax")
-                save_backbone(backbone, folder, {"objective": "random start", "readout": readout, "data": "nothing"})
+        for init in dict.fromkeys([INITS[0], *(Method(text).init for text in config.methods)]):
+            size = config.image_size
+            backbone = ViT.variant(config.model, image_size=size, channels=channels, seed=seed, init=init)
+            for readout, name in (SCRATCH if init == INITS[0] else {"mean": init}).items():
+                made[f"{name}-{seed}"] = folder = config.out / "starts" / f"{name}-{seed}"
+                if not folder.exists():
+                    about = {"objective": "random start", "readout": readout, "data": "nothing"}
+                    save_backbone(backbone, folder, about)
     return made

@@ -10,6 +10,7 @@ from typing import Any
 from sslvit.errors import DataError, NoInput
 from sslvit.experiments import study
 from sslvit.experiments.compare import ComparisonConfig, names_of, places
+from sslvit.experiments.records import Records
 from sslvit.experiments.report import as_markdown, as_page
 from sslvit.experiments.results import SCRATCH, collect
 from sslvit.reports.run import write_report
@@ -20,13 +21,20 @@ LONGEST = 256 << 20  # bytes of results
 SHOWN = ("config.json", "environment.json", "cost.json", "metrics.jsonl", "model")  # of a run
 
 
-def gather(config: ComparisonConfig, settings: dict[str, Any], commands: list[str]) -> dict[str, Any]:
-    """The results of a comparison whose jobs are all done."""
-    methods, seeds = names_of(config.methods), list(range(config.seeds))
+def models_of(config: ComparisonConfig) -> dict[str, Path]:
+    """The model of each method and seed."""
+    methods, seeds = names_of(config.methods), range(config.seeds)
     models = {f"{m}-{s}": config.out / "starts" / f"{m}-{s}" for m in SCRATCH.values() for s in seeds}
-    models |= {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods for s in seeds}
+    return models | {f"{m}-{s}": config.out / "runs" / f"{m}-{s}" for m in methods for s in seeds}
+
+
+def gather(
+    config: ComparisonConfig, settings: dict[str, Any], commands: list[str], records: Records | None = None
+) -> dict[str, Any]:
+    """The results of a comparison whose jobs are all done, here or, by their records, elsewhere."""
+    methods, seeds = names_of(config.methods), list(range(config.seeds))
     about = {"data": config.data, "settings": settings, "commands": commands}
-    return about | collect(config.out, methods, seeds, places(config), models)
+    return about | collect(config.out, methods, seeds, places(config), models_of(config), records)
 
 
 def write(results: dict[str, Any], out: Path) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+from sslvit.experiments import learning
 from sslvit.experiments.claims import ahead_of, in_words, notes, sentences, warnings
-from sslvit.experiments.results import TUNED
+from sslvit.experiments.records import TUNED
 from sslvit.experiments.tables import (
     FROZEN,
     accuracy_table,
@@ -46,6 +47,19 @@ def by_share(results: dict[str, Any]) -> list[str]:
     return figures
 
 
+def fine_tuning(results: dict[str, Any]) -> list[str]:
+    """Accuracy over steps, on each share of the labels."""
+    columns = learning.columns_of(results)
+    if not columns:
+        return []
+    return [
+        page.heading("While fine-tuning"),
+        page.bullets([text for column in columns for text in learning.sentences(results, column)]),
+        page.columns(*(page.chart(learning.chart(results, column), f"{capitalized(column)}.") for column in columns)),
+        page.folded("Accuracy after so many steps", *(page.table(*learning.table(results, one)) for one in columns)),
+    ]
+
+
 def ahead_chart(results: dict[str, Any], column: str) -> str:
     dots = [Dot(name, *gap[:3]) for name, gap in ahead_of(results, "scratch", column).items()]
     return dot_chart(dots, x="points ahead of scratch (95% CI)", origin=0.0)
@@ -70,8 +84,8 @@ def one_run(name: str, run: RunFolder) -> str:
 def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str]) -> str:
     """runs: of each method, the run of the first seed."""
     shown, compared = groups(results), dict.fromkeys(one["column"] for one in results["differences"])
-    linear = [name for name in shown[FROZEN] if name in compared]
-    lead = [*shown.get(TUNED, [])[:1], *linear[-1:]]
+    linear = [name for name in first_of(shown, FROZEN) if name in compared]
+    lead = [*first_of(shown, TUNED)[:1], *linear[-1:]]
     blocks = [
         page.bullets(warnings(results)),
         page.bullets([text for name in lead[:1] for text in sentences(results, name, to_scratch=True)]),
@@ -83,7 +97,8 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
             blocks.append(page.table(*balanced))
     blocks += [
         page.columns(*by_share(results)),
-        page.bullets(notes(results)),
+        page.bullets([*notes(results), *learning.tried(results)]),
+        *fine_tuning(results),
         page.heading("Gain from pretraining"),
         *([page.table(*one) for one in ahead_tables(results)] or [page.paragraph("No difference is reported.")]),
         page.heading("Cost"),
@@ -96,6 +111,11 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         page.folded("Commands", page.code("\n".join(commands)) if commands else ""),
     ]
     return page.page(heading_of(results), blocks)
+
+
+def first_of(shown: dict[str, list[str]], kind: str) -> list[str]:
+    """The columns of this kind on the first set of labels."""
+    return next((columns for title, columns in shown.items() if title.rpartition(", ")[2] == kind), [])
 
 
 def heading_of(results: dict[str, Any]) -> str:
@@ -117,7 +137,9 @@ def as_markdown(results: dict[str, Any]) -> str:
         lines += table(*accuracy_table(results, title, columns, timed=False))
         if balanced := balanced_table(results, title, columns):
             lines += table(*balanced)
-    lines += bullets(notes(results))
+    lines += bullets([*notes(results), *learning.tried(results)])
+    for column in learning.columns_of(results):
+        lines += [*table(*learning.table(results, column)), *bullets(learning.sentences(results, column))]
     for one in [*ahead_tables(results), *interval_tables(results)]:
         lines += table(*one)
     for name in dict.fromkeys(one["column"] for one in results["differences"]):

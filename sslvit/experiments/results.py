@@ -1,41 +1,30 @@
 """The results of a comparison: every number of its jobs, and the differences between methods."""
 
-import re
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from sslvit.errors import DataError
-from sslvit.evaluate.balance import balanced_accuracy, collapsed, unbalanced
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
-from sslvit.evaluate.predictions import load_predictions
 from sslvit.evaluate.statistics import difference
 from sslvit.experiments.jobs import made_again
+from sslvit.experiments.records import (
+    LINEAR,
+    NEAREST,
+    TUNED,
+    Judged,
+    Records,
+    accuracies,
+    judge,
+    record,
+    share_of,
+)
 from sslvit.storage import sealed
 from sslvit.storage.sealed import NUMBER
-from sslvit.training.cost import COST
-from sslvit.weights.folder import described
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by readout
 OWN = "own"  # the labels of the images that pretraining saw
-TUNED = "fine-tuned"  # the beginning of such columns' names
-LINEAR = re.compile(r"linear \S+ %")
-NEAREST = re.compile(r"\d+-nn")
-COLUMN = re.compile(rf"{NEAREST.pattern}|\d+-shot|{LINEAR.pattern}")
 BASELINES = "baselines"  # a folder
-
-
-class Judged(NamedTuple):
-    """A classifier's predictions of the test images: which are right, in the order of ids, and what they are worth."""
-
-    right: Tensor
-    balanced: float  # accuracy
-    one_class: bool  # predicted for nearly all images
-    unbalanced: bool  # the test images
-    classes: int  # of the test images
-
 
 Columns = dict[str, dict[str, list[Any]]]  # by column and method, one entry per seed
 
@@ -45,81 +34,46 @@ def put(columns: Columns, column: str, name: str, entry: Any) -> None:
 
 
 def collect(
-    out: Path, methods: dict[str, str], seeds: list[int], places: list[str], models: dict[str, Path]
+    out: Path,
+    methods: dict[str, str],
+    seeds: list[int],
+    places: list[str],
+    models: dict[str, Path],
+    records: Records | None = None,
 ) -> dict[str, Any]:
     """methods: names by folder, besides scratch. places: names of the sets of labels. models: the model of a method and
-    seed, by "method-seed". Accuracies are lists, one per seed; differences are of which test images were right."""
+    seed, by "method-seed". records: of those whose files are elsewhere. Accuracies are lists, one per seed; differences
+    are of which test images were right."""
     values: Columns = {}
     judged: Columns = {}
     nearest: Columns = {}  # balanced accuracies of nearest neighbours, of probes that report them
+    curves: Columns = {}  # accuracy after so many steps of fine-tuning
+    rates: Columns = {}  # learning rates that were chosen
     readouts: dict[str, str] = {}
-    columns: dict[str, set[str]] = {}  # of each place, the same for all
     named_methods = {folder: scratch(readout) for readout, folder in SCRATCH.items()} | methods
+    costs: dict[str, list[dict[str, Any]]] = {name: [] for name in named_methods.values()}
     for method, name in named_methods.items():
-        for seed, place in ((seed, place) for seed in seeds for place in places):
-            readouts[name] = readout = described(models[f"{method}-{seed}"])["readout"]
-            where, file = prefix(place), out / "probes" / f"{method}-{seed}" / place / "numbers.json"
-            with made_again(file):
-                probe = sealed.read(file)
-                sealed.check(probe, **{f"pretrained/{readout}": dict})
-                numbers = accuracies(probe[f"pretrained/{readout}"])
-                if set(numbers) != columns.setdefault(place, set(numbers)):
-                    raise ValueError(f"its numbers are {list(numbers)}, others' {sorted(columns[place])}")
-                add_nearest(nearest, where, name, probe[f"pretrained/{readout}"])
-            for column, accuracy in numbers.items():
-                put(values, where + column, name, accuracy)
-                if LINEAR.fullmatch(column):
-                    predictions = file.with_name(f"pretrained-{readout}-{share_of(column):g}.parquet")
-                    put(judged, where + column, name, judge(predictions))
-            folder = out / "finetuned" / f"{method}-{seed}" / place
-            for file in sorted(folder.glob("*/test.json"), key=lambda file: float(file.parent.name)):
-                column = f"{where}{TUNED} {100 * float(file.parent.name):g} %"
-                with made_again(file):
-                    put(values, column, name, sealed.read(file, top1=NUMBER)["top1"])
-                put(judged, column, name, judge(file.with_name("predictions.parquet")))
+        for seed in seeds:
+            known = records.read(f"{method}-{seed}") if records else None
+            model = models[f"{method}-{seed}"]
+            known = known or record(out, f"{method}-{seed}", places, model, trained=method in methods)
+            readouts[name] = known["readout"]
+            costs[name] += [known["cost"]] if known["cost"] else []
+            for place, column, entry in ((p, *item) for p in places for item in known["places"][p].items()):
+                column = prefix(place) + column
+                put(values, column, name, entry["accuracy"])
+                for columns, kind in ((nearest, "balanced"), (curves, "curve"), (rates, "rate")):
+                    if kind in entry:
+                        put(columns, column, name, entry[kind])
+                if "judged" in entry:
+                    put(judged, column, name, Judged.from_json(entry["judged"]))
     for column, by_method in values.items():
         if short := [name for name in readouts if len(by_method.get(name, ())) < len(seeds)]:
             raise DataError(f"{out}: {column} of {', '.join(short)} is missing; the comparison's command adds it")
-    costs: dict[str, list[dict[str, Any]]] = {name: [] for name in readouts}
-    for method, name in methods.items():
-        for file in (models[f"{method}-{seed}"] / "cost.json" for seed in seeds):
-            with made_again(file):
-                costs[name].append(sealed.read(file, **COST))
     results = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
-    results |= {"differences": differences(judged)}
+    results |= {"differences": differences(judged), "curves": curves, "rates": rates}
     results |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
     return results | balanced_and_one_class(judged, nearest)
-
-
-def accuracies(numbers: dict[str, Any]) -> dict[str, float]:
-    """The columns of a table, of a probe's numbers."""
-    columns = {name: value for name, value in numbers.items() if COLUMN.fullmatch(name)}
-    sealed.check(columns, **dict.fromkeys(columns, NUMBER))
-    return columns
-
-
-def share_of(column: str) -> float:
-    """0.1 of linear 10 %."""
-    return float(column.split()[1]) / 100
-
-
-def add_nearest(nearest: Columns, where: str, name: str, numbers: dict[str, Any]) -> None:
-    for column, value in numbers.get("balanced accuracy", {}).items():
-        if NEAREST.fullmatch(column):
-            put(nearest, where + column, name, value)
-
-
-def judge(file: Path) -> Judged:
-    with made_again(file):
-        predictions = load_predictions(file)
-    predicted, labels = predictions.probabilities.argmax(-1), predictions.labels
-    return Judged(
-        right=(predicted == labels)[predictions.ids.argsort()],
-        balanced=balanced_accuracy(predicted, labels),
-        one_class=collapsed(predicted, labels) is not None,
-        unbalanced=unbalanced(labels),
-        classes=len(labels.unique()),
-    )
 
 
 def differences(judged: Columns) -> list[dict[str, Any]]:
@@ -168,7 +122,9 @@ def add_baselines(out: Path, place: str, values: Columns, judged: Columns, neare
         for column in (column for column in values if column.rpartition(": ")[0] == where.removesuffix(": ")):
             tuned = column.startswith(f"{where}{TUNED}")  # on all images, whatever the limits of the probes
             values[column][COMMONEST] = [baseline[f"{COMMONEST} of all" if tuned else COMMONEST]]
-        add_nearest(nearest, where, PIXELS, baseline[PIXELS])
+        for column, value in baseline[PIXELS].get("balanced accuracy", {}).items():
+            if NEAREST.fullmatch(column):
+                put(nearest, where + column, PIXELS, value)
         for column, accuracy in accuracies(baseline[PIXELS]).items():
             values[where + column][PIXELS] = [accuracy]
             if LINEAR.fullmatch(column):

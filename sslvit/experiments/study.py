@@ -1,5 +1,6 @@
 """The ViT paper's studies: their settings, the points of each, and the table and the plot of the results."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sslvit.reports.run import markdown_table
 from sslvit.storage import durable, sealed
 from sslvit.storage.jsonl import read_lines
 from sslvit.storage.sealed import NUMBER
+from sslvit.training.cost import COST
 from sslvit.views.batching import Size
 from sslvit.weights.folder import described
 
@@ -30,8 +32,9 @@ SHOTS, SHOWN = 10, "10-shot"
 class StudyConfig(ImagesConfig):
     """Repeat one of the ViT paper's studies on labelled images."""
 
-    study: Literal["amounts", "positions", "readouts", "targets"] = "targets"
-    """Which of the studies. Numbers of images, kinds of positions, readouts and rates, or targets of MPP."""
+    study: Literal["amounts", "costs", "positions", "readouts", "targets"] = "targets"
+    """Which of the studies. Numbers of images, FLOPs of models, kinds of positions, readouts and rates, or targets of
+    MPP."""
     out: Path = Path("runs/study")
     """A folder for everything; each study has one of its own in it."""
     image_size: Size = 32
@@ -43,6 +46,8 @@ class StudyConfig(ImagesConfig):
     """The BiT ResNet in the study of amounts."""
     stem: str = "R"
     """The hybrid's stem."""
+    sizes: tuple[str, ...] = ("XS/8", "XS/4", "R+XS/8", "R+XS/4", "R20x0.5", "R20x1")
+    """ViTs, hybrids and BiT ResNets in the study of costs."""
     shares: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0), above=0, most=1)
     """Shares of the images, in the study of amounts."""
     rates: tuple[float, ...] = option((3e-4, 1e-3, 3e-3, 1e-2), above=0)
@@ -78,6 +83,14 @@ def amounts(config: StudyConfig) -> Iterator[Point]:
             yield Point(name, count, "supervised", words)
 
 
+def costs(config: StudyConfig) -> Iterator[Point]:
+    """Their place on the axis is known when they are trained: see results_of."""
+    for model in config.sizes:
+        kind = "hybrid" if "+" in model else "ViT" if "/" in model else "BiT ResNet"
+        (BiT if kind == "BiT ResNet" else ViT).variant(model, image_size=config.image_size)
+        yield Point(kind, None, "supervised", flags(model=model, epochs=f"{config.epochs:g}"))
+
+
 def positions(config: StudyConfig) -> Iterator[Point]:
     learned = ("stem", "every_layer", "every_layer_shared")
     kinds: dict[str, tuple[str, ...]] = {"none": ("stem",), "relative": ("every_layer",)}  # which is inside attention
@@ -103,8 +116,8 @@ def targets(config: StudyConfig) -> Iterator[Point]:
             yield Point(f"{name}, {100 * share:g} %", None, "mpp", words)
 
 
-STUDIES = {"amounts": amounts, "positions": positions, "readouts": readouts, "targets": targets}
-AXES = {"amounts": "training images", "readouts": "learning rate"}
+STUDIES = {"amounts": amounts, "costs": costs, "positions": positions, "readouts": readouts, "targets": targets}
+AXES = {"amounts": "training images", "costs": "FLOPs of training", "readouts": "learning rate"}
 
 
 def runs_of(config: StudyConfig, points: list[Point], out: Path) -> list[list[Job]]:
@@ -156,8 +169,9 @@ def accuracies(run: Path) -> tuple[dict[str, float], dict[str, float]]:
     return evaluated[0], evaluated[-1]
 
 
-def results_of(points: list[Point], jobs: list[list[Job]]) -> list[dict]:
-    """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run."""
+def results_of(points: list[Point], jobs: list[list[Job]], *, costly: bool = False) -> list[dict]:
+    """The accuracies of each point and of its random start, in the order of seeds, and the command of its first run.
+    costly: points are placed by the FLOPs of their training."""
     results = []
     for point, runs in zip(points, jobs, strict=True):
         by_run = []
@@ -167,8 +181,15 @@ def results_of(points: list[Point], jobs: list[list[Job]]) -> list[dict]:
         starts, ends = zip(*by_run, strict=True)
         by_seed = {"start": starts, "values": ends}
         columns = {kind: {column: [one[column] for one in all] for column in all[0]} for kind, all in by_seed.items()}
-        results.append({"series": point.series, "x": point.x, **columns, "command": runs[0].command()})
+        x = flops_of(runs[0]) if costly else point.x
+        results.append({"series": point.series, "x": x, **columns, "command": runs[0].command()})
     return results
+
+
+def flops_of(run: Job) -> float | None:
+    file = run.product.parent / "cost.json"
+    with made_again(file):
+        return sealed.read(file, **COST)["flops"]
 
 
 def baseline_rows(jobs: dict[int | None, Job], columns: list[str]) -> list[dict]:
@@ -194,13 +215,18 @@ def percent(values: list[float]) -> tuple[float, float]:
 def table(results: dict) -> list[str]:
     columns, axis, rows = list(results["points"][0]["values"]), AXES.get(results["study"]), []
     for point in [*results.get("baselines", []), *results["points"]]:
-        cells = [point["series"], *([NONE if point["x"] is None else f"{point['x']:,g}"] if axis else [])]
+        cells = [point["series"], *([place(point["x"])] if axis else [])]
         for column in columns:
             start = f"{percent(point['start'][column])[0]:.1f}" if "start" in point else NONE
             cells += [start, cell(point["values"][column])]
         rows.append(cells)
     titles = [f"{column}: {when}" for column in columns for when in ("random start", "trained")]
     return markdown_table(["accuracy, %", *([axis] if axis else []), *titles], rows)
+
+
+def place(x: float | None) -> str:
+    """On the axis: a rate, a number of images, or FLOPs."""
+    return NONE if x is None else f"{x:.1e}".replace("e+", "e") if x >= 1e9 else f"{x:,g}"
 
 
 def notes(results: dict) -> list[str]:
@@ -225,13 +251,27 @@ def plot(results: dict) -> str:
     ]
     drawn = [(point["series"], point["x"], *percent(point["values"][SHOWN])) for point in [*points, *level]]
     if axis:
-        series = {name: [one for one in drawn if one[0] == name] for name, *_ in drawn}
+        drawn = sorted((one for one in drawn if one[1] is not None), key=lambda one: one[1])
+        series = {
+            name: [one for one in drawn if one[0] == name]
+            for name in dict.fromkeys(one["series"] for one in [*points, *level])
+        }
         lines = [Line(n, [x for _, x, _, _ in s], [y for *_, y, _ in s], [d for *_, d in s]) for n, s in series.items()]
-        return line_chart(lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=sorted({x for _, x, _, _ in drawn}))
+        return line_chart(
+            lines, x=axis, y=f"{SHOWN}, %", logarithmic=True, ticks=ticks_of(sorted({x for _, x, _, _ in drawn}))
+        )
     starts = [point["start"][SHOWN] for point in points]
     if all(start == starts[0] for start in starts):
         drawn.insert(0, ("random start", None, *percent(starts[0])))
     return dot_chart([Dot(name, y, y - spread, y + spread) for name, _, y, spread in drawn], x=f"{SHOWN}, %")
+
+
+def ticks_of(places: list[float]) -> list[float]:
+    """The places themselves, or of FLOPs, which come close to each other, round ones."""
+    if places[0] < 1e9:
+        return places
+    first, last = math.floor(math.log10(places[0])), math.ceil(math.log10(places[-1]))
+    return [10.0**power for power in range(first, last + 1)]
 
 
 def write(results: dict, out: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from sslvit.evaluate.baselines import COMMONEST, PIXELS
 from sslvit.evaluate.statistics import over_seeds
 from sslvit.experiments.claims import MARK, SUPERVISED, ahead_of, one_class, without_space
-from sslvit.experiments.results import TUNED
+from sslvit.experiments.records import TUNED
 from sslvit.runs.log import duration
 
 FROZEN, NONE = "frozen features", "—"

@@ -37,9 +37,9 @@ class JobFailed(Error):
         self.code = code
 
 
-def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
+def work_on(jobs: list[Job], out: Path, *, at_a_time: int, after_each: Callable[[], None] = lambda: None) -> None:
     """Runs the jobs that are not done, several at a time, and returns when all are done, here or elsewhere. Passes a
-    signal on to the jobs that run, and ends when they have saved."""
+    signal on to the jobs that run, and ends when they have saved. after_each: called when a job has ended."""
     check_needs(jobs)
     context = multiprocessing.get_context("forkserver")  # torch is imported once, and each job starts in no time
     context.set_forkserver_preload(["torch", "torch._dynamo", "sslvit.train", "sslvit.finetuning"])
@@ -57,6 +57,7 @@ def work_on(jobs: list[Job], out: Path, *, at_a_time: int) -> None:
                 if not job.done and process.exitcode != TAKEN and not signals.stop_requested():
                     failed[job] = process.exitcode
                 display.ended(job, time.perf_counter() - began, failed=job in failed)
+                after_each()
             waiting = [job for job in jobs if not (job.done or job in running or job in failed)]
             for job in ready(waiting, jobs) if not (failed or signals.stop_requested()) else []:
                 if slots and is_free(job, out):

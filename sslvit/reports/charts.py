@@ -175,8 +175,11 @@ def apart(places: list[float], gap: float = 16) -> list[float]:
     moved = list(places)
     for before, after in pairwise(order):
         moved[after] = max(moved[after], moved[before] + gap)
-    over = max(0.0, max(moved) - (HEIGHT - BOTTOM)) if moved else 0.0
-    return [place - over for place in moved]
+    lowest: float = HEIGHT - BOTTOM
+    for i in reversed(order):  # up again, those alone that are below the axis and those in their way
+        moved[i] = min(moved[i], lowest)
+        lowest = moved[i] - gap
+    return moved
 
 
 def numbers(ticks: list[float]) -> list[str]:
@@ -194,4 +197,4 @@ def needs_exponent(value: float) -> bool:
 
 
 def with_exponent(value: float) -> str:
-    return f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e-0", "e-")
+    return f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")

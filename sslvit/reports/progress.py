@@ -67,7 +67,8 @@ class Progress:
         return f"{self.objective or self.folder.name} on {self.data}" if self.data else self.folder.name
 
     def rows(self) -> list[Row]:
-        return rows_of(self.evaluations)
+        """Without an evaluation of the start there is nothing to compare the end with."""
+        return rows_of(self.evaluations) if self.evaluations and self.evaluations[0].get("step") == 0 else []
 
     def speeds(self) -> Iterator[tuple[int, float]]:
         """Images per second between the lines of the log, at the later one's step."""

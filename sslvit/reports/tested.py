@@ -13,6 +13,7 @@ from sslvit.reports.figures import draw_confusion
 from sslvit.reports.live import LEAST_PATIENCE, as_page
 from sslvit.reports.progress import Progress
 from sslvit.runs.ending import Status
+from sslvit.runs.log import evaluations
 from sslvit.storage import durable, sealed
 from sslvit.views.batching import Size
 
@@ -35,6 +36,9 @@ def read_test(
     probabilities, labels = predicted.probabilities, predicted.labels
     numbers = metrics(probabilities, labels)._asdict() | {"images": len(labels), "lr": rate, "held out": tried}
     if accelerator.is_main_process:
+        if config.curve:
+            name = f"eval/{objective.readout}/accuracy"
+            numbers["curve"] = [[line["step"], line[name]] for line in evaluations(config.out) if name in line]
         save_predictions(config.out / "predictions.parquet", predicted)
         draw_confusion(confusion(probabilities, labels), train.classes, config.out / "confusion.png")
         sealed.write(config.out / "test.json", numbers)

@@ -29,8 +29,13 @@ NUMBER = int | float
 
 def text(content: dict[str, Any], indent: int | None = 1) -> bytes:
     """The file's bytes."""
-    content = json.loads(json.dumps(content))  # as it will be read: keys are strings, tuples lists
+    content = plain(content)
     return (json.dumps({SEAL: _seal(content)} | content, indent=indent) + "\n").encode()
+
+
+def plain(content: Any) -> Any:
+    """As it will be read: keys are strings, tuples lists."""
+    return json.loads(json.dumps(content))
 
 
 def write(file: Path, content: dict[str, Any]) -> None:

@@ -51,10 +51,9 @@ class Loop(NamedTuple):
     accelerator: Accelerator
     steps: int
 
-    @property
-    def steps_between_evaluations(self) -> float:
-        """0 for none."""
-        return self.config.evaluate_every * self.sampler.epoch_images / self.config.batch_size
+    def evaluates_after(self, step: int) -> bool:
+        """step: the number of steps done."""
+        return self.evaluation is not None and self.config.is_evaluated(step, self.steps, self.sampler.epoch_images)
 
 
 def assemble(
@@ -99,13 +98,8 @@ class Due(NamedTuple):
         last = complete or stop
         return cls(
             log=step % config.log_every == 0 or last or alarm,
-            evaluate=run.evaluation is not None and (complete or completes(step, run.steps_between_evaluations)),
+            evaluate=run.evaluates_after(step),
             save=step % config.save_every == 0 or last,
             last=last,
             preempted=not complete and stop,
         )
-
-
-def completes(step: int, every: float) -> bool:
-    """Whether this step completes another `every` steps, which need not be whole; 0 never does."""
-    return every > 0 and int(step / every) > int((step - 1) / every)

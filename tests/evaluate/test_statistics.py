@@ -9,8 +9,10 @@ from sslvit.evaluate.statistics import (
     Difference,
     bootstrap_means,
     difference,
+    holm,
     no_difference,
     over_seeds,
+    p_value,
     sentence,
     t_quantile,
 )
@@ -140,6 +142,25 @@ def test_sentences_claim_known_differences_only_and_say_if_there_is_one_seed():
     assert "No significant difference between A and B, with 4 images: +25.0" in sentence(
         "A", "B", difference(*few), "with 4 images"
     )
+
+
+def test_p_values_are_students_and_reject_where_the_interval_leaves_out_zero():
+    for mean, error, degrees in ((0.02, 0.01, 2.0), (-0.02, 0.01, 7.5), (0.03, 0.01, 1e9), (0.0, 0.01, 3.0)):
+        oracle = 2 * stats.t.sf(abs(mean) / error, degrees)
+        assert p_value(mean, error, degrees) == pytest.approx(oracle, rel=1e-4, abs=1e-8)
+    assert (p_value(0.1, 0.0, 2.0), p_value(0.0, 0.0, 2.0)) == (0.0, 1.0)
+    for seed in range(20):
+        first, second = drawn([0.50, 0.51, 0.52], seed=seed), drawn([0.51, 0.52, 0.53], seed=100 + seed)
+        gap = difference(first, second)
+        assert (gap.p < 0.05) == (gap.low > 0 or gap.high < 0)
+
+
+def test_holms_correction_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 are 0.02, 0.03, 0.06, 0.04, and none is below the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
+    assert holm([0.9, 0.8, 0.7]) == [1.0, 1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_a_sentence_by_hand():

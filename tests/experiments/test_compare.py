@@ -42,6 +42,7 @@ from sslvit.experiments.study import (
     amounts,
     baseline_rows,
     baselines_of,
+    costs,
     results_of,
     runs_of,
     write,
@@ -308,7 +309,7 @@ def test_seeds_start_from_different_weights_and_methods_of_a_seed_from_the_same(
             assert words[words.index("--init_from") + 1] == str(made[f"scratch-{seed}"])
             assert words[words.index("--seed") + 1] == str(seed)
         for name in (f"scratch-{seed}", f"scratch-cls-{seed}"):
-            for job in (f"probe/{name}/own", f"finetune/{name}/own/0.5"):
+            for job in (f"probe/{name}/own", f"finetune/{name}/own/0.1"):
                 words = jobs[job].words
                 assert words[words.index("--model") + 1] == str(made[name])
 
@@ -325,6 +326,51 @@ def test_a_run_of_a_comparison_begins_with_the_weights_of_its_seeds_start(tmp_pa
     backbone = entered[0].backbone.state_dict()
     for name, values in load_backbone(made[f"scratch-{seed}"]).state_dict().items():
         assert torch.equal(backbone[name], values), name
+
+
+def test_fine_tuning_has_a_length_per_share_and_scratch_its_own_flags(tmp_path):
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "fractions": (0.5,)}
+    config = ComparisonConfig(
+        **given, finetune_fractions=(0.1, 0.5, 1.0), finetune_steps=(40, 0, 80), choice_steps=0.5,
+        finetune_flags=("erase=0.1",), scratch_flags=("randaugment", "mixup=0.8"),
+    )  # fmt: skip
+    made = dict.fromkeys(("scratch-0", "scratch-cls-0"), tmp_path)
+    jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
+    assert (
+        "--steps 40 --batch_size 64 --rates 0.03 0.1 0.3 --folds 0 --choice_steps 20" in jobs["finetune/mpp-0/own/0.1"]
+    )
+    assert "--steps 80 " in jobs["finetune/scratch-0/own/1"]
+    assert not [name for name in jobs if name.startswith("finetune") and name.endswith("/0.5")]
+    assert jobs["finetune/mpp-0/own/1"].endswith("--erase 0.1")
+    assert jobs["finetune/scratch-cls-0/own/1"].endswith("--erase 0.1 --randaugment --mixup 0.8")
+    left = {job.name for job in plan(config, made, {"mpp": 1.0}, kept=["mpp-0", "scratch-0"])}
+    assert left == {name for name in jobs if name == "baselines/own" or "scratch-cls-0" in name}
+
+
+def test_a_method_may_start_from_other_random_weights(tmp_path):
+    methods = ("mpp", "mpp:init=timm,target=pixels")
+    config = ComparisonConfig(data="shapes:n=300", out=tmp_path, model="mu/8", methods=methods, fractions=(0.5,))
+    made = starts(config)
+    assert sorted(made) == ["scratch-0", "scratch-cls-0", "timm-0"]
+    jobs = {job.name: job for job in plan(config, made, dict.fromkeys(("mpp", "mpp-init-timm-target-pixels"), 1.0))}
+    assert f"--init_from {made['scratch-0']}" in jobs["pretrain/mpp-0"].command()
+    other = jobs["pretrain/mpp-init-timm-target-pixels-0"].command()
+    assert f"--init_from {made['timm-0']}" in other
+    assert other.endswith("--target pixels")
+    assert not [name for name in jobs if name.startswith(("probe/timm", "finetune/timm"))]
+    jax, timm = (load_backbone(made[name]).state_dict() for name in ("scratch-0", "timm-0"))
+    assert not torch.equal(jax["blocks.0.mlp.fc1.weight"], timm["blocks.0.mlp.fc1.weight"])
+    assert Method(methods[1]).name == "MPP (timm, pixels)"
+
+
+def test_held_out_classes_can_be_all_that_is_evaluated_on(tmp_path):
+    given = {"data": "shapes:n=300", "out": tmp_path, "methods": ("mpp",), "held_out": (3, 5), "fractions": (0.5,)}
+    config = ComparisonConfig(**given, evaluate_seen=False)
+    made = dict.fromkeys(("scratch-0", "scratch-cls-0"), tmp_path)
+    jobs = {job.name: job.command() for job in plan(config, made, {"mpp": 1.0})}
+    assert not [name for name in jobs if "own" in name.split("/")]
+    assert "--only_classes 0 1 2 4 6 7 8 9 10 11" in jobs["pretrain/mpp-0"]
+    assert "--only_classes 3 5" in jobs["finetune/mpp-0/classes held out/0.1"]
 
 
 def test_baselines_are_read_on_every_set_of_labels(tmp_path):
@@ -357,7 +403,14 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
         ({"limit_test": -5}, "--limit_test is -5"),
         ({"finetune_rates": (0.0,)}, "--finetune_rates is 0"),
         ({"finetune_crop": 7}, "--finetune_crop is 7; it must be at most 1"),
-        ({"finetune_steps": -3}, "--finetune_steps is -3"),
+        ({"finetune_steps": (-3,)}, "--finetune_steps is -3"),
+        (
+            {"finetune_steps": (5, 6)},
+            r"--finetune_steps 5 6: give one number, or one for each of the 1 --fi",
+        ),
+        ({"scratch_flags": ("mixup=7",)}, "--scratch_flags mixup=7: --mixup is 7"),
+        ({"finetune_flags": ("mixin=0.7",)}, "--finetune_flags mixin=0.7: .*mixup"),
+        ({"methods": ("mpp:init=torch",)}, "--methods mpp:init=torch: init is one of jax, timm"),
         ({"methods": ()}, "--methods : name one or more"),
         ({"methods": ("mpp", "mpp")}, "--methods mpp mpp: name one or more, and each once"),
         ({"methods": ("probe",)}, "--methods probe: the recipe probe has no presets"),
@@ -529,6 +582,28 @@ def test_a_studys_plot_shows_baselines_beside_all_points(tmp_path, study):
         (x0, y0), (x1, y1) = (map(float, one.split(",")) for one in line.split())
         assert y0 == y1
         assert (x0, x1) == (LEFT, WIDTH - RIGHT)
+
+
+def test_the_study_of_costs_places_each_model_by_the_flops_of_its_training(tmp_path):
+    config = StudyConfig(data="shapes:n=64", study="costs", epochs=2, sizes=("XS/8", "R+XS/8", "R20x0.5", "XS/4"))
+    points = list(costs(config))
+    assert [point.series for point in points] == ["ViT", "hybrid", "BiT ResNet", "ViT"]
+    jobs = runs_of(config, points, tmp_path)
+    for (job,), flops in zip(jobs, (2e12, 3e12, 4e13, 8e12), strict=True):
+        folder = job.product.parent
+        vit = ViT(ViTConfig(image_size=8, patch_size=4, width=8, depth=1, heads=1))
+        save_backbone(vit, folder, {"readout": "mean"})
+        (folder / "metrics.jsonl").write_text('{"step": 0, "eval/mean/10-shot": 0.1}\n')
+        cost = {"images": 1, "seconds": 1.0, "flops": flops, "peak_memory_bytes": 1, "device": "CPU"}
+        (folder / "cost.json").write_text(json.dumps(cost))
+    results = results_of(points, jobs, costly=True)
+    assert [one["x"] for one in results] == [2e12, 3e12, 4e13, 8e12]
+    baseline = {"series": "raw pixels", "x": None, "values": {"10-shot": [0.3]}, "side": 32}
+    write({"study": "costs", "points": results, "baselines": [baseline]}, tmp_path)
+    assert "| BiT ResNet | 4.0e13 | 10.0 | 10.0 |" in (tmp_path / "results.md").read_text()
+    assert ">1e12<" in (tmp_path / "study.svg").read_text()
+    with pytest.raises(ValueError, match="no model 'zz/8'"):
+        list(costs(replace(config, sizes=("zz/8",))))
 
 
 def test_a_studys_baselines_are_read_by_its_recipe(tmp_path):

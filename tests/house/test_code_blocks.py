@@ -72,7 +72,8 @@ TINY = {
     "pretrain": "--image_size 32 --model XS/8 --workers 0 --epochs 1 --batch_size 8 --warmup_epochs 0.5",
     "probe": "--shots 1 --fractions 1",
     "finetune": "--steps 2 --batch_size 8 --rates 0.1",
-    "compare": "--image_size 32 --model XS/8 --seeds 1 --epochs 1 --batch_size 8 --finetune_steps 2 --fractions 1",
+    "compare": "--image_size 32 --model XS/8 --seeds 1 --epochs 1 --batch_size 8 --finetune_steps 2 --fractions 1 "
+    "--finetune_rates 0.1",
 }
 
 

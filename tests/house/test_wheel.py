@@ -128,7 +128,7 @@ def test_without_a_clone_it_pretrains_probes_compares_and_embeds(run):
     compare = (
         "--data shapes:n=64 --image_size 16 --model mu/8 --methods mpp --epochs 0.5 --batch_size 32 --fractions 1 "
     )
-    compare += "--finetune_steps 2 --limit_train 64 --limit_test 64 --jobs 1"
+    compare += "--finetune_steps 2 --finetune_rates 0.1 --limit_train 64 --limit_test 64 --jobs 1"
     assert "The report is runs/compare/report.html" in run("-m", "sslvit.recipes.compare", *compare.split())
     embed = f"{TINY} --model runs/mpp --out features.parquet"
     assert "64 rows of 128 in features.parquet" in run("-m", "sslvit.recipes.embed", *embed.split())

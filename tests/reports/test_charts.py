@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sslvit.reports import page
-from sslvit.reports.charts import COLORS
+from sslvit.reports.charts import BOTTOM, COLORS, HEIGHT, apart
 from sslvit.reports.pictures import distance_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -34,6 +34,14 @@ def test_the_dots_of_a_chart_of_distances_stand_at_their_values():
     assert len({round(x) for x, _ in dots}) == 2  # layers
     squares = [shape for shape in root.iter(f"{SVG}polygon") if shape.get("fill") == COLORS[1]]
     assert len(squares) == 4 + 1  # and one at the label
+
+
+def test_labels_give_way_to_each_other_and_stay_inside():
+    bottom = float(HEIGHT - BOTTOM)
+    assert apart([100.0, 20.0]) == [100.0, 20.0]
+    assert apart([50.0, 50.0, 55.0]) == [50.0, 66.0, 82.0]
+    assert apart([bottom, 12.0, bottom, bottom]) == [bottom - 32, 12.0, bottom - 16, bottom]  # the one on top stays
+    assert apart([]) == []
 
 
 def test_a_chart_of_a_single_distance_of_zero_has_an_axis():

@@ -1,0 +1,59 @@
+"""What a report says about accuracy as fine-tuning goes on, by hand."""
+
+import pytest
+
+from sslvit.experiments import learning
+
+RESULTS = {
+    "methods": ["scratch (mean)", "scratch (cls)", "MPP", "DINO"],
+    "readouts": {"scratch (mean)": "mean", "scratch (cls)": "cls", "MPP": "mean", "DINO": "cls"},
+    "curves": {
+        "fine-tuned 10 %": {
+            "scratch (mean)": [[[250, 0.3], [1000, 0.5], [4000, 0.60]], [[250, 0.3], [1000, 0.5], [4000, 0.64]]],
+            "MPP": [[[250, 0.4], [1000, 0.6], [4000, 0.64]], [[250, 0.4], [1000, 0.6], [4000, 0.64]]],
+            "scratch (cls)": [[[250, 0.3], [1000, 0.5], [4000, 0.60]], [[250, 0.3], [1000, 0.5], [4000, 0.60]]],
+            "DINO": [[[250, 0.2], [1000, 0.5], [4000, 0.59]], [[250, 0.2], [1000, 0.5], [4000, 0.59]]],
+        }
+    },
+}
+
+
+def test_the_steps_to_an_accuracy_are_read_on_a_logarithmic_axis():
+    curve = [(100, 0.2), (400, 0.4), (1600, 0.5)]
+    assert learning.reaches(curve, 0.3) == pytest.approx(200)  # halfway between 100 and 400
+    assert learning.reaches(curve, 0.4) == pytest.approx(400)
+    assert learning.reaches(curve, 0.1) == 100
+    assert learning.reaches(curve, 0.51) is None
+    assert learning.reaches([(100, 0.3), (200, 0.2), (400, 0.4)], 0.35) == pytest.approx(400 * 2**-0.25)
+
+
+def test_a_sentence_says_where_scratch_ends_and_when_each_method_is_there():
+    mean, cls = learning.sentences(RESULTS, "fine-tuned 10 %")
+    # MPP's 62% lies halfway from 60% at 1,000 to 64% at 4,000 steps.
+    assert mean == (
+        "Fine-tuned on 10% of the labels, scratch (mean) ends at 62.0%, after 4,000 steps. "
+        "As high are MPP after about 2,000 steps."
+    )
+    assert cls == (
+        "Fine-tuned on 10% of the labels, scratch (cls) ends at 60.0%, after 4,000 steps. Never as high: DINO."
+    )
+
+
+def test_the_table_has_the_means_over_seeds_in_the_order_of_the_methods():
+    head, rows = learning.table(RESULTS, "fine-tuned 10 %")
+    assert head == ["fine-tuned 10%, % after steps", "250", "1,000", "4,000"]
+    assert rows[0] == ["scratch (mean)", "30.0", "50.0", "62.0"]
+    assert [row[0] for row in rows] == RESULTS["methods"]
+    assert "MPP" in learning.chart(RESULTS, "fine-tuned 10 %")
+
+
+def test_rates_that_were_chosen_are_told():
+    rates = {"fine-tuned 10 %": {"scratch (mean)": [0.1, 0.3], "MPP": [0.03, 0.03]}}
+    assert learning.tried(RESULTS | {"rates": rates}) == [
+        "Learning rates of fine-tuning, chosen on held-out training labels. 10%: scratch (mean) 0.1 and 0.3, MPP 0.03."
+    ]
+    assert learning.tried(RESULTS) == []
+
+
+def test_results_of_an_earlier_version_have_no_curves():
+    assert learning.columns_of({"curves": {}}) == learning.columns_of({}) == []
