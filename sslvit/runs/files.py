@@ -27,7 +27,7 @@ _FILES = (
     r"pictures/distances\.svg",
     rf"{_BAD_STEP}/(weights\.safetensors|process-\d+\.(safetensors|json))",
     r"stacks/process-\d+\.txt",
-    r"test\.json|predictions\.parquet|confusion\.png",  # of fine-tuning
+    r"test\.json|predictions\.parquet|confusion\.png|lora\.safetensors",  # of fine-tuning
     r"(sslvit|\.aim)/.*",  # of Accelerate's trackers, those that write beside the run: TensorBoard and Aim
 )
 _FOLDERS = (
