@@ -798,6 +798,7 @@ def pss(pids: list[int]) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_the_names_of_200000_files_take_a_buffer_and_do_not_grow_in_workers(tmp_path):
     target = write(tmp_path / "one.png", flat(1))
