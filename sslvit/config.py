@@ -327,6 +327,7 @@ class TrainConfig(Options):
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""
     start_is_evaluated: ClassVar[bool] = True
+    backbone_apart: ClassVar[bool] = False  # whether the backbone has another learning rate than the heads
     chosen_by: ClassVar[str] = "preset"  # the option that names the defaults of the others
     before: ClassVar[dict[str, Any]] = {}  # what was done before an option existed, where that is not its default now
 
@@ -337,6 +338,10 @@ class TrainConfig(Options):
     def learning_rate(self, progress: float) -> float:
         warmup = min(self.warmup_epochs / self.epochs, 1.0)
         return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
+
+    def backbone_rate(self, progress: float) -> float:
+        """What the learning rate of the backbone is multiplied by, where it is apart."""
+        return 1.0
 
     def with_rate(self) -> Self:
         """With the peak learning rate that --base_lr stands for, where --lr is not given."""

@@ -40,6 +40,7 @@ from sslvit.evaluate.features import extract, left_out
 from sslvit.evaluate.metrics import top
 from sslvit.evaluate.predictions import Predictions
 from sslvit.evaluate.split import choose_fraction, choose_shots, folds, hold_out
+from sslvit.models.partial import parse, train_only
 from sslvit.models.positions import FIXED
 from sslvit.models.readout import logits
 from sslvit.models.resnet import BiT
@@ -70,6 +71,9 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     """Start with random weights instead. Of the same architecture."""
     readout: Literal["declared", "cls", "mean"] = "declared"
     """What the head reads; by default what the model's objective declares."""
+    train: str = "all"
+    """What is trained besides the head: all weights, head (none), norm, attention, last:N blocks, lora:RANK of the
+    attention, lora:RANK+mlp of the MLPs too. The saved model has LoRA's updates in its weights."""
     fraction: float = option(1.0, above=0, most=1)
     """Share of each class's training images that is used."""
     shots: int = option(0, least=0)
@@ -129,6 +133,7 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
     """Without the protocol's rates if there is a --lr, and without its steps if there are --epochs; an error where both
     were chosen."""
     protocol, config = PROTOCOLS[config.protocol], config.with_rate()
+    parse(config.train)
     if config.rates and config.lr not in (protocol.lr, replace(config, lr=protocol.lr).with_rate().lr):
         if config.rates != protocol.rates:
             raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
@@ -242,6 +247,7 @@ def classifier(
     if config.protocol == "modern" and readout == "mean":
         changes["final_norm"] = False
     start = prepare(backbone, image_size, **changes)
+    train_only(start, config.train, seed=config.seed)
     return Supervised(
         start,
         classes=classes,

@@ -179,6 +179,8 @@ def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> Non
                 checkpoints.save(final=due.last)
             if due.preempted:
                 raise preempted(state, run.steps, config.out)
+            if due.evaluate and run.evaluation:
+                run.evaluation.judge(state.step, line)
 
 
 def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:

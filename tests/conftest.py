@@ -10,6 +10,7 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 ONLY_IF_NAMED = {"slow", "timing"}
+pytest_plugins = ("few_shapes",)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 
+import preloaded
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -104,7 +105,7 @@ def test_what_a_machine_really_lacks_is_a_sentence_without_a_traceback(lacks, sa
     before, then = REAL[lacks]
     program = "import datetime, torch\nfrom sslvit.cli import run_cli\nX = range(1000)\n"
     program += f"meet = {MEET}\n{before}\nrun_cli(lambda: {then})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = preloaded.run([sys.executable, "-c", program], text=True)
     assert done.returncode == 70, done.stderr
     assert f"error: {said}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import get_type_hints
 
+import preloaded
 import pytest
 from started import TORCHRUN, free_port
 
@@ -119,7 +120,7 @@ def test_a_recipe_alone_shows_the_same_help_and_names_itself(monkeypatch, capsys
         (["recipes/mpp.py"], "recipes/mpp.py"),
         (["-m", "sslvit.recipes.mpp"], "-m sslvit.recipes.mpp"),
     ):
-        done = subprocess.run([sys.executable, *start, "--help"], capture_output=True, text=True, cwd=HERE, timeout=120)
+        done = preloaded.run([sys.executable, *start, "--help"], text=True, cwd=HERE)
         expected = command.replace("accelerate launch -m sslvit pretrain mpp", f"accelerate launch {name}")
         assert done.stdout == expected.replace("sslvit pretrain mpp", f"python {name}"), done.stderr
 
@@ -265,10 +266,10 @@ TINY = shlex.split(SMALL)
 @pytest.mark.processes
 def test_a_recipe_that_was_written_out_runs_anywhere(tmp_path):
     command = [sys.executable, "-m", "sslvit"]
-    source = subprocess.run([*command, "recipe", "mae"], capture_output=True, text=True, check=True).stdout
+    source = preloaded.run([*command, "recipe", "mae"], text=True, check=True).stdout
     (tmp_path / "mine.py").write_text(source.replace('"runs/mae"', '"runs/mine"'))
-    words = ["-m", "accelerate.commands.launch", "mine.py", *TINY, "--decoder", "16", "1", "2"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    words = ["mine.py", *TINY, "--decoder", "16", "1", "2"]
+    done = preloaded.run([sys.executable, *words], cwd=tmp_path, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "mine" / "model" / "model.safetensors").exists()
 
@@ -306,6 +307,8 @@ def test_help_comes_within_a_second():
 # What Python has on Linux and not on Windows, as far as it is used when modules are imported.
 WINDOWS = """
 import os, signal, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "sslvit"]:
+    del sys.modules[name]
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name in ("fcntl", "resource"):
@@ -333,7 +336,7 @@ for name in ("sslvit.train", "sslvit.data.spec", "sslvit.recipes.mpp"):
 
 @pytest.mark.processes
 def test_without_what_linux_has_an_import_says_so():
-    done = subprocess.run([sys.executable, "-c", WINDOWS + IMPORT], capture_output=True, text=True, check=True)
+    done = preloaded.run([sys.executable, "-c", WINDOWS + IMPORT], text=True, check=True)
     sentence = "NeedsLinux: sslvit trains and reads images on Linux only, and Python has no fcntl on win32: on Windows"
     for name, line in zip(("train", "data.spec", "recipes.mpp"), done.stdout.splitlines(), strict=True):
         assert line.startswith(f"sslvit.{name}: {sentence} install it in WSL")
@@ -342,7 +345,7 @@ def test_without_what_linux_has_an_import_says_so():
 @pytest.mark.processes
 def test_without_what_linux_has_the_command_says_so_in_one_sentence():
     code = WINDOWS + "from sslvit.__main__ import main\nsys.argv = ['sslvit', *sys.argv[1:]]\nmain()"
-    done = subprocess.run([sys.executable, "-c", code, "pretrain", "mpp"], capture_output=True, text=True)
+    done = preloaded.run([sys.executable, "-c", code, "pretrain", "mpp"], text=True)
     assert done.returncode == BAD_CONFIGURATION
     assert done.stderr.startswith("error: sslvit trains and reads images on Linux only")
     assert done.stderr.count("\n") == 1

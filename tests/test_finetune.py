@@ -3,15 +3,16 @@ and chooses without a look at the test set."""
 
 import json
 import os
+import re
 import runpy
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import finetune_run
 import numpy as np
+import preloaded
 import pytest
 import timm
 import torch
@@ -19,7 +20,6 @@ import torch.nn.functional as F
 from crashes import forked
 from finetune_run import MEAN, SHORT, vit, write_fine_tuned
 from safetensors.torch import load_file
-from started import free_port
 from timm.optim import param_groups_layer_decay
 from tiny_run import fingerprint, source
 
@@ -127,6 +127,48 @@ def test_a_run_killed_in_its_choice_or_after_it_ends_bit_identical(tmp_path, pro
         assert forked(lambda: work(out)) == 0  # noqa: B023
         for part in (".", "choice/lr-0.01", "choice/lr-0.02"):
             assert fingerprint(out / part) == fingerprint(tmp_path / "whole" / part)
+
+
+@pytest.mark.parametrize(("train", "moved"), [("head", ""), ("last:1", r"blocks\.1\.|norm\."), ("norm", "norm")])
+def test_a_part_is_trained_and_the_rest_stays_bit_for_bit(tmp_path, train, moved):
+    config = replace(PROTOCOLS["vit"], **SHORT, rates=(), lr=0.1, out=tmp_path / "run", train=train)
+    finetune(vit(), source(40), config, start(threads=1), **MEAN)
+    before, after = vit().state_dict(), load_file(tmp_path / "run" / "model" / "model.safetensors")
+    changed = {name for name, value in before.items() if name in after and not torch.equal(after[name], value)}
+    assert changed == {name for name in changed if re.search(moved, name)} if moved else changed == set()
+    assert bool(changed) == bool(moved)
+    assert after["head.weight"].abs().sum() > 0
+
+
+@pytest.mark.processes
+def test_lora_killed_and_resumed_ends_bit_identical_and_its_model_is_plain(tmp_path):
+    def work(out: Path, kill_after: int | None = None) -> None:
+        config = replace(PROTOCOLS["vit"], **SHORT, rates=(), lr=0.1, out=out, resume=True, train="lora:2")
+        write = os.pwrite
+
+        def count(*args):
+            if kill_after and f'"step": {kill_after}'.encode() in args[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*args)
+
+        os.pwrite = count
+        finetune(vit(), source(40), config, start(threads=1), **MEAN)
+
+    assert forked(lambda: work(tmp_path / "whole")) == 0
+    assert forked(lambda: work(tmp_path / "killed", 3)) == signal.SIGKILL
+    assert forked(lambda: work(tmp_path / "killed")) == 0
+    assert fingerprint(tmp_path / "killed") == fingerprint(tmp_path / "whole")
+    one, two = ((tmp_path / name / "lora.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert one == two
+    updates, before = load_file(tmp_path / "whole" / "lora.safetensors"), vit().state_dict()
+    after = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    assert before.keys() - after.keys() == set()
+    for name, value in before.items():
+        place = name.removesuffix(".weight")
+        update = 2 * updates[f"{place}.up"] @ updates[f"{place}.down"] if f"{place}.up" in updates else 0
+        torch.testing.assert_close(after[name], value + update, rtol=1e-6, atol=1e-7)
+    assert len(updates) == 2 * 2 * 2  # A and B of qkv and proj in two blocks
+    assert load_classifier(tmp_path / "whole" / "model").backbone.config == vit().config
 
 
 def test_it_starts_where_pretraining_ended_at_any_size_and_trains_fixed_positions():
@@ -371,11 +413,8 @@ def test_shots_are_so_many_images_of_each_class_and_not_a_fraction_as_well():
 
 @pytest.mark.processes
 def test_two_processes_fine_tune_and_choose_as_one(tmp_path):
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    command = [sys.executable, finetune_run.__file__, str(tmp_path / "two")]
-    ranks = [subprocess.Popen(command, env=env | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    for done in preloaded.run_ranks([sys.executable, finetune_run.__file__, str(tmp_path / "two")]):
+        assert done.returncode == 0, done.stderr
     write_fine_tuned(tmp_path / "one")
     one, two = (json.loads((tmp_path / name / "tried.json").read_text()) for name in ("one", "two"))
     assert one == two

@@ -56,6 +56,7 @@ KIND_OF_FILE = {
     ".tar": "webdataset",
 }
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
+SHAPES_SIZES = {"train": 20_000, "test": 4_000}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
 MANY = 20_000  # images from which on several processes decode into the cache
 SMALL = 96  # pixels of a side up to which images of one size are decoded into the cache
@@ -182,7 +183,7 @@ def _listed(kind: str, rest: str, options: ReadOptions) -> Store:
 
 
 def _shapes(options: str, split: str, side: int) -> Source:
-    size, by = {"train": 20_000, "test": 4_000}[split], "shape"
+    size, by = SHAPES_SIZES[split], "shape"
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
         if option in ("texture", "shape"):

@@ -8,6 +8,7 @@ from sslvit.data.source import Source
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import Predictions, save_predictions
 from sslvit.finetuning import FinetuneConfig, predict
+from sslvit.models.partial import trained
 from sslvit.objectives.supervised import Supervised
 from sslvit.reports.figures import draw_confusion
 from sslvit.reports.live import LEAST_PATIENCE, as_page
@@ -35,6 +36,7 @@ def read_test(
     predicted = predict(objective, test, config.eval_view(image_size), accelerator, about=about)
     probabilities, labels = predicted.probabilities, predicted.labels
     numbers = metrics(probabilities, labels)._asdict() | {"images": len(labels), "lr": rate, "held out": tried}
+    numbers |= {"trained parameters": trained(objective)}
     if accelerator.is_main_process:
         if config.curve:
             name = f"eval/{objective.readout}/accuracy"

@@ -11,7 +11,12 @@ from pathlib import Path
 
 LOCK, CHECKPOINTS, METRICS = "run.lock", "checkpoints", "metrics.jsonl"
 APPENDED = (METRICS, "bad_images.jsonl")  # other files are written whole and renamed
-WRITTEN_INTO = ("model", "pictures", "stacks")  # file by file; checkpoints are swept whenever one is read or saved
+WRITTEN_INTO = (
+    "model",
+    "best",
+    "pictures",
+    "stacks",
+)  # file by file; checkpoints are swept whenever one is read or saved
 _CHECKPOINT = r"checkpoints/(rejected-)?step-\d{8,}(\.\d+)?"
 _BAD_STEP = r"bad_steps/step-\d{8,}"
 _FILES = (
@@ -25,14 +30,15 @@ _FILES = (
     r"model/(model\.safetensors|config\.json|README\.md)",
     r"pictures/(views|reconstructions|neighbours|attention|filters|positions)\.png",
     r"pictures/distances\.svg",
+    r"start_features\.safetensors|best/(model\.safetensors|config\.json|README\.md|best\.json)",  # of adapt
     rf"{_BAD_STEP}/(weights\.safetensors|process-\d+\.(safetensors|json))",
     r"stacks/process-\d+\.txt",
-    r"test\.json|predictions\.parquet|confusion\.png",  # of fine-tuning
+    r"test\.json|predictions\.parquet|confusion\.png|lora\.safetensors",  # of fine-tuning
     r"(sslvit|\.aim)/.*",  # of Accelerate's trackers, those that write beside the run: TensorBoard and Aim
 )
 _FOLDERS = (
     rf"checkpoints|{_CHECKPOINT}|bad_steps|{_BAD_STEP}",
-    r"model|pictures|stacks|choice|choice/lr-[^/]+|(sslvit|\.aim)(/.*)?",
+    r"model|best|pictures|stacks|choice|choice/lr-[^/]+|(sslvit|\.aim)(/.*)?",
 )
 _RUN = r"(choice/lr-[^/]+/)*"
 FILE = re.compile(f"{_RUN}({'|'.join(_FILES)})", re.DOTALL)

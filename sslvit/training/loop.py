@@ -30,6 +30,11 @@ class Evaluation:
         initial, self.initial = self.initial, None
         return self.evaluate(initial)
 
+    def judge(self, step: int, numbers: dict[str, float]) -> None:
+        """After they are logged and the step is saved: an evaluation that has a `judge` may end the run."""
+        if judge := getattr(self.evaluate, "judge", None):
+            judge(self.objective.backbone, step, numbers)
+
     def of(self, trained: Objective) -> dict[str, float]:
         """trained: the objective, or with --shard its copy that is split among the processes."""
         collect(trained, self.objective)

@@ -47,9 +47,11 @@ def parameter_groups(
     *,
     no_weight_decay: NoWeightDecay = "tokens_and_vectors",
     layer_decay: float = 1.0,
+    apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: with weight decay, and without. With layer decay two per layer, the last
-    layer first, each with the scale of its learning rate: layer_decay to the power of the number of layers above."""
+    layer first, each with the scale of its learning rate: layer_decay to the power of the number of layers above.
+    apart: the backbone's are in groups of their own, which may have another rate than the heads'."""
     if no_weight_decay not in get_args(NoWeightDecay):
         raise ValueError(f"no_weight_decay {no_weight_decay!r} must be one of {get_args(NoWeightDecay)}")
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -59,22 +61,31 @@ def parameter_groups(
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     if layer_decay != 1 and not depth:
         raise ValueError(f"layer_decay {layer_decay} needs a ViT with trainable blocks")
-    layers = {name: layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1 for name, p in trainable}
+    layers = {
+        name: (layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1, apart and p in inside)
+        for name, p in trainable
+    }
     groups = []
-    for layer in sorted(set(layers.values()), reverse=True):
-        scale, here = layer_decay ** (depth + 1 - layer), [one for one in trainable if layers[one[0]] == layer]
+    for layer, backbone in sorted(set(layers.values()), key=lambda place: (-place[0], place[1])):
+        scale = layer_decay ** (depth + 1 - layer)
+        here = [one for one in trainable if layers[one[0]] == (layer, backbone)]
         decayed = [p for name, p in here if decays(name, p, no_weight_decay)]
         exempt = [p for name, p in here if not decays(name, p, no_weight_decay)]
+        about = {"scale": scale, "backbone": backbone}
         groups += [
-            {"params": decayed, "weight_decay": weight_decay, "decays": True, "scale": scale},
-            {"params": exempt, "weight_decay": 0.0, "decays": False, "scale": scale},
+            {"params": decayed, "weight_decay": weight_decay, "decays": True} | about,
+            {"params": exempt, "weight_decay": 0.0, "decays": False} | about,
         ]
     return groups
 
 
 def new_optimizer(objective: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(
-        objective, config.weight_decay, no_weight_decay=config.no_weight_decay, layer_decay=config.layer_decay
+        objective,
+        config.weight_decay,
+        no_weight_decay=config.no_weight_decay,
+        layer_decay=config.layer_decay,
+        apart=config.backbone_apart,
     )
     return sgd(groups, config.betas[0]) if config.optimizer == "sgd" else adamw(groups, config.betas)
 
@@ -92,7 +103,8 @@ def sgd(groups: Iterable[dict], momentum: float) -> torch.optim.SGD:
 def set_rates(optimizer: torch.optim.Optimizer, progress: float, config: TrainConfig) -> None:
     end = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
     for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * config.learning_rate(progress)
+        of_backbone = config.backbone_rate(progress) if group["backbone"] else 1.0
+        group["lr"] = of_backbone * group["scale"] * config.learning_rate(progress)
         if group["decays"]:
             group["weight_decay"] = schedule.cosine(progress, config.weight_decay, end)
 

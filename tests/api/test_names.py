@@ -43,6 +43,7 @@ def test_importing_sslvit_loads_no_torch_and_each_name_loads_by_itself():
     assert (done.stdout, done.stderr) == ("Error\n", "")
 
 
+@pytest.mark.usefixtures("all_shapes")
 @pytest.mark.parametrize("name", NAMES)
 def test_each_public_name_has_a_docstring_with_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

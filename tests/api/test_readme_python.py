@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import sslvit
 from sslvit.data import spec
 from sslvit.data.source import ShapesSource
@@ -10,6 +12,7 @@ from sslvit.data.source import ShapesSource
 README = Path(__file__).parents[2] / "README.md"
 
 
+@pytest.mark.usefixtures("all_shapes")
 def test_the_lines_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
     """On a twentieth of the built-in images."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

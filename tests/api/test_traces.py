@@ -2,19 +2,18 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from multiprocessing import active_children
 
 import numpy as np
+import preloaded
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from started import TORCHRUN, free_port
 from torch.utils.data._utils import signal_handling
 
 import sslvit
@@ -176,7 +175,7 @@ print(run(resume=True).metrics[-1]["step"])
 @pytest.mark.processes
 def test_ctrl_c_stops_a_run_saved_by_one_exception_and_then_works_as_usual(tmp_path):
     out = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, out], capture_output=True, text=True, timeout=280)
+    done = preloaded.run([sys.executable, "-c", INTERRUPTED, out], text=True)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if not line.startswith(("array", "  ", "The model", "Nothing "))]
     assert said == [
@@ -202,10 +201,8 @@ sys.stdout.write(f"sum {features.x.double().sum().item()} of {len(features.x)}\\
 @pytest.mark.processes
 def test_two_processes_call_twice_with_other_precisions(tmp_path):
     (tmp_path / "program.py").write_text(TOGETHER)
-    command = [*TORCHRUN, free_port(), str(tmp_path / "program.py"), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    first, second = [line for line in done.stdout.splitlines() if line.startswith("sum ")]
+    ended = preloaded.run_ranks([sys.executable, str(tmp_path / "program.py"), str(tmp_path)])
+    assert [done.returncode for done in ended] == [0, 0], ended[0].stderr
+    first, second = [line for done in ended for line in done.stdout.splitlines() if line.startswith("sum ")]
     assert first == second
     assert first.endswith("of 32")

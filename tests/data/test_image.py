@@ -143,6 +143,7 @@ def test_the_memory_of_a_bomb_that_is_let_in_is_seen(tmp_path):
         open_image(data, max_pixels=80_000_000)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_64_million_pixels_of_any_kind_are_opened_in_256_mb(tmp_path):
     files = []

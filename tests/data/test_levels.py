@@ -1,11 +1,11 @@
 """Images of more than eight bits: which values become black and white, and that dark sets do not pass unnoticed."""
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 from image_zoo import png
@@ -143,9 +143,7 @@ def test_a_probe_on_12_bits_stops_with_the_flag_before_anything_is_computed(tmp_
             (tmp_path / "set" / split).mkdir(parents=True, exist_ok=True)
             folder_of(tmp_path / "set" / split / kind, TWELVE, TWELVE[::-1])
     words = ["--preset", "small", "--data", f"folder:{tmp_path / 'set'}", "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, str(RECIPES / "mae.py"), *words, "--threads", "1"], capture_output=True, text=True
-    )
+    done = preloaded.run([sys.executable, str(RECIPES / "mae.py"), *words, "--threads", "1"], text=True)
     assert done.returncode == 65
     assert "--range 0 4095" in done.stderr
     assert not (tmp_path / "run").exists()

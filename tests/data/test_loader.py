@@ -216,6 +216,7 @@ def test_fewer_images_than_a_batch_wrap_into_the_next_epochs():
     assert len(loaded.samples.ids) == 8
 
 
+@pytest.mark.slow
 def test_five_epochs_of_60000_images_leave_the_memory_as_the_first_did():
     pixels = np.random.default_rng(0).integers(0, 256, (60_000, 1, 28, 28), np.uint8)
     source = ArraySource(pixels, name="noise", fingerprint="noise")

@@ -60,6 +60,7 @@ def test_labels_are_balanced_and_the_two_are_independent():
     assert stats.chi2_contingency(joint.numpy()).pvalue > 0.01
 
 
+@pytest.mark.usefixtures("all_shapes")
 def test_the_two_splits_share_no_image():
     train = open_source("shapes:n=500", image_size=16)
     test = open_source("shapes", split="test", image_size=16)

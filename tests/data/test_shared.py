@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,10 @@ def images(tmp_path_factory) -> Path:
 
 
 def run(images: Path, out: Path, size: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
-    command = [sys.executable, SCRIPT, str(images), str(out), "workers=2", *words]
-    return with_shared_memory(size, command, env=env, capture_output=True, text=True)
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"} | environment
+    program = f"import runpy; sys.path.insert(0, {str(Path(SCRIPT).parent)!r})\n"
+    program += f"runpy.run_path({SCRIPT!r}, run_name='__main__')"
+    return with_shared_memory(size, program, str(images), str(out), "workers=2", *words, env=env)
 
 
 def test_a_run_with_too_little_shared_memory_warns_first_and_is_the_same(images, tmp_path):

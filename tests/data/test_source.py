@@ -52,6 +52,7 @@ def flat(value: int, height: int = 8, width: int = 8) -> np.ndarray:
 # --- the built-in set ---
 
 
+@pytest.mark.usefixtures("all_shapes")
 def test_the_built_in_splits_share_no_image():
     train, test = (open_source("shapes", split=split, image_size=8) for split in ("train", "test"))
     assert (len(train), len(test)) == (20_000, 4_000)
@@ -797,6 +798,7 @@ def pss(pids: list[int]) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_the_names_of_200000_files_take_a_buffer_and_do_not_grow_in_workers(tmp_path):
     target = write(tmp_path / "one.png", flat(1))

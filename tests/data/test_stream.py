@@ -116,7 +116,7 @@ def test_looking_at_the_first_batch_takes_nothing_from_it(parquet):
     assert [position for _, position in one] == [position for _, position in two]
 
 
-@pytest.mark.parametrize(("rank", "processes"), [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("rank", "processes"), [(0, 1), pytest.param(1, 2, marks=pytest.mark.slow), (2, 3)])
 def test_going_on_at_any_place_gives_the_same_batches(parquet, rank, processes):
     whole = take(sampler(parquet, 3, rank=rank, processes=processes, seed=4), 2 * ROWS // processes // 3 + 2)
     for item, (_, position) in enumerate(whole[:-1], 1):

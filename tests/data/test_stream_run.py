@@ -1,17 +1,15 @@
 """Runs on streams: exact restarts, every row once, bad rows named, and refusals in one sentence."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 from image_zoo import png
 from PIL import Image
-from started import free_port
 from stream_run import DEFAULTS, PASS, Views, objective, stream_run
 from tiny_run import fingerprint, losses
 
@@ -103,12 +101,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, spec, whole, stop_at):
 @pytest.mark.processes
 def test_two_processes_share_each_epoch_go_on_bit_for_bit_and_cannot_be_one(tmp_path, spec):
     script = [sys.executable, str(Path(__file__).parents[1] / "support" / "stream_run.py"), spec, str(tmp_path)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path)}
-    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]  # as torchrun starts them, but sooner
-    started = [subprocess.Popen(script, env=env | mine, stderr=subprocess.PIPE, text=True) for mine in ranks]
-    ended = [process.communicate(timeout=240)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(ended)
+    for done in preloaded.run_ranks(script):
+        assert done.returncode == 0, done.stderr
     keys, rest = ([torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)] for name in ("keys", "rest"))
     for epoch in range(5):  # 128 images are five epochs of 24 and a part
         shown = sorted(key for mine in keys for key in mine.tolist() if key in set(keys_of_epoch(epoch)))

@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas
+import preloaded
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,6 @@ from crashes import forked, killed_at, list_changes
 from PIL import Image
 from random_models import ABOUT, vit
 from recipes_run import RECIPES, run
-from started import TORCHRUN, free_port
 
 from sslvit import __version__
 from sslvit.data.spec import open_source
@@ -182,9 +182,10 @@ def test_workers_and_processes_do_not_change_a_byte(place):
     alone = Path("features.parquet").read_bytes()
     run("embed", words(place, "--threads 1 --workers 2 --overwrite"))
     assert Path("features.parquet").read_bytes() == alone
-    command = [*TORCHRUN, free_port(), str(RECIPES / "embed.py"), *words(place, out="two.parquet").split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(command, env=environment, check=True, timeout=240, capture_output=True)
+    for done in preloaded.run_ranks(
+        [sys.executable, str(RECIPES / "embed.py"), *words(place, out="two.parquet").split()]
+    ):
+        assert done.returncode == 0, done.stderr
     one, two = pq.read_table("features.parquet"), pq.read_table("two.parquet")
     assert one.equals(two)
     assert one.schema.metadata == two.schema.metadata
@@ -275,7 +276,7 @@ def test_a_process_that_is_killed_leaves_its_shards_and_the_next_goes_on(place):
     command = [sys.executable, "-c", code, *words(place, "--threads 1 --limit 40").split()]
     made = 0
     for kills in (2, 3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = preloaded.Process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for _ in range(kills):
             while process.stdout.readline().strip() != "shard":
                 assert process.poll() is None
@@ -286,7 +287,7 @@ def test_a_process_that_is_killed_leaves_its_shards_and_the_next_goes_on(place):
         made += kills
         assert len(Shards(Path("features.parquet")).files()) in (made, made + 1)
         made = len(Shards(Path("features.parquet")).files())
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = preloaded.run(command, text=True, check=True)
     assert f"Resuming: {made} of 10 shards" in done.stdout
     assert done.stdout.count("shard\n") == 10 - made
     run("embed", words(place, "--threads 1 --limit 40", out="at-once.parquet"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 import torch.distributed as dist
@@ -338,10 +339,8 @@ def on_each(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.processes
-def test_two_processes_give_the_features_of_one_for_1_to_40_images(tmp_path, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
-    torch.multiprocessing.spawn(on_each, (tmp_path,), nprocs=2)
+def test_two_processes_give_the_features_of_one_for_1_to_40_images(tmp_path):
+    preloaded.spawn(on_each, (tmp_path,), nprocs=2)
     numbers = numbers_of_digits(256)
     assert len(numbers) == 2 * 6  # 1 % of 800 labels is one a class, of which none can be held out
     for other in (torch.load(tmp_path / "numbers 0.pt"), torch.load(tmp_path / "numbers 1.pt"), numbers_of_digits(1)):

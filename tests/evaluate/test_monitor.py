@@ -96,6 +96,7 @@ def pictures(folder, count: int) -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("all_shapes")
 def test_without_labels_nothing_is_evaluated_unless_eval_data_has_some(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
     flat, accelerator = pictures(tmp_path / "flat", 6), start(threads=1)

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from made_up_comparison import comparison
 
@@ -38,7 +38,7 @@ def folder(ended, tmp_path) -> Path:
 def reported(folder: Path) -> str:
     """By the command, in a process of its own."""
     command = [sys.executable, "-m", "sslvit", "report", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = preloaded.run(command, text=True, check=True)
     assert done.stdout == f"{folder / 'report.html'}\n"
     return (folder / "report.md").read_text()
 

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 import torch.distributed as dist
@@ -76,7 +77,7 @@ def together(rank: int, folder: Path) -> None:
 
 @pytest.mark.processes
 def test_on_two_processes_it_is_torchs_of_the_whole_batch_in_float64(tmp_path):
-    torch.multiprocessing.spawn(together, (tmp_path,), nprocs=2)
+    preloaded.spawn(together, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for affine in (True, False):
         _, theirs = twins(affine)

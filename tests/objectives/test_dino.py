@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 import torch.distributed as dist
@@ -425,7 +426,7 @@ def train(rank: int, processes: int, folder: Path) -> None:
 @pytest.mark.processes
 def test_two_processes_have_the_losses_and_the_centre_of_one(tmp_path):
     train(0, 1, tmp_path)
-    torch.multiprocessing.spawn(train, (2, tmp_path), nprocs=2)
+    preloaded.spawn(train, (2, tmp_path), nprocs=2)
     one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("1-0.json", "2-0.json", "2-1.json"))
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert first["centre"] == second["centre"]

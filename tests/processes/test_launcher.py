@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import psutil
 import pytest
 
@@ -54,7 +55,7 @@ def words_of(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.parametrize("quiet", ["--quiet", "-q"])
+@pytest.mark.parametrize("quiet", ["--quiet", pytest.param("-q", marks=pytest.mark.slow)])
 def test_it_is_said_once_where_the_launcher_says_nothing(program, quiet):
     done = launched(program, quiet)
     assert done.returncode == 1
@@ -63,5 +64,5 @@ def test_it_is_said_once_where_the_launcher_says_nothing(program, quiet):
 
 
 def test_it_is_said_once_without_a_launcher_and_the_exit_code_is_ours(program):
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=240)
+    done = preloaded.run([sys.executable, program], text=True)
     assert (done.returncode, done.stderr) == (78, f"{SENTENCE}\n")

@@ -8,6 +8,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import preloaded
 import psutil
 import pytest
 from started import draw_images, one, ranks, said, two, until_step, within
@@ -150,7 +151,11 @@ def until_saved(out: Path) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("changes", [("workers=0",), ("workers=2",), ("workers=0", "accumulation=2")], ids="".join)
+@pytest.mark.parametrize(
+    "changes",
+    [("workers=0",), ("workers=2",), pytest.param(("workers=0", "accumulation=2"), marks=pytest.mark.slow)],
+    ids="".join,
+)
 @within(5)
 def test_a_signal_while_images_are_awaited_saves_the_last_step_within_five_seconds(images, tmp_path, changes, limit):
     out, held = tmp_path / "run", tmp_path / "held"
@@ -317,7 +322,7 @@ def test_a_signal_between_runs_ends_the_process_at_once_with_75(tmp_path):
         "    time.sleep(60)\n"
         "run_cli(main)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    done = preloaded.run([sys.executable, "-c", program], text=True, timeout=50)
     assert done.returncode == 75
     assert done.stderr.startswith("stopped: asked to stop; the same command with --resume continues")
 

@@ -1,11 +1,10 @@
 """The doctor finds what is wrong, says what to do, and its exit code tells."""
 
-import os
-import subprocess
 import sys
 
+import preloaded
 import pytest
-from started import free_port, with_shared_memory
+from started import with_shared_memory
 
 from sslvit.errors import CANNOT_WRITE, INTERNAL
 from sslvit.reports import doctor
@@ -45,7 +44,7 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch, tmp_path):
 
 def test_little_shared_memory_is_told_with_what_runs_need_and_the_way_out(tmp_path):
     script = "from pathlib import Path; from sslvit.reports.doctor import examine; examine(Path('.'), print)"
-    done = with_shared_memory("64m", [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = with_shared_memory("64m", script, cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if "/dev/shm" in line]
     # 256 images of 224 px as float32 views are 154 MB, two workers hold up to ten such batches.
     assert line.startswith("warn shared      0.1 GB free at /dev/shm, for the batches of --workers: little, 2 workers")
@@ -57,24 +56,13 @@ def test_little_shared_memory_is_told_with_what_runs_need_and_the_way_out(tmp_pa
     ("words", "code"), [(["doctor", "."], 0), (["docter"], 78), (["report", "/nowhere"], 66), ([], 0)]
 )
 def test_from_the_command_line(words, code, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "sslvit", *words], cwd=tmp_path, capture_output=True, text=True)
+    done = preloaded.run([sys.executable, "-m", "sslvit", *words], cwd=tmp_path, text=True)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") <= 1 or code == 0
     assert "Traceback" not in done.stderr
 
 
 def test_two_processes_see_each_other(tmp_path):
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    env |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "sslvit", "doctor", str(tmp_path)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
-    assert "2 that see each other" in texts[0]
+    ended = preloaded.run_ranks([sys.executable, "-m", "sslvit", "doctor", str(tmp_path)])
+    assert [done.returncode for done in ended] == [0, 0]
+    assert "2 that see each other" in ended[0].stdout

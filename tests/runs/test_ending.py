@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 from made_up_runs import made_up_run
 from tiny_run import DEFAULTS, objective, source, tiny_run
@@ -110,7 +111,7 @@ def test_a_run_is_running_as_long_as_a_process_holds_its_lock(tmp_path, monkeypa
     out = made_up_run(tmp_path / "run", state="dead")
     code = "import sys, time; from pathlib import Path; from sslvit.runs.folder import lock\n"
     code += "with lock(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
+    child = preloaded.Process([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline() == b"locked\n"
         monkeypatch.setattr(fcntl, "flock", lambda *_: pytest.fail("the lock was touched"))

@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from crashes import forked, tapped
@@ -215,7 +215,7 @@ def test_a_recipe_whose_folder_was_deleted_ends_with_73_and_announces_nothing(tm
         f"sys.argv = ['mpp.py', *{(TINY + ' --out ' + str(out)).split()!r}]\n"
         f"runpy.run_path({str(RECIPES / 'mpp.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    done = preloaded.run([sys.executable, "-c", program], text=True)
     assert done.returncode == CANNOT_WRITE, done.stderr
     assert f"error: the checkpoint of step 4 could not be written to {out}" in done.stderr
     assert "a report in" not in done.stdout

@@ -5,11 +5,11 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from recipes_run import RECIPES, TINY, TRAINING, run
@@ -211,7 +211,7 @@ def test_info_says_the_step_and_convert_takes_the_head_along(stopped, tmp_path):
     assert "steps       3 of 4: the run has not ended" in text
     assert "objective   Supervised" in text
     command = [sys.executable, "-m", "sslvit", "convert", str(stopped), str(tmp_path / "timm")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = preloaded.run(command, text=True)
     assert done.returncode == 0, done.stderr
     found = checkpoint.latest(stopped / "checkpoints").tensors
     weights = load_file(tmp_path / "timm" / "model.safetensors")
@@ -260,7 +260,7 @@ def test_the_model_of_a_run_is_opened_again_and_again_while_it_trains(tmp_path):
     script = str(Path(__file__).parents[1] / "support" / "tiny_run.py")
     with (tmp_path / "run.stderr").open("w") as log:
         command = [sys.executable, script, str(out), "epochs=500.0", "save_every=1"]
-        process = subprocess.Popen(command, stderr=log, stdout=log)
+        process = preloaded.Process(command, stderr=log, stdout=log)
     try:
         deadline, steps = time.monotonic() + 200, set()
         while checkpoint.newest_step(out / "checkpoints") is None:
@@ -284,7 +284,7 @@ def test_a_dry_run_that_is_stopped_does_not_advise_to_resume(tmp_path):
         f"sys.argv = ['mpp.py', *{(TINY + ' --dry_run --out ' + str(tmp_path / 'run')).split()!r}]\n"
         f"runpy.run_path({str(RECIPES / 'mpp.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    done = preloaded.run([sys.executable, "-c", program], text=True)
     assert done.returncode == 75, done.stderr
     assert "stopped: asked to stop; nothing was trained, and the same command starts again" in done.stderr
     assert "resume" not in done.stderr

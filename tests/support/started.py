@@ -5,9 +5,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import psutil
 import pytest
 from PIL import Image
@@ -28,12 +30,24 @@ def within(seconds: float) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("limit", [pytest.param(seconds, marks=pytest.mark.timing), seconds + 25])
 
 
-def with_shared_memory(size: str, command: list[str], **options) -> subprocess.CompletedProcess:
-    """With a /dev/shm of its own of this size, as in a container."""
-    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    if subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", "true"], capture_output=True).returncode:
+UNSHARE = """
+import ctypes, subprocess, sys
+def mount(*words):
+    subprocess.run(["mount", *words], check=True, stdout=subprocess.DEVNULL)
+if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS of <sched.h>
+    raise PermissionError("unshare")
+mount("--make-rprivate", "/")
+mount("-t", "tmpfs", "-o", "size={size}", "tmpfs", "/dev/shm")
+"""
+
+
+def with_shared_memory(size: str, program: str, *words: str, **options) -> subprocess.CompletedProcess:
+    """A program in a process with a /dev/shm of its own of this size, as in a container."""
+    mount = "mount -t tmpfs tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
-    return subprocess.run(["unshare", "-m", "sh", "-c", mount, "sh", *command], timeout=120, **options)
+    command = [sys.executable, "-c", UNSHARE.format(size=size) + program, *words]
+    return preloaded.run(command, text=True, **options)
 
 
 def draw_images(folder: Path) -> Path:
@@ -43,11 +57,12 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
-def begin(command: list[str], out: Path, *words: str, **environment: str) -> subprocess.Popen:
+def begin(start: Callable, command: list[str], out: Path, *words: str, **environment: str):
+    """What start (subprocess.Popen or the like) returns."""
     out.parent.mkdir(parents=True, exist_ok=True)
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
     with (out.parent / f"{out.name}.stderr").open("w") as file:
-        return subprocess.Popen([*command, str(out), *words], env=env, stderr=file, stdout=file)
+        return start([*command, str(out), *words], env=env, stderr=file, stdout=file)
 
 
 def said(out: Path) -> str:
@@ -63,7 +78,13 @@ def until_step(out: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def two(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([*TORCHRUN, free_port(), SCRIPT, str(images)], out, *words, **environment)
+    """A run of two processes, started by torchrun."""
+    return begin(subprocess.Popen, [*TORCHRUN, free_port(), SCRIPT, str(images)], out, *words, **environment)
+
+
+def pair(images: Path, out: Path, *words: str, **environment: str) -> list[subprocess.Popen]:
+    """The two processes of a run, without a launcher that would end one when the other ends."""
+    return begin(preloaded.ranks, [sys.executable, SCRIPT, str(images)], out, *words, **environment)
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -73,4 +94,4 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def one(images: Path, out: Path, *words: str, **environment: str) -> subprocess.Popen:
-    return begin([sys.executable, SCRIPT, str(images)], out, *words, **environment)
+    return begin(preloaded.Process, [sys.executable, SCRIPT, str(images)], out, *words, **environment)

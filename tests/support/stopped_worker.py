@@ -42,8 +42,10 @@ def one_moment(images: Path, out: Path, seed: int) -> float:
         )
         return took
     finally:
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+        process.kill()
         process.wait()
 
 

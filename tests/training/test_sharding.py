@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from objectives_zoo import OBJECTIVES
 from sharded_run import STEPS, run as train
-from started import TORCHRUN, free_port
+from started import free_port
 from tiny_run import fingerprint, losses
 
 from sslvit.storage import checkpoint
@@ -22,14 +23,9 @@ SCRIPT = str(HERE / "sharded_run.py")
 CONFIGS = HERE.parents[1] / "recipes" / "configs"
 
 
-def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
-
-
 def trained(out: Path, methods: list[str]) -> Path:
-    done = launch([*TORCHRUN, free_port(), SCRIPT, str(out), *methods])
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in preloaded.run_ranks([sys.executable, SCRIPT, str(out), *methods]):
+        assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -85,8 +81,7 @@ def test_a_split_run_goes_on_split_bit_for_bit(runs, tmp_path):
     out = tmp_path
     shutil.copytree(runs / "mae-True", out / "mae-True", ignore=shutil.ignore_patterns("model"))
     shutil.rmtree(out / "mae-True" / "checkpoints" / f"step-{STEPS:08d}")
-    done = launch([*TORCHRUN, free_port(), SCRIPT, str(out), "again"])
-    assert done.returncode == 0, done.stderr[-3000:]
+    trained(out, ["again"])
     assert fingerprint(out / "mae-True") == fingerprint(runs / "mae-True")
 
 
@@ -94,7 +89,9 @@ def test_a_split_run_goes_on_split_bit_for_bit(runs, tmp_path):
 def test_the_config_files_start_processes_that_train_so(runs, tmp_path, config):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
     command += ["--num_processes", "2", "--main_process_port", free_port(), "--mixed_precision", "no"]
-    done = launch([*command, SCRIPT, str(tmp_path), "launcher"])
+    command += [SCRIPT, str(tmp_path), "launcher"]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "share-1.json").exists() == (config == "fsdp2")
     for mine, other in zip(losses(tmp_path / "mae-launcher")[1:], losses(runs / "mae-False")[1:], strict=True):

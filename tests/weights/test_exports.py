@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import preloaded
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -112,7 +113,7 @@ def test_torchvision_computes_the_same_from_its_own_layout(kind, tmp_path):
     assert close(backbone(images).cls, peer.eval()((images - mean) / std))
 
 
-OFTEN = [("plain", "torch_export"), ("no class token", "torch_export"), ("registers", "onnx")]
+OFTEN = [("no class token", "torch_export"), ("registers", "onnx")]
 RARELY = [(kind, to) for kind in PROGRAMS for to in ("torch_export", "onnx") if (kind, to) not in OFTEN]
 
 
@@ -138,7 +139,7 @@ def program(folder: Path, to: str):
     return lambda images: [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
 
 
-@pytest.mark.parametrize("to", ["torch_export", "onnx"])
+@pytest.mark.parametrize("to", [pytest.param("torch_export", marks=pytest.mark.slow), "onnx"])
 @torch.no_grad()
 def test_a_program_for_any_size_resizes_positions_as_the_backbone_does(to, tmp_path):
     backbone = vit()
@@ -485,23 +486,21 @@ def folder(tmp_path_factory) -> Path:
         ("features", "model set out.parquet", "24 of 24 images, readout mean, in out.parquet"),
         ("classifier", "model set", "2 classes, the last loss is 0."),
         ("pyramid", "model", "level 0: (2, 32, 32, 32)"),
-        ("retrieval", "model set 3", "set/a/06.png"),
+        pytest.param("retrieval", "model set 3", "set/a/06.png", marks=pytest.mark.slow),
     ],
 )
 def test_each_example_runs_and_is_short(example, words, said, folder):
     script = ROOT / "recipes" / "examples" / f"{example}.py"
     code = [line for line in script.read_text().splitlines() if line and not line.startswith(('"', "import", "from"))]
     assert len(code) <= 20
-    done = subprocess.run(
-        [sys.executable, script, *words.split()], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    done = preloaded.run([sys.executable, script, *words.split()], cwd=folder, text=True)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
 
 
 def example(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess:
     script = ROOT / "recipes" / "examples" / f"{name}.py"
-    return subprocess.run([sys.executable, script, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return preloaded.run([sys.executable, script, *words], cwd=cwd, text=True)
 
 
 @pytest.mark.processes
@@ -529,10 +528,10 @@ def test_retrieval_finds_a_picture_of_ones_own_that_is_in_the_folder_first(folde
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("words", "code"), [("", 78), ("nowhere", 66)])
+@pytest.mark.parametrize(("words", "code"), [pytest.param("", 78, marks=pytest.mark.slow), ("nowhere", 66)])
 def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
     command = [sys.executable, ROOT / "recipes" / "examples" / "pyramid.py", *words.split()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = preloaded.run(command, cwd=folder, text=True)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -541,8 +540,7 @@ def test_an_example_given_wrong_words_says_so_in_a_line(words, code, folder):
 @pytest.mark.processes
 def test_the_command_line_converts_and_tells(folder, tmp_path):
     def said(words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "sslvit", *words.split()]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+        return preloaded.run([sys.executable, "-m", "sslvit", *words.split()], cwd=folder, text=True)
 
     done = said(f"convert model {tmp_path}/out --to torchvision --readout cls")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,163 @@
+"""A pretrained model, ours or anybody's, trained on without labels on other images.
+
+    accelerate launch recipes/adapt.py --init_from runs/mpp/model --data folder:/my/images
+    accelerate launch recipes/adapt.py --init_from dinov2_vits14_pretrain.pth --data folder:/my/images --image_size 224
+
+Two stages. For --head_epochs the backbone stays as it is and the new heads learn; a head with random weights would
+otherwise pull good features apart. Then the backbone's rate rises along a line to --backbone_lr of the heads', less
+from each block to the one before it (--layer_decay).
+
+What it was and what becomes of it is printed after each --evaluate_every: nearest neighbours and few-shot on the new
+images if they have labels, on a labelled set that it should not forget (--keep_data), and in any case how far its
+features have moved and in how many directions they differ; then a verdict in words. The best model is kept in OUT/best,
+and the run ends when it has collapsed or forgotten more than --most_forgotten.
+
+The defaults are for 1,000 to 1,000,000 images and one device. Not from a paper; not yet run at scale.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sslvit.cli import run_cli
+from sslvit.config import LabelledConfig, PretrainConfig, option
+from sslvit.data.source import Source
+from sslvit.errors import NoInput
+from sslvit.evaluate.adaptation import Adaptation
+from sslvit.evaluate.labelled import open_labelled
+from sslvit.evaluate.monitor import Monitor, monitor_of
+from sslvit.models.partial import parse, train_only
+from sslvit.models.vit import ViT
+from sslvit.objectives.dino import DINO
+from sslvit.objectives.mae import MAE
+from sslvit.objectives.moco_v3 import MoCoV3
+from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Objective
+from sslvit.processes.collectives import start_run
+from sslvit.reports.dry_run import preview
+from sslvit.reports.live import LiveReport
+from sslvit.reports.run import finish
+from sslvit.train import pretrain
+from sslvit.training.optim import NoWeightDecay
+from sslvit.training.state import about_model
+from sslvit.weights.foreign.open import open_backbone, start_from
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """Train a pretrained Vision Transformer on, without labels, on your own images."""
+
+    preset: Literal["safe"] = "safe"
+    """Sets the defaults of the other options."""
+    out: Path = Path("runs/adapt")
+    init_from: str = ""
+    """The model to adapt: a run, a model, or a file of timm, transformers, DINO, DINOv2, MAE, MoCo v3, ..."""
+    image_size: int | tuple[int, int] = 0
+    """Side in pixels; 0 takes the model's own. At another size positions are interpolated."""
+    objective: Literal["dino", "mae", "mpp", "moco_v3"] = "dino"
+    """What it is trained by."""
+    keep_data: str = "shapes"
+    """Labelled images that it should not forget, in the form of --data; empty for none."""
+    most_forgotten: float = option(0.1, above=0, most=1)
+    """End when the accuracy of nearest neighbours on --keep_data has fallen by more than this."""
+    head_epochs: float = option(1, least=0)
+    """Passes in which only the heads learn."""
+    ramp_epochs: float = option(1, least=0)
+    """Passes over which the backbone's learning rate rises after that."""
+    backbone_lr: float = option(0.1, above=0)
+    """The backbone's learning rate, as a share of the heads'."""
+    train: str = "all"
+    """What is trained of the backbone: all weights, norm, attention, last:N blocks; mae and mpp also lora:RANK."""
+    base_lr: float = 5e-4
+    final_lr: float = 1e-6
+    epochs: float = 10
+    batch_size: int = 64
+    warmup_epochs: float = 0.5
+    layer_decay: float = 0.8
+    weight_decay: float = 0.04
+    clip: float = 3.0
+    no_weight_decay: NoWeightDecay = "vectors"
+    evaluate_every: float = 1
+    backbone_apart: ClassVar[bool] = True
+
+    def backbone_rate(self, progress: float) -> float:
+        passes = progress * self.epochs - self.head_epochs
+        if passes < 0:
+            return 0.0
+        return self.backbone_lr * (min(passes / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0)
+
+    def check(self) -> None:
+        super().check()
+        if self.head_epochs >= self.epochs:
+            raise ValueError(
+                f"--head_epochs {self.head_epochs:g} of --epochs {self.epochs:g}: the backbone would never learn; give "
+                f"{self.epochs / 10:g} for a tenth"
+            )
+
+
+PRESETS = {"safe": Config()}
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    accelerator = start_run(config)
+    parse(config.train)
+    if not config.init_from:
+        raise NoInput("--init_from is missing: the model to adapt, a folder or a file")
+    known, _ = open_backbone(config.init_from)
+    channels: Any = config.channels or known.channels
+    config = replace(config, image_size=config.image_size or known.image_size, channels=channels)
+    images = config.open()
+    backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
+    objective = objective_of(config, backbone)
+    train_only(objective.learner, config.train, seed=config.seed)
+    views = objective.default_views(config.image_size, images.channels)
+    if preview(config, objective, images, views, accelerator):
+        return []
+    if not isinstance(images, Source):
+        raise ValueError(f"--data {config.data}: adapt needs images that can be read by number, and no stream")
+    watch = Adaptation(
+        monitor_of(config, images, accelerator), kept_monitor(config, backbone, accelerator), images,
+        config.image_size, accelerator, out=config.out, readout=objective.readout,
+        view=config.eval_view(config.image_size), most_forgotten=config.most_forgotten,
+        about=partial(about_model, objective, images),
+    )  # fmt: skip
+    live = LiveReport(config, objective, images, views, accelerator)
+    evaluations = pretrain(objective, images, views, config, accelerator, watch, live)
+    finish(config, objective, images, views, evaluations, accelerator)
+    accelerator.print(watch.best_in_words())
+    return evaluations
+
+
+def objective_of(config: Config, backbone: Any) -> Objective:
+    """With heads of a size for one device: the papers' are for batches of thousands."""
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"--init_from {config.init_from} is a {backbone.name}, and adapt needs a ViT")
+    if config.train.startswith("lora") and config.objective in ("dino", "moco_v3"):
+        raise ValueError(f"--train {config.train} works with --objective mae or mpp: a teacher would need adapters too")
+    if config.objective == "mae":
+        return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
+    if config.objective == "mpp":
+        return MPP(backbone, seed=config.seed)
+    if config.objective == "moco_v3":
+        return MoCoV3(backbone, seed=config.seed)
+    return DINO(
+        backbone, hidden=1024, bottleneck=256, outputs=4096, teacher_temperature=(0.04, 0.04), momentum=0.996,
+        freeze_last_layer=0.0, norm_last_layer=True, drop_path=0.0,
+        position_resize=backbone.config.position_resize, seed=config.seed,
+    )  # fmt: skip
+
+
+def kept_monitor(config: Config, backbone: ViT, accelerator: Any) -> Monitor | None:
+    """Of the labelled set that should not be forgotten."""
+    if not config.keep_data:
+        return None
+    labelled = LabelledConfig(config.keep_data, image_size=config.image_size, eval_crop=config.eval_crop)
+    train, test, note = open_labelled(labelled, config.image_size, backbone.channels)
+    if note:
+        accelerator.print(note)
+    return Monitor(train, test, config.image_size, accelerator, eval_crop=config.eval_crop)
+
+
+if __name__ == "__main__":
+    run_cli(main, PRESETS)
