@@ -16,6 +16,7 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.models.blocks import swiglu_width
+from sslvit.models.partial import merged, train_only
 from sslvit.models.rope import coordinates, moved, periods_of, turned, turns
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import RELEASES, ViTConfig
@@ -257,6 +258,22 @@ def test_an_untied_norm_is_of_the_class_token_and_the_registers():
     torch.testing.assert_close(encoded.patches, vit.norm(raw.patches))
     torch.testing.assert_close(vit.intermediate(images, 1)[0].registers, encoded.registers)
     assert vit.freeze(1).cls_norm.weight.requires_grad
+
+
+def test_parts_of_it_can_be_trained_and_lora_begins_as_the_model():
+    vit, images = scramble(ViT(ViTConfig(**DINOV3, class_norm=True, swiglu=True))), torch.rand(2, 3, 16, 16)
+    before = vit(images).patches
+    train_only(vit, "last:1")
+    assert {n.split(".")[0] for n, p in vit.named_parameters() if p.requires_grad} == {"blocks", "norm", "cls_norm"}
+    train_only(vit, "lora:2+mlp")
+    assert torch.equal(vit(images).patches, before)
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            if name.endswith(".up"):
+                nn.init.normal_(parameter, std=0.1)
+    after = vit(images).patches
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(merged(vit)(images).patches, after, rtol=0, atol=1e-5)
 
 
 def test_registers_come_back_beside_the_pair():
