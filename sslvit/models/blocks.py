@@ -16,7 +16,7 @@ from sslvit import rng
 from sslvit.models.positions import relative_bias
 from sslvit.models.rope import turned
 
-Gelu = Literal["exact", "tanh", "quick"]
+Gelu = Literal["exact", "tanh", "sigmoid"]
 EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' code; torch's default is 1e-5
 
 
@@ -83,8 +83,8 @@ class Attention(nn.Module):
         return (logits if bias is None else logits + bias).softmax(-1)
 
 
-class QuickGelu(nn.Module):
-    """x * sigmoid(1.702 x), in which OpenAI trained CLIP."""
+class SigmoidGelu(nn.Module):
+    """GELU's other approximation, x * sigmoid(1.702 x), with which OpenAI trained CLIP; elsewhere quick_gelu."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (1.702 * x).sigmoid()
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.fc1 = nn.Linear(width, hidden)
-        self.act = QuickGelu() if gelu == "quick" else nn.GELU("none" if gelu == "exact" else "tanh")
+        self.act = SigmoidGelu() if gelu == "sigmoid" else nn.GELU("none" if gelu == "exact" else "tanh")
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, keys: tuple[Tensor | None, Tensor | None]) -> Tensor:

@@ -42,7 +42,7 @@ def timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> d
         first = f"patch_embed.backbone.{'' if config.hybrid == 'R' else 'stem.'}conv"
         architecture = WITH_RESNET[config.hybrid]
     # timm's width of a gated MLP counts gate and value.
-    act, mlp_width = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}[config.gelu], config.mlp_width
+    act, mlp_width = {"exact": "gelu", "tanh": "gelu_tanh", "sigmoid": "quick_gelu"}[config.gelu], config.mlp_width
     if config.swiglu:
         architecture, act, mlp_width = GATED, "silu", 2 * config.mlp_width
     return {

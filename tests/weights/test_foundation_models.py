@@ -270,7 +270,7 @@ def test_the_image_towers_of_clip_and_siglip(tmp_path, kind, whole):
         # transformers norms CLIP's class token alone, for its projection; timm norms all.
         tokens = theirs.post_layernorm(tokens) if kind == "CLIP" else tokens
         assert_computes(ours, images, tokens)
-    assert ours.config.gelu == ("quick" if kind == "CLIP" else "tanh")
+    assert ours.config.gelu == ("sigmoid" if kind == "CLIP" else "tanh")
     assert ours.config.stem_norm == (kind == "CLIP")
     assert ours.readouts == (("cls", "mean", "both") if kind == "CLIP" else ("mean",))
     assert [n for n in about["left_behind"] if not n.startswith(("text", "visual", "logit"))] == (
@@ -310,7 +310,7 @@ def test_every_known_tower_of_timm_has_the_constants_of_our_tables():
             theirs = timm.create_model(name)
         constants, block = timm_constants(name), theirs.blocks[0]
         images = torch.linspace(-3, 3, 50)
-        act = {"exact": nn.functional.gelu, "quick": lambda x: x * (1.702 * x).sigmoid()}.get(
+        act = {"exact": nn.functional.gelu, "sigmoid": lambda x: x * (1.702 * x).sigmoid()}.get(
             constants.gelu, lambda x: nn.functional.gelu(x, approximate="tanh")
         )
         torch.testing.assert_close(block.mlp.act(images), act(images), rtol=0, atol=1e-6)
@@ -320,7 +320,7 @@ def test_every_known_tower_of_timm_has_the_constants_of_our_tables():
     assert known >= 25
 
 
-@pytest.mark.parametrize("said", [{"family": "clip", "heads": 3}, {"heads": 3, "gelu": "quick", "epsilon": 1e-5}])
+@pytest.mark.parametrize("said", [{"family": "clip", "heads": 3}, {"heads": 3, "gelu": "sigmoid", "epsilon": 1e-5}])
 def test_openais_layout_of_clip_is_what_timms_loader_makes_of_it(tmp_path, said):
     """https://github.com/openai/CLIP, clip/model.py, VisionTransformer, beside the text tower."""
     w = 24

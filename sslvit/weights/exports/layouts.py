@@ -37,7 +37,7 @@ def common(backbone: ViT) -> dict[str, bool]:
         "models without a final norm": not config.final_norm,
         "norm before the blocks": config.stem_norm,
         "class token with a norm of its own": config.class_norm,
-        "GELU by a sigmoid": config.gelu == "quick",
+        "GELU by a sigmoid": config.gelu == "sigmoid",
     }
 
 

@@ -41,7 +41,7 @@ def common(backbone: ViT) -> dict[str, bool]:
         "norm before the blocks": config.stem_norm,
         "class token with a norm of its own": config.class_norm,
         "rounded periods (open the release with periods=exact)": bool(config.rope_periods),
-        "GELU by a sigmoid": config.gelu == "quick" and not config.swiglu,
+        "GELU by a sigmoid": config.gelu == "sigmoid" and not config.swiglu,
     }
 
 

@@ -48,7 +48,7 @@ FAMILIES = {
     # https://github.com/openai/CLIP. Others who trained with open_clip's code mostly have the exact GELU.
     "clip": Family(
         {B: 12, L: 16},
-        gelu="quick",
+        gelu="sigmoid",
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
         resize="bicubic",
@@ -76,7 +76,7 @@ DINOV3_SIZES = {
     "tiny": (3, 12), "small": (6, 12), "small_plus": (6, 12), "base": (12, 12), "large": (16, 24),
     "huge_plus": (20, 32), "7b": (32, 40),
 }  # fmt: skip
-TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+TIMM_GELU = {"gelu": "exact", "gelu_tanh": "tanh", "gelu_pytorch_tanh": "tanh"}
 # Arguments of timm that shapes and names show anyway, or that concern training or the head.
 TIMM_PLAIN = {
     "patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "init_values", "class_token", "reg_tokens",
@@ -201,13 +201,14 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
         raise DataError(f"{facts.name}: its model_args have {sorted(unknown) or 'pos_embed'}, which is not known here")
     act = arguments.get("act_layer")
     act = None if act == "silu" and constants and constants.swiglu else act  # the gate's
-    if act and act not in TIMM_GELU:
-        raise DataError(f"{facts.name}: its act_layer must be one of {sorted(TIMM_GELU)}, got {act!r}")
+    gelus = TIMM_GELU | ({"quick_gelu": "sigmoid"} if TIMM_CLIP.fullmatch(name) else {})
+    if act and act not in gelus:
+        raise DataError(f"{facts.name}: its act_layer must be one of {sorted(gelus)}, got {act!r}")
     cfg, source = config.get("pretrained_cfg") or {}, f"{name} in its config.json"
     size = arguments.get("img_size") or (cfg.get("input_size") or [None])[1:]
     facts.add(source, mean=cfg.get("mean"), std=cfg.get("std"), image_size=pair(size))
     if constants:
-        heads, gelu = arguments.get("num_heads") or constants.heads, TIMM_GELU[act] if act else constants.gelu
+        heads, gelu = arguments.get("num_heads") or constants.heads, gelus[act] if act else constants.gelu
         facts.add(source, heads=heads, gelu=gelu, epsilon=constants.epsilon, resize="bicubic")
         facts.add(source, swiglu=constants.swiglu or None)
 
@@ -228,7 +229,7 @@ def timm_constants(name: str) -> Constants | None:
         size = named[1] or named[2] or named[3]
         return Constants(TIMM_HEADS[size], TIMM_DEPTH[size], swiglu=size == "giant")
     if clip := TIMM_CLIP.fullmatch(name):
-        return Constants(TIMM_HEADS[clip[1]], TIMM_DEPTH[clip[1]], "quick" if clip[2] else "exact", 1e-5)
+        return Constants(TIMM_HEADS[clip[1]], TIMM_DEPTH[clip[1]], "sigmoid" if clip[2] else "exact", 1e-5)
     if siglip := TIMM_SIGLIP.fullmatch(name):
         heads, depth = (16, 27) if siglip[1] == "so400m" else (TIMM_HEADS[siglip[1]], TIMM_DEPTH[siglip[1]])
         return Constants(heads, depth, "tanh" if SIGLIP_TANH.fullmatch(name) else "exact")
@@ -262,7 +263,7 @@ def add_transformers_config(facts: Facts, config: dict[str, Any], preprocessor: 
     config = config.get("vision_config") or config if kind in CLIP else config
     default = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}.get(str(kind).partition("_")[0], "gelu")
     act, gated = config.get("hidden_act", default), kind == "dinov3_vit" and config.get("use_gated_mlp")
-    known = {"silu": "exact"} if gated else TRANSFORMERS_GELU | ({"quick_gelu": "quick"} if kind in CLIP else {})
+    known = {"silu": "exact"} if gated else TRANSFORMERS_GELU | ({"quick_gelu": "sigmoid"} if kind in CLIP else {})
     if act not in known:
         raise DataError(f"{facts.name}: its hidden_act must be one of {sorted(known)}, got {act!r}")
     facts.add(
