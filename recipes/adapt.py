@@ -116,9 +116,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     if not isinstance(images, Source):
         raise ValueError(f"--data {config.data}: adapt needs images that can be read by number, and no stream")
     watch = Adaptation(
-        monitor_of(config, images, accelerator), kept_monitor(config.keep_data, config, backbone.channels, accelerator), images,
-        config.image_size, accelerator, out=config.out, readout=objective.readout,
-        view=config.eval_view(config.image_size), most_forgotten=config.most_forgotten,
+        monitor_of(config, images, accelerator),
+        kept_monitor(config.keep_data, config, backbone.channels, accelerator), images, config.image_size, accelerator,
+        out=config.out, readout=objective.readout, view=config.eval_view(config.image_size), most_forgotten=config.most_forgotten,
         about=partial(about_model, objective, images),
     )  # fmt: skip
     live = LiveReport(config, objective, images, views, accelerator)
