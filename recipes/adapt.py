@@ -118,7 +118,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     watch = Adaptation(
         monitor_of(config, images, accelerator),
         kept_monitor(config.keep_data, config, backbone.channels, accelerator), images, config.image_size, accelerator,
-        out=config.out, readout=objective.readout, view=config.eval_view(config.image_size), most_forgotten=config.most_forgotten,
+        out=config.out, readout=objective.readout, view=config.eval_view(config.image_size),
+        most_forgotten=config.most_forgotten,
         about=partial(about_model, objective, images),
     )  # fmt: skip
     live = LiveReport(config, objective, images, views, accelerator)
