@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sslvit.cli import run_cli
-from sslvit.config import LabelledConfig, PretrainConfig, option
+from sslvit.config import PretrainConfig, option
 from sslvit.data.source import Source
 from sslvit.errors import NoInput
-from sslvit.evaluate.adaptation import Adaptation
-from sslvit.evaluate.labelled import open_labelled
-from sslvit.evaluate.monitor import Monitor, monitor_of
+from sslvit.evaluate.adaptation import Adaptation, kept_monitor
+from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.partial import parse, train_only
 from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
@@ -117,9 +116,10 @@ def main(config: Config) -> list[dict[str, Any]]:
     if not isinstance(images, Source):
         raise ValueError(f"--data {config.data}: adapt needs images that can be read by number, and no stream")
     watch = Adaptation(
-        monitor_of(config, images, accelerator), kept_monitor(config, backbone, accelerator), images,
-        config.image_size, accelerator, out=config.out, readout=objective.readout,
-        view=config.eval_view(config.image_size), most_forgotten=config.most_forgotten,
+        monitor_of(config, images, accelerator),
+        kept_monitor(config.keep_data, config, backbone.channels, accelerator), images, config.image_size, accelerator,
+        out=config.out, readout=objective.readout, view=config.eval_view(config.image_size),
+        most_forgotten=config.most_forgotten,
         about=partial(about_model, objective, images),
     )  # fmt: skip
     live = LiveReport(config, objective, images, views, accelerator)
@@ -146,17 +146,6 @@ def objective_of(config: Config, backbone: Any) -> Objective:
         freeze_last_layer=0.0, norm_last_layer=True, drop_path=0.0,
         position_resize=backbone.config.position_resize, seed=config.seed,
     )  # fmt: skip
-
-
-def kept_monitor(config: Config, backbone: ViT, accelerator: Any) -> Monitor | None:
-    """Of the labelled set that should not be forgotten."""
-    if not config.keep_data:
-        return None
-    labelled = LabelledConfig(config.keep_data, image_size=config.image_size, eval_crop=config.eval_crop)
-    train, test, note = open_labelled(labelled, config.image_size, backbone.channels)
-    if note:
-        accelerator.print(note)
-    return Monitor(train, test, config.image_size, accelerator, eval_crop=config.eval_crop)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sslvit.config import ImagesConfig, LabelledConfig
 from sslvit.data.source import Source
 from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract
+from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import Monitor, draw_ids
 from sslvit.models.readout import Readout
 from sslvit.objectives.spread import effective_rank
@@ -181,3 +183,16 @@ class Adaptation:
         if not best:
             return "No evaluation was better than the start"
         return f"The best model, {100 * best['accuracy']:.1f}% after {best['step']:,} steps, is in {self.out / BEST}"
+
+
+def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Accelerator) -> Monitor | None:
+    """Of the labelled images that should not be forgotten; None where there are none. config: of the new images, whose
+    size and crop they have."""
+    if not data:
+        return None
+    size = config.image_size
+    labelled = LabelledConfig(data, image_size=size, eval_crop=config.eval_crop)
+    train, test, note = open_labelled(labelled, size, channels)
+    if note:
+        accelerator.print(note)
+    return Monitor(train, test, size, accelerator, eval_crop=config.eval_crop)
