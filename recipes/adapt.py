@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sslvit.cli import run_cli
-from sslvit.config import PretrainConfig, option
+from sslvit.config import EVALUATION, FREE, PretrainConfig, option
 from sslvit.data.source import Source
 from sslvit.errors import NoInput
 from sslvit.evaluate.adaptation import Adaptation, kept_monitor
@@ -56,9 +56,9 @@ class Config(PretrainConfig):
     """Side in pixels; 0 takes the model's own. At another size positions are interpolated."""
     objective: Literal["dino", "mae", "mpp", "moco_v3"] = "dino"
     """What it is trained by."""
-    keep_data: str = "shapes"
+    keep_data: str = option("shapes", EVALUATION)
     """Labelled images that it should not forget, in the form of --data; empty for none."""
-    most_forgotten: float = option(0.1, above=0, most=1)
+    most_forgotten: float = option(0.1, FREE, above=0, most=1)
     """End when the accuracy of nearest neighbours on --keep_data has fallen by more than this."""
     head_epochs: float = option(1, least=0)
     """Passes in which only the heads learn."""

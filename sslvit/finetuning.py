@@ -32,7 +32,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit.config import LabelledConfig, TrainConfig, option
+from sslvit.config import FREE, LabelledConfig, TrainConfig, option
 from sslvit.data.spec import Source
 from sslvit.data.subset import Subset, saved_ids
 from sslvit.errors import Diverged
@@ -85,7 +85,7 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     folds, up to 5, as it takes to hold out 500 images."""
     choice_steps: int = option(0, least=0)
     """Length of the runs that choose the rate; 0: as long as the run itself."""
-    curve: bool = False
+    curve: bool = option(False, FREE)
     """Record the test accuracy as training goes on. After all steps, half of them, a quarter, and so on; nothing is
     chosen by it."""
     steps: int = option(10_000, least=0)
