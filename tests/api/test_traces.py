@@ -31,10 +31,9 @@ def objective() -> sslvit.MPP:
 
 def state() -> dict[str, object]:
     """All that a caller could notice, by name."""
-    mine, process = [], psutil.Process()
-    for file in process.open_files():
-        if "onnxruntime" not in file.path:  # which other tests import: its threads open files when they like
-            mine.append((file.path, file.fd, file.mode))
+    process = psutil.Process()
+    # onnxruntime, which other tests import, has threads that open files when they like.
+    mine = [(one.path, one.fd, one.mode) for one in process.open_files() if "onnxruntime" not in one.path]
     return {
         "handlers": {n: signal.getsignal(n) for n in (*signals.SIGNALS, signal.SIGCHLD)},
         "torch's note of its handler": signal_handling._SIGCHLD_handler_set,

@@ -131,7 +131,7 @@ def test_a_model_folder_keeps_it_and_says_how_timm_would_open_it(kind, tmp_path)
     )
 
 
-@pytest.mark.parametrize("to", ["torch_export", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", [pytest.param(to, marks=pytest.mark.slow) for to in ("torch_export", "onnx")])
 @torch.no_grad()
 def test_a_rotary_model_becomes_a_program_for_any_size(to, tmp_path):
     said = export(vit(**KINDS["DINOv3, SwiGLU"]), ABOUT, tmp_path / "out", to, any_size=True)

@@ -301,6 +301,7 @@ def test_timms_towers(tmp_path, name):
         assert_gradients(ours, theirs, ours.forward_features(images), tokens)
 
 
+@pytest.mark.slow
 def test_every_known_tower_of_timm_has_the_constants_of_our_tables():
     known = 0
     for name in timm.list_models("vit_*"):
