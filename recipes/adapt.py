@@ -1,4 +1,4 @@
-"""A pretrained model, ours or anybody's, trained on without labels on other images.
+"""Continued pretraining: a model, ours or anybody's, on other images without labels.
 
     accelerate launch recipes/adapt.py --init_from runs/mpp/model --data folder:/my/images
     accelerate launch recipes/adapt.py --init_from dinov2_vits14_pretrain.pth --data folder:/my/images --image_size 224
@@ -45,7 +45,7 @@ from sslvit.weights.foreign.open import open_backbone, start_from
 
 @dataclass(frozen=True)
 class Config(PretrainConfig):
-    """Train a pretrained Vision Transformer on, without labels, on your own images."""
+    """Continue pretraining a Vision Transformer on your own unlabelled images."""
 
     preset: Literal["safe"] = "safe"
     """Sets the defaults of the other options."""

@@ -29,7 +29,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "pretrain": Command("Pretrain", "OBJECTIVE", f"by {one_of(OBJECTIVES)}"),
-    "adapt": Command("Pretrain", "", "a model, ours or anybody's, trained on without labels on your images", "adapt"),
+    "adapt": Command("Pretrain", "", "continue pretraining a model, ours or anybody's, on your images", "adapt"),
     "finetune": Command("Evaluate", "", "train all weights of a model on labels, and test it", "finetune"),
     "probe": Command("Evaluate", "", "frozen features: neighbours, few-shot, logistic regression", "probe"),
     "linear-probe": Command("Evaluate", "", "linear classifiers by the papers' protocols", "linear_probe"),

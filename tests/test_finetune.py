@@ -171,6 +171,22 @@ def test_lora_killed_and_resumed_ends_bit_identical_and_its_model_is_plain(tmp_p
     assert load_classifier(tmp_path / "whole" / "model").backbone.config == vit().config
 
 
+def test_the_recipe_tests_what_lora_trained(tmp_path, monkeypatch):
+    save_backbone(vit(), tmp_path / "pretrained", {"readout": "mean"})
+    write_npz(tmp_path / "set.npz", 1)
+    words = ["--model", str(tmp_path / "pretrained"), "--data", f"npz:{tmp_path / 'set.npz'}", "--threads", "1"]
+    words += ["--steps", "8", "--batch_size", "8", "--rates", "0.05", "0.2", "--train", "lora:2"]
+    recipe(monkeypatch, *words, "--out", str(tmp_path / "run"))
+    tested = json.loads((tmp_path / "run" / "test.json").read_text())
+    width, depth, head = 16, 2, 4 * 16 + 4
+    assert tested["trained parameters"] == depth * 2 * ((width + 3 * width) + 2 * width) + head
+    saved = load_classifier(tmp_path / "run" / "model")
+    images = np.load(tmp_path / "set.npz")["test_images"]
+    scores = saved(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).softmax(-1)
+    predicted = load_predictions(tmp_path / "run" / "predictions.parquet").probabilities
+    torch.testing.assert_close(scores.detach(), predicted, rtol=1e-4, atol=1e-5)
+
+
 def test_it_starts_where_pretraining_ended_at_any_size_and_trains_fixed_positions():
     pretrained = vit(position="sincos_mae").eval()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from sslvit.cli.words import HELP, HELP_ALL
 SHOWN = (
     "data", "image_size", "split", "held_out",
     "model", "init_from", "foreign",
+    "objective", "keep_data", "head_epochs", "backbone_lr", "train",
     "preset", "protocol", "study", "methods", "target", "corrupt", "mask_ratio", "decoder", "crops", "hidden", "color",
     "tanh", "magnitude", "readout", "scratch", "limit", "blocks", "k", "shots", "fractions", "fraction", "budget",
     "finetune_steps", "seeds", "augmented", "shown",

@@ -28,8 +28,9 @@ from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import Monitor, draw_ids
 from sslvit.models.readout import Readout
 from sslvit.objectives.spread import effective_rank
-from sslvit.runs.log import evaluations
+from sslvit.runs.files import METRICS
 from sslvit.storage import durable, sealed
+from sslvit.storage.jsonl import read_lines
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip, EvalView
 from sslvit.weights.folder import save_backbone
@@ -165,21 +166,23 @@ class Adaptation:
 
     def judge(self, backbone: Any, step: int, numbers: dict[str, float]) -> None:
         """Prints the verdict, keeps the model if it is the best so far, raises Diverged if too much is forgotten."""
-        start = evaluations(self.out)[0]
+        start = next(line for line in read_lines(self.out / METRICS) if "drift" in line)
         verdict = self.verdict(start, numbers)
         self.accelerator.print(f"step {step:,}: {verdict}")
-        name = f"eval/{self.readout}/20-nn" + ("" if self.own else KEPT)
-        if name in numbers and self.accelerator.is_main_process:
+        name = f"eval/{self.readout}/20-nn"
+        if self.own and self.accelerator.is_main_process:
             before = sealed.intact(self.out / BEST / "best.json").get("accuracy", start[name])
             if numbers[name] > before:
                 save_backbone(backbone, self.out / BEST, self.about(step))
                 sealed.write(self.out / BEST / "best.json", {"accuracy": numbers[name], "step": step})
-        fallen = start.get(name.removesuffix(KEPT) + KEPT, 0.0) - numbers.get(name.removesuffix(KEPT) + KEPT, 0.0)
+        fallen = start.get(name + KEPT, 0.0) - numbers.get(name + KEPT, 0.0)
         if verdict.word == "collapsed" or fallen > self.most_forgotten:
             raise Diverged(f"step {step}: {verdict}. {self.best_in_words()}")
 
     def best_in_words(self) -> str:
         best = sealed.intact(self.out / BEST / "best.json")
+        if not best and not self.own:
+            return "The new images have no labels, so no model is called the best"
         if not best:
             return "No evaluation was better than the start"
         return f"The best model, {100 * best['accuracy']:.1f}% after {best['step']:,} steps, is in {self.out / BEST}"

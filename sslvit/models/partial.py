@@ -13,7 +13,6 @@ Dropout before A is left out. The update is added to the weight, which is then a
 but for rounding.
 """
 
-import copy
 import re
 from typing import NamedTuple, TypeVar
 
@@ -104,13 +103,18 @@ def adapters(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def merged(backbone: Backbone) -> Backbone:
-    """The backbone itself if it has no adapters; else a copy in whose weights they are."""
+    """The backbone itself if it has no adapters; else a new one in whose weights they are."""
     if not adapters(backbone):
         return backbone
-    plain = copy.deepcopy(backbone)
-    for module in list(plain.modules()):
-        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    state = {}
+    for name, value in backbone.state_dict().items():
+        place, inside, rest = name.partition(".parametrizations.weight.")
+        if not inside:
+            state[name] = value
+        elif rest == "original":
+            state[f"{place}.weight"] = backbone.get_submodule(place).weight.detach()
+    plain = type(backbone)(backbone.config)
+    plain.to(next(backbone.parameters())).load_state_dict(state, strict=True)
     return plain
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recipes_run import run
@@ -79,6 +80,17 @@ def test_a_part_is_adapted_and_the_best_model_is_kept(model, tmp_path):
     assert all("norm" in name for name in changed)
     accuracies = [line["eval/mean/20-nn"] for line in lines_of(tmp_path / "run") if "eval/mean/20-nn" in line]
     assert (tmp_path / "run" / BEST / "model.safetensors").exists() == (max(accuracies[1:]) > accuracies[0])
+
+
+def test_images_without_labels_are_adapted_to_without_a_kept_set(model, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "unlabelled.npz", x_train=pixels)
+    words = f"--data npz:{tmp_path / 'unlabelled.npz'} --init_from {model} --objective mpp --epochs 2 --batch_size 16"
+    run("adapt", f"{words} --threads 1 --out {tmp_path / 'run'} --keep_data=")
+    told = capsys.readouterr().out
+    assert "step 4: unknown: effective rank" in told
+    assert "The new images have no labels, so no model is called the best" in told
+    assert not (tmp_path / "run" / BEST).exists()
 
 
 @pytest.mark.parametrize(
