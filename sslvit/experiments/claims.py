@@ -137,8 +137,8 @@ def notes(results: dict[str, Any]) -> list[str]:
     if any("p" in one for one in results["differences"]):
         return [
             *texts,
-            "A method is said to be ahead where the difference remains significant after Holm's correction over all "
-            "pairs of its column (5%); each interval is of its own pair alone.",
+            "A method is said to be ahead where the difference survives Holm's correction over all pairs of its column "
+            "(5%); each interval is of its own pair alone.",
         ]
     return [*texts, "Intervals are not corrected for the number of comparisons."]
 
