@@ -51,13 +51,13 @@ class Config(PretrainConfig):
     """Sets the defaults of the other options."""
     out: Path = Path("runs/adapt")
     init_from: str = ""
-    """The model to adapt: a run, a model, or a file of timm, transformers, DINO, DINOv2, MAE, MoCo v3, ..."""
+    """The model to adapt. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
     image_size: int | tuple[int, int] = 0
     """Side in pixels; 0 takes the model's own. At another size positions are interpolated."""
     objective: Literal["dino", "mae", "mpp", "moco_v3"] = "dino"
     """What it is trained by."""
     keep_data: str = option("shapes", EVALUATION)
-    """Labelled images that it should not forget, in the form of --data; empty for none."""
+    """Labelled images that it should not forget. In the form of --data; empty for none."""
     most_forgotten: float = option(0.1, FREE, above=0, most=1)
     """End when the accuracy of nearest neighbours on --keep_data has fallen by more than this."""
     head_epochs: float = option(1, least=0)
@@ -65,9 +65,9 @@ class Config(PretrainConfig):
     ramp_epochs: float = option(1, least=0)
     """Passes over which the backbone's learning rate rises after that."""
     backbone_lr: float = option(0.1, above=0)
-    """The backbone's learning rate, as a share of the heads'."""
+    """The backbone's learning rate over the heads'."""
     train: str = "all"
-    """What is trained of the backbone: all weights, norm, attention, last:N blocks; mae and mpp also lora:RANK."""
+    """all, norm, attention, last:N or lora:RANK. What is trained of the backbone; lora by mae and mpp alone."""
     base_lr: float = 5e-4
     final_lr: float = 1e-6
     epochs: float = 10

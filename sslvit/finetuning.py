@@ -72,10 +72,11 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     readout: Literal["declared", "cls", "mean"] = "declared"
     """What the head reads; by default what the model's objective declares."""
     train: str = "all"
-    """What is trained besides the head: all weights, head (none), norm, attention, last:N blocks, lora:RANK of the
-    attention, lora:RANK+mlp of the MLPs too. The saved model has LoRA's updates in its weights."""
+    """all, head, norm, attention, last:N or lora:RANK. What is trained besides the head: all weights, none, the norms,
+    attention, the last N blocks, or low-rank updates of the attention; of the MLPs too with lora:RANK+mlp. The saved
+    model has the updates in its weights."""
     fraction: float = option(1.0, above=0, most=1)
-    """Share of each class's training images that is used."""
+    """Share of each class's training images."""
     shots: int = option(0, least=0)
     """Training images per class, instead of --fraction."""
     rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
