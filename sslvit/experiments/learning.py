@@ -47,11 +47,11 @@ def sentences(results: dict[str, Any], column: str) -> list[str]:
             continue
         steps, end = curves[base][-1]
         found = {name: reaches(curves[name], end) for name in others}
-        parts = [f"{name} after about {rounded(at)} steps" for name, at in found.items() if at is not None]
+        parts = [f"{name} is as high after about {rounded(at)} steps" for name, at in found.items() if at is not None]
         never = [name for name, at in found.items() if at is None]
         where = f"{in_words(column).capitalize()}, {base}"
         texts.append(f"{where} ends at {100 * end:.1f}%, after {steps:,} steps.")
-        texts[-1] += f" As high are {', '.join(parts)}." if parts else ""
+        texts[-1] += f" {'; '.join(parts)}." if parts else ""
         texts[-1] += f" Never as high: {', '.join(never)}." if never else ""
     return texts
 

@@ -32,7 +32,7 @@ def test_a_sentence_says_where_scratch_ends_and_when_each_method_is_there():
     # MPP's 62% lies halfway from 60% at 1,000 to 64% at 4,000 steps.
     assert mean == (
         "Fine-tuned on 10% of the labels, scratch (mean) ends at 62.0%, after 4,000 steps. "
-        "As high are MPP after about 2,000 steps."
+        "MPP is as high after about 2,000 steps."
     )
     assert cls == (
         "Fine-tuned on 10% of the labels, scratch (cls) ends at 60.0%, after 4,000 steps. Never as high: DINO."
