@@ -74,7 +74,7 @@ def chart(results: dict[str, Any], column: str) -> str:
         Line(name, [float(step) for step, _ in curve], [100 * accuracy for _, accuracy in curve])
         for name, curve in curves_of(results, column).items()
     ]
-    ticks = [float(step) for step, _ in next(iter(curves_of(results, column).values()))][::-2][::-1]
+    ticks = lines[0].x[::-2][::-1]
     return line_chart(lines, x="steps of fine-tuning", y="test accuracy, %", logarithmic=True, ticks=ticks)
 
 

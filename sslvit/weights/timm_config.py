@@ -69,18 +69,23 @@ def timm_config(backbone: ViT | BiT, readout: str, head: dict[str, Tensor]) -> d
             "global_pool": "token" if readout == "cls" else "avg",
             "fc_norm": "fc_norm.bias" in head,
         },
-        "pretrained_cfg": {
-            "input_size": [backbone.channels, *backbone.image_size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": default_eval_crop(backbone.image_size),
-            "crop_mode": "center",
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "num_classes": classes,
-            "first_conv": first,
-            "classifier": "head",
-        },
+        "pretrained_cfg": pretrained_cfg(backbone, classes, first, fixed_input_size=True),
+    }
+
+
+def pretrained_cfg(backbone: ViT | BiT, classes: int, first: str, **about: Any) -> dict[str, Any]:
+    """How timm prepares images for the model. first: the name of the layer that sees the pixels."""
+    return {
+        "input_size": [backbone.channels, *backbone.image_size],
+        **about,
+        "interpolation": "bicubic",
+        "crop_pct": default_eval_crop(backbone.image_size),
+        "crop_mode": "center",
+        "mean": list(backbone.config.mean),
+        "std": list(backbone.config.std),
+        "num_classes": classes,
+        "first_conv": first,
+        "classifier": "head",
     }
 
 

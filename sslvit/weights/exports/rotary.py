@@ -10,7 +10,6 @@ from torch import Tensor
 from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.views.pretraining import default_eval_crop
 from sslvit.weights.exports.checks import CLOSE, compare, refuse, sample
 from sslvit.weights.exports.layouts import (
     READOUT,
@@ -22,6 +21,7 @@ from sslvit.weights.exports.layouts import (
 )
 from sslvit.weights.foreign.names import TRANSFORMERS_DINOV3
 from sslvit.weights.foreign.open import load_foreign
+from sslvit.weights.timm_config import pretrained_cfg
 
 # timm's functions, by width and whether they have SwiGLU; model_args are complete, so any would do.
 TIMM = {
@@ -124,17 +124,7 @@ def _timm_config(backbone: ViT, readout: str, classes: int) -> dict[str, Any]:
             "global_pool": "avg" if readout == "mean" else "token",
             **swiglu,
         },
-        "pretrained_cfg": {
-            "input_size": [backbone.channels, *backbone.image_size],
-            "interpolation": "bicubic",
-            "crop_pct": default_eval_crop(backbone.image_size),
-            "crop_mode": "center",
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "num_classes": classes,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
+        "pretrained_cfg": pretrained_cfg(backbone, classes, "patch_embed.proj"),
     }
 
 
