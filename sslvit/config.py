@@ -262,8 +262,12 @@ class TrainConfig(Options):
     """Peak learning rate, at this batch size; 0 takes --base_lr."""
     base_lr: float = option(0.0)
     """Peak learning rate per 256 images of a batch. Give this or --lr: either replaces the preset's other."""
+    lr_rule: Literal["linear", "sqrt"] = "linear"
+    """How --base_lr grows with the batch: in proportion, or with the root of it."""
     final_lr: float = option(0.0, least=0)
     """Learning rate at the end."""
+    lr_drops: tuple[float, ...] = ()
+    """Shares of training after which the learning rate falls to a tenth. By default it falls along half a cosine."""
     warmup_epochs: float = option(1, least=0)
     """Passes over which the learning rate rises from 0; then it falls along half a cosine."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -337,6 +341,8 @@ class TrainConfig(Options):
 
     def learning_rate(self, progress: float) -> float:
         warmup = min(self.warmup_epochs / self.epochs, 1.0)
+        if self.lr_drops:
+            return schedule.warmup_steps(progress, self.lr, warmup=warmup, drops=self.lr_drops)
         return schedule.warmup_cosine(progress, self.lr, warmup=warmup, end=self.final_lr)
 
     def backbone_rate(self, progress: float) -> float:
@@ -345,12 +351,20 @@ class TrainConfig(Options):
 
     def with_rate(self) -> Self:
         """With the peak learning rate that --base_lr stands for, where --lr is not given."""
-        return self if self.lr else replace(self, lr=self.base_lr * self.batch_size / 256)
+        factor = (self.batch_size / 256) ** (0.5 if self.lr_rule == "sqrt" else 1)
+        return self if self.lr else replace(self, lr=self.base_lr * factor)
 
     def check(self) -> None:
         check_bounds(self)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"--betas are {self.betas}; they must be in [0, 1)")
+        if not all(0 < drop < 1 for drop in self.lr_drops) or len(set(self.lr_drops)) < len(self.lr_drops):
+            raise ValueError(
+                f"--lr_drops {' '.join(map(str, self.lr_drops))}: these are shares of training, between 0 and 1, each "
+                "once; give 0.875 for the 700th of 800 epochs"
+            )
+        if self.lr_drops and self.final_lr:
+            raise ValueError(f"--final_lr {self.final_lr:g} ends a cosine, and --lr_drops has none: leave one out")
         if self.workers > WORKERS_PER_CORE * (os.cpu_count() or 1):
             raise ValueError(
                 f"--workers is {self.workers}; this machine has {os.cpu_count()} cores, and one or two workers "

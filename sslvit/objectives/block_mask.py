@@ -1,9 +1,9 @@
 """Masks of rectangular blocks, by the rules of BEiT, iBOT and DINOv2. How many patches they hide varies by image.
 
-An image's blocks are placed one after the other. A block's area is uniform between `least` and what is left to hide, its
-aspect ratio log-uniform between 0.3 and 1/0.3, its place uniform; it must be smaller than the grid in both directions
-and hide something new, but no more than is left. After ten tries without one that does, the mask stays as it is: so it
-often hides a little less than was wanted, and never more.
+An image's blocks are placed one after the other. A block's area is uniform between `least` and what is left to hide,
+its aspect ratio log-uniform between 0.3 and 1/0.3, its place uniform; it must be smaller than the grid in both
+directions and hide something new, but no more than is left. After ten tries without one that does, the mask stays as it
+is: so it often hides a little less than was wanted, and never more.
 
     BEiT (https://arxiv.org/abs/2106.08254)      wanted 75 of 14 x 14, least 16
     iBOT (https://arxiv.org/abs/2111.07832)      wanted `wanted_by_image`, least (shorter side // 3)^2
@@ -51,7 +51,9 @@ def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float)
     rows, rounds = np.flatnonzero(left > 0), 0
     y, x, shifts = np.arange(height)[:, None], np.arange(width)[:, None], np.arange(0, 64, 16)[:, None, None]
     while len(rows):
-        bits = rng.bits(rng.fold(key[torch.from_numpy(rows)], rounds), BLOCKS, TRIES).permute(1, 2, 0).contiguous().numpy()
+        bits = (
+            rng.bits(rng.fold(key[torch.from_numpy(rows)], rounds), BLOCKS, TRIES).permute(1, 2, 0).contiguous().numpy()
+        )
         mask, left_of = masks[:, :, rows], left[rows]
         for block in range(BLOCKS):
             u = (bits[block] >> shifts & 0xFFFF) / 65536  # four draws of 16 bits from each hash
@@ -92,7 +94,7 @@ def try_blocks(u: np.ndarray, left: np.ndarray, mask: np.ndarray, least: float) 
 
 
 def wanted_by_image(key: Tensor, patches: int, ratio: tuple[float, float]) -> Tensor:
-    """iBOT's: of half the images nothing, of the others a uniform share between these, by each image's own key: b -> b"""
+    """iBOT's: of half the images nothing, of the others a uniform share between these, by an image's own key: b -> b"""
     u = rng.uniform(key, 2).double()
     share = ratio[0] + (ratio[1] - ratio[0]) * u[:, 1]
     return torch.where(u[:, 0] < 0.5, 0.0, share * patches)

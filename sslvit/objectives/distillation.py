@@ -86,9 +86,7 @@ class Distillation(Objective):
         super().__init__()
         name = type(self).__name__
         if "cls" not in backbone.readouts:
-            raise ValueError(
-                f"{name} reads the class token and this backbone has none: build it with class_token=True"
-            )
+            raise ValueError(f"{name} reads the class token and this backbone has none: build it with class_token=True")
         if backbone.drop_path or backbone.dropout:
             raise ValueError(
                 f"the backbone becomes the teacher, from which nothing is dropped, but it has drop_path "

@@ -77,6 +77,11 @@ class Objective(nn.Module, ABC):
         """Not trained at this progress: the loop drops their gradients, so that the optimizer skips them."""
         return []
 
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate of this parameter is multiplied by, besides layer decay; its name in the learner, or
+        in the objective if it is of a head."""
+        return 1.0
+
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""
 

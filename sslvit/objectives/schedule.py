@@ -20,3 +20,10 @@ def warmup_cosine(progress: float, peak: float, *, warmup: float, start: float =
     if progress < warmup:
         return linear(progress / warmup, start, peak)
     return cosine((progress - warmup) / max(1 - warmup, 1e-12), peak, end)
+
+
+def warmup_steps(progress: float, peak: float, *, warmup: float, drops: tuple[float, ...]) -> float:
+    """Linear from 0 to `peak` over the first `warmup`, then `peak`, a tenth of it from the first of `drops` on, ..."""
+    if progress < warmup:
+        return linear(progress / warmup, 0.0, peak)
+    return peak * 0.1 ** sum(progress >= drop for drop in drops)

@@ -50,7 +50,8 @@ def parameter_groups(
     apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: with weight decay, and without. With layer decay two per layer, the last
-    layer first, each with the scale of its learning rate: layer_decay to the power of the number of layers above.
+    layer first, each with the scale of its learning rate: layer_decay to the power of the number of layers above. What
+    an objective gives another rate (Objective.rate_factor) is in groups of its own.
     apart: the backbone's are in groups of their own, which may have another rate than the heads'."""
     if no_weight_decay not in get_args(NoWeightDecay):
         raise ValueError(f"no_weight_decay {no_weight_decay!r} must be one of {get_args(NoWeightDecay)}")
@@ -61,14 +62,20 @@ def parameter_groups(
     depth = len({name.split(".")[1] for name in inside.values() if name.startswith("blocks.")})
     if layer_decay != 1 and not depth:
         raise ValueError(f"layer_decay {layer_decay} needs a ViT with trainable blocks")
+    factor_of = getattr(module, "rate_factor", lambda name: 1.0)
     layers = {
-        name: (layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1, apart and p in inside)
+        name: (
+            layer_of(inside.get(p, "head"), depth) if layer_decay != 1 else depth + 1,
+            apart and p in inside,
+            factor_of(inside.get(p, name)),
+        )
         for name, p in trainable
     }
     groups = []
-    for layer, backbone in sorted(set(layers.values()), key=lambda place: (-place[0], place[1])):
-        scale = layer_decay ** (depth + 1 - layer)
-        here = [one for one in trainable if layers[one[0]] == (layer, backbone)]
+    for place in sorted(set(layers.values()), key=lambda place: (-place[0], place[1], -place[2])):
+        layer, backbone, factor = place
+        scale = factor * layer_decay ** (depth + 1 - layer)
+        here = [one for one in trainable if layers[one[0]] == place]
         decayed = [p for name, p in here if decays(name, p, no_weight_decay)]
         exempt = [p for name, p in here if not decays(name, p, no_weight_decay)]
         about = {"scale": scale, "backbone": backbone}

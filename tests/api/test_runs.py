@@ -69,6 +69,12 @@ def test_the_rate_and_the_warm_up_follow_what_is_chosen():
     assert configured(objective, None, {"batch_size": 256}).lr == pytest.approx(4e-3)  # base_lr is of 256
     assert configured(objective, None, {"lr": 0.5}).lr == 0.5
     assert configured(sslvit.MPP(vit()), None, {"base_lr": 0.4, "batch_size": 64}).lr == pytest.approx(0.1)
+    rooted = {"base_lr": 2e-3, "batch_size": 1024, "lr_rule": "sqrt"}
+    assert configured(sslvit.MPP(vit()), None, rooted).lr == pytest.approx(4e-3)  # DINOv2's rate at its 1,024
+    with pytest.raises(ValueError, match=r"--lr_drops 0.5 1.5: these are shares .* give 0.875"):
+        configured(sslvit.MPP(vit()), None, {"lr_drops": (0.5, 1.5)})
+    with pytest.raises(ValueError, match=r"--final_lr 1e-06 .* leave one out"):
+        configured(sslvit.MPP(vit()), None, {"lr_drops": (0.5,), "final_lr": 1e-6})
     assert configured(objective, None, {"epochs": 5}).warmup_epochs == 0.5
     assert configured(objective, None, {"epochs": 5, "warmup_epochs": 2}).warmup_epochs == 2
     with pytest.raises(ValueError, match="lr and base_lr"):

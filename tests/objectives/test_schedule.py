@@ -1,11 +1,12 @@
 """Schedules at the points where their value is known."""
 
+import bisect
 from math import cos, pi
 
 import numpy as np
 import pytest
 
-from sslvit.objectives.schedule import cosine, linear, warmup_cosine
+from sslvit.objectives.schedule import cosine, linear, warmup_cosine, warmup_steps
 
 
 def test_cosine_starts_ends_and_is_half_way_in_the_middle():
@@ -25,6 +26,15 @@ def test_warm_up_rises_linearly_and_the_cosine_spans_the_rest():
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_no_warm_up_and_nothing_but_warm_up(warmup):
     assert warmup_cosine(0.5, 1.0, warmup=warmup) == pytest.approx(0.5)
+
+
+def test_a_rate_that_falls_in_steps_is_simmims():
+    """Its MultiStepLRScheduler: after the warm-up base * 0.1^(milestones at or before the iteration)."""
+    iterations, warmup, milestones = 80, 10, [40, 70]
+    for i in range(iterations):
+        expected = 2.0 * i / warmup if i < warmup else 2.0 * 0.1 ** bisect.bisect_right(milestones, i)
+        shares = tuple(each / iterations for each in milestones)
+        assert warmup_steps(i / iterations, 2.0, warmup=warmup / iterations, drops=shares) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("least", [0.0, 1e-6])

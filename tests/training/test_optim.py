@@ -87,6 +87,28 @@ def test_layer_decay_reaches_the_backbone_that_is_trained_whatever_it_is_called(
     assert sorted(set(scales.values())) == [0.0625, 0.125, 0.25, 0.5, 1.0]
 
 
+class Slower(MPP):
+    """Embeds patches at a fifth of the rate, as DINOv2."""
+
+    def rate_factor(self, name: str) -> float:
+        return 0.2 if name.startswith("patch_embed.") else 1.0
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_an_objective_may_multiply_the_rate_of_a_parameter_besides_layer_decay(layer_decay):
+    objective = Slower(ViT(ViTConfig(**SIZES, depth=3)))
+    scales = {
+        p: group["scale"]
+        for group in parameter_groups(objective, 0.1, layer_decay=layer_decay)
+        for p in group["params"]
+    }
+    vit = objective.backbone
+    assert scales[vit.patch_embed.proj.weight] == scales[vit.patch_embed.proj.bias] == 0.2 * layer_decay**4
+    assert scales[vit.pos_embed] == layer_decay**4
+    assert scales[objective.head.weight] == scales[vit.norm.weight] == 1.0
+    assert len(scales) == len(list(objective.parameters()))
+
+
 def test_positions_in_attention_and_mask_tokens_are_spared_with_the_tokens():
     """They are looked up or put in, never multiplied with: big_vision's custom decays kernels alone."""
     relative = MPP(ViT(ViTConfig(**SIZES, depth=1, position="relative", position_at="every_layer")))
