@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3
     from sslvit.objectives.mpp import MPP as MPP
     from sslvit.objectives.objective import Batch as Batch, Objective as Objective
+    from sslvit.objectives.simmim import SimMIM as SimMIM
     from sslvit.objectives.supervised import Supervised as Supervised
 
 PLACES = {
@@ -47,6 +48,7 @@ PLACES = {
     "objectives.mae": ("MAE",),
     "objectives.moco_v3": ("MoCoV3",),
     "objectives.dino": ("DINO",),
+    "objectives.simmim": ("SimMIM",),
     "objectives.supervised": ("Supervised",),
     "api.images": ("open_images",),
     "api.runs": ("pretrain", "finetune", "Run"),

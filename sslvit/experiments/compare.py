@@ -29,8 +29,12 @@ from sslvit.storage.sealed import NUMBER
 from sslvit.views.batching import Size
 from sslvit.weights.folder import WEIGHTS, save_backbone
 
-NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
-WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
+NAMES = {  # of recipes, as papers spell them
+    "mpp": "MPP", "mae": "MAE", "simmim": "SimMIM", "moco_v3": "MoCo v3", "dino": "DINO",
+}  # fmt: skip
+WORK = {  # about, of pretraining
+    "mpp": 1.0, "mae": 0.9, "simmim": 1.0, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0,
+}  # fmt: skip
 HELD_OUT, TRANSFER = "classes held out", "transfer "
 INIT, INITS = "init", ("jax", "timm")  # a method's random weights
 SAME_FOR_ALL = (

@@ -10,7 +10,7 @@ import preloaded
 import pytest
 import torch
 import torch.distributed as dist
-from objectives_zoo import EXAMPLE, OBJECTIVES, Case, Views, vit, worked_example
+from objectives_zoo import OBJECTIVES, Case, Views
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +23,6 @@ from sslvit.data.labels import Labels
 from sslvit.data.loader import sample_ids
 from sslvit.data.source import ArraySource
 from sslvit.errors import DataError
-from sslvit.objectives.masking import random_order
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes.collectives import start
 from sslvit.storage import checkpoint
@@ -95,30 +94,6 @@ def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_
         run("stopped", Views(case, broken_at=4))  # the first is for the cost, so this is the third step
     for name, value in run("stopped", Views(case)).state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
-
-
-def test_the_readmes_example_is_short_and_has_of_simmim_what_it_says():
-    """SimMIM's code (models/simmim.py, data/data_simmim.py): the mean absolute error of standardised pixels of hidden
-    patches, predicted linearly; 60 % are hidden, rounded up; the mask token is N(0, .02) cut at one deviation."""
-    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 28
-    space = {}
-    exec(compile(EXAMPLE, "objectives.md", "exec"), space)
-    paper = space["LikeSimMIM"](vit(0, image_size=28, width=384, heads=6))
-    assert paper.count == 30  # of 7 x 7, as the paper's units of 32 px in 224
-    assert 0.019 < paper.mask_token.abs().max() <= 0.02
-    assert paper.mask_token.std().item() == pytest.approx(0.02 * 0.5396, rel=0.1)  # a normal's, cut at 1
-    objective, batch = worked_example(0), batch_of(OBJECTIVES["the README's example"])
-    with torch.no_grad():
-        objective.head.weight.zero_()
-        objective.head.bias.fill_(0.25)
-        loss, _ = objective(batch, 0.0)
-    hidden = random_order(rng.fold(batch.key, "hidden"), 16)[:, :10]  # 60 % of 16 patches
-    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    tiles = (
-        ((batch.views[0] - mean) / deviation).unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
-    )
-    chosen = torch.stack([tiles[i, hidden[i]] for i in range(len(tiles))])
-    torch.testing.assert_close(loss, (chosen - 0.25).abs().mean())
 
 
 class Seen(Objective):

@@ -96,6 +96,8 @@ BAD = [
     ("mpp", "--config evil.yaml", ("--config",)),
     ("mpp", "--trust_remote_code", ("--trust_remote_code",)),
     ("mae", "--preset small --mask_ratio 1", ("mask_ratio", "1")),
+    ("simmim", "--image_size 32 --model XS/4 --unit 3", ("unit 3", "8 x 8", "[1, 2, 4, 8]")),
+    ("simmim", "--lr_drops 2", ("--lr_drops 2", "between 0 and 1")),
     ("dino", "--preset small --crops 4", ("--crops",)),
     ("dino", "--preset small --momentum 2", ("momentum", "2")),
     ("moco_v3", "--preset small --accumulation 2 --batch_size 64", ("--accumulation 2",)),

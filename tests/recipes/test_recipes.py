@@ -61,6 +61,7 @@ TIMM, JAX = {"gelu": "exact", "mean": (0.485, 0.456, 0.406)}, {"gelu": "tanh", "
 PAPERS = {
     "mpp": JAX | {"init": "jax", "position": "learned_1d"},
     "mae": TIMM | {"init": "mae", "position": "sincos_mae"},
+    "simmim": TIMM | {"init": "timm", "position": "learned_1d", "layer_scale": 0.1, "drop_path": 0.1},
     "moco_v3": TIMM | {"init": "moco_v3", "position": "sincos_moco_v3"},
     "dino": TIMM | {"init": "dino", "position": "learned_1d", "position_resize": "bicubic_offset"},
 }
@@ -286,7 +287,7 @@ def wide_photos(tmp_path_factory) -> str:
     return str(folder)
 
 
-OBLONG = {"dino": "--crops 2 8 16"} | dict.fromkeys(("mpp", "mae", "moco_v3", "supervised"), "")
+OBLONG = {"dino": "--crops 2 8 16"} | dict.fromkeys(("mpp", "mae", "simmim", "moco_v3", "supervised"), "")
 
 
 @pytest.mark.parametrize("recipe", OBLONG)

@@ -25,7 +25,19 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-RECIPES = ("mpp", "mae", "moco_v3", "dino", "supervised", "finetune", "probe", "linear_probe", "embed", "compare")
+RECIPES = (
+    "mpp",
+    "mae",
+    "simmim",
+    "moco_v3",
+    "dino",
+    "supervised",
+    "finetune",
+    "probe",
+    "linear_probe",
+    "embed",
+    "compare",
+)
 PRELOADED = (
     "torch._dynamo",  # which the first optimizer imports
     "torch.distributed.fsdp",
