@@ -40,6 +40,16 @@ class Hidden(NamedTuple):
         return patches.flatten(0, 1).index_select(0, self.places)
 
 
+def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
+    """Raises ValueError where nothing could be hidden."""
+    if min(grid) < 2:
+        raise ValueError(
+            f"blocks are smaller than the grid in both directions, and this is {grid[0]} x {grid[1]} patches"
+        )
+    if not 0 < ratio[0] <= ratio[1] <= 1:
+        raise ValueError(f"mask_ratio {ratio[0]:g} {ratio[1]:g}: give two shares of a crop, the smaller first, above 0")
+
+
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:
     """Hides about `wanted` patches of each image, or none where it is 0: b, b -> b (h w)
 

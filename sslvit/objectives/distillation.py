@@ -185,11 +185,13 @@ class Distillation(Objective):
         self.seen_progress = None
 
 
-def encode_hidden(objective: Distillation, mask_token: Tensor, hidden: Hidden, batch: Batch) -> tuple[Encoded, Tensor]:
+def encode_hidden(
+    objective: Distillation, crops: Tensor, hidden: Hidden, mask_token: Tensor, batch: Batch
+) -> tuple[Encoded, Tensor]:
     """The student's large crops, whose hidden patches are the mask token with their positions; and its class tokens of
     all views: (v b) d"""
-    student, images = objective.student, objective.large_crops(batch)
-    tokens, grid = student.embed(images), student.grid_of(images)
+    student = objective.student
+    tokens, grid = student.embed(crops), student.grid_of(crops)
     tokens = torch.where(hidden.mask.unsqueeze(-1), mask_token.to(tokens.dtype), tokens)
     key = torch.cat(objective.keys(batch)[:LARGE])
     large = student.encode(student.add_positions(tokens, grid), grid, key)

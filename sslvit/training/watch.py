@@ -8,6 +8,7 @@ Objectives return these as metrics of every step:
     teacher_outputs      of a teacher's softmax (DINO): how many outputs it uses for a batch
     teacher_information  of the same: mutual information of image and output, in nats: the entropy of the mean output
                          minus the mean entropy. 0 if all outputs are equal, be they uniform or one-hot
+    patch_teacher_outputs, patch_teacher_information    the same of hidden patches (iBOT, DINOv2)
 
 Effective rank is the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l: r equal ones give r. It
 is one small product per step, where RankMe (https://arxiv.org/abs/2210.02885) takes a singular value decomposition. It
@@ -70,6 +71,21 @@ RULES = (
         "A student that cannot predict the teacher's output for another crop predicts the mean, and the teacher "
         "follows it; a low temperature of the teacher works against this",
         "Start again with a constant temperature of 0.04, larger small crops, and a third of --lr",
+    ),
+    Rule(
+        "patch_teacher_outputs",
+        lambda first: min(3.0, 0.75 * first),
+        "the teacher gives nearly all hidden patches the same few outputs",
+        "Centering prevents one output from dominating, and that of patches did not keep up with the teacher",
+        "Start again with a lower --center_momentum, a --momentum nearer 1, or a larger batch",
+    ),
+    Rule(
+        "patch_teacher_information",
+        lambda first: 0.005,
+        "the teacher's outputs carry no information about the patch",
+        "A student that cannot predict what was hidden predicts the mean, and the teacher follows it; a low "
+        "temperature of the teacher works against this",
+        "Start again with a constant temperature of 0.04, a smaller --mask_ratio, and a third of --lr",
     ),
     Rule(
         "feature_std",

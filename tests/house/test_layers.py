@@ -88,7 +88,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_no_objective_imports_another():
     names = (
-        "objective", "masking", "block_mask", "teacher", "distillation", "batch_norm", "spread", "schedule", "koleo",
+        "objective", "masking", "block_mask", "teacher", "distillation", "batch_norm", "spread", "schedule",
         "sinkhorn",
     )  # fmt: skip
     shared = {f"sslvit.objectives.{name}" for name in names}

@@ -11,6 +11,8 @@ from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.dino import DINO
+from sslvit.objectives.dinov2 import DINOv2
+from sslvit.objectives.ibot import IBOT
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
@@ -45,6 +47,21 @@ OBJECTIVES = {
     "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
     "moco_v3-in-chunks": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, chunks=2), views=(16, 16)),
     "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
+    "ibot": Case(lambda seed: IBOT(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
+    "dinov2": Case(
+        lambda seed: DINOv2(vit(seed, drop_path=0.0), **OUTPUTS, koleo_group=4, seed=seed), views=(16, 16, 8, 8)
+    ),
+    "dinov2-sinkhorn": Case(
+        lambda seed: DINOv2(
+            vit(seed, drop_path=0.0),
+            **OUTPUTS,
+            patch_head=(32, 16, 48),
+            assignment="sinkhorn",
+            koleo_group=4,
+            seed=seed,
+        ),
+        views=(16, 16, 8, 8),
+    ),
     "simmim": Case(lambda seed: SimMIM(vit(seed), seed=seed)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
