@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.models.resnet import BiT as BiT
     from sslvit.models.vit import ViT as ViT
     from sslvit.objectives.dino import DINO as DINO
+    from sslvit.objectives.dinov2 import DINOv2 as DINOv2
+    from sslvit.objectives.ibot import IBOT as IBOT
     from sslvit.objectives.mae import MAE as MAE
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3
     from sslvit.objectives.mpp import MPP as MPP
@@ -48,6 +50,8 @@ PLACES = {
     "objectives.mae": ("MAE",),
     "objectives.moco_v3": ("MoCoV3",),
     "objectives.dino": ("DINO",),
+    "objectives.ibot": ("IBOT",),
+    "objectives.dinov2": ("DINOv2",),
     "objectives.simmim": ("SimMIM",),
     "objectives.supervised": ("Supervised",),
     "api.images": ("open_images",),

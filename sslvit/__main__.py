@@ -15,7 +15,7 @@ from sslvit.cli.run import start
 from sslvit.cli.words import HELP, HELP_ALL, meant, one_of, started_as
 
 RECIPES = "sslvit.recipes"
-OBJECTIVES = ("mpp", "mae", "simmim", "moco_v3", "dino", "supervised")
+OBJECTIVES = ("mpp", "mae", "simmim", "moco_v3", "dino", "ibot", "dinov2", "supervised")
 
 
 class Command(NamedTuple):

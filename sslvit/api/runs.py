@@ -34,7 +34,16 @@ from sslvit.views.batching import Size
 from sslvit.views.pretraining import is_thumbnail
 from sslvit.weights.backbone import with_random_weights
 
-RECIPES = ("mpp", "mae", "simmim", "moco_v3", "dino", "supervised")  # by the names of their objectives' modules too
+RECIPES = (
+    "mpp",
+    "mae",
+    "simmim",
+    "moco_v3",
+    "dino",
+    "ibot",
+    "dinov2",
+    "supervised",
+)  # by the names of their objectives' modules too
 COMMANDS = {"show_views", "dry_run"}  # options of TrainConfig that train nothing
 OWN = {"lr": 5e-4, "weight_decay": 0.05, "clip": 1.0}  # of an objective that is not one of ours
 

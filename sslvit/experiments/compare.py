@@ -31,9 +31,10 @@ from sslvit.weights.folder import WEIGHTS, save_backbone
 
 NAMES = {  # of recipes, as papers spell them
     "mpp": "MPP", "mae": "MAE", "simmim": "SimMIM", "moco_v3": "MoCo v3", "dino": "DINO",
+    "ibot": "iBOT", "dinov2": "DINOv2",
 }  # fmt: skip
 WORK = {  # about, of pretraining
-    "mpp": 1.0, "mae": 0.9, "simmim": 1.0, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0,
+    "mpp": 1.0, "mae": 0.9, "simmim": 1.0, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0, "ibot": 5.5, "dinov2": 5.5,
 }  # fmt: skip
 HELD_OUT, TRANSFER = "classes held out", "transfer "
 INIT, INITS = "init", ("jax", "timm")  # a method's random weights

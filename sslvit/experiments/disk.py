@@ -11,7 +11,8 @@ BESIDE = 2 << 20  # bytes beside a model: report, pictures, log
 CHECKPOINTS = 3  # of a run at a time: two, and the one that is being written
 # A checkpoint in times the weights, two moments and a teacher with them; and what the heads and decoders of the small
 # presets take in it, bytes, whatever the width.
-TIMES, HEADS = {"moco_v3": 4, "dino": 4}, {"moco_v3": 11_000_000, "dino": 7_000_000, "mae": 6_000_000}
+TIMES = {"moco_v3": 4, "dino": 4, "ibot": 4, "dinov2": 4}
+HEADS = {"moco_v3": 11_000_000, "dino": 7_000_000, "ibot": 7_000_000, "dinov2": 7_000_000, "mae": 6_000_000}
 
 
 def needed(jobs: list[Job], at_a_time: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:

@@ -16,6 +16,8 @@ TRAINING = {
     "mae": f"{TINY} --decoder 16 1 2",
     "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
     "dino": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
+    "ibot": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
+    "dinov2": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
     "simmim": TINY,
     "supervised": TINY,
 }

@@ -46,7 +46,7 @@ def run(method: str, out: Path, workers: int = 0) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("method", ["dino", "mae", "moco_v3"])
+@pytest.mark.parametrize("method", ["dino", "ibot", "dinov2-sinkhorn", "mae", "simmim", "moco_v3"])
 def test_going_on_from_every_step_ends_bit_for_bit_the_same(method, tmp_path):
     whole = tmp_path / "whole"
     reference, identical = run(method, whole), []
