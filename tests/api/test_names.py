@@ -24,6 +24,8 @@ NAMES = [
         "SimMIM",
         "MoCoV3",
         "DINO",
+        "IBOT",
+        "DINOv2",
         "Supervised",
     ),
     *("open_images", "pretrain", "finetune", "Run", "TrainConfig", "extract_features", "knn", "few_shot"),

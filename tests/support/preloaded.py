@@ -31,6 +31,8 @@ RECIPES = (
     "simmim",
     "moco_v3",
     "dino",
+    "ibot",
+    "dinov2",
     "supervised",
     "finetune",
     "probe",
