@@ -55,7 +55,7 @@ class Config(PretrainConfig):
     """Widths of a head of their own for patches; by default they share the other."""
     assignment: Literal["centring", "sinkhorn"] = "centring"
     """What keeps the teacher from one output for all images."""
-    mask_ratio: tuple[float, float] = option((0.1, 0.5), above=0, most=1)
+    mask_ratios: tuple[float, float] = option((0.1, 0.5), above=0, most=1)
     """The share of a large crop that is hidden. From the first to the second, of half of them."""
     patch_weight: float = option(1.0, least=0)
     """Weight of the loss of hidden patches; that of class tokens has 1."""
@@ -121,7 +121,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     objective = DINOv2(
         backbone, hidden=hidden, bottleneck=bottleneck, outputs=outputs, norm_last_layer=config.norm_last_layer,
         patch_head=config.patch_head, assignment=config.assignment,
-        mask_ratio=config.mask_ratio, patch_weight=config.patch_weight,
+        mask_ratios=config.mask_ratios, patch_weight=config.patch_weight,
         koleo_weight=config.koleo_weight, koleo_group=config.koleo_group, patch_rate=config.patch_rate,
         freeze_last_layer=config.freeze_last_layer_epochs / config.epochs,
         teacher_temperature=config.teacher_temperature,

@@ -48,7 +48,7 @@ class Config(PretrainConfig):
     """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
     head: tuple[int, int, int] = option((512, 64, 1024), above=0)
     """Widths of its hidden layers, its bottleneck and its output."""
-    mask_ratio: tuple[float, float] = option((0.1, 0.5), above=0, most=1)
+    mask_ratios: tuple[float, float] = option((0.1, 0.5), above=0, most=1)
     """The share of a large crop that is hidden. From the first to the second, of half of them."""
     patch_weight: float = option(1.0, least=0)
     """Weight of the loss of hidden patches; that of class tokens has 1."""
@@ -104,7 +104,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     hidden, bottleneck, outputs = config.head
     objective = IBOT(
         backbone, hidden=hidden, bottleneck=bottleneck, outputs=outputs, norm_last_layer=config.norm_last_layer,
-        mask_ratio=config.mask_ratio, patch_weight=config.patch_weight,
+        mask_ratios=config.mask_ratios, patch_weight=config.patch_weight,
         freeze_last_layer=config.freeze_last_layer_epochs / config.epochs,
         teacher_temperature=config.teacher_temperature,
         temperature_warmup=min(config.temperature_epochs / config.epochs, 1.0),

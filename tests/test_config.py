@@ -88,11 +88,11 @@ accumulation areas assignment backbone_lr balance base_lr batch_size betas canva
 chunks class_token clip clip_each color conventions corrupt crops cutmix decoder drop_path dropout epoch_images erase
 eval_data evaluate_every final_lr final_weight_decay folds follow_links foreign fraction freeze_last_layer_epochs
 freeze_patch_projection head head_epochs hidden image_column image_size images init init_from koleo_group koleo_weight
-label_column label_smoothing layer_decay layer_scale lr lr_drops lr_rule magnitude mask_ratio max_pixels mixup model
-momentum no_weight_decay norm_last_layer norm_pix_loss objective only_classes optimizer patch_head patch_rate
-patch_weight position position_at position_resize preset protocol ramp_epochs randaugment range rates readout scratch
-seed shots skip_spikes smallest_crop steps tanh target teacher_temperature temperature_epochs train unit warmup_epochs
-weight_decay
+label_column label_smoothing layer_decay layer_scale lr lr_drops lr_rule magnitude mask_ratio mask_ratios max_pixels
+mixup model momentum no_weight_decay norm_last_layer norm_pix_loss objective only_classes optimizer patch_head
+patch_rate patch_weight position position_at position_resize preset protocol ramp_epochs randaugment range rates readout
+scratch seed shots skip_spikes smallest_crop steps tanh target teacher_temperature temperature_epochs train unit
+warmup_epochs weight_decay
 """
 CONFIGS = [
     type(next(iter(importlib.import_module(f"sslvit.recipes.{recipe}").PRESETS.values())))

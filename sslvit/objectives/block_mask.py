@@ -47,7 +47,9 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
             f"blocks are smaller than the grid in both directions, and this is {grid[0]} x {grid[1]} patches"
         )
     if not 0 < ratio[0] <= ratio[1] <= 1:
-        raise ValueError(f"mask_ratio {ratio[0]:g} {ratio[1]:g}: give two shares of a crop, the smaller first, above 0")
+        raise ValueError(
+            f"mask_ratios {ratio[0]:g} {ratio[1]:g}: give two shares of a crop, the smaller first, above 0"
+        )
 
 
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:

@@ -65,7 +65,7 @@ class DINOv2(Distillation):
         patch_head: tuple[int, int, int] | None = None,
         norm_last_layer: bool = False,
         assignment: str = "centring",
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        mask_ratios: tuple[float, float] = (0.1, 0.5),
         mask_probability: float = 0.5,
         patch_weight: float = 1.0,
         koleo_weight: float = 0.1,
@@ -88,7 +88,7 @@ class DINOv2(Distillation):
             raise ValueError(f"assignment must be centring or sinkhorn, got {assignment!r}")
         if koleo_group < 2:
             raise ValueError(f"koleo_group {koleo_group}: an image is compared with others of a group of 2 or more")
-        check_masks(backbone.grid, mask_ratio)
+        check_masks(backbone.grid, mask_ratios)
 
         def head(hidden: int, bottleneck: int, outputs: int, seed: int) -> Head:
             sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
@@ -110,7 +110,7 @@ class DINOv2(Distillation):
         self.patch_head = frozen_copy(self.student_patch_head) if self.student_patch_head else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width))
         self.register_buffer("patch_centre", torch.zeros(patch_head[2] if patch_head else outputs))
-        self.assignment, self.mask_ratio, self.mask_probability = assignment, mask_ratio, mask_probability
+        self.assignment, self.mask_ratios, self.mask_probability = assignment, mask_ratios, mask_probability
         self.patch_weight, self.koleo_weight, self.koleo_group = patch_weight, koleo_weight, koleo_group
         self.patch_rate = patch_rate
 
@@ -146,7 +146,7 @@ class DINOv2(Distillation):
     def hidden(self, key: Tensor, grid: tuple[int, int]) -> Hidden:
         """What is hidden of the large crops, those of the first view first: b -> (v b) n"""
         key = torch.cat([rng.fold(key, "hidden", view) for view in range(LARGE)])
-        wanted = wanted_by_batch(key, prod(grid), self.mask_ratio, self.mask_probability)
+        wanted = wanted_by_batch(key, prod(grid), self.mask_ratios, self.mask_probability)
         return block_mask(key, wanted, grid, least=4)
 
     def assigned(self, logits: Tensor, centre: Tensor, temperature: float) -> Tensor:

@@ -54,7 +54,7 @@ class IBOT(Distillation):
         hidden: int = 2048,
         bottleneck: int = 256,
         norm_last_layer: bool = False,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        mask_ratios: tuple[float, float] = (0.1, 0.5),
         patch_weight: float = 1.0,
         student_temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.04, 0.07),
@@ -66,7 +66,7 @@ class IBOT(Distillation):
         position_resize: PositionResize = "bicubic_offset",
         seed: int = 0,
     ):
-        """As of DINO. mask_ratio: the least and the largest share of a crop that is hidden, where anything is.
+        """As of DINO. mask_ratios: the least and the largest share of a crop that is hidden, where anything is.
         patch_weight: of the patches' loss; the class tokens' has 1. Shares of training are those of 800 epochs."""
         head = Head(
             backbone.width,
@@ -88,8 +88,8 @@ class IBOT(Distillation):
             drop_path=drop_path,
             position_resize=position_resize,
         )
-        check_masks(backbone.grid, mask_ratio)
-        self.mask_ratio, self.patch_weight = mask_ratio, patch_weight
+        check_masks(backbone.grid, mask_ratios)
+        self.mask_ratios, self.patch_weight = mask_ratios, patch_weight
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width))
         self.register_buffer("patch_centre", torch.zeros(outputs))
 
@@ -118,5 +118,5 @@ class IBOT(Distillation):
     def hidden(self, key: Tensor, grid: tuple[int, int]) -> Hidden:
         """What is hidden of the large crops, those of the first view first: b -> (v b) n"""
         key = torch.cat([rng.fold(key, "hidden", view) for view in range(LARGE)])
-        wanted = wanted_by_image(rng.fold(key, "ratio"), prod(grid), self.mask_ratio)
+        wanted = wanted_by_image(rng.fold(key, "ratio"), prod(grid), self.mask_ratios)
         return block_mask(key, wanted, grid, least=(min(grid) // 3) ** 2)

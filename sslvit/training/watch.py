@@ -85,7 +85,7 @@ RULES = (
         "the teacher's outputs carry no information about the patch",
         "A student that cannot predict what was hidden predicts the mean, and the teacher follows it; a low "
         "temperature of the teacher works against this",
-        "Start again with a constant temperature of 0.04, a smaller --mask_ratio, and a third of --lr",
+        "Start again with a constant temperature of 0.04, smaller --mask_ratios, and a third of --lr",
     ),
     Rule(
         "feature_std",

@@ -193,7 +193,7 @@ def test_the_short_schedule_has_its_rate_and_its_steps():
     [
         ({"assignment": "softmax"}, "assignment must be centring or sinkhorn, got 'softmax'"),
         ({"koleo_group": 1}, "koleo_group 1: "),
-        ({"mask_ratio": (0.0, 0.5)}, "mask_ratio 0 0.5"),
+        ({"mask_ratios": (0.0, 0.5)}, "mask_ratios 0 0.5"),
     ],
 )
 def test_impossible_arguments_are_refused_with_their_values(options, message):

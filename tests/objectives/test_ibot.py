@@ -92,7 +92,7 @@ def test_half_the_crops_are_whole_and_a_crop_without_a_mask_counts_as_nothing():
 
 
 def test_a_batch_without_any_hidden_patch_has_the_loss_of_the_classes_and_no_gradient_of_the_token():
-    objective = small_ibot(mask_ratio=(0.001, 0.002)).double()  # less than a patch
+    objective = small_ibot(mask_ratios=(0.001, 0.002)).double()  # less than a patch
     loss, metrics = objective(batch_of(), 0.5)
     loss.backward()
     assert metrics["hidden"] == 0
@@ -144,7 +144,7 @@ def test_a_teacher_without_hidden_patches_reports_zeros_and_no_nonsense():
     [
         ({"class_token": False}, {}, "IBOT reads the class token"),
         ({"image_size": (4, 16)}, {}, "this is 1 x 4 patches"),
-        ({}, {"mask_ratio": (0.5, 0.1)}, r"mask_ratio 0.5 0.1: give two shares"),
+        ({}, {"mask_ratios": (0.5, 0.1)}, r"mask_ratios 0.5 0.1: give two shares"),
     ],
 )
 def test_impossible_arguments_are_refused_with_their_values(vit, options, message):

@@ -100,7 +100,7 @@ BAD = [
     ("simmim", "--lr_drops 2", ("--lr_drops 2", "between 0 and 1")),
     ("dino", "--preset small --crops 4", ("--crops",)),
     ("dino", "--preset small --momentum 2", ("momentum", "2")),
-    ("ibot", "--mask_ratio 0.5 0.1", ("mask_ratio 0.5 0.1", "smaller first")),
+    ("ibot", "--mask_ratios 0.5 0.1", ("mask_ratios 0.5 0.1", "smaller first")),
     ("ibot", "--image_size 32 --model XS/32", ("1 x 1 patches",)),
     ("dinov2", "--accumulation 2", ("--accumulation 2", "compares the images of a batch")),
     ("dinov2", "--koleo_group 1", ("--koleo_group is 1", "at least 2")),

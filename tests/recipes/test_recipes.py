@@ -176,7 +176,8 @@ def test_main_checks_its_configuration_and_returns_the_evaluations(recipe, tmp_p
     assert (first["step"], last["step"]) == (0, 4)
     assert any(name.startswith("eval/") for name in last)
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert saved["lr"] == (config.lr or config.base_lr * 16 / 256)
+    root = config.lr_rule == "sqrt"  # as of DINOv2
+    assert saved["lr"] == (config.lr or config.base_lr * (1 / 4 if root else 1 / 16))
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
