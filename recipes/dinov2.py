@@ -7,7 +7,7 @@ The short schedule of the code: ImageNet at 224 px with 8 small crops of 96 px, 
 which are 200 epochs; it calls 1,250 steps an epoch, so its 10 epochs of warm-up are 20 here. AdamW, 4e-3 times the root
 of 1/1024 of the batch (2e-3 per 256), then a cosine to 1e-6; layer decay .9; weight decay .04 to .4, but none of biases
 and norms; clipping to 3, there of each network, here of all gradients together. Drop path .3, LayerScale 1e-5. Not yet
-run. Its large models have heads of their own and Sinkhorn: --patch_head 2048 256 131072 --assignment sinkhorn.
+run. Its largest models: --head 2048 384 131072 --patch_head 2048 256 131072 --assignment sinkhorn --momentum .994.
 The defaults, --preset small, are for thousands of images of 28 to 64 px. They are those of DINO there and have not been
 tuned for DINOv2.
 """

@@ -54,6 +54,7 @@ class DINOv2(Distillation):
     """
 
     couples_samples = True
+    small_crops = (8, 0.05, 0.32)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ How the teacher is made and when it and the centres move is described in dino.py
 from abc import abstractmethod
 from dataclasses import replace
 from itertools import groupby
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,7 @@ class Distillation(Objective):
     """A student, which sees all crops, and a teacher, its moving average, which sees the large ones."""
 
     readout = "cls"
+    small_crops: ClassVar[tuple[int, float, float]] = (8, 0.05, 0.4)  # of the paper: how many, shares of an image
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Distillation(Objective):
         small = is_thumbnail(image_size)
         sides = [side * (1 / 2 if small else 96 / 224) for side in to_pair(image_size)]
         height, width = (max(round(s / p), 1) * p for s, p in zip(sides, self.student.patch_size, strict=True))
-        count, (least, middle) = (4, (0.25, 0.6)) if small else (8, (0.05, 0.4))
+        count, least, middle = (4, 0.25, 0.6) if small else self.small_crops
         return MultiCrop(
             image_size, scale=(middle, 1.0), color=channels in (1, 3),
             small=count, small_size=(height, width), small_scale=(least, middle),

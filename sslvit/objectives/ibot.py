@@ -46,6 +46,8 @@ class IBOT(Distillation):
     'cls'
     """
 
+    small_crops = (10, 0.05, 0.25)
+
     def __init__(
         self,
         backbone: ViT,
