@@ -135,6 +135,7 @@ MISTAKES = [
     ("--verison", "did you mean --version?"),
     ("nonsense", "`sslvit --help` lists all"),
     ("pretrain mpp --epoch 3", "there is no option --epoch; did you mean --epochs?"),
+    ("pretrain mpp --imgsz 224", "there is no option --imgsz; did you mean --image_size?"),
     ("pretrain mpp --batchsize 3", "did you mean --batch_size?"),
     ("pretrain mpp --Batch-Size=3", "did you mean --batch_size?"),
     ("pretrain mpp --zzz", "there is no option --zzz; --help-all lists all"),
