@@ -4,7 +4,7 @@
 
 Each row is one image: first the whole of it, then its views, the very ones that training with these options sees in
 its first step, and last, where an objective hides patches, what is left of the first view. Large views and small ones
-are shown at their true sizes. Mixup and cutmix, which mix the images of a batch, are the objective's own and come after.
+are shown at their true sizes. Mixup and cutmix, which mix the images of a batch, come after, in the objective.
 """
 
 import errno
