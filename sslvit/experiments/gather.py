@@ -38,7 +38,7 @@ def gather(
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """results.json, report.html, report.md and, if models were fine-tuned, fine-tuning.svg, each whole or not at all."""
+    """results.json, report.html, report.md and, of fine-tuning, fine-tuning.svg, each whole or not at all."""
     runs = {name: out / "runs" / f"{folder}-0" for folder, name in names_of(results["settings"]["methods"]).items()}
     runs = {name: run for name, run in runs.items() if all((run / file).exists() for file in SHOWN)}
     texts = {RESULTS: sealed.text(results).decode()}

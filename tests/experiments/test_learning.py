@@ -63,5 +63,5 @@ def test_results_of_an_earlier_version_have_no_curves():
 def test_the_figure_is_that_of_the_largest_share_of_the_labels():
     few = {"fine-tuned 1 %": {"MPP": [[[10, 0.1], [20, 0.2]]]}}
     results = RESULTS | {"curves": few | RESULTS["curves"]}
-    assert "scratch (cls)" in figure(results) and "4,000" in figure(results)
+    assert all(text in figure(results) for text in ("scratch (cls)", "4,000"))
     assert figure({"curves": {}}) == ""
