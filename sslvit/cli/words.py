@@ -45,7 +45,7 @@ def meant(word: str, known: Iterable[str], before: str = "") -> str:
     return f"; did you mean {before}{near}?" if near else ""
 
 
-def one_of(words: Sequence[object], last: str = "or") -> str:
+def one_of(words: Iterable[object], last: str = "or") -> str:
     """a, b or c"""
     *first, end = map(str, words)
     return f"{', '.join(first)} {last} {end}" if first else end
