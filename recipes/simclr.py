@@ -70,13 +70,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     accelerator = start_run(config)
     images = config.open()
     backbone = new_backbone(config, images, PRESETS[config.preset], init=config.init, seed=config.seed)
-    objective = SimCLR(
-        backbone,
-        temperature=config.temperature,
-        hidden=config.hidden,
-        dimension=config.dimension,
-        seed=config.seed,
-    )
+    heads = {"hidden": config.hidden, "dimension": config.dimension}
+    objective = SimCLR(backbone, temperature=config.temperature, **heads, seed=config.seed)
     scale = (config.smallest_crop, 1.0)
     views = StrongPair(config.image_size, scale=scale, color=config.color, strength=config.strength)
     views.check_channels(images.channels)

@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 ELSEWHERE = {  # what other programs call our options
     "imgsz": "image_size", "img_size": "image_size", "input_size": "image_size", "resolution": "image_size",

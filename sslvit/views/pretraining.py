@@ -264,8 +264,8 @@ class StrongPair(SeveralViews):
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
         view = self.view(self.size, self.scale, "bicubic", blur=0.5)
-        strengths = tuple(2 * self.strength * one for one in view.strengths)
-        return (replace(view, strengths=strengths),) * 2
+        brightness, contrast, saturation, hue = (2 * self.strength * one for one in view.strengths)
+        return (replace(view, strengths=(brightness, contrast, saturation, hue)),) * 2
 
 
 @dataclass(frozen=True)
