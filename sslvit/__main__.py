@@ -13,9 +13,9 @@ from sslvit import __version__
 from sslvit.cli import run_cli
 from sslvit.cli.run import start
 from sslvit.cli.words import HELP, HELP_ALL, meant, one_of, started_as
+from sslvit.objectives import OBJECTIVES
 
 RECIPES = "sslvit.recipes"
-OBJECTIVES = ("mpp", "mae", "simmim", "moco_v3", "dino", "ibot", "dinov2", "supervised")
 
 
 class Command(NamedTuple):

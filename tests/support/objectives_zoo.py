@@ -13,12 +13,15 @@ from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.dinov2 import DINOv2
 from sslvit.objectives.ibot import IBOT
+from sslvit.objectives.lejepa import LeJEPA
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
+from sslvit.objectives.simclr import SimCLR
 from sslvit.objectives.simmim import SimMIM
 from sslvit.objectives.supervised import Supervised
+from sslvit.objectives.vicreg import VICReg
 from sslvit.views.pretraining import CropFlip
 
 
@@ -63,6 +66,9 @@ OBJECTIVES = {
         views=(16, 16, 8, 8),
     ),
     "simmim": Case(lambda seed: SimMIM(vit(seed), seed=seed)),
+    "simclr": Case(lambda seed: SimCLR(vit(seed), **HEADS, seed=seed), views=(16, 16)),
+    "vicreg": Case(lambda seed: VICReg(vit(seed), dimension=16, seed=seed), views=(16, 16)),
+    "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),

@@ -19,6 +19,9 @@ TRAINING = {
     "ibot": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
     "dinov2": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
     "simmim": TINY,
+    "simclr": f"{TINY} --hidden 32",
+    "vicreg": f"{TINY} --dimension 32",
+    "lejepa": f"{TINY} --crops 2 2 8 --head 32 16",
     "supervised": TINY,
 }
 
