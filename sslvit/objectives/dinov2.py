@@ -1,7 +1,7 @@
 """DINOv2 (Oquab et al. 2023, https://arxiv.org/abs/2304.07193): DINO and iBOT together, and features kept apart.
 
-dino.py describes student and teacher, ibot.py the hidden patches. As in the official code
-(https://github.com/facebookresearch/dinov2), other than in these:
+dino.py describes student and teacher, ibot.py the hidden patches. What differs from these is as in the official code
+(https://github.com/facebookresearch/dinov2):
 - Of all large crops of a batch exactly half have hidden patches, 10 to 50% in equal bins, in blocks of 4 or more.
 - The patches' centre follows the hidden patches alone. Class tokens and patches share a head, or have one each.
 - Instead of centred and sharpened the teacher's outputs may be assigned by Sinkhorn and Knopp, over all processes.
@@ -11,8 +11,8 @@ dino.py describes student and teacher, ibot.py the hidden patches. As in the off
 - The patch embedding has a fifth of the learning rate (with layer decay: besides).
 
 Here, other than there: gradients are clipped together or one by one, not by network; drop path grows linearly over the
-blocks; the mask token has no layer decay; the patches' centre weighs processes by their hidden patches; the second crop
-is blurred as the papers say, and the first (their code blurs the first never and the second in nine of ten cases).
+blocks; the mask token has no layer decay; the patches' centre weighs processes by their hidden patches; crops are
+blurred as in DINO (their code blurs the first large one never, and the second in nine of ten cases).
 """
 
 from math import prod

@@ -115,7 +115,7 @@ def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
     seen = views(samples.pixels, key, samples.extents)
     with torch.no_grad():
         hidden = objective.reconstructed(Batch(seen, slot_key, samples.labels))[:1]
-    assert len(hidden) == (recipe in ("mpp", "mae"))
+    assert len(hidden) == (recipe in ("mpp", "mae", "simmim"))
     columns = [*EvalView(16)(samples.pixels, key), *seen, *hidden]
     with Image.open(tmp_path / "views.png") as picture:
         sheet = np.asarray(picture)
