@@ -154,3 +154,20 @@ def test_impossible_arguments_are_refused_with_their_values(vit, options, messag
 
 def test_the_papers_rate_is_its():
     assert PAPER.with_rate().lr == pytest.approx(2e-3)  # 5e-4 * 1024 / 256
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("view", [0, 2])
+def test_what_is_not_finite_reaches_nothing_when_the_step_is_not_taken(value, view):
+    """Attention carries it to the class token, so the loss tells of it wherever it is, hidden or not."""
+    objective, spared = small_ibot().double(), small_ibot().double()
+    good, bad = batch_of(), batch_of(seed=1)
+    bad.views[view][3, 1, 5, 5] = value
+    loss, _ = objective(bad, 0.1)
+    assert not loss.isfinite()
+    for one in (objective, spared):  # the loop goes on with the next batch
+        one(good, 0.2)
+        one.after_step(0.3)
+    for name, tensor in objective.state_dict().items():
+        assert torch.equal(tensor, spared.state_dict()[name]), name
+        assert tensor.isfinite().all(), name
