@@ -53,7 +53,7 @@ class Config(PretrainConfig):
     """Widths of its hidden layers, its bottleneck and its output."""
     patch_head: tuple[int, int, int] | None = option(None, above=0)
     """Widths of a head of their own for patches; by default they share the other."""
-    assignment: Literal["centring", "sinkhorn"] = "centring"
+    assignment: Literal["centering", "sinkhorn"] = "centering"
     """What keeps the teacher from one output for all images."""
     mask_ratios: tuple[float, float] = option((0.1, 0.5), above=0, most=1)
     """The share of a large crop that is hidden. From the first to the second, of half of them."""

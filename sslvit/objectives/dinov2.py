@@ -65,7 +65,7 @@ class DINOv2(Distillation):
         bottleneck: int = 256,
         patch_head: tuple[int, int, int] | None = None,
         norm_last_layer: bool = False,
-        assignment: str = "centring",
+        assignment: str = "centering",
         mask_ratios: tuple[float, float] = (0.1, 0.5),
         mask_probability: float = 0.5,
         patch_weight: float = 1.0,
@@ -83,10 +83,10 @@ class DINOv2(Distillation):
         seed: int = 0,
     ):
         """As of DINO and iBOT, with the numbers of its short schedule on ImageNet. patch_head: widths of the patches'
-        own head, its hidden layers, bottleneck and output. assignment: centring or sinkhorn. koleo_group: how many
+        own head, its hidden layers, bottleneck and output. assignment: centering or sinkhorn. koleo_group: how many
         images are compared. patch_rate: what the patch embedding's learning rate is multiplied by."""
-        if assignment not in ("centring", "sinkhorn"):
-            raise ValueError(f"assignment must be centring or sinkhorn, got {assignment!r}")
+        if assignment not in ("centering", "sinkhorn"):
+            raise ValueError(f"assignment must be centering or sinkhorn, got {assignment!r}")
         if koleo_group < 2:
             raise ValueError(f"koleo_group {koleo_group}: an image is compared with others of a group of 2 or more")
         check_masks(backbone.grid, mask_ratios)

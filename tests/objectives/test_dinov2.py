@@ -191,7 +191,7 @@ def test_the_short_schedule_has_its_rate_and_its_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"assignment": "softmax"}, "assignment must be centring or sinkhorn, got 'softmax'"),
+        ({"assignment": "softmax"}, "assignment must be centering or sinkhorn, got 'softmax'"),
         ({"koleo_group": 1}, "koleo_group 1: "),
         ({"mask_ratios": (0.0, 0.5)}, "mask_ratios 0 0.5"),
     ],
