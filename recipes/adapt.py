@@ -15,6 +15,7 @@ and the run ends when it has collapsed or forgotten more than --most_forgotten.
 The defaults are for 1,000 to 1,000,000 images and one device. Not from a paper; not yet run at scale.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ from sslvit.training.optim import NoWeightDecay
 from sslvit.training.state import about_model
 from sslvit.weights.foreign.open import open_backbone, start_from
 
+EARLY = 100  # steps
+
 
 @dataclass(frozen=True)
 class Config(PretrainConfig):
@@ -67,7 +70,7 @@ class Config(PretrainConfig):
     backbone_lr: float = option(0.1, above=0)
     """The backbone's learning rate over the heads'."""
     train: str = "all"
-    """all, norm, attention, last:N or lora:RANK. What is trained of the backbone; lora by mae and mpp alone."""
+    """all, norm, attention, last:N or lora:RANK. What is trained of the backbone."""
     base_lr: float = 5e-4
     final_lr: float = 1e-6
     epochs: float = 10
@@ -86,6 +89,13 @@ class Config(PretrainConfig):
             return 0.0
         return self.backbone_lr * (min(passes / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0)
 
+    def is_evaluated(self, step: int, steps: int, epoch_images: int) -> bool:
+        """Also 100, 200, 400, 800, ... steps after the backbone begins to learn: of a million images, a pass would show
+        a fall too late."""
+        learnt, beyond = divmod(step - math.ceil(self.head_epochs * epoch_images / self.batch_size), EARLY)
+        early = self.evaluate_every > 0 and beyond == 0 and learnt > 0 and learnt.bit_count() == 1
+        return early or super().is_evaluated(step, steps, epoch_images)
+
     def check(self) -> None:
         super().check()
         if self.head_epochs >= self.epochs:
@@ -100,7 +110,8 @@ PRESETS = {"safe": Config()}
 
 def main(config: Config) -> list[dict[str, Any]]:
     accelerator = start_run(config)
-    parse(config.train)
+    if parse(config.train).kind == "head":
+        raise ValueError("--train head would leave the model as it is: choose a part of the backbone")
     if not config.init_from:
         raise NoInput("--init_from is missing: the model to adapt, a folder or a file")
     known, _ = open_backbone(config.init_from)
@@ -109,7 +120,6 @@ def main(config: Config) -> list[dict[str, Any]]:
     images = config.open()
     backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
     objective = objective_of(config, backbone)
-    train_only(objective.learner, config.train, seed=config.seed)
     views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
         return []
@@ -125,16 +135,24 @@ def main(config: Config) -> list[dict[str, Any]]:
     live = LiveReport(config, objective, images, views, accelerator)
     evaluations = pretrain(objective, images, views, config, accelerator, watch, live)
     finish(config, objective, images, views, evaluations, accelerator)
-    accelerator.print(watch.best_in_words())
+    watch.conclude()
     return evaluations
 
 
 def objective_of(config: Config, backbone: Any) -> Objective:
-    """With heads of a size for one device: the papers' are for batches of thousands."""
+    """Of whose backbone the chosen part is trained."""
     if not isinstance(backbone, ViT):
         raise ValueError(f"--init_from {config.init_from} is a {backbone.name}, and adapt needs a ViT")
-    if config.train.startswith("lora") and config.objective in ("dino", "moco_v3"):
-        raise ValueError(f"--train {config.train} works with --objective mae or mpp: a teacher would need adapters too")
+    objective = new_objective(config, backbone)
+    train_only(objective.learner, config.train, seed=config.seed)
+    if objective.teacher:  # its adapters follow the learner's
+        train_only(objective.teacher, config.train, seed=config.seed)
+        objective.teacher.requires_grad_(False)
+    return objective
+
+
+def new_objective(config: Config, backbone: ViT) -> Objective:
+    """With heads of a size for one device: the papers' are for batches of thousands."""
     if config.objective == "mae":
         return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
     if config.objective == "mpp":

@@ -75,6 +75,10 @@ class MoCoV3(Objective):
         self.predictor = head(dimension, hidden, dimension, generator=generator)
         self.teacher_backbone, self.teacher_projector = frozen_copy(backbone), frozen_copy(self.projector)
 
+    @property
+    def teacher(self) -> nn.Module:
+        return self.teacher_backbone
+
     def default_views(self, image_size: Size, channels: int) -> ContrastivePair:
         least = 0.5 if is_thumbnail(image_size) else 0.08
         return ContrastivePair(image_size, scale=(least, 1.0), color=channels in (1, 3))

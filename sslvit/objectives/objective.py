@@ -55,6 +55,11 @@ class Objective(nn.Module, ABC):
         """The backbone that gradients move, whose blocks layer decay counts. DINO's `backbone` is the teacher's."""
         return self.backbone
 
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The backbone that is the learner's moving average, if there is one."""
+        return None
+
     def default_views(self, image_size: Size, channels: int) -> Any:
         """The views of an image that it is trained on if nothing else is asked for. Those of the objectives here are of
         their recipes: of the preset small up to images of THUMBNAIL pixels, of the paper's above."""
