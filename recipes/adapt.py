@@ -41,7 +41,7 @@ from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
 from sslvit.training.state import about_model
-from sslvit.weights.foreign.open import open_backbone, start_from
+from sslvit.weights.foreign.open import as_it_is, fitted
 
 EARLY = 100  # steps
 
@@ -53,6 +53,8 @@ class Config(PretrainConfig):
     preset: Literal["safe"] = "safe"
     """Sets the defaults of the other options."""
     out: Path = Path("runs/adapt")
+    model: str = ""
+    """Not an option here: the model is that of --init_from."""
     init_from: str = ""
     """The model to adapt. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
     image_size: int | tuple[int, int] = 0
@@ -114,11 +116,14 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise ValueError("--train head would leave the model as it is: choose a part of the backbone")
     if not config.init_from:
         raise NoInput("--init_from is missing: the model to adapt, a folder or a file")
-    known, _ = open_backbone(config.init_from)
-    channels: Any = config.channels or known.channels
-    config = replace(config, image_size=config.image_size or known.image_size, channels=channels)
+    if config.model:
+        raise ValueError(f"--model {config.model}: adapt takes its model from --init_from, whatever its size")
+    opened = as_it_is(config.init_from)
+    channels: Any = config.channels or (None if config.inflate else opened.channels)
+    config = replace(config, image_size=config.image_size or opened.image_size, channels=channels)
     images = config.open()
-    backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
+    size = {"image_size": config.image_size, "channels": images.channels}
+    backbone = fitted(opened, config.init_from, **size, inflate=config.inflate)
     objective = objective_of(config, backbone)
     views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
@@ -156,7 +161,8 @@ def new_objective(config: Config, backbone: ViT) -> Objective:
     if config.objective == "mae":
         return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
     if config.objective == "mpp":
-        return MPP(backbone, seed=config.seed)
+        target = {"target": "pixels"} if backbone.channels > 3 else {}  # of whose colours there are too many
+        return MPP(backbone, seed=config.seed, **target)
     if config.objective == "moco_v3":
         return MoCoV3(backbone, seed=config.seed)
     return DINO(

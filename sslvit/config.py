@@ -202,6 +202,8 @@ class DataConfig(ImagesConfig):
     init_from: str = ""
     """Start from this model instead of at random. The folder of a model or of a run, finished or not; the run takes
     its weights and its architecture."""
+    inflate: str = ""
+    """Images of other channels than --init_from's: `mean`, or the old channel that each starts from, e.g. 0,1,2,1."""
     data: str = option("shapes", FREE)
     """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
     npz:/file, disk:/dir, parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files,

@@ -67,6 +67,8 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     """Sets the defaults of the other options."""
     image_size: Size = 0
     """Side in pixels; 0 takes the model's own. At a larger size positions are interpolated."""
+    inflate: str = ""
+    """Images of other channels than the model's: `mean`, or the old channel that each starts from, e.g. 0,1,2,1."""
     scratch: bool = False
     """Start with random weights instead. Of the same architecture."""
     readout: Literal["declared", "cls", "mean"] = "declared"

@@ -87,7 +87,7 @@ DECIDES = """
 accumulation areas backbone_lr balance base_lr batch_size betas canvas center_momentum channels choice_steps chunks
 class_token clip clip_each color conventions corrupt crops cutmix decoder drop_path dropout epoch_images erase
 eval_data evaluate_every final_lr final_weight_decay folds follow_links foreign fraction freeze_last_layer_epochs
-freeze_patch_projection head head_epochs hidden image_column image_size images init init_from label_column
+freeze_patch_projection head head_epochs hidden image_column image_size images inflate init init_from label_column
 label_smoothing layer_decay lr magnitude mask_ratio max_pixels mixup model momentum no_weight_decay norm_last_layer
 norm_pix_loss objective only_classes optimizer position position_at position_resize preset protocol ramp_epochs
 randaugment range rates readout scratch seed shots skip_spikes smallest_crop steps tanh target teacher_temperature

@@ -42,6 +42,7 @@ LOOKED_AT = 512  # images, for what needs no labels
 START = "start_features.safetensors"  # a file of the run
 BEST = "best"  # a folder of the run: the model of its best evaluation
 FAR, LITTLE = 0.25, 1 / 3  # a fall by this share of an accuracy, and what is left of a rank, are a collapse
+BUILT_IN = "shapes"  # the kept set if no other is chosen
 LEAST = 0.01  # smaller differences are none, however many images there are
 
 
@@ -225,6 +226,11 @@ def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Ac
     """Of the labelled images that should not be forgotten; None where there are none. config: of the new images, whose
     size and crop they have."""
     if not data:
+        return None
+    if data == BUILT_IN and channels != 3:
+        accelerator.print(
+            f"No set is kept: the built-in images have 3 channels, not {channels}; --keep_data names another"
+        )
         return None
     size = config.image_size
     labelled = LabelledConfig(data, image_size=size, eval_crop=config.eval_crop)

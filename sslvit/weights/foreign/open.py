@@ -20,6 +20,7 @@ from typing import Any
 from sslvit.errors import DataError
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
+from sslvit.weights.channels import with_channels
 from sslvit.weights.folder import load_described, unfinished_run
 from sslvit.weights.foreign import build, files, google
 from sslvit.weights.foreign.facts import (
@@ -57,11 +58,14 @@ def is_ours(path: str | Path) -> bool:
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: Size, channels: int) -> ViT | BiT:
-    """The model given by --init_from, resized to this run's images."""
-    backbone = _as_it_is(folder)
-    if backbone.channels != channels:
-        raise ValueError(f"--init_from {folder} takes images of {backbone.channels} channels, these have {channels}")
+def start_from(folder: str, *, image_size: Size, channels: int, inflate: str = "") -> ViT | BiT:
+    """The model given by --init_from, for this run's images."""
+    return fitted(as_it_is(folder), folder, image_size=image_size, channels=channels, inflate=inflate)
+
+
+def fitted(backbone: ViT | BiT, folder: str, *, image_size: Size, channels: int, inflate: str = "") -> ViT | BiT:
+    """What --init_from names, opened before, resized to a run's images."""
+    backbone = with_channels(backbone, channels, inflate, f"--init_from {folder}")
     if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
@@ -75,7 +79,7 @@ class HoldsClassifier(DataError):
         super().__init__(f"{what}. For its backbone alone, give leave_head=True (--foreign leave_head=true)")
 
 
-def _as_it_is(folder: str) -> ViT | BiT:
+def as_it_is(folder: str) -> ViT | BiT:
     """The model of --init_from. Facts that another's file lacks can be said to `convert`."""
     try:
         return open_backbone(folder)[0]
