@@ -118,12 +118,11 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise NoInput("--init_from is missing: the model to adapt, a folder or a file")
     if config.model:
         raise ValueError(f"--model {config.model}: adapt takes its model from --init_from, whatever its size")
-    opened = as_it_is(config.init_from)
+    opened = as_it_is(config.init_from, leave_head=True)
     channels: Any = config.channels or (None if config.inflate else opened.channels)
     config = replace(config, image_size=config.image_size or opened.image_size, channels=channels)
     images = config.open()
-    size = {"image_size": config.image_size, "channels": images.channels}
-    backbone = fitted(opened, config.init_from, **size, inflate=config.inflate)
+    backbone = fitted(opened, config.init_from, config.image_size, images.channels, config.inflate)
     objective = objective_of(config, backbone)
     views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
@@ -161,8 +160,7 @@ def new_objective(config: Config, backbone: ViT) -> Objective:
     if config.objective == "mae":
         return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
     if config.objective == "mpp":
-        target = {"target": "pixels"} if backbone.channels > 3 else {}  # of whose colours there are too many
-        return MPP(backbone, seed=config.seed, **target)
+        return MPP(backbone, target="pixels" if backbone.channels > 3 else "mean", seed=config.seed)
     if config.objective == "moco_v3":
         return MoCoV3(backbone, seed=config.seed)
     return DINO(
