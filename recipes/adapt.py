@@ -7,10 +7,11 @@ Two stages. For --head_epochs the backbone stays as it is and the new heads lear
 otherwise pull good features apart. Then the backbone's rate rises along a line to --backbone_lr of the heads', less
 from each block to the one before it (--layer_decay).
 
-What it was and what becomes of it is printed after each --evaluate_every: nearest neighbours and few-shot on the new
-images if they have labels, on a labelled set that it should not forget (--keep_data), and in any case how far its
-features have moved and in how many directions they differ; then a verdict in words. The best model is kept in OUT/best,
-and the run ends when it has collapsed or forgotten more than --most_forgotten.
+After each --evaluate_every passes, and 100, 200, 400, ... steps after the backbone begins to learn, it is evaluated:
+nearest neighbours and few-shot on the new images if they have labels and on a labelled set that it should not forget
+(--keep_data); in any case how far its features have moved and in how many directions they differ. Then comes a verdict
+in words. The best model is kept in OUT/best, and the run ends early when the model has collapsed or has forgotten more
+than --most_forgotten.
 
 The defaults are for 1,000 to 1,000,000 images and one device. Not from a paper; not yet run at scale.
 """
@@ -25,9 +26,9 @@ from sslvit.cli import run_cli
 from sslvit.config import EVALUATION, FREE, PretrainConfig, option
 from sslvit.data.source import Source
 from sslvit.errors import NoInput
-from sslvit.evaluate.adaptation import Adaptation, kept_monitor
+from sslvit.evaluate.adaptation import Adaptation, is_early, kept_monitor
 from sslvit.evaluate.monitor import monitor_of
-from sslvit.models.partial import parse, train_only
+from sslvit.models.partial import parse
 from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
@@ -42,8 +43,6 @@ from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
 from sslvit.training.state import about_model
 from sslvit.weights.foreign.open import as_it_is, fitted
-
-EARLY = 100  # steps
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,8 @@ class Config(PretrainConfig):
         return self.backbone_lr * (min(passes / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0)
 
     def is_evaluated(self, step: int, steps: int, epoch_images: int) -> bool:
-        """Also 100, 200, 400, 800, ... steps after the backbone begins to learn: of a million images, a pass would show
-        a fall too late."""
-        learnt, beyond = divmod(step - math.ceil(self.head_epochs * epoch_images / self.batch_size), EARLY)
-        early = self.evaluate_every > 0 and beyond == 0 and learnt > 0 and learnt.bit_count() == 1
-        return early or super().is_evaluated(step, steps, epoch_images)
+        learnt = step - math.ceil(self.head_epochs * epoch_images / self.batch_size)
+        return (self.evaluate_every > 0 and is_early(learnt)) or super().is_evaluated(step, steps, epoch_images)
 
     def check(self) -> None:
         super().check()
@@ -144,14 +140,10 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 def objective_of(config: Config, backbone: Any) -> Objective:
-    """Of whose backbone the chosen part is trained."""
     if not isinstance(backbone, ViT):
         raise ValueError(f"--init_from {config.init_from} is a {backbone.name}, and adapt needs a ViT")
     objective = new_objective(config, backbone)
-    train_only(objective.learner, config.train, seed=config.seed)
-    if objective.teacher:  # its adapters follow the learner's
-        train_only(objective.teacher, config.train, seed=config.seed)
-        objective.teacher.requires_grad_(False)
+    objective.train_only(config.train, seed=config.seed)
     return objective
 
 

@@ -10,25 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslvit.config import (
-    EVALUATION,
-    FREE,
-    LENGTH,
-    ROUNDING,
-    DataConfig,
-    ImagesConfig,
-    TrainConfig,
-    check_unchanged,
-    configuration,
-    option,
-    rules,
-)
+from sslvit.config import EVALUATION, FREE, LENGTH, ROUNDING, DataConfig, ImagesConfig, TrainConfig, option, rules
 from sslvit.data import spec
 from sslvit.data.source import ArraySource
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP
 from sslvit.processes.collectives import start
+from sslvit.runs.settings import check_unchanged, configuration
 from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 from sslvit.views.pretraining import CropFlip

@@ -42,6 +42,7 @@ LOOKED_AT = 512  # images, for what needs no labels
 START = "start_features.safetensors"  # a file of the run
 BEST = "best"  # a folder of the run: the model of its best evaluation
 FAR, LITTLE = 0.25, 1 / 3  # a fall by this share of an accuracy, and what is left of a rank, are a collapse
+EARLY = 100  # steps of the backbone, after which it is looked at first
 BUILT_IN = "shapes"  # the kept set if no other is chosen
 LEAST = 0.01  # smaller differences are none, however many images there are
 
@@ -220,6 +221,13 @@ class Adaptation:
         if not best:
             return f"No evaluation was better than the start, so there is no {self.out / BEST}"
         return f"The best model, {100 * best['accuracy']:.1f}% after {best['step']:,} steps, is in {self.out / BEST}"
+
+
+def is_early(learnt: int) -> bool:
+    """Whether to look after so many steps of the backbone, whatever a pass is: after 100, 200, 400, 800, ... Of a
+    million images, the end of the first pass would show a fall too late."""
+    hundreds, beyond = divmod(learnt, EARLY)
+    return beyond == 0 and hundreds > 0 and hundreds.bit_count() == 1
 
 
 def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Accelerator) -> Monitor | None:
