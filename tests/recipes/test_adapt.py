@@ -21,7 +21,7 @@ from sslvit.objectives.objective import Batch
 from sslvit.recipes import adapt
 from sslvit.runs.ending import status_of
 from sslvit.training.optim import parameter_groups
-from sslvit.weights.folder import load_backbone, save_backbone
+from sslvit.weights.folder import load_backbone, load_described, save_backbone
 
 TINY = "--data shapes:n=64 --keep_data shapes:texture,n=64 --threads 1 --batch_size 16 --log_every 1"
 
@@ -200,6 +200,7 @@ def test_a_run_that_forgets_ends_and_goes_on_only_if_more_is_allowed(model, tmp_
     assert not (out / "model").exists()
     assert status_of(out).state == "diverged"
     assert sentence in status_of(out).message
+    assert load_described(out)[1]["step"] == 8  # what it was then can be looked at
     # It continues where it ended: with the same verdict, or beyond it if that is asked for.
     assert scripted(f"{words} --resume", [], []) == 3
     assert sentence in capsys.readouterr().err
@@ -207,6 +208,16 @@ def test_a_run_that_forgets_ends_and_goes_on_only_if_more_is_allowed(model, tmp_
     assert f"The best model, 80.0% after 12 steps, is in {out / BEST}" in capsys.readouterr().out
     assert [line["step"] for line in lines_of(out) if "drift" in line] == [0, 4, 8, 12]
     assert status_of(out).state == "finished"
+
+
+def test_a_run_of_adapters_that_ended_early_opens_with_them_in_its_weights(model, tmp_path):
+    out = tmp_path / "run"
+    words = f"--init_from {model} --out {out} --train lora:2 --backbone_lr 1 --base_lr 0.1"
+    assert scripted(words, [0.5, 0.6, 0.6], [0.5, 0.5, 0.1]) == 3
+    opened, before = load_described(out)[0].state_dict(), load_backbone(model).state_dict()
+    changed = {name for name in before if not torch.equal(opened[name], before[name])}
+    assert changed == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+    assert scripted(f"{words} --resume --most_forgotten 1", [0.5], [0.5]) == 0
 
 
 def test_a_run_that_has_forgotten_by_its_last_step_is_complete_and_says_so(model, tmp_path, capsys):
