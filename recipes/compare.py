@@ -11,8 +11,8 @@ patch; scratch is read in both ways, and each method is compared with scratch th
 them stand the commonest class and raw pixels (recipes/baselines.py).
 
 The report, with tables, curves and sentences about what the differences support, is in OUT/report.html and report.md,
-its numbers in results.json. After a stop the same command continues; several machines can work in one OUT. A method may
-have flags of its recipe: mpp:target=pixels,corrupt=0.15.
+its numbers in results.json, its figure in fine-tuning.svg. After a stop the same command continues; several machines
+can work in one OUT. A method may have flags of its recipe: mpp:target=pixels,corrupt=0.15.
 """
 
 from functools import partial

@@ -6,6 +6,8 @@ Importing this loads no torch: each name is loaded when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sslvit.objectives import OBJECTIVES
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
@@ -32,22 +34,21 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.models.resnet import BiT as BiT
     from sslvit.models.vit import ViT as ViT
     from sslvit.objectives.dino import DINO as DINO
+    from sslvit.objectives.lejepa import LeJEPA as LeJEPA
     from sslvit.objectives.mae import MAE as MAE
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3
     from sslvit.objectives.mpp import MPP as MPP
     from sslvit.objectives.objective import Batch as Batch, Objective as Objective
+    from sslvit.objectives.simclr import SimCLR as SimCLR
     from sslvit.objectives.supervised import Supervised as Supervised
+    from sslvit.objectives.vicreg import VICReg as VICReg
 
 PLACES = {
     "models.vit": ("ViT",),
     "models.resnet": ("BiT",),
     "models.readout": ("Classifier", "Encoded"),
     "objectives.objective": ("Objective", "Batch"),
-    "objectives.mpp": ("MPP",),
-    "objectives.mae": ("MAE",),
-    "objectives.moco_v3": ("MoCoV3",),
-    "objectives.dino": ("DINO",),
-    "objectives.supervised": ("Supervised",),
+    **{f"objectives.{name}": (known.class_name,) for name, known in OBJECTIVES.items()},
     "api.images": ("open_images",),
     "api.runs": ("pretrain", "finetune", "Run"),
     "config": ("TrainConfig",),

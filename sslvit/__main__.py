@@ -13,9 +13,9 @@ from sslvit import __version__
 from sslvit.cli import run_cli
 from sslvit.cli.run import start
 from sslvit.cli.words import HELP, HELP_ALL, meant, one_of, started_as
+from sslvit.objectives import OBJECTIVES
 
 RECIPES = "sslvit.recipes"
-OBJECTIVES = ("mpp", "mae", "moco_v3", "dino", "supervised")
 
 
 class Command(NamedTuple):

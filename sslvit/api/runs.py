@@ -21,6 +21,7 @@ from sslvit.evaluate.monitor import Monitor
 from sslvit.evaluate.predictions import Predictions
 from sslvit.finetuning import PROTOCOLS, FinetuneConfig
 from sslvit.models.readout import Classifier
+from sslvit.objectives import OBJECTIVES
 from sslvit.objectives.objective import Objective
 from sslvit.processes import signals
 from sslvit.processes.collectives import start_run
@@ -34,7 +35,6 @@ from sslvit.views.batching import Size
 from sslvit.views.pretraining import is_thumbnail
 from sslvit.weights.backbone import with_random_weights
 
-RECIPES = ("mpp", "mae", "moco_v3", "dino", "supervised")  # by the names of their objectives' modules too
 COMMANDS = {"show_views", "dry_run"}  # options of TrainConfig that train nothing
 OWN = {"lr": 5e-4, "weight_decay": 0.05, "clip": 1.0}  # of an objective that is not one of ours
 
@@ -198,7 +198,7 @@ def options_of(objective: Objective) -> dict[str, Any]:
 def defaults(objective: Objective) -> dict[str, Any]:
     """How an objective is trained: as its recipe does, or one of the user's own by AdamW."""
     modules = [kind.__module__ for kind in type(objective).__mro__]
-    recipe = next((name for name in RECIPES if f"sslvit.objectives.{name}" in modules), None)
+    recipe = next((name for name in OBJECTIVES if f"sslvit.objectives.{name}" in modules), None)
     small = is_thumbnail(objective.backbone.image_size)
     if recipe is None:
         preset: TrainConfig = TrainConfig(**OWN, epochs=20, batch_size=64, warmup_epochs=2)  # type: ignore[arg-type]

@@ -3,8 +3,14 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+ELSEWHERE = {  # what other programs call our options
+    "imgsz": "image_size", "img_size": "image_size", "input_size": "image_size", "resolution": "image_size",
+    "batch": "batch_size", "bs": "batch_size", "num_workers": "workers", "learning_rate": "lr", "wd": "weight_decay",
+    "arch": "model", "data_path": "data", "output_dir": "out", "pretrained": "init_from", "checkpoint": "init_from",
+    "amp": "precision", "accum_iter": "accumulation",
+}  # fmt: skip
 HELP, HELP_ALL = ("-h", "--help"), ("--help-all", "--help_all")
 
 
@@ -23,6 +29,8 @@ def started_as() -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that was probably meant, or nothing."""
     plain = {_plain(one): one for one in known}
+    if (ours := ELSEWHERE.get(_plain(word), "")) in plain:
+        return plain[ours]
     close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
     return plain[close[0]] if close else ""
 
@@ -37,7 +45,7 @@ def meant(word: str, known: Iterable[str], before: str = "") -> str:
     return f"; did you mean {before}{near}?" if near else ""
 
 
-def one_of(words: Sequence[object], last: str = "or") -> str:
+def one_of(words: Iterable[object], last: str = "or") -> str:
     """a, b or c"""
     *first, end = map(str, words)
     return f"{', '.join(first)} {last} {end}" if first else end

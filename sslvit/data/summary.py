@@ -181,7 +181,8 @@ class Summary:
         if any(min(size) == 1 for size in self.sizes):
             yield "images one pixel high or wide have nothing to learn from"
         if alone := sum(count == 1 for count in self.class_sizes.values()):
-            yield f"{alone:,} classes have one image: they cannot be both learned and tested"
+            classes, they = ("class has", "it") if alone == 1 else ("classes have", "they")
+            yield f"{alone:,} {classes} one image: {they} cannot be both learned and tested"
         if self.source.channels == 3 and self.kinds and all(kind.split()[-1] in GREY for kind in self.kinds):
             yield "all sampled images are grey: --channels 1 costs less"
         if self.per_second < SLOW:

@@ -23,6 +23,7 @@ from sslvit.experiments.results import BASELINES, OWN, SCRATCH
 from sslvit.experiments.work import work_on
 from sslvit.finetuning import ENOUGH
 from sslvit.models.vit import ViT
+from sslvit.objectives import OBJECTIVES
 from sslvit.reports.dry_run import MEASURED
 from sslvit.runs.settings import RENAMED
 from sslvit.storage import sealed
@@ -30,8 +31,6 @@ from sslvit.storage.sealed import NUMBER
 from sslvit.views.batching import Size
 from sslvit.weights.folder import WEIGHTS, save_backbone
 
-NAMES = {"mpp": "MPP", "mae": "MAE", "moco_v3": "MoCo v3", "dino": "DINO"}  # of recipes, as papers spell them
-WORK = {"mpp": 1.0, "mae": 0.9, "supervised": 1.0, "moco_v3": 2.7, "dino": 5.0}  # about, of pretraining
 HELD_OUT, TRANSFER = "classes held out", "transfer "
 INIT, INITS = "init", ("jax", "timm")  # a method's random weights
 SAME_FOR_ALL = (
@@ -78,7 +77,8 @@ class Method:
     def name(self) -> str:
         """For people: MPP (pixels, corrupt 0.15). Numbers need the name of their flag."""
         values = [value if value[:1].isalpha() else f"{flag} {value}".strip() for flag, value in self.options]
-        return NAMES.get(self.recipe, self.recipe) + (f" ({', '.join(values)})" if values else "")
+        title = OBJECTIVES[self.recipe].title if self.recipe in OBJECTIVES else self.recipe
+        return title + (f" ({', '.join(values)})" if values else "")
 
     @property
     def folder(self) -> str:
@@ -292,7 +292,8 @@ def plan(
                 continue
             start = starts[f"{SCRATCH['mean'] if method.init == INITS[0] else method.init}-{seed}"]
             words = pretraining(config, method, start, run, epochs[method.folder], seed)
-            work = WORK.get(method.recipe, 1.0) * epochs[method.folder] / config.epochs
+            known = OBJECTIVES.get(method.recipe)
+            work = (known.work if known else 1.0) * epochs[method.folder] / config.epochs
             jobs.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
             jobs += evaluations(config, name, run, (f"pretrain/{name}",))
     return jobs

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from sslvit.errors import CannotWrite
 from sslvit.experiments.jobs import Job
+from sslvit.objectives import OBJECTIVES, Known
 
 BESIDE = 2 << 20  # bytes beside a model: report, pictures, log
 CHECKPOINTS = 3  # of a run at a time: two, and the one that is being written
-# A checkpoint in times the weights, two moments and a teacher with them; and what the heads and decoders of the small
-# presets take in it, bytes, whatever the width.
-TIMES, HEADS = {"moco_v3": 4, "dino": 4}, {"moco_v3": 11_000_000, "dino": 7_000_000, "mae": 6_000_000}
+PLAIN = Known("", "")  # fine-tuning
 
 
 def needed(jobs: list[Job], at_a_time: int, *, weights: int, read: int, predicted: int, tries: int = 0) -> int:
@@ -27,7 +26,8 @@ def needed(jobs: list[Job], at_a_time: int, *, weights: int, read: int, predicte
             continue
         models = 1 + tries * (job.recipe == "finetune")
         leaves += models * (weights + BESIDE) + predicted
-        whole = TIMES.get(job.recipe, 3) * weights + HEADS.get(job.recipe, 1_000_000)
+        known = OBJECTIVES.get(job.recipe, PLAIN)
+        whole = known.backbones * weights + known.heads
         checkpoints.append(models * CHECKPOINTS * whole)
     return leaves + sum(sorted(checkpoints, reverse=True)[:at_a_time])
 

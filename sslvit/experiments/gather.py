@@ -11,7 +11,7 @@ from sslvit.errors import DataError, NoInput
 from sslvit.experiments import study
 from sslvit.experiments.compare import ComparisonConfig, names_of, places
 from sslvit.experiments.records import Records
-from sslvit.experiments.report import as_markdown, as_page
+from sslvit.experiments.report import as_markdown, as_page, figure
 from sslvit.experiments.results import SCRATCH, collect
 from sslvit.reports.run import write_report
 from sslvit.storage import durable, sealed
@@ -38,11 +38,12 @@ def gather(
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """results.json, report.html and report.md, each whole or not at all."""
+    """results.json, report.html, report.md and, of fine-tuning, fine-tuning.svg, each whole or not at all."""
     runs = {name: out / "runs" / f"{folder}-0" for folder, name in names_of(results["settings"]["methods"]).items()}
     runs = {name: run for name, run in runs.items() if all((run / file).exists() for file in SHOWN)}
     texts = {RESULTS: sealed.text(results).decode()}
     texts |= {"report.html": as_page(results, runs, results.get("commands", [])), "report.md": as_markdown(results)}
+    texts |= {"fine-tuning.svg": svg} if (svg := figure(results)) else {}
     for name, text in texts.items():
         durable.replace_text(out / name, text)
 

@@ -60,6 +60,12 @@ def fine_tuning(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def figure(results: dict[str, Any]) -> str:
+    """The picture to show: accuracy over steps of fine-tuning, on the last set and largest share of the labels."""
+    columns = learning.columns_of(results)
+    return page.alone(learning.chart(results, columns[-1])) if columns else ""
+
+
 def ahead_chart(results: dict[str, Any], column: str) -> str:
     dots = [Dot(name, *gap[:3]) for name, gap in ahead_of(results, "scratch", column).items()]
     return dot_chart(dots, x="points ahead of scratch (95% CI)", origin=0.0)

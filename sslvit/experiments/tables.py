@@ -61,6 +61,11 @@ def named(title: str, columns: list[str]) -> list[str]:
     return [first, *(without_space(name.rpartition(": ")[2].removeprefix(TUNED).lstrip()) for name in columns)]
 
 
+def row_name(title: str, name: str) -> str:
+    """Of frozen features, nothing is trained from scratch: scratch (cls) is random start (cls)."""
+    return name.replace("scratch", "random start", 1) if FROZEN in title and name.startswith("scratch (") else name
+
+
 def accuracy_table(
     results: dict[str, Any], title: str, columns: list[str], *, timed: bool = True
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
@@ -71,7 +76,7 @@ def accuracy_table(
     for name, each in zip(names, values, strict=True):
         marks = [f" {MARK}" if name in one_class(results, column) else "" for column in columns]
         cells = [cell(one) + mark for one, mark in zip(each, marks, strict=True)]
-        rows.append([name, *cells, cost_in_short(results["costs"].get(name, []), timed=timed)])
+        rows.append([row_name(title, name), *cells, cost_in_short(results["costs"].get(name, []), timed=timed)])
     head = [*named(title, columns), f"images, {'time' if timed else 'FLOPs'}"]
     return head, rows, best_of(values)
 
@@ -86,7 +91,7 @@ def balanced_table(
         return None
     names = [name for name in rows_of(results, columns) if name in balanced[columns[-1]]]
     values = [[balanced[column][name] for column in columns] for name in names]
-    rows = [[name, *map(cell, each)] for name, each in zip(names, values, strict=True)]
+    rows = [[row_name(title, name), *map(cell, each)] for name, each in zip(names, values, strict=True)]
     _, *rest = named(title, columns)
     return [f"{title}, balanced accuracy, %", *rest], rows, best_of(values)
 

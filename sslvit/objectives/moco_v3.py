@@ -14,19 +14,18 @@ move before the first step (the teacher is the student) and ours after the last 
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
 from sslvit.objectives import schedule
-from sslvit.objectives.batch_norm import BatchNorm
 from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes.collectives import all_gather, rank
@@ -71,8 +70,8 @@ class MoCoV3(Objective):
         if freeze_patch_projection:
             backbone.patch_embed.proj.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        self.projector = head(backbone.width, hidden, hidden, dimension, generator=generator)
-        self.predictor = head(dimension, hidden, dimension, generator=generator)
+        self.projector = projector(backbone.width, hidden, hidden, dimension, generator=generator)
+        self.predictor = projector(dimension, hidden, dimension, generator=generator)
         self.teacher_backbone, self.teacher_projector = frozen_copy(backbone), frozen_copy(self.projector)
 
     @property
@@ -127,17 +126,6 @@ class MoCoV3(Objective):
         momentum = schedule.cosine(progress, self.momentum, 1.0)
         ema_update(self.teacher_backbone, self.backbone, momentum)
         ema_update(self.teacher_projector, self.projector, momentum)
-
-
-def head(*widths: int, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers of these widths without biases, with batch norm and ReLU between them and batch norm at the end."""
-    layers: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
-        for width_in, width_out in pairwise(widths):
-            linear = nn.Linear(width_in, width_out, bias=False)
-            nn.init.uniform_(linear.weight, -(width_in**-0.5), width_in**-0.5, generator=generator)  # torch's own rule
-            layers += [linear, BatchNorm(width_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-2], BatchNorm(widths[-1], affine=False))
 
 
 def in_chunks(compute: Callable[[Tensor, Tensor], Tensor], images: Tensor, key: Tensor, *, chunks: int) -> Tensor:

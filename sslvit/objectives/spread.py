@@ -13,6 +13,12 @@ def deviation(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def scale(embeddings: Tensor) -> Tensor:
+    """The standard deviation over the batch of each dimension, averaged: b d -> ()"""
+    return embeddings.float().std(0, correction=0).mean()
+
+
+@torch.no_grad()
 def effective_rank(features: Tensor) -> Tensor:
     """b d -> ()"""
     unit = F.normalize(features.float(), dim=-1)

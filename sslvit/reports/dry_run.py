@@ -46,7 +46,7 @@ class Steps(NamedTuple):
 def preview(config: TrainConfig, objective: Objective, images: Images, views: Views, accelerator: Accelerator) -> bool:
     """Whether --show_views or --dry_run asked for a look instead of a run; then the recipe ends."""
     if config.show_views:
-        show_views(config, config.show_views, images, views, accelerator)
+        show_views(config, config.show_views, objective, images, views, accelerator)
     elif config.dry_run:
         dry_run(config, objective, images, views, accelerator)
     return bool(config.show_views or config.dry_run)
@@ -67,7 +67,7 @@ def dry_run(config: TrainConfig, objective: Objective, images: Images, views: Vi
         row.only_whole_batches()
     if accelerator.is_main_process:
         look(row, objective.backbone.image_size, views, config, accelerator)
-    show_views(config, folder / "views.png", images, views, accelerator)
+    show_views(config, folder / "views.png", objective, images, views, accelerator)
     objective.to(accelerator.device).train()
     flops = flops_per_image(objective, views, row.first(IMAGES), accelerator.device)
     steps = steps_of(config, row.epoch_images)

@@ -3,8 +3,8 @@
     python recipes/dino.py --data folder:/my/images --show_views views.png
 
 Each row is one image: first the whole of it, then its views, the very ones that training with these options sees in
-its first step. Large views and small ones are shown at their true sizes. Mixup and cutmix, which mix the images of a
-batch, are the objective's own and come after.
+its first step, and last, where an objective hides patches, what is left of the first view. Large views and small ones
+are shown at their true sizes. Mixup and cutmix, which mix the images of a batch, come after, in the objective.
 """
 
 import errno
@@ -22,6 +22,7 @@ from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.errors import CannotWrite
+from sslvit.objectives.objective import Batch, Objective
 from sslvit.storage import durable
 from sslvit.training.batches import sampler_for
 from sslvit.views.pretraining import EvalView
@@ -30,15 +31,20 @@ SHOWN = 8  # images
 GAP = 4  # white pixels between images
 
 
-def show_views(config: TrainConfig, file: Path, source: Images, views: Views, accelerator: Accelerator) -> None:
+@torch.no_grad()
+def show_views(
+    config: TrainConfig, file: Path, objective: Objective, source: Images, views: Views, accelerator: Accelerator
+) -> None:
     few = replace(config, batch_size=SHOWN * accelerator.num_processes, accumulation=1)
-    samples, view_key, *_ = sampler_for(source, few, accelerator)[0]
+    samples, view_key, slot_key, _ = sampler_for(source, few, accelerator)[0]
     seen = views(samples.pixels, view_key, samples.extents)
+    hidden = objective.cpu().reconstructed(Batch(seen, slot_key, samples.labels))[:1]
     if accelerator.is_main_process:
         whole = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
-        draw((*whole, *seen), file)
+        draw((*whole, *seen, *hidden), file)
     several = "1 view" if len(seen) == 1 else f"{len(seen)} views"
-    accelerator.print(f"{file}: {SHOWN} images of {source.name}, each whole and in {several}")
+    masked = ", and once more with what the model does not see in grey" if hidden else ""
+    accelerator.print(f"{file}: {SHOWN} images of {source.name}, each whole and in {several}{masked}")
 
 
 def draw(columns: tuple[Tensor, ...], file: Path, *, across: bool = False) -> None:

@@ -4,7 +4,8 @@ Objectives return these as metrics of every step:
 
     feature_std          of the backbone's readout: how much images differ; 1: evenly in all directions, 0: not at all
     effective_rank       of the same: in how many directions they differ
-    embedding_std        as feature_std, behind the head of an objective that compares images as directions
+    embedding_std        as feature_std, behind the head of an objective that compares images as directions; behind one
+                         that compares them as points, the standard deviation of its output, which should become 1
     teacher_outputs      of a teacher's softmax (DINO): how many outputs it uses for a batch
     teacher_information  of the same: mutual information of image and output, in nats: the entropy of the mean output
                          minus the mean entropy. 0 if all outputs are equal, be they uniform or one-hot

@@ -252,6 +252,43 @@ class ContrastivePair(SeveralViews):
 
 
 @dataclass(frozen=True)
+class StrongPair(SeveralViews):
+    """SimCLR's two views (https://arxiv.org/abs/2002.05709), with twice the colour jitter, half blurred."""
+
+    size: Size
+    scale: tuple[float, float] = (0.08, 1.0)
+    sigma: tuple[float, float] | None = None
+    color: bool = True
+    strength: float = 1.0  # of brightness, contrast and saturation .8, of hue .2
+
+    @property
+    def views(self) -> tuple[ContrastiveView, ...]:
+        view = self.view(self.size, self.scale, "bicubic", blur=0.5)
+        brightness, contrast, saturation, hue = (2 * self.strength * one for one in view.strengths)
+        return (replace(view, strengths=(brightness, contrast, saturation, hue)),) * 2
+
+
+@dataclass(frozen=True)
+class EqualCrops(SeveralViews):
+    """LeJEPA's views (https://arxiv.org/abs/2511.08544): large and small crops that are changed in the same way."""
+
+    size: Size = 224
+    small_size: Size = 98
+    large: int = 2
+    small: int = 6
+    scale: tuple[float, float] = (0.3, 1.0)
+    small_scale: tuple[float, float] = (0.05, 0.3)
+    sigma: tuple[float, float] | None = None
+    color: bool = True
+
+    @property
+    def views(self) -> tuple[ContrastiveView, ...]:
+        large = self.view(self.size, self.scale, blur=0.5, solarize=0.2)
+        small = self.view(self.small_size, self.small_scale, blur=0.5, solarize=0.2)
+        return (large,) * self.large + (small,) * self.small
+
+
+@dataclass(frozen=True)
 class MultiCrop(SeveralViews):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
     the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""

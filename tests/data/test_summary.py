@@ -46,7 +46,7 @@ def test_a_report_counts_what_is_there(tmp_path):
     assert report.sizes == {(40, 50 + number): 1 for number in range(12)} | {(60, 60): 1}
     assert report.stored_bytes == sum(file.stat().st_size for file in files)
     assert report.decoded_bytes == 14 * 3 * 96 * 96
-    assert any("1 classes have one image" in sentence for sentence in report.advice)
+    assert any("1 class has one image: it cannot be both" in sentence for sentence in report.advice)
     text = report.text()
     assert "unreadable  1 of 14 sampled; " in text
     assert "40 to 60 high, 50 to 61 wide" in text

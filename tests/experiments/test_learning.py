@@ -3,6 +3,7 @@
 import pytest
 
 from sslvit.experiments import learning
+from sslvit.experiments.report import figure
 
 RESULTS = {
     "methods": ["scratch (mean)", "scratch (cls)", "MPP", "DINO"],
@@ -57,3 +58,10 @@ def test_rates_that_were_chosen_are_told():
 
 def test_results_of_an_earlier_version_have_no_curves():
     assert learning.columns_of({"curves": {}}) == learning.columns_of({}) == []
+
+
+def test_the_figure_is_that_of_the_largest_share_of_the_labels():
+    few = {"fine-tuned 1 %": {"MPP": [[[10, 0.1], [20, 0.2]]]}}
+    results = RESULTS | {"curves": few | RESULTS["curves"]}
+    assert all(text in figure(results) for text in ("scratch (cls)", "4,000"))
+    assert figure({"curves": {}}) == ""

@@ -76,7 +76,13 @@ def test_a_comparison_in_which_all_classifiers_predict_one_class_claims_nothing(
 def test_balanced_accuracy_is_shown_where_classes_are_unequal_and_is_scikit_learns(tmp_path):
     results = comparison(tmp_path, {"scratch": [0.7], "mae": [0.8]}, places=("own",), labels=LABELS, pixels=0.6)
     _, rows, _ = balanced_table(results, "frozen features", groups(results)["frozen features"])
-    assert [row[0] for row in rows] == ["commonest class", "raw pixels", "scratch (mean)", "scratch (cls)", "MAE"]
+    assert [row[0] for row in rows] == [
+        "commonest class",
+        "raw pixels",
+        "random start (mean)",
+        "random start (cls)",
+        "MAE",
+    ]
     files = {"raw pixels": tmp_path / "baselines" / "own" / "pixels-1.parquet"}
     files["MAE"] = tmp_path / "probes" / "mae-0" / "own" / "pretrained-mean-1.parquet"
     for name, file in files.items():

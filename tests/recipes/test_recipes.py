@@ -19,6 +19,7 @@ from sslvit.data.loader import EpochSampler
 from sslvit.evaluate.predictions import load_predictions
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
+from sslvit.objectives.objective import Batch
 from sslvit.reports.show_views import GAP, SHOWN
 from sslvit.storage import checkpoint, sealed
 from sslvit.views.pretraining import EvalView
@@ -104,8 +105,12 @@ def test_the_views_shown_are_those_trained_on(recipe, tmp_path, monkeypatch):
     objective, source, views, config, *_ = entered
     assert isinstance(objective, nn.Module)
     share = {"batch_size": config.batch_size, "accumulation": 1, "rank": 0, "processes": 1, "seed": config.seed}
-    samples, key, *_ = EpochSampler(source, **share)[0]
-    columns = [*EvalView(16)(samples.pixels, key), *views(samples.pixels, key, samples.extents)]
+    samples, key, slot_key, _ = EpochSampler(source, **share)[0]
+    seen = views(samples.pixels, key, samples.extents)
+    with torch.no_grad():
+        hidden = objective.reconstructed(Batch(seen, slot_key, samples.labels))[:1]
+    assert len(hidden) == (recipe in ("mpp", "mae"))
+    columns = [*EvalView(16)(samples.pixels, key), *seen, *hidden]
     with Image.open(tmp_path / "views.png") as picture:
         sheet = np.asarray(picture)
     assert sheet.shape == (SHOWN * (16 + GAP), sum(images.shape[-1] + GAP for images in columns), 3)

@@ -12,11 +12,14 @@ from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.dino import DINO
+from sslvit.objectives.lejepa import LeJEPA
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
+from sslvit.objectives.simclr import SimCLR
 from sslvit.objectives.supervised import Supervised
+from sslvit.objectives.vicreg import VICReg
 from sslvit.views.pretraining import CropFlip
 
 
@@ -45,6 +48,9 @@ OBJECTIVES = {
     "moco_v3": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed), views=(16, 16)),
     "moco_v3-in-chunks": Case(lambda seed: MoCoV3(vit(seed), **HEADS, seed=seed, chunks=2), views=(16, 16)),
     "dino": Case(lambda seed: DINO(vit(seed, drop_path=0.0), **OUTPUTS, seed=seed), views=(16, 16, 8, 8)),
+    "simclr": Case(lambda seed: SimCLR(vit(seed), **HEADS, seed=seed), views=(16, 16)),
+    "vicreg": Case(lambda seed: VICReg(vit(seed), dimension=16, seed=seed), views=(16, 16)),
+    "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),

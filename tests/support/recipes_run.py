@@ -16,6 +16,9 @@ TRAINING = {
     "mae": f"{TINY} --decoder 16 1 2",
     "moco_v3": f"{TINY} --hidden 32 --position learned_1d",
     "dino": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
+    "simclr": f"{TINY} --hidden 32",
+    "vicreg": f"{TINY} --dimension 32",
+    "lejepa": f"{TINY} --crops 2 2 8 --head 32 16",
     "supervised": TINY,
 }
 

@@ -18,12 +18,15 @@ from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives import schedule
 from sslvit.objectives.dino import DINO
+from sslvit.objectives.lejepa import LeJEPA
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.objectives.spread import deviation, effective_rank, spread
+from sslvit.objectives.simclr import SimCLR
+from sslvit.objectives.spread import deviation, effective_rank, scale, spread
 from sslvit.objectives.supervised import Supervised
+from sslvit.objectives.vicreg import VICReg
 from sslvit.training import optim
 from sslvit.training.watch import PATIENCE, Verdict, Watch
 from sslvit.views import pretraining
@@ -72,6 +75,9 @@ VIEWS = {
     DINO: pretraining.MultiCrop(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
     MoCoV3: pretraining.ContrastivePair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
     SimSiam: pretraining.ContrastivePair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    SimCLR: pretraining.StrongPair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    VICReg: pretraining.ContrastivePair(SIZE, scale=(0.2, 1.0), sigma=(0.1, 0.3)),
+    LeJEPA: pretraining.EqualCrops(SIZE, SIZE // 2, small=2, small_scale=(0.15, 0.4), sigma=(0.1, 0.3)),
 }
 
 
@@ -129,6 +135,18 @@ def moco_v3(data: str, seed: int) -> MoCoV3:
     return MoCoV3(backbone, hidden=128, dimension=32, seed=seed)
 
 
+def simclr(data: str, seed: int) -> SimCLR:
+    return SimCLR(vit(data, seed), hidden=128, dimension=32, seed=seed)
+
+
+def vicreg(data: str, seed: int, **changes) -> VICReg:
+    return VICReg(vit(data, seed), dimension=64, **changes, seed=seed)
+
+
+def lejepa(data: str, seed: int, **changes) -> LeJEPA:
+    return LeJEPA(vit(data, seed), hidden=128, dimension=32, directions=128, **changes, seed=seed)
+
+
 def supervised(data: str, seed: int, **changes) -> Supervised:
     return Supervised(vit(data, seed), **({"classes": 12, "seed": seed} | changes))
 
@@ -153,6 +171,9 @@ COLLAPSES: dict[str, tuple[Callable[[str, int], Objective], dict[str, float], se
     "MAE with a thousand times too much decay": (mae, {"lr": 1e-3, "weight_decay": 500.0}, {"feature_std"}),
     # MPP keeps a fifth to a third of its spread under the same decay: its final norm brings small differences back.
     "MoCo v3 with a thousand times too much decay": (moco_v3, {"lr": 1e-3, "weight_decay": 500.0}, {"feature_std"}),
+    "SimCLR with a thousand times too much decay": (simclr, {"lr": 1e-3, "weight_decay": 500.0}, {"feature_std"}),
+    "VICReg without variance": (partial(vicreg, weights=(25.0, 0.0, 0.0)), {"lr": 3e-3}, {"embedding_std"}),
+    "LeJEPA without a Gaussian": (partial(lejepa, weight=0.0), {"lr": 3e-3}, {"embedding_std"}),
     "supervised with a thousand times too much decay": (
         supervised,
         {"lr": 1e-3, "weight_decay": 500.0},
@@ -163,6 +184,9 @@ HEALTHY: dict[str, tuple[Callable[[str, int], Objective], dict[str, float]]] = {
     "two networks": (partial(simsiam, stop_gradient=True), {"lr": 1e-3}),
     "DINO": (dino, {"lr": 5e-4}),
     "MoCo v3": (moco_v3, {"lr": 1e-3}),
+    "SimCLR": (simclr, {"lr": 1e-3}),
+    "VICReg": (vicreg, {"lr": 1e-3}),
+    "LeJEPA": (lejepa, {"lr": 1e-3}),
     "MAE": (mae, {"lr": 1e-3}),
     "MPP of colours": (mpp, {"lr": 1e-3}),
     "MPP of pixels": (partial(mpp, target="pixels"), {"lr": 1e-3}),
@@ -182,7 +206,7 @@ def clean_deviation(objective: Objective, data: str) -> float:
 @pytest.mark.parametrize("data", ["shapes", "digits"])
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_a_collapse_is_caught_within_50_steps(name, data):
-    """Twelve of twelve. Where features are said to be lost, they are: of clean images, without masks or crops."""
+    """All. Where features are said to be lost, they are: of clean images, without masks or crops."""
     make, options, metrics = COLLAPSES[name]
     objective = make(data, 0)
     before = clean_deviation(objective, data)
@@ -201,7 +225,7 @@ def test_a_collapse_is_caught_within_50_steps(name, data):
     + [("DINO", "shapes", 2)],
 )
 def test_a_healthy_run_raises_no_alarm(name, data, seed):
-    """None in twenty-one runs of 200 steps. DINO on digits is none of them: see the next test."""
+    """None in thirty runs of 200 steps. DINO on digits is none of them: see the next test."""
     make, options = HEALTHY[name]
     assert verdict(run(make(data, seed), data, seed, 200, **options)) is None
 
@@ -282,6 +306,12 @@ def test_directions_spread_evenly_have_deviation_1_and_equal_ones_0():
         assert deviation(5 * both).item() == pytest.approx(1.0, rel=1e-6)  # lengths do not count
     assert deviation(torch.ones(8, 5)).item() == pytest.approx(0.0, abs=1e-6)
     assert deviation(rng.normal(rng.key(0), 4000, 32)).item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_points_have_the_mean_deviation_of_their_dimensions_as_their_scale():
+    points = torch.tensor([[1.0, 10.0], [-1.0, 14.0]])  # deviations 1 and 2, wherever they lie
+    assert scale(points).item() == pytest.approx(1.5)
+    assert scale(0.1 * points).item() == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16])
