@@ -40,8 +40,8 @@ def with_channels(backbone: ViT | BiT, channels: int, inflate: str, model: str) 
         source = "the mean of all old ones" if chosen is None else "that of one old channel"
         print(
             f"note: --inflate {inflate}: from {old} channels to {channels}. Each filter is {source}, times "
-            f"{old}/{channels}. Elsewhere repeated filters made frozen features worse in 16 of 17 cases, by 3.9 points on "
-            "average (torchgeo-bench, pull request 85), so inflate a model only to train it"
+            f"{old}/{channels}. Elsewhere repeated filters made frozen features worse in 16 of 17 cases, by 3.9 points "
+            "on average (torchgeo-bench, pull request 85), so inflate a model only to train it"
         )
     return inflated(backbone, channels, chosen)
 
