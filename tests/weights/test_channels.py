@@ -7,6 +7,7 @@ import torch
 from recipes_run import run
 from timm.models._manipulate import adapt_input_conv
 
+import sslvit
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.weights.channels import with_channels
@@ -114,3 +115,13 @@ def test_a_model_of_colour_is_adapted_to_grey(files, tmp_path, capsys):
     assert "from 3 channels to 1. Each filter is the mean of all old ones, times 3/1." in told
     assert "No set is kept: the built-in images have 3 channels, not 1" in told
     assert load_backbone(folder / "model").channels == 1
+
+
+def test_python_fine_tunes_a_model_on_other_channels(files, tmp_path, capsys):
+    given = {"out": tmp_path / "tuned", "steps": 2, "lr": 0.1, "batch_size": 16, "threads": 1}
+    data = f"npz:{tmp_path / 'four.npz'}"
+    with pytest.raises(ValueError, match="have 4 channels, not 3"):
+        sslvit.finetune(tmp_path / "model", data, **given)
+    tuned = sslvit.finetune(tmp_path / "model", data, **given, inflate="mean")
+    assert tuned.classifier.backbone.channels == 4
+    assert "note: --inflate mean: from 3 channels to 4." in capsys.readouterr().out
