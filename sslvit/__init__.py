@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.models.resnet import BiT as BiT
     from sslvit.models.vit import ViT as ViT
     from sslvit.objectives.dino import DINO as DINO
+    from sslvit.objectives.ijepa import IJEPA as IJEPA
     from sslvit.objectives.lejepa import LeJEPA as LeJEPA
     from sslvit.objectives.mae import MAE as MAE
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3

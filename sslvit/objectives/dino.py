@@ -142,10 +142,6 @@ class DINO(Objective):
     def learner(self) -> ViT:
         return self.student
 
-    @property
-    def teacher(self) -> ViT:
-        return self.backbone
-
     def default_views(self, image_size: Size, channels: int) -> MultiCrop:
         """Small crops have half the side of large ones, and 96 of 224 px above thumbnails, in whole patches."""
         small = is_thumbnail(image_size)

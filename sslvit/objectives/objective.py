@@ -58,8 +58,8 @@ class Objective(nn.Module, ABC):
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The backbone that is the learner's moving average, if there is one."""
-        return None
+        """The backbone that is the learner's moving average, if there is one: by default what is exported instead."""
+        return None if self.learner is self.backbone else self.backbone
 
     def default_views(self, image_size: Size, channels: int) -> Any:
         """The views of an image that it is trained on if nothing else is asked for. Those of the objectives here are of

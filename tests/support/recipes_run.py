@@ -19,6 +19,7 @@ TRAINING = {
     "simclr": f"{TINY} --hidden 32",
     "vicreg": f"{TINY} --dimension 32",
     "lejepa": f"{TINY} --crops 2 2 8 --head 32 16",
+    "ijepa": f"{TINY} --predictor 16 1",
     "supervised": TINY,
 }
 
