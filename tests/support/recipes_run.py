@@ -18,7 +18,7 @@ TRAINING = {
     "dino": f"{TINY} --freeze_last_layer_epochs 0 --crops 2 8 --head 32 16 64",
     "simclr": f"{TINY} --hidden 32",
     "vicreg": f"{TINY} --dimension 32",
-    "lejepa": f"{TINY} --crops 2 2 8 --head 32 16",
+    "lejepa": f"{TINY} --crops 2 2 --head 32 16",
     "ijepa": f"{TINY} --predictor 16 1",
     "supervised": TINY,
 }
