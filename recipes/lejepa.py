@@ -41,7 +41,7 @@ class Config(PretrainConfig):
     weight: float = option(0.02, least=0, most=1)
     """Of SIGReg in the loss; invariance has the rest."""
     crops: tuple[int, int] = option((2, 4), least=0)
-    """How many large crops and small ones. Small ones have half the side, above 96 px 98/224 of it, in whole patches."""
+    """How many large crops and small ones. These have half the side, above 96 px 98/224 of it, in whole patches."""
     areas: tuple[float, float, float] = option((0.25, 0.6, 1.0), above=0, most=1)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
     directions: int = option(256, above=0)
