@@ -7,14 +7,16 @@ Two stages. For --head_epochs the backbone stays as it is and the new heads lear
 otherwise pull good features apart. Then the backbone's rate rises along a line to --backbone_lr of the heads', less
 from each block to the one before it (--layer_decay).
 
-What it was and what becomes of it is printed after each --evaluate_every: nearest neighbours and few-shot on the new
-images if they have labels, on a labelled set that it should not forget (--keep_data), and in any case how far its
-features have moved and in how many directions they differ; then a verdict in words. The best model is kept in OUT/best,
-and the run ends when it has collapsed or forgotten more than --most_forgotten.
+After each --evaluate_every passes, and 100, 200, 400, ... steps after the backbone begins to learn, it is evaluated:
+nearest neighbours and few-shot on the new images if they have labels and on a labelled set that it should not forget
+(--keep_data); in any case how far its features have moved and in how many directions they differ. Then comes a verdict
+in words. The best model is kept in OUT/best, and the run ends early when the model has collapsed or has forgotten more
+than --most_forgotten.
 
 The defaults are for 1,000 to 1,000,000 images and one device. Not from a paper; not yet run at scale.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,9 @@ from sslvit.cli import run_cli
 from sslvit.config import EVALUATION, FREE, PretrainConfig, option
 from sslvit.data.source import Source
 from sslvit.errors import NoInput
-from sslvit.evaluate.adaptation import Adaptation, kept_monitor
+from sslvit.evaluate.adaptation import Adaptation, is_early, kept_monitor
 from sslvit.evaluate.monitor import monitor_of
-from sslvit.models.partial import parse, train_only
+from sslvit.models.partial import parse
 from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.mae import MAE
@@ -40,7 +42,7 @@ from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
 from sslvit.training.state import about_model
-from sslvit.weights.foreign.open import open_backbone, start_from
+from sslvit.weights.foreign.open import as_it_is, fitted
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Config(PretrainConfig):
     preset: Literal["safe"] = "safe"
     """Sets the defaults of the other options."""
     out: Path = Path("runs/adapt")
+    model: str = ""
+    """Not an option here: the model is that of --init_from."""
     init_from: str = ""
     """The model to adapt. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
     image_size: int | tuple[int, int] = 0
@@ -67,7 +71,7 @@ class Config(PretrainConfig):
     backbone_lr: float = option(0.1, above=0)
     """The backbone's learning rate over the heads'."""
     train: str = "all"
-    """all, norm, attention, last:N or lora:RANK. What is trained of the backbone; lora by mae and mpp alone."""
+    """all, norm, attention, last:N or lora:RANK. What is trained of the backbone."""
     base_lr: float = 5e-4
     final_lr: float = 1e-6
     epochs: float = 10
@@ -86,6 +90,10 @@ class Config(PretrainConfig):
             return 0.0
         return self.backbone_lr * (min(passes / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0)
 
+    def is_evaluated(self, step: int, steps: int, epoch_images: int) -> bool:
+        learnt = step - math.ceil(self.head_epochs * epoch_images / self.batch_size)
+        return (self.evaluate_every > 0 and is_early(learnt)) or super().is_evaluated(step, steps, epoch_images)
+
     def check(self) -> None:
         super().check()
         if self.head_epochs >= self.epochs:
@@ -100,16 +108,18 @@ PRESETS = {"safe": Config()}
 
 def main(config: Config) -> list[dict[str, Any]]:
     accelerator = start_run(config)
-    parse(config.train)
+    if parse(config.train).kind == "head":
+        raise ValueError("--train head would leave the model as it is: choose a part of the backbone")
     if not config.init_from:
         raise NoInput("--init_from is missing: the model to adapt, a folder or a file")
-    known, _ = open_backbone(config.init_from)
-    channels: Any = config.channels or known.channels
-    config = replace(config, image_size=config.image_size or known.image_size, channels=channels)
+    if config.model:
+        raise ValueError(f"--model {config.model}: adapt takes its model from --init_from, whatever its size")
+    opened = as_it_is(config.init_from, leave_head=True)
+    channels: Any = config.channels or (None if config.inflate else opened.channels)
+    config = replace(config, image_size=config.image_size or opened.image_size, channels=channels)
     images = config.open()
-    backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
+    backbone = fitted(opened, config.init_from, config.image_size, images.channels, config.inflate)
     objective = objective_of(config, backbone)
-    train_only(objective.learner, config.train, seed=config.seed)
     views = objective.default_views(config.image_size, images.channels)
     if preview(config, objective, images, views, accelerator):
         return []
@@ -125,20 +135,24 @@ def main(config: Config) -> list[dict[str, Any]]:
     live = LiveReport(config, objective, images, views, accelerator)
     evaluations = pretrain(objective, images, views, config, accelerator, watch, live)
     finish(config, objective, images, views, evaluations, accelerator)
-    accelerator.print(watch.best_in_words())
+    watch.conclude()
     return evaluations
 
 
 def objective_of(config: Config, backbone: Any) -> Objective:
-    """With heads of a size for one device: the papers' are for batches of thousands."""
     if not isinstance(backbone, ViT):
         raise ValueError(f"--init_from {config.init_from} is a {backbone.name}, and adapt needs a ViT")
-    if config.train.startswith("lora") and config.objective in ("dino", "moco_v3"):
-        raise ValueError(f"--train {config.train} works with --objective mae or mpp: a teacher would need adapters too")
+    objective = new_objective(config, backbone)
+    objective.train_only(config.train, seed=config.seed)
+    return objective
+
+
+def new_objective(config: Config, backbone: ViT) -> Objective:
+    """With heads of a size for one device: the papers' are for batches of thousands."""
     if config.objective == "mae":
         return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
     if config.objective == "mpp":
-        return MPP(backbone, seed=config.seed)
+        return MPP(backbone, target="pixels" if backbone.channels > 3 else "mean", seed=config.seed)
     if config.objective == "moco_v3":
         return MoCoV3(backbone, seed=config.seed)
     return DINO(

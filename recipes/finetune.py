@@ -31,6 +31,7 @@ from sslvit.reports.dry_run import preview
 from sslvit.reports.live import LiveReport
 from sslvit.reports.tested import read_test
 from sslvit.weights.backbone import with_random_weights
+from sslvit.weights.channels import with_channels
 
 PRESETS = PROTOCOLS
 
@@ -41,9 +42,10 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     backbone, about = config.open()
     size = config.image_size or backbone.image_size
     readout = about["readout"] if config.readout == "declared" else config.readout
+    train, test, note = open_labelled(config, size, None if config.inflate else backbone.channels, about=about)
+    backbone = with_channels(backbone, train.channels, config.inflate, f"--model {config.model}")
     if config.scratch:
         backbone = with_random_weights(backbone, seed=config.seed)
-    train, test, note = open_labelled(config, size, backbone.channels, about=about)
     if note:
         accelerator.print(note)
     labels, test_labels = train.required_labels(), test.required_labels()

@@ -7,12 +7,12 @@ The paper: two crops of 224 px and six of 98 px of each image; AdamW at 5e-4, an
 thousandth; weight decay .05; bfloat16; a projector of two hidden layers of 2,048. --preset paper has these with L/14.
 Which batch the rate is for, and the width of the projector's output, are ours. Not yet run.
 The authors' short example: Imagenette at 128 px, ViT-S/8, four large crops and no small ones, a projection of 16,
-256 directions, 2e-3 at batch 256, 800 epochs: --crops 4 0 0 --head 2048 16 --directions 256 --weight 0.02.
+256 directions, 2e-3 at batch 256, 800 epochs: --crops 4 0 --head 2048 16 --directions 256 --weight 0.02.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: narrower heads, smaller crops of 25 to 60%.
 They were not tuned.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,6 @@ from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
-from sslvit.views.batching import to_pair
-from sslvit.views.pretraining import EqualCrops
 from sslvit.weights.backbone import new_backbone
 
 
@@ -42,8 +40,8 @@ class Config(PretrainConfig):
     """The backbone's random weights: as timm or the code of these papers draws them; jax is the ViT paper's."""
     weight: float = option(0.02, least=0, most=1)
     """Of SIGReg in the loss; invariance has the rest."""
-    crops: tuple[int, int, int] = option((2, 4, 16), least=0)
-    """How many large crops and small ones, and the small ones' side."""
+    crops: tuple[int, int] = option((2, 4), least=0)
+    """How many large crops and small ones. These have half the side, above 96 px 98/224 of it, in whole patches."""
     areas: tuple[float, float, float] = option((0.25, 0.6, 1.0), above=0, most=1)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
     directions: int = option(256, above=0)
@@ -63,7 +61,7 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data="", image_size=224, model="L/14", init="timm", crops=(2, 6, 98), areas=(0.05, 0.3, 1.0),
+    preset="paper", data="", image_size=224, model="L/14", init="timm", crops=(2, 6), areas=(0.05, 0.3, 1.0),
     directions=1024, head=(2048, 64), base_lr=5e-4, final_lr=5e-7, epochs=100, batch_size=256, warmup_epochs=1,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}
@@ -73,18 +71,14 @@ def main(config: Config) -> list[dict[str, Any]]:
     accelerator = start_run(config)
     images = config.open()
     backbone = new_backbone(config, images, PRESETS[config.preset], init=config.init, seed=config.seed)
-    (large, small, side), (hidden, dimension) = config.crops, config.head
+    (large, small), (hidden, dimension) = config.crops, config.head
     objective = LeJEPA(
         backbone, weight=config.weight, large=large, directions=config.directions,
         hidden=hidden, dimension=dimension, seed=config.seed,
     )  # fmt: skip
-    if small and any(side % patch or not side for patch in to_pair(backbone.patch_size)):
-        raise ValueError(f"--crops {large} {small} {side}: the side must be a multiple of {config.model}'s patch")
     least, middle, most = config.areas
-    views = EqualCrops(
-        config.image_size, small_size=side or config.image_size, large=large, small=small, scale=(middle, most),
-        small_scale=(least, middle), color=config.color,
-    )  # fmt: skip
+    usual = objective.default_views(config.image_size, images.channels)
+    views = replace(usual, small=small, scale=(middle, most), small_scale=(least, middle), color=config.color)
     views.check_channels(images.channels)
     if preview(config, objective, images, views, accelerator):
         return []

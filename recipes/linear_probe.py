@@ -25,7 +25,7 @@ import torch
 
 from sslvit import rng
 from sslvit.cli import run_cli
-from sslvit.config import LabelledConfig, check_bounds, configuration, option
+from sslvit.config import LabelledConfig, check_bounds, option
 from sslvit.data.subset import saved_ids
 from sslvit.evaluate.features import left_out
 from sslvit.evaluate.heads import ProbeLog, run_probe
@@ -33,6 +33,7 @@ from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.protocols import PROTOCOLS
 from sslvit.evaluate.stored import stored
 from sslvit.processes.collectives import start
+from sslvit.runs.settings import configuration
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 from sslvit.weights.backbone import with_random_weights

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.objectives.dino import DINO as DINO
     from sslvit.objectives.dinov2 import DINOv2 as DINOv2
     from sslvit.objectives.ibot import IBOT as IBOT
+    from sslvit.objectives.ijepa import IJEPA as IJEPA
     from sslvit.objectives.lejepa import LeJEPA as LeJEPA
     from sslvit.objectives.mae import MAE as MAE
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3

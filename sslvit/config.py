@@ -1,11 +1,10 @@
 """What a user chooses about images and training: each option with its default, its bounds, its help, and whether a
 run that is resumed may change it."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -18,8 +17,8 @@ from sslvit.data.spec import open_source, room
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
 from sslvit.objectives import schedule
-from sslvit.views.batching import Size, to_pair
-from sslvit.views.pretraining import THUMBNAIL, EvalView, eval_view
+from sslvit.views.batching import Size
+from sslvit.views.pretraining import EvalView, eval_view
 
 LARGEST_SIDE = 1 << 14  # pixels of the images that a model sees
 WORKERS_PER_CORE = 64
@@ -28,23 +27,6 @@ FREE = "free"  # decides nothing about what is computed
 ROUNDING = "rounding"  # the run goes on, but no longer bit for bit
 EVALUATION = "evaluation"  # later evaluations do not compare with earlier ones
 LENGTH = "length"  # the schedules become those of the new length, see training/state.py
-
-# Options by the names that they had in version 0.1, on the command line and in saved settings of runs, comparisons and
-# studies; and the value that has another name.
-RENAMED = {
-    "start": "init_from",
-    "only": "only_classes",
-    "spares": "no_weight_decay",
-    "drop": "mask_ratio",
-    "normalise_targets": "norm_pix_loss",
-    "min_scale": "smallest_crop",
-    "smoothing": "label_smoothing",
-    "colour": "color",
-    "centre_momentum": "center_momentum",
-    "held_epochs": "freeze_last_layer_epochs",
-    "parts": "chunks",
-}
-RENAMED_BUDGET = {"operations": "flops"}
 
 
 def option(
@@ -202,6 +184,8 @@ class DataConfig(ImagesConfig):
     init_from: str = ""
     """Start from this model instead of at random. The folder of a model or of a run, finished or not; the run takes
     its weights and its architecture."""
+    inflate: str = ""
+    """Images of other channels than --init_from's: `mean`, or the old channel that each starts from, e.g. 0,1,2,1."""
     data: str = option("shapes", FREE)
     """Images: folder:/dir, hf:name, shapes, ... Shapes are built in. Also list:/file, csv:/file, idx:/dir,
     npz:/file, disk:/dir, parquet:/files, webdataset:/files; stream:hf:name, stream:parquet:/files,
@@ -382,52 +366,6 @@ class PretrainConfig(TrainConfig, DataConfig):
     and others, which an unknown one lists."""
 
 
-def plain(value: Any) -> Any:
-    """JSON's view of a configuration, so that a saved one and a new one compare."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def configuration(config: Any) -> dict[str, Any]:
-    return plain(asdict(config))
-
-
-def as_now(saved: dict[str, Any], image_size: Size) -> dict[str, Any]:
-    """Settings saved by an earlier version: under their names of now, and with what was done before --eval_crop
-    existed, when whole images were squeezed. Of square thumbnails that is what is done now."""
-    renamed = {RENAMED.get(name, name): value for name, value in saved.items()}
-    if "budget" in renamed:
-        renamed["budget"] = RENAMED_BUDGET.get(renamed["budget"], renamed["budget"])
-    return ({"eval_crop": 0.0} if max(to_pair(image_size)) > THUMBNAIL else {}) | renamed
-
-
 def steps_of(config: TrainConfig, images: int) -> int:
     """images: those of an epoch."""
     return max(1, math.ceil(config.epochs * images / config.batch_size))
-
-
-def check_unchanged(saved: dict[str, Any], config: Any) -> list[str]:
-    """Refuses to resume a run that would compute something else; returns warnings about what changes rounding or
-    evaluation only."""
-    now, known = configuration(config), rules(type(config))
-    refused, warnings = [], []
-    for name in sorted(saved.keys() | now.keys()):
-        fate = known[name]["resume"] if name in known else "fixed"
-        if saved.get(name) == now.get(name) or fate in (FREE, LENGTH):
-            continue
-        today = f"is now {now[name]!r}" if name in now else "and this version has no such option"
-        change = f"{name} was {saved.get(name)!r}, {today}"
-        if fate == ROUNDING:
-            warnings.append(f"{change}: the run goes on, but rounds differently from here")
-        elif fate == EVALUATION:
-            warnings.append(f"{change}: the run goes on, but evaluations from here do not compare with those before")
-        else:
-            refused.append(change)
-    if refused:
-        preset, hint = saved.get("preset"), "give the old values"
-        if preset and preset != now.get("preset"):
-            hint = f"add --preset {preset} and {hint}"
-        raise ValueError(
-            f"--resume would continue a different run: {'; '.join(refused)}. To resume, {hint}; or start anew with "
-            f"another --out or --overwrite"
-        )
-    return warnings

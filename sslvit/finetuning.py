@@ -67,6 +67,8 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     """Sets the defaults of the other options."""
     image_size: Size = 0
     """Side in pixels; 0 takes the model's own. At a larger size positions are interpolated."""
+    inflate: str = ""
+    """Images of other channels than the model's: `mean`, or the old channel that each starts from, e.g. 0,1,2,1."""
     scratch: bool = False
     """Start with random weights instead. Of the same architecture."""
     readout: Literal["declared", "cls", "mean"] = "declared"
@@ -199,19 +201,8 @@ def finetune(
         accelerator.wait_for_everyone()
         if config.rates and several:
             splits = held_out_parts(labels[ids], config)
-
-            def held_out_accuracy(lr: float) -> float:
-                right = images = 0.0
-                for fold, (rows, held_out) in enumerate(splits):
-                    out = config.out / "choice" / (f"lr-{lr:g}" if len(splits) == 1 else f"lr-{lr:g}-fold-{fold}")
-                    objective, view = run(ids[rows], out, lr), config.eval_view(image_size)
-                    predicted = predict(objective, train, view, accelerator, ids=ids[held_out].numpy())
-                    right += top(predicted.probabilities, predicted.labels) * len(held_out)
-                    images += len(held_out)
-                accelerator.print(f"lr {lr:g}: {right / images:.2%} of {images:,.0f} held-out training images")
-                return right / images
-
-            rate, tried = choose_rate(config.rates, held_out_accuracy)
+            accuracy = partial(held_out_accuracy, run, train, ids, splits, config, accelerator, image_size)
+            rate, tried = choose_rate(config.rates, accuracy)
         watchers.clear()
     return run(ids, config.out, rate), tried
 
@@ -315,6 +306,28 @@ def accuracy_on(
     """An evaluation of the loop, of the whole classifier."""
     predicted = predict(objective, test, view, accelerator)
     return {f"eval/{objective.readout}/accuracy": top(predicted.probabilities, predicted.labels)}
+
+
+def held_out_accuracy(
+    run: Callable[[Tensor, Path, float], Supervised],
+    train: Source,
+    ids: Tensor,
+    splits: list[tuple[Tensor, Tensor]],
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    image_size: Size,
+    lr: float,
+) -> float:
+    """Of this rate, over all splits. run: trains on images by number, in a folder. splits: rows of ids."""
+    right = images = 0.0
+    for fold, (rows, held_out) in enumerate(splits):
+        out = config.out / "choice" / (f"lr-{lr:g}" if len(splits) == 1 else f"lr-{lr:g}-fold-{fold}")
+        objective, view = run(ids[rows], out, lr), config.eval_view(image_size)
+        predicted = predict(objective, train, view, accelerator, ids=ids[held_out].numpy())
+        right += top(predicted.probabilities, predicted.labels) * len(held_out)
+        images += len(held_out)
+    accelerator.print(f"lr {lr:g}: {right / images:.2%} of {images:,.0f} held-out training images")
+    return right / images
 
 
 def share_held_out(images: int) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sslvit.config import TrainConfig, steps_of
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
-from sslvit.errors import DataError
+from sslvit.errors import DataError, Diverged
 from sslvit.models.blocks import compiled
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.processes import collectives, signals
@@ -75,6 +75,8 @@ def pretrain(
             state.flops = flops_per_image(objective, views, sampler.first(IMAGES), accelerator.device)
         evaluation = evaluation_of(evaluate, objective, initial, state, accelerator)
         del initial
+        if evaluation and first and state.pending_line is None:
+            evaluation.judge_again(first, config.out, last=first == steps)
 
         facts = {"source": source.name, "steps": steps, "lengths": state.lengths}
         facts |= described(objective) | data_fingerprint(source)
@@ -179,8 +181,18 @@ def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> Non
                 checkpoints.save(final=due.last)
             if due.preempted:
                 raise preempted(state, run.steps, config.out)
-            if due.evaluate and run.evaluation:
-                run.evaluation.judge(state.step, line)
+            if due.evaluate:
+                judged(run, state, line, checkpoints, last=due.last)
+
+
+def judged(run: Loop, state: RunState, line: dict[str, Any], checkpoints: Checkpoints, *, last: bool) -> None:
+    """An evaluation that ends the run ends it with a checkpoint."""
+    assert run.evaluation
+    try:
+        run.evaluation.judge(state.step, line, last=last)
+    except Diverged:
+        checkpoints.save_what_is_done()
+        raise
 
 
 def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:
@@ -227,8 +239,12 @@ def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
     if state.pending_line is not None:
         with signals.between_steps():
             due = run.evaluates_after(state.step)
-            log.write(state.step, state.pending_line | evaluated(run, state, log, due=due))
+            line = state.pending_line | evaluated(run, state, log, due=due)
+            log.write(state.step, line)
         state.pending_line = None
+        if due:
+            assert run.evaluation
+            run.evaluation.judge(state.step, line, last=False)
 
 
 def drop_gradients(parameters: list[nn.Parameter]) -> None:

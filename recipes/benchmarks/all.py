@@ -1,6 +1,6 @@
 """The cost of sslvit and of its peers, in one run on this machine.
 
-    python recipes/benchmarks/all.py          everything below, one after the other, into runs/benchmark
+    python recipes/benchmarks/all.py          all below but the last, one after the other, into runs/benchmark
     python recipes/benchmarks/backbone.py     forward and a training step, against timm and transformers
     python recipes/benchmarks/steps.py        a training step of each objective, against timm, transformers and lightly
     python recipes/benchmarks/views.py        views per second of one core, against torchvision, Pillow, kornia, lightly
@@ -8,6 +8,7 @@
     python recipes/benchmarks/run.py          from the command to the first step; end to end, against lightly
     python recipes/benchmarks/evaluation.py   extraction, neighbours, linear probes, against scikit-learn and lightly
     python recipes/benchmarks/growth.py       what more images, classes, pixels, weights and processes cost
+    python recipes/benchmarks/parts.py        fine-tuning all of a model or a part, --train: accuracy, memory and speed
 
 With --out FOLDER a benchmark keeps its numbers there; all.py also leaves benchmark.json, benchmark.md and, of all
 ratios, benchmark.svg. Contestants take turns, numbers are medians with the least and the most, and peers that are not

@@ -34,6 +34,7 @@ from sslvit.storage import jsonl, sealed
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import is_thumbnail
 from sslvit.weights.backbone import with_random_weights
+from sslvit.weights.channels import with_channels
 
 COMMANDS = {"show_views", "dry_run"}  # options of TrainConfig that train nothing
 OWN = {"lr": 5e-4, "weight_decay": 0.05, "clip": 1.0}  # of an objective that is not one of ours
@@ -302,12 +303,14 @@ def finetune(
     config = replace(PROTOCOLS[protocol], **options, out=Path(out), model=named, image_size=size)
     config = finetuning.settled(config)
     config.check()
-    start = with_random_weights(backbone, seed=config.seed) if config.scratch else backbone
     with without_trace(), signals.listening():
         accelerator = start_run(config)
         reading = {name: value for name, value in options.items() if name in READING}
-        source = opened(images, image_size=size, channels=backbone.channels, **reading)
+        channels = None if config.inflate else backbone.channels
+        source = opened(images, image_size=size, channels=channels, **reading)
         source.required_labels()
+        backbone = with_channels(backbone, source.channels, config.inflate, "the model")
+        start = with_random_weights(backbone, seed=config.seed) if config.scratch else backbone
         assert isinstance(source, Source), "streams have no labels"
         pair = labelled_pair(images, source, test_images, size, hold_out=True, **reading)
         if isinstance(pair, str):

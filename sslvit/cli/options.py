@@ -19,7 +19,7 @@ IMAGES, MODEL, METHOD, TRAINING, RUN = GROUPS = ("Images", "Model", "Method", "T
 # The group of an option that several classes define for themselves.
 GROUP_OF = {
     **dict.fromkeys(("data", "channels", "split"), IMAGES),
-    **dict.fromkeys(("model", "init_from"), MODEL),
+    **dict.fromkeys(("model", "init_from", "inflate"), MODEL),
     **dict.fromkeys(("epochs", "steps", "batch_size"), TRAINING),
     **dict.fromkeys(("out", "workers", "overwrite", "threads", "cache", "jobs"), RUN),
 }

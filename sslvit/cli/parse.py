@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from sslvit.cli.options import Option, expected, most, options_of, value_of
 from sslvit.cli.words import meant
-from sslvit.config import RENAMED, RENAMED_BUDGET, TrainConfig
+from sslvit.config import TrainConfig
+from sslvit.runs.settings import RENAMED, RENAMED_BUDGET
 
 Chosen = TypeVar("Chosen", bound=TrainConfig)
 Options = TypeVar("Options")

@@ -106,7 +106,10 @@ def open_source(
         workers = min(8, os.cpu_count() or 1) if len(encoded) >= MANY else 0
         source = cached(encoded, workers=workers) if cache and small else encoded
     if channels not in (None, source.channels):
-        raise ValueError(f"channels {channels}: the images of {spec} have {source.channels}")
+        raise ValueError(
+            f"the images of {spec} have {source.channels} channels, not {channels}: to train a model of {channels} "
+            "channels on them, give --inflate mean"
+        )
     return source
 
 

@@ -11,7 +11,8 @@ A verdict is in words, against the start. Accuracies of n images differ if they 
 their difference; the images are the same, so that this is cautious.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from sslvit.errors import Diverged
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import Monitor, draw_ids
+from sslvit.models.partial import merged
 from sslvit.models.readout import Readout
 from sslvit.objectives.spread import effective_rank
 from sslvit.runs.files import METRICS
@@ -40,6 +42,8 @@ LOOKED_AT = 512  # images, for what needs no labels
 START = "start_features.safetensors"  # a file of the run
 BEST = "best"  # a folder of the run: the model of its best evaluation
 FAR, LITTLE = 0.25, 1 / 3  # a fall by this share of an accuracy, and what is left of a rank, are a collapse
+EARLY = 100  # steps of the backbone, after which it is looked at first
+BUILT_IN = "shapes"  # the kept set if no other is chosen
 LEAST = 0.01  # smaller differences are none, however many images there are
 
 
@@ -157,41 +161,84 @@ class Adaptation:
         return (1 - F.cosine_similarity(features, self.start, dim=-1)).mean().item()
 
     def verdict(self, start: dict[str, float], now: dict[str, float]) -> Verdict:
-        name, rank = f"eval/{self.readout}/20-nn", "effective_rank_of_features"
+        name, rank = self.judged_by, "effective_rank_of_features"
         own, kept = (
             Change(start[name + end], now[name + end], len(monitor.ids[1])) if monitor else None
             for monitor, end in ((self.own, ""), (self.kept, KEPT))
         )
         return judged(own, kept, (start[rank], now[rank]))
 
-    def judge(self, backbone: Any, step: int, numbers: dict[str, float]) -> None:
-        """Prints the verdict, keeps the model if it is the best so far, raises Diverged if too much is forgotten."""
-        start = next(line for line in read_lines(self.out / METRICS) if "drift" in line)
-        verdict = self.verdict(start, numbers)
-        self.accelerator.print(f"step {step:,}: {verdict}")
-        name = f"eval/{self.readout}/20-nn"
-        if self.own and self.accelerator.is_main_process:
+    def judge(self, backbone: Any, step: int, numbers: dict[str, float], *, last: bool) -> None:
+        """Keeps the model if it is the best so far, and prints the verdict; raises Diverged if it has collapsed or
+        forgotten too much, except after the last step: that run is complete, and `conclude` follows."""
+        if "drift" not in numbers:  # a line of the log without an evaluation
+            return
+        start = next(self.logged())
+        why = self.unacceptable(start, numbers)
+        if self.own and not why and self.accelerator.is_main_process:
+            name = self.judged_by
             before = sealed.intact(self.out / BEST / "best.json").get("accuracy", start[name])
             if numbers[name] > before:
-                save_backbone(backbone, self.out / BEST, self.about(step))
+                save_backbone(merged(backbone), self.out / BEST, self.about(step))
                 sealed.write(self.out / BEST / "best.json", {"accuracy": numbers[name], "step": step})
-        fallen = start.get(name + KEPT, 0.0) - numbers.get(name + KEPT, 0.0)
-        if verdict.word == "collapsed" or fallen > self.most_forgotten:
-            raise Diverged(f"step {step}: {verdict}. {self.best_in_words()}")
+        verdict = f"step {step:,}: {self.verdict(start, numbers)}"
+        if why and not last:
+            raise Diverged(f"{verdict}. It {why}, so the run ends here, without {self.out / 'model'}. {self.best()}")
+        self.accelerator.print(verdict)
 
-    def best_in_words(self) -> str:
+    def conclude(self) -> None:
+        """The last words of a complete run, new or read again."""
+        lines = list(self.logged())
+        if lines and (why := self.unacceptable(lines[0], lines[-1])):
+            verdict = self.verdict(lines[0], lines[-1])
+            raise Diverged(f"All steps are done, and the model in {self.out / 'model'} {why}: {verdict}. {self.best()}")
+        self.accelerator.print(self.best())
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """The evaluations of the run so far, the start's first."""
+        for line in read_lines(self.out / METRICS):
+            if "drift" in line:
+                yield {name: math.nan if value is None else value for name, value in line.items()}
+
+    def unacceptable(self, start: dict[str, float], now: dict[str, float]) -> str:
+        """What ends a run, or an empty text."""
+        if self.verdict(start, now).word == "collapsed":
+            return "has collapsed"
+        name = self.judged_by + KEPT
+        if start.get(name, 0.0) - now.get(name, 0.0) > self.most_forgotten:
+            return f"has forgotten more than --most_forgotten {self.most_forgotten:g}"
+        return ""
+
+    @property
+    def judged_by(self) -> str:
+        return f"eval/{self.readout}/20-nn"
+
+    def best(self) -> str:
+        """In words."""
         best = sealed.intact(self.out / BEST / "best.json")
         if not best and not self.own:
             return "The new images have no labels, so no model is called the best"
         if not best:
-            return "No evaluation was better than the start"
+            return f"No evaluation was better than the start, so there is no {self.out / BEST}"
         return f"The best model, {100 * best['accuracy']:.1f}% after {best['step']:,} steps, is in {self.out / BEST}"
+
+
+def is_early(learnt: int) -> bool:
+    """Whether to look after so many steps of the backbone, whatever a pass is: after 100, 200, 400, 800, ... Of a
+    million images, the end of the first pass would show a fall too late."""
+    hundreds, beyond = divmod(learnt, EARLY)
+    return beyond == 0 and hundreds > 0 and hundreds.bit_count() == 1
 
 
 def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Accelerator) -> Monitor | None:
     """Of the labelled images that should not be forgotten; None where there are none. config: of the new images, whose
     size and crop they have."""
     if not data:
+        return None
+    if data == BUILT_IN and channels != 3:
+        accelerator.print(
+            f"No set is kept: the built-in images have 3 channels, not {channels}; --keep_data names another"
+        )
         return None
     size = config.image_size
     labelled = LabelledConfig(data, image_size=size, eval_crop=config.eval_crop)

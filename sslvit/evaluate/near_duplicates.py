@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.config import DataConfig, ImagesConfig, as_now
+from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.spec import Source
 from sslvit.data.subset import saved_ids
 from sslvit.errors import NoInput
+from sslvit.runs.settings import as_now
 from sslvit.storage import sealed
 from sslvit.views.pretraining import EvalView
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from sslvit.config import RENAMED, ImagesConfig, LabelledConfig, check_bounds, option
+from sslvit.config import ImagesConfig, LabelledConfig, check_bounds, option
 from sslvit.errors import NoInput
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.experiments.disk import needed
@@ -25,6 +25,7 @@ from sslvit.finetuning import ENOUGH
 from sslvit.models.vit import ViT
 from sslvit.objectives import OBJECTIVES
 from sslvit.reports.dry_run import MEASURED
+from sslvit.runs.settings import RENAMED
 from sslvit.storage import sealed
 from sslvit.storage.sealed import NUMBER
 from sslvit.views.batching import Size

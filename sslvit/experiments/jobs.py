@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from sslvit.cli.parse import choose
-from sslvit.config import ImagesConfig, as_now, configuration
+from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite
 from sslvit.processes.system import cores, fcntl
+from sslvit.runs.settings import as_now, configuration
 from sslvit.storage import durable, sealed
 
 RECIPES = "sslvit.recipes"  # the package of the recipes; a module of another name is one of the user's own

@@ -27,6 +27,8 @@ Backbone = TypeVar("Backbone", bound=nn.Module)
 ATTENTION, MLP = ("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")
 KINDS = "all, head, norm, attention, last:N, lora:RANK or lora:RANK+mlp"
 
+SCALE = 2.0  # alpha over the rank
+
 
 class Part(NamedTuple):
     kind: str
@@ -83,13 +85,12 @@ class LowRank(nn.Module):
             raise ValueError(f"--train lora:{rank}: the rank of a matrix of {outputs} x {inputs} is not that large")
         bound = inputs**-0.5
         down = (2 * rng.uniform(key, rank * inputs).reshape(rank, inputs) - 1) * bound
-        self.scale = 2.0  # alpha over the rank
         self.down = nn.Parameter(down.to(weight))
         self.up = nn.Parameter(torch.zeros(outputs, rank).to(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):  # the sum keeps the weight's precision
-            return weight + self.scale * (self.up @ self.down)
+            return weight + SCALE * (self.up @ self.down)
 
 
 def adapters(backbone: nn.Module) -> dict[str, Tensor]:
@@ -106,15 +107,21 @@ def merged(backbone: Backbone) -> Backbone:
     """The backbone itself if it has no adapters; else a new one in whose weights they are."""
     if not adapters(backbone):
         return backbone
-    state = {}
-    for name, value in backbone.state_dict().items():
+    plain = type(backbone)(backbone.config)
+    plain.to(next(backbone.parameters())).load_state_dict(merged_state(backbone.state_dict()), strict=True)
+    return plain
+
+
+def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a backbone, in which the updates of its adapters are."""
+    plain = {}
+    for name, value in state.items():
         place, inside, rest = name.partition(".parametrizations.weight.")
         if not inside:
-            state[name] = value
+            plain[name] = value
         elif rest == "original":
-            state[f"{place}.weight"] = backbone.get_submodule(place).weight.detach()
-    plain = type(backbone)(backbone.config)
-    plain.to(next(backbone.parameters())).load_state_dict(state, strict=True)
+            up, down = (state[f"{place}{inside}0.{which}"] for which in ("up", "down"))
+            plain[f"{place}.weight"] = value + SCALE * (up @ down)
     return plain
 
 

@@ -22,5 +22,6 @@ OBJECTIVES = {  # by module and recipe
     "simclr": Known("SimCLR", "SimCLR", work=2.0, heads=2_000_000),
     "vicreg": Known("VICReg", "VICReg", work=2.0, heads=8_000_000),
     "lejepa": Known("LeJEPA", "LeJEPA", work=3.2, heads=5_000_000),
+    "ijepa": Known("IJEPA", "I-JEPA", work=2.0, backbones=4, heads=5_000_000),
     "supervised": Known("Supervised", "supervised"),
 }

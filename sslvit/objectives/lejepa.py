@@ -78,9 +78,10 @@ class LeJEPA(Objective):
         thumbnail = is_thumbnail(image_size)
         sides = [side * (1 / 2 if thumbnail else 98 / 224) for side in to_pair(image_size)]
         height, width = (max(round(s / p), 1) * p for s, p in zip(sides, self.backbone.patch_size, strict=True))
+        small, (least, middle) = (4, (0.25, 0.6)) if thumbnail else (6, (0.05, 0.3))
         return EqualCrops(
-            image_size, large=self.large, small=4 if thumbnail else 6, small_size=(height, width),
-            color=channels in (1, 3),
+            image_size, scale=(middle, 1.0), color=channels in (1, 3), large=self.large,
+            small=small, small_size=(height, width), small_scale=(least, middle),
         )  # fmt: skip
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sslvit import rng
@@ -73,6 +73,10 @@ class MoCoV3(Objective):
         self.projector = projector(backbone.width, hidden, hidden, dimension, generator=generator)
         self.predictor = projector(dimension, hidden, dimension, generator=generator)
         self.teacher_backbone, self.teacher_projector = frozen_copy(backbone), frozen_copy(self.projector)
+
+    @property
+    def teacher(self) -> nn.Module:
+        return self.teacher_backbone
 
     def default_views(self, image_size: Size, channels: int) -> ContrastivePair:
         least = 0.5 if is_thumbnail(image_size) else 0.08

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sslvit.models.partial import train_only
 from sslvit.models.readout import Readout
 from sslvit.models.vit import ViT
 from sslvit.views.batching import Size
@@ -55,10 +56,23 @@ class Objective(nn.Module, ABC):
         """The backbone that gradients move, whose blocks layer decay counts. DINO's `backbone` is the teacher's."""
         return self.backbone
 
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The backbone that is the learner's moving average, if there is one: by default what is exported instead."""
+        return None if self.learner is self.backbone else self.backbone
+
     def default_views(self, image_size: Size, channels: int) -> Any:
         """The views of an image that it is trained on if nothing else is asked for. Those of the objectives here are of
         their recipes: of the preset small up to images of THUMBNAIL pixels, of the paper's above."""
         return CropFlip(image_size)
+
+    def train_only(self, part: str, *, seed: int) -> None:
+        """Trains this part of the backbone, as `--train` names it. A teacher has adapters of its own, which follow the
+        learner's."""
+        train_only(self.learner, part, seed=seed)
+        if self.teacher:
+            train_only(self.teacher, part, seed=seed)
+            self.teacher.requires_grad_(False)
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -57,8 +57,8 @@ class SimCLR(Objective):
         self.projector = projector(*widths, generator=generator, end="scaled norm")
 
     def default_views(self, image_size: Size, channels: int) -> StrongPair:
-        least = 0.5 if is_thumbnail(image_size) else 0.08
-        return StrongPair(image_size, scale=(least, 1.0), color=channels in (1, 3))
+        least, strength = (0.5, 0.5) if is_thumbnail(image_size) else (0.08, 1.0)
+        return StrongPair(image_size, scale=(least, 1.0), color=channels in (1, 3), strength=strength)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         if len(batch.views) != 2:

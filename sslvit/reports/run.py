@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from sslvit.config import TrainConfig, configuration
+from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.errors import CannotWrite, DataError
@@ -20,6 +20,7 @@ from sslvit.reports.pictures import draw_pictures
 from sslvit.runs.folder import check_no_links
 from sslvit.runs.log import duration
 from sslvit.runs.public import markdown
+from sslvit.runs.settings import configuration
 from sslvit.storage import durable
 from sslvit.storage.jsonl import read_lines
 from sslvit.storage.sealed import NUMBER, check, read, readable

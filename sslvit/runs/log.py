@@ -18,12 +18,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from sslvit.config import TrainConfig, configuration
+from sslvit.config import TrainConfig
 from sslvit.processes.progress import in_notebook, progress_bar
 from sslvit.processes.system import cores
 from sslvit.runs.ending import Watcher, begin_anew
 from sslvit.runs.files import METRICS
 from sslvit.runs.public import without_secrets
+from sslvit.runs.settings import configuration
 from sslvit.storage import durable, jsonl, sealed
 
 log = logging.getLogger(__name__)

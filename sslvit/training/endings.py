@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from sslvit.config import TrainConfig, configuration, steps_of
+from sslvit.config import TrainConfig, steps_of
 from sslvit.data.loader import MicroBatches
 from sslvit.errors import CannotWrite, Preempted
 from sslvit.objectives.objective import Objective
 from sslvit.processes import collectives, signals
 from sslvit.runs.folder import check_still_ours
 from sslvit.runs.log import Log
+from sslvit.runs.settings import configuration
 from sslvit.storage import checkpoint
 from sslvit.training.cost import peak_memory
 from sslvit.training.state import RunState, about_model, data_fingerprint, training_tensors

@@ -1,6 +1,8 @@
 """What the steps of a run share, and what is due after each of them."""
 
+import math
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from sslvit.data.loader import Loaded, MicroBatches, Views, load
 from sslvit.data.unreadable import UnreadableImages
 from sslvit.models.blocks import keep_inputs_only
 from sslvit.objectives.objective import Objective
+from sslvit.runs.files import METRICS
+from sslvit.storage.jsonl import read_lines
 from sslvit.training.sharding import collect
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -30,10 +34,16 @@ class Evaluation:
         initial, self.initial = self.initial, None
         return self.evaluate(initial)
 
-    def judge(self, step: int, numbers: dict[str, float]) -> None:
+    def judge(self, step: int, numbers: dict[str, float], *, last: bool) -> None:
         """After they are logged and the step is saved: an evaluation that has a `judge` may end the run."""
         if judge := getattr(self.evaluate, "judge", None):
-            judge(self.objective.backbone, step, numbers)
+            judge(self.objective.backbone, step, numbers, last=last)
+
+    def judge_again(self, step: int, out: Path, *, last: bool) -> None:
+        """A resumed run begins where it stopped: at an evaluation that ended it, or whose verdict a kill prevented."""
+        for line in read_lines(out / METRICS):
+            if line.get("step") == step:
+                self.judge(step, {name: math.nan if x is None else x for name, x in line.items()}, last=last)
 
     def of(self, trained: Objective) -> dict[str, float]:
         """trained: the objective, or with --shard its copy that is split among the processes."""

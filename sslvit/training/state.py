@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from xxhash import xxh3_128
 
 from sslvit import __version__
-from sslvit.config import TrainConfig, as_now, check_unchanged, configuration, steps_of
+from sslvit.config import TrainConfig, steps_of
 from sslvit.data.levels import FULL_RANGE
 from sslvit.data.source import Images
 from sslvit.data.stream import Stream
 from sslvit.errors import DataError
 from sslvit.objectives.objective import Objective
+from sslvit.runs.settings import as_now, check_unchanged, configuration
 from sslvit.storage import checkpoint, durable
 from sslvit.training.sharding import whole
 from sslvit.training.watch import Watch

@@ -10,6 +10,7 @@ Objectives return these as metrics of every step:
     teacher_information  of the same: mutual information of image and output, in nats: the entropy of the mean output
                          minus the mean entropy. 0 if all outputs are equal, be they uniform or one-hot
     patch_teacher_outputs, patch_teacher_information    the same of hidden patches (iBOT, DINOv2)
+    target_std           of the features that an objective predicts (I-JEPA): how much they differ between patches
 
 Effective rank is the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l: r equal ones give r. It
 is one small product per step, where RankMe (https://arxiv.org/abs/2210.02885) takes a singular value decomposition. It
@@ -87,6 +88,14 @@ RULES = (
         "A student that cannot predict what was hidden predicts the mean, and the teacher follows it; a low "
         "temperature of the teacher works against this",
         "Start again with a constant temperature of 0.04, smaller --mask_ratios, and a third of --lr",
+    ),
+    Rule(
+        "target_std",
+        lambda first: 0.3 * min(first, 1.0),
+        "the targets have become nearly the same for all patches",
+        "The teacher follows a student that predicts one vector everywhere, and the loss is low because there is "
+        "nothing left to predict",
+        "Start again with a --momentum nearer 1, a longer --warmup_epochs and a third of --lr",
     ),
     Rule(
         "feature_std",

@@ -29,7 +29,9 @@ def new_backbone(
         return kind.variant(config.model, image_size=config.image_size, channels=images.channels, **options)
     if not os.path.exists(config.init_from):
         raise NoInput(f"--init_from {config.init_from} does not exist: it is the folder of a model or of a run")
-    backbone = start_from(config.init_from, image_size=config.image_size, channels=images.channels)
+    backbone = start_from(
+        config.init_from, image_size=config.image_size, channels=images.channels, inflate=config.inflate
+    )
     resumed = config.resume and (config.out / "checkpoints").exists()  # whose settings are compared with the old ones
     if config.model != backbone.name and not resumed:
         if config.model != preset.model:

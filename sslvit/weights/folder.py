@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sslvit import __version__
 from sslvit.errors import CannotWrite, DataError, NoInput
 from sslvit.models.blocks import EPSILON
+from sslvit.models.partial import merged_state
 from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
@@ -183,6 +184,7 @@ def _read_checkpoint(run: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]
     try:
         prefix = "objective.backbone."
         tensors = {name.removeprefix(prefix): t for name, t in newest.tensors.items() if name.startswith(prefix)}
+        tensors = merged_state(tensors)
         tensors |= {name: newest.tensors[f"objective.{name}"] for name in ours["head"]}
         steps = ours["steps"]
     except DAMAGED as error:

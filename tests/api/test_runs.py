@@ -9,8 +9,9 @@ import torch
 
 import sslvit
 from sslvit.api.calls import for_python
-from sslvit.api.runs import RECIPES, configured, defaults
+from sslvit.api.runs import configured, defaults
 from sslvit.errors import CannotWrite, DataError
+from sslvit.objectives import OBJECTIVES
 from sslvit.storage import sealed
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
@@ -38,7 +39,7 @@ def asked_for(recipe: str, monkeypatch: pytest.MonkeyPatch, **changes) -> dict:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", OBJECTIVES)
 def test_the_defaults_are_those_of_the_recipe(recipe, size, monkeypatch):
     seen = asked_for(recipe, monkeypatch, image_size=size, model="mu/8" if size == 32 else "mu/16")
     objective, config = seen["objective"], seen["config"]

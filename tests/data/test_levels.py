@@ -11,11 +11,12 @@ import torch
 from image_zoo import png
 from PIL import Image
 
-from sslvit.config import DataConfig, ImagesConfig, check_unchanged, configuration
+from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.image import ImageError, levels, open_image
 from sslvit.data.spec import open_source
 from sslvit.data.summary import Summary
 from sslvit.errors import DataError
+from sslvit.runs.settings import check_unchanged, configuration
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TWELVE = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits, as a camera stores them in 16

@@ -88,8 +88,8 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_no_objective_imports_another():
     names = (
-        "objective", "masking", "block_mask", "teacher", "distillation", "batch_norm", "projector", "spread",
-        "schedule", "sinkhorn",
+        "objective", "masking", "block_mask", "multiblock", "teacher", "distillation", "batch_norm", "projector",
+        "spread", "schedule", "sinkhorn",
     )  # fmt: skip
     shared = {f"sslvit.objectives.{name}" for name in names}
     for path in (PACKAGE / "objectives").glob("*.py"):
@@ -112,8 +112,8 @@ def test_accelerate_stays_where_it_belongs():
 
 
 LIMITS = {
-    "supervised.py": 127, "dino.py": 132, "ibot.py": 133, "dinov2.py": 151, "moco_v3.py": 91, "linear_probe.py": 103,
-    "probe.py": 125, "analyse.py": 137, "embed.py": 93, "adapt.py": 152, "lejepa.py": 98,
+    "supervised.py": 127, "dino.py": 132, "ibot.py": 133, "dinov2.py": 151, "moco_v3.py": 91, "linear_probe.py": 104,
+    "probe.py": 125, "analyse.py": 137, "embed.py": 93, "adapt.py": 166, "lejepa.py": 92,
 }  # fmt: skip
 
 

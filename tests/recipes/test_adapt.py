@@ -1,6 +1,9 @@
 """Adapting a model: heads first, then the backbone a little; what it says of it, and what it keeps."""
 
 import json
+import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +11,17 @@ import pytest
 import torch
 from recipes_run import run
 from safetensors.torch import load_file
+from torch import nn
 
-from sslvit.evaluate.adaptation import BEST, Change, judged
+from sslvit.evaluate.adaptation import BEST, Adaptation, Change, judged
+from sslvit.models.partial import merged
 from sslvit.models.vit import ViT
 from sslvit.objectives.mpp import MPP
+from sslvit.objectives.objective import Batch
 from sslvit.recipes import adapt
+from sslvit.runs.ending import status_of
 from sslvit.training.optim import parameter_groups
-from sslvit.weights.folder import load_backbone, save_backbone
+from sslvit.weights.folder import load_backbone, load_described, save_backbone
 
 TINY = "--data shapes:n=64 --keep_data shapes:texture,n=64 --threads 1 --batch_size 16 --log_every 1"
 
@@ -82,6 +89,50 @@ def test_a_part_is_adapted_and_the_best_model_is_kept(model, tmp_path):
     assert (tmp_path / "run" / BEST / "model.safetensors").exists() == (max(accuracies[1:]) > accuracies[0])
 
 
+def test_checks_come_soon_after_the_backbone_begins_however_long_a_pass_is():
+    config = adapt.Config(epochs=3, head_epochs=1, batch_size=64)
+    images = 64 * 5000
+    due = [step for step in range(1, 15_001) if config.is_evaluated(step, 15_000, images)]
+    early = [5100, 5200, 5400, 5800, 6600, 8200]  # 100, 200, 400, ... after the heads' pass
+    assert due == [5000, *early, 10_000, 11_400, 15_000]
+    few = [step for step in range(1, 31) if config.is_evaluated(step, 30, 640)]
+    assert few == [10, 20, 30]
+    never = replace(config, evaluate_every=0)
+    assert [step for step in range(1, 15_001) if never.is_evaluated(step, 15_000, images)] == [15_000]
+
+
+@pytest.mark.parametrize("objective", ["dino", "moco_v3"])
+def test_the_teacher_of_adapters_is_their_average(objective):
+    config = adapt.Config(objective=objective, train="lora:2", image_size=16)
+    trained = adapt.objective_of(config, ViT.variant("mu/8", image_size=16))
+    teacher, learner = trained.teacher, trained.learner
+    assert not any(p.requires_grad for p in teacher.parameters())
+    expected = {name: p.detach().double() for name, p in teacher.named_parameters()}
+    assert {name for name, p in learner.named_parameters() if p.requires_grad} == {
+        n for n in expected if ".0." in n[-9:]
+    }
+    moved = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(moved, lr=1.0)
+    steps, least = 3, {"dino": 0.996, "moco_v3": 0.99}[objective]
+    for step in range(steps):
+        views = trained.default_views(16, 3)(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.arange(4))
+        trained(Batch(views, torch.arange(4)), step / steps)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        trained.after_step((step + 1) / steps)
+        # DINO's by the progress of the step that was taken, MoCo v3's by that of the next.
+        progress = (step + (objective == "moco_v3")) / steps
+        share = 1 - (1 - least) * (1 + math.cos(math.pi * progress)) / 2
+        now = dict(learner.named_parameters())
+        expected = {name: share * old + (1 - share) * now[name].detach().double() for name, old in expected.items()}
+    assert any((now[name] - p).abs().max() > 1e-4 for name, p in teacher.named_parameters())
+    for name, p in teacher.named_parameters():
+        torch.testing.assert_close(p.double(), expected[name], rtol=0, atol=1e-6, msg=name)
+    down, up = (expected[f"blocks.0.attn.proj.parametrizations.weight.0.{which}"] for which in ("down", "up"))
+    weight = expected["blocks.0.attn.proj.parametrizations.weight.original"] + 2 * up @ down
+    torch.testing.assert_close(merged(teacher).blocks[0].attn.proj.weight.double(), weight, rtol=0, atol=1e-6)
+
+
 def test_images_without_labels_are_adapted_to_without_a_kept_set(model, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "unlabelled.npz", x_train=pixels)
@@ -98,7 +149,7 @@ def test_images_without_labels_are_adapted_to_without_a_kept_set(model, tmp_path
     [
         ("", "--init_from is missing: the model to adapt"),
         ("--init_from /not/there", "/not/there"),
-        ("--init_from MODEL --train lora:4", "--train lora:4 works with --objective mae or mpp"),
+        ("--init_from MODEL --train head", "--train head would leave the model as it is"),
         ("--init_from MODEL --train everything", "--train everything: choose one of all, head, norm"),
         ("--init_from MODEL --keep_data folder:/nowhere", "/nowhere"),
         ("--init_from MODEL --image_size 20", "20"),
@@ -112,6 +163,110 @@ def test_what_cannot_be_adapted_is_said_in_a_sentence(model, tmp_path, capsys, w
     assert said in told
     assert "Traceback" not in told
     assert not (tmp_path / "run").exists()
+
+
+class Scripted:
+    """A monitor with these accuracies, one after the other, as of 2,000 images."""
+
+    def __init__(self, accuracies: list[float]):
+        self.left, self.ids = list(accuracies), (range(10_000), range(2000))
+
+    def __call__(self, backbone: nn.Module) -> dict[str, float]:
+        return {"eval/mean/20-nn": self.left.pop(0)}
+
+
+def scripted(words: str, own: list[float], kept: list[float]) -> int:
+    """The exit status of a run of 12 steps, evaluated after each 4."""
+    monitors = {"monitor_of": lambda *_: Scripted(own), "kept_monitor": lambda *_: Scripted(kept)}
+    try:
+        run("adapt", f"{TINY} --objective mpp --epochs 3 {words}", **monitors)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_a_run_that_forgets_ends_and_goes_on_only_if_more_is_allowed(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = f"--init_from {model} --out {out}"
+    assert scripted(words, [0.5, 0.6, 0.7], [0.5, 0.45, 0.39]) == 3
+    told = capsys.readouterr()
+    assert "step 4: better but forgetting: new images: 50.0% at the start, 60.0% now; kept images: 50.0%" in told.out
+    sentence = (
+        f"kept images: 50.0% at the start, 39.0% now. A lower --backbone_lr or --train last:4 keeps more of it. It has "
+        f"forgotten more than --most_forgotten 0.1, so the run ends here, without {out / 'model'}. "
+        f"The best model, 60.0% after 4 steps, is in {out / BEST}"
+    )
+    assert told.err.count(sentence) == 1
+    assert not (out / "model").exists()
+    assert status_of(out).state == "diverged"
+    assert sentence in status_of(out).message
+    assert load_described(out)[1]["step"] == 8  # what it was then can be looked at
+    # It continues where it ended: with the same verdict, or beyond it if that is asked for.
+    assert scripted(f"{words} --resume", [], []) == 3
+    assert sentence in capsys.readouterr().err
+    assert scripted(f"{words} --resume --most_forgotten 0.2", [0.8], [0.41]) == 0
+    assert f"The best model, 80.0% after 12 steps, is in {out / BEST}" in capsys.readouterr().out
+    assert [line["step"] for line in lines_of(out) if "drift" in line] == [0, 4, 8, 12]
+    assert status_of(out).state == "finished"
+
+
+def test_a_run_of_adapters_that_ended_early_opens_with_them_in_its_weights(model, tmp_path):
+    out = tmp_path / "run"
+    words = f"--init_from {model} --out {out} --train lora:2 --backbone_lr 1 --base_lr 0.1"
+    assert scripted(words, [0.5, 0.6, 0.6], [0.5, 0.5, 0.1]) == 3
+    opened, before = load_described(out)[0].state_dict(), load_backbone(model).state_dict()
+    changed = {name for name in before if not torch.equal(opened[name], before[name])}
+    assert changed == {name for name in before if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
+    assert scripted(f"{words} --resume --most_forgotten 1", [0.5], [0.5]) == 0
+
+
+def test_a_run_that_has_forgotten_by_its_last_step_is_complete_and_says_so(model, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = f"--init_from {model} --out {out}"
+    assert scripted(words, [0.5, 0.5, 0.5, 0.6], [0.5, 0.5, 0.5, 0.3]) == 3
+    told = capsys.readouterr()
+    assert "step 12: better but forgetting: new images" in told.out
+    assert f"The model is in {out / 'model'}, a report in {out / 'report.html'}" in told.out
+    sentence = f"All steps are done, and the model in {out / 'model'} has forgotten more than --most_forgotten 0.1: "
+    assert sentence in told.err
+    assert f"No evaluation was better than the start, so there is no {out / BEST}" in told.err
+    assert status_of(out).state == "finished"
+    before = (out / "model" / "model.safetensors").read_bytes()
+    assert scripted(f"{words} --resume", [], []) == 3
+    assert sentence in capsys.readouterr().err
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    assert scripted(f"{words} --resume --most_forgotten 1", [], []) == 0
+    # The step that was judged anew is now allowed, and better than the start.
+    assert json.loads((out / BEST / "best.json").read_text())["step"] == 12
+
+
+def test_a_verdict_that_a_kill_prevented_is_given_when_the_run_goes_on(model, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    words = f"--init_from {model} --out {out} --save_every 4"
+
+    def killed(self, backbone, step, numbers, *, last):
+        sys.exit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Adaptation, "judge", killed)
+        assert scripted(words, [0.5, 0.6], [0.5, 0.5]) == 9
+    assert not (out / BEST).exists()
+    assert scripted(f"{words} --resume", [0.4, 0.4], [0.5, 0.5]) == 0
+    assert json.loads((out / BEST / "best.json").read_text())["accuracy"] == 0.6
+    told = capsys.readouterr().out
+    assert told.index("step 4: better: ") < told.index("step 8: worse: ")
+    assert f"The best model, 60.0% after 4 steps, is in {out / BEST}" in told
+
+
+def test_the_best_model_of_adapters_has_them_in_its_weights(model, tmp_path):
+    words = f"--init_from {model} --out {tmp_path / 'run'} --train lora:2 --backbone_lr 1 --base_lr 0.1"
+    assert scripted(words, [0.5, 0.5, 0.5, 0.6], [0.5] * 4) == 0
+    best, last = (load_file(tmp_path / "run" / kind / "model.safetensors") for kind in (BEST, "model"))
+    before = load_backbone(model).state_dict()
+    assert best.keys() == last.keys() == {name for name in before if name not in ("mean", "std")}
+    assert all(torch.equal(best[name], last[name]) for name in best)
+    changed = {name for name in best if not torch.equal(best[name], before[name])}
+    assert changed == {name for name in best if name.endswith(("attn.qkv.weight", "attn.proj.weight"))}
 
 
 GOOD, SAME, BAD = Change(0.5, 0.6, 2000), Change(0.5, 0.51, 2000), Change(0.5, 0.4, 2000)

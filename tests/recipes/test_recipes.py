@@ -23,7 +23,7 @@ from sslvit.objectives.objective import Batch
 from sslvit.reports.show_views import GAP, SHOWN
 from sslvit.storage import checkpoint, sealed
 from sslvit.views.pretraining import EvalView
-from sslvit.weights.folder import save_backbone
+from sslvit.weights.folder import load_backbone, save_backbone
 
 
 @pytest.mark.parametrize("recipe", TRAINING)
@@ -261,6 +261,26 @@ def test_the_benchmark_of_views_names_the_peers_that_are_not_installed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f"{name} is not installed and is left out" for name in ("kornia", "lightly", "timm")]
     assert [line.split()[3] for line in lines[3:]] == ["sslvit", "official", "torchvision"]
+
+
+@pytest.mark.slow
+def test_parts_of_a_model_are_fine_tuned_and_compared_in_a_table(tmp_path, capfd):
+    save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "model", {"readout": "cls"})
+    main = runpy.run_path(str(RECIPES / "benchmarks" / "parts.py"))["main"]
+    given = {"model": tmp_path / "model", "data": "shapes:n=64", "out": tmp_path / "out", "steps": 2}
+    main(**given, parts=("head", "all"), options="--lr 0.01 --threads 1 --batch_size 16")
+    table = capfd.readouterr().out.splitlines()[-4:]
+    head, whole = ([cell.strip() for cell in line.strip("|").split("|")] for line in table[2:])
+    backbone = load_backbone(tmp_path / "model")
+    count = backbone.width * 12 + 12  # a linear layer for 12 shapes
+    every = count + sum(parameter.numel() for parameter in backbone.parameters())
+    assert [head[0], head[2], whole[0], whole[2]] == ["head", f"{count:,}", "all", f"{every:,}"]
+    assert (head[3], whole[3]) == (f"{100 * count / every:.3g}", "100")
+    for cells in (head, whole):
+        assert 0 <= float(cells[1]) <= 100
+        assert float(cells[4].replace(",", "")) > 100
+        assert float(cells[5]) > 0
+    assert (tmp_path / "out" / "parts.md").read_text().splitlines() == table
 
 
 @pytest.mark.parametrize("recipe", TRAINING)

@@ -11,9 +11,9 @@ from recipes_run import run
 from safetensors.torch import load_file
 
 from sslvit.cli.parse import parse
-from sslvit.config import check_unchanged, configuration
 from sslvit.experiments.compare import ComparisonConfig
 from sslvit.recipes.mpp import SMALL
+from sslvit.runs.settings import check_unchanged, configuration
 
 GOLDEN = Path(__file__).parent / "golden" / "recipes"
 SAME = "--data shapes:n=64 --batch_size 16 --save_every 4 --threads 1 --resume"

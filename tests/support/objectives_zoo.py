@@ -13,6 +13,7 @@ from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.dinov2 import DINOv2
 from sslvit.objectives.ibot import IBOT
+from sslvit.objectives.ijepa import IJEPA
 from sslvit.objectives.lejepa import LeJEPA
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
@@ -42,6 +43,8 @@ class Case(NamedTuple):
 DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 4}
 OUTPUTS = {"outputs": 64, "hidden": 32, "bottleneck": 16}
 HEADS = {"hidden": 32, "dimension": 16}
+PATCHES = {"class_token": False, "position": "sincos_mae", "drop_path": 0.0}
+PREDICTOR = {"predictor_width": 24, "predictor_depth": 1}
 OBJECTIVES = {
     "mpp-mean": Case(lambda seed: MPP(vit(seed), target="mean", seed=seed)),
     "mpp-downsized": Case(lambda seed: MPP(vit(seed), target="downsized", seed=seed)),
@@ -69,6 +72,7 @@ OBJECTIVES = {
     "simclr": Case(lambda seed: SimCLR(vit(seed), **HEADS, seed=seed), views=(16, 16)),
     "vicreg": Case(lambda seed: VICReg(vit(seed), dimension=16, seed=seed), views=(16, 16)),
     "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
+    "ijepa": Case(lambda seed: IJEPA(vit(seed, **PATCHES, patch_size=2), **PREDICTOR, seed=seed)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),

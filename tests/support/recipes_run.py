@@ -21,7 +21,8 @@ TRAINING = {
     "simmim": TINY,
     "simclr": f"{TINY} --hidden 32",
     "vicreg": f"{TINY} --dimension 32",
-    "lejepa": f"{TINY} --crops 2 2 8 --head 32 16",
+    "lejepa": f"{TINY} --crops 2 2 --head 32 16",
+    "ijepa": f"{TINY} --predictor 16 1",
     "supervised": TINY,
 }
 

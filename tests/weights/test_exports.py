@@ -572,7 +572,7 @@ def test_info_reports_known_facts_of_a_file_that_cannot_be_opened_yet(tmp_path):
     ):
         assert line in told.splitlines()
     said = about(tmp_path / "x.safetensors", ("heads=3", "gelu=exact", "mean=.5,.5,.5", "std=.5,.5,.5"))
-    assert "it came with a classifier (head.bias)" in said
+    assert "its classifier (head.bias) is left out" in said
     with pytest.raises(DataError, match="holds a classifier"):  # to be opened it must be meant
         open_backbone(tmp_path / "x.safetensors", heads=3, gelu="exact", mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -82,6 +82,74 @@ def test_transformers_computes_the_same_at_any_size(kind, tmp_path):
         assert again.config.rope_base == ours.config.rope_base
 
 
+CLIP = {"stem_norm": True, "epsilon": 1e-5, "gelu": "sigmoid"}
+TOWERS = {
+    "CLIP": CLIP,
+    "exact GELU, mean and standard deviation": CLIP | {"gelu": "exact", "mean": (0.1, 0.2, 0.3)},
+    "scale, masked keys, fixed positions": CLIP | {"layer_scale": 0.5, "key_bias": False, "position": "sincos_mae"},
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@torch.no_grad()
+def test_a_tower_of_clip_goes_to_timm_and_back_with_its_bias_of_patches(kind, tmp_path):
+    ours = vit(**TOWERS[kind])
+    assert ours.patch_embed.proj.bias.abs().max() > 0.1
+    said = export(ours, ABOUT | {"readout": "cls"}, tmp_path / "out", "timm")
+    assert "is in the layout of timm's CLIP" in said
+    peer = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = images_of((32, 32))
+    assert_close(ours, peer.forward_features(ours.standardise(images)), images)
+    again, about = open_backbone(tmp_path / "out")
+    torch.testing.assert_close(again(images).patches, ours(images).patches, rtol=0, atol=1e-5)
+    assert (again.config.gelu, again.config.stem_norm, about["readout"]) == (ours.config.gelu, True, "cls")
+    assert again.config.mean == pytest.approx(ours.config.mean)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@torch.no_grad()
+def test_a_tower_of_clip_goes_to_transformers_and_back(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = vit(**TOWERS[kind])
+    said = export(ours, ABOUT, tmp_path / "out", "transformers")
+    assert "clip_vision_model" in said
+    peer, loading = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    images = images_of((32, 32))
+    cls = peer.eval()(pixel_values=ours.standardise(images)).pooler_output
+    torch.testing.assert_close(ours(images).cls, cls, rtol=0, atol=1e-5)
+    again, about = open_backbone(tmp_path / "out")
+    torch.testing.assert_close(again(images).patches, ours(images).patches, rtol=0, atol=1e-5)
+    assert about["readout"] == ABOUT["readout"]
+
+
+@torch.no_grad()
+def test_a_classifier_of_a_tower_goes_to_timm_with_its_head(tmp_path):
+    for readout in ("cls", "mean"):
+        model = Classifier(vit(**CLIP), readout=readout, classes=5).eval()
+        nn.init.normal_(model.head.weight)
+        export(model, ABOUT | {"readout": readout}, tmp_path / readout, "timm")
+        peer = timm.create_model(f"local-dir:{tmp_path / readout}", pretrained=True).eval()
+        images = images_of((32, 32))
+        torch.testing.assert_close(peer(model.backbone.standardise(images)), model(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("to", "changes", "reason"),
+    [
+        ("timm", {"epsilon": 1e-6}, "timm's CLIP has no other epsilon"),
+        ("timm", {"registers": 2}, "registers"),
+        ("transformers", {"class_token": False}, "models without a class token"),
+        ("transformers", {"image_size": (32, 48)}, "oblong images"),
+        ("torchvision", {}, "norm before the blocks"),
+    ],
+)
+def test_what_their_clip_lacks_is_refused_by_name(to, changes, reason, tmp_path):
+    with pytest.raises(ValueError, match=reason):
+        export(vit(**CLIP | changes), ABOUT, tmp_path / "out", to)
+    assert not list(tmp_path.iterdir())
+
+
 @torch.no_grad()
 def test_a_release_goes_to_both_libraries_only_with_exact_periods(tmp_path):
     theirs = timm_dinov3()

@@ -1285,7 +1285,7 @@ HARMFUL: dict[str, tuple[Callable[[], Any], str]] = {
     "many paths": (lambda: endless(5), "more than 20000 tensors"),
     "many entries": (lambda: {"x": torch.zeros(1), **{f"{i}": 0 for i in range(100_000)}}, "more than 100000 entries"),
     "nested": (lambda: endless(9), "entries or is nested deeper"),
-    "much of little": (lambda: {"x": torch.zeros(1).expand(1 << 33)}, "more than 17179869184 bytes"),
+    "much of little": (lambda: {"x": torch.zeros(1).expand(1 << 34)}, "more than 34359738368 bytes"),
     "sparse": (lambda: {"x": torch.eye(2).to_sparse()}, "no plain weight"),
     "nothing": (lambda: {"epoch": 3}, "no tensors that names lead to"),
 }

@@ -15,6 +15,7 @@ from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
 from sslvit.storage import durable
+from sslvit.weights.exports.clip import as_timm_clip, as_transformers_clip
 from sslvit.weights.exports.layouts import as_timm, as_torchvision, as_transformers
 from sslvit.weights.exports.programs import as_onnx, as_torch_export
 from sslvit.weights.exports.rotary import as_timm_dinov3, as_transformers_dinov3
@@ -27,6 +28,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     **PROGRAMS,
 }
 ROTARY: dict[str, Callable[..., str]] = {"timm": as_timm_dinov3, "transformers": as_transformers_dinov3}
+TOWERS: dict[str, Callable[..., str]] = {"timm": as_timm_clip, "transformers": as_transformers_clip}
 
 
 def export(
@@ -44,9 +46,11 @@ def export(
     if isinstance(model, Classifier) and to in ("transformers", "torchvision"):
         raise ValueError(f"--to {to}: a classifier's head can only be exported to timm, onnx or torch_export")
     backbone = model.backbone if isinstance(model, Classifier) else model
-    rotary = isinstance(backbone, ViT) and backbone.position == "rope"
     write, options = FORMATS[to], {"any_size": any_size} if to in PROGRAMS else {}
-    write = ROTARY.get(to, write) if rotary else write
+    if isinstance(backbone, ViT) and backbone.position == "rope":
+        write = ROTARY.get(to, write)
+    elif isinstance(backbone, ViT) and backbone.config.stem_norm:
+        write = TOWERS.get(to, write)
     try:
         if out.exists() and (not out.is_dir() or os.listdir(out)):
             raise CannotWrite(f"{out} exists: choose another place")

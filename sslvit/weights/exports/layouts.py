@@ -212,20 +212,25 @@ def transformers_preprocessor(backbone: ViT) -> dict[str, Any]:
 
 
 def outputs_of_transformers(folder: Path, backbone: ViT, images: Tensor) -> tuple[Tensor, Tensor]:
+    dino = backbone.registers or backbone.config.swiglu or backbone.position == "rope"
+    peer = opened_by_transformers(folder, **{} if dino else {"add_pooling_layer": False})
+    tokens = peer(pixel_values=backbone.standardise(images)).last_hidden_state
+    return tokens[:, 0], tokens[:, backbone.prefix :]
+
+
+def opened_by_transformers(folder: Path, **options: Any) -> nn.Module:
+    """With all its weights and no others."""
     from transformers import AutoModel
     from transformers.utils import logging
 
     progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    dino = backbone.registers or backbone.config.swiglu or backbone.position == "rope"
-    pooler = {} if dino else {"add_pooling_layer": False}
-    peer, loading = AutoModel.from_pretrained(str(folder), output_loading_info=True, **pooler)
+    peer, loading = AutoModel.from_pretrained(str(folder), output_loading_info=True, **options)
     if progress:
         logging.enable_progress_bar()
     if left := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loading[kind]]:
         raise DataError(f"transformers does not find its weights: {sorted(left)[:5]}: not written")
-    tokens = peer.eval()(pixel_values=backbone.standardise(images)).last_hidden_state
-    return tokens[:, 0], tokens[:, backbone.prefix :]
+    return peer.eval()
 
 
 def as_torchvision(backbone: ViT | BiT, about: dict[str, Any], folder: Path) -> str:

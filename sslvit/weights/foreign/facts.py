@@ -298,8 +298,8 @@ def check_config(name: str, config: dict[str, Any], vit: ViTConfig) -> None:
     """Raises DataError if a config.json of timm or transformers has other shapes than the weights beside it."""
     claims: dict[str, Any]
     if "architecture" in config:
-        arguments, name = config.get("model_args") or {}, str(config["architecture"])
-        named, dinov3, constants = ARCHITECTURE.fullmatch(name), TIMM_DINOV3.fullmatch(name), timm_constants(name)
+        arguments, timms = config.get("model_args") or {}, str(config["architecture"])
+        named, dinov3, constants = ARCHITECTURE.fullmatch(timms), TIMM_DINOV3.fullmatch(timms), timm_constants(timms)
         depth = DINOV3_SIZES[dinov3[1]][1] if dinov3 else constants and constants.depth
         claims = {
             "depth": arguments.get("depth", depth),

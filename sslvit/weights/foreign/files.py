@@ -26,7 +26,7 @@ from sslvit.data.readers import npz
 from sslvit.errors import DataError, NoInput
 from sslvit.storage import durable, sealed
 
-MOST_BYTES = 16 << 30  # as in sslvit.weights.foreign.unpickle
+MOST_BYTES = 32 << 30  # as in sslvit.weights.foreign.unpickle; DINOv3's 7B has 27 GB
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in folders of timm and transformers
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 CHILD_HAS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "LANG")  # of the environment: no tokens
@@ -53,9 +53,9 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
             raise DataError(f"{file} is not a regular file")
         size = real.stat().st_size
         if size > MOST_BYTES:
-            raise DataError(f"{file} has {size} bytes, more than the {MOST_BYTES} that are read")
+            raise DataError(f"{file} has {size:,} bytes, more than the {MOST_BYTES:,} that are read")
+        refuse_by_its_first_bytes(file, real)
         if (suffix := file.suffix.lower()) in PICKLES:
-            refuse_by_its_first_bytes(file, real)
             state_dicts = _unpickled(file, real, seconds)
         elif suffix == ".npz":
             state_dicts = {"": _arrays(file, real)}
@@ -76,7 +76,7 @@ def read(path: str | Path, seconds: float = 600) -> Contents:
 
 
 def refuse_by_its_first_bytes(file: Path, real: Path) -> None:
-    """Names the kind of a file that cannot be one of torch's."""
+    """Names the kind of a file that cannot be one of weights."""
     with real.open("rb") as stream:
         first = stream.read(300)
     kinds = {

@@ -53,8 +53,8 @@ OTHERS = {
     r"(^|\.)(text_model\.|token_embedding|text_projection|transformer\.resblocks|word_embeddings)": (
         "a text tower: the images' one is another file, or was left out"
     ),
+    r"(^|\.)(stages\.\d+|layer[1-4]\.\d+|downsample_layers)\.": "a network of convolutions, and no ViT",
     r"(^|\.)((dino|ibot)_head|head|heads|classifier|last_layer|fc)\.": "a head without the backbone below it",
-    r"(^|\.)(stages\.\d+|layer[1-4]\.\d+|downsample_layers)\.": "a network of convolutions",
 }
 
 # Their names and ours, replaced in this order; exports use these tables backwards.

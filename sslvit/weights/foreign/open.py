@@ -20,6 +20,8 @@ from typing import Any
 from sslvit.errors import DataError
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
+from sslvit.processes import collectives
+from sslvit.weights.channels import with_channels
 from sslvit.weights.folder import load_described, unfinished_run
 from sslvit.weights.foreign import build, files, google
 from sslvit.weights.foreign.facts import (
@@ -57,11 +59,14 @@ def is_ours(path: str | Path) -> bool:
     return "sslvit" in (files.config_of(folder) or {})
 
 
-def start_from(folder: str, *, image_size: Size, channels: int) -> ViT | BiT:
-    """The model given by --init_from, resized to this run's images."""
-    backbone = _as_it_is(folder)
-    if backbone.channels != channels:
-        raise ValueError(f"--init_from {folder} takes images of {backbone.channels} channels, these have {channels}")
+def start_from(folder: str, *, image_size: Size, channels: int, inflate: str = "") -> ViT | BiT:
+    """The model given by --init_from, for this run's images."""
+    return fitted(as_it_is(folder), folder, image_size, channels, inflate)
+
+
+def fitted(backbone: ViT | BiT, folder: str, image_size: Size, channels: int, inflate: str) -> ViT | BiT:
+    """What --init_from names, opened before, resized to a run's images."""
+    backbone = with_channels(backbone, channels, inflate, f"--init_from {folder}")
     if isinstance(backbone, ViT) and backbone.image_size != pair(image_size):
         backbone = backbone.resized(image_size)
     return backbone.train()
@@ -75,10 +80,15 @@ class HoldsClassifier(DataError):
         super().__init__(f"{what}. For its backbone alone, give leave_head=True (--foreign leave_head=true)")
 
 
-def _as_it_is(folder: str) -> ViT | BiT:
-    """The model of --init_from. Facts that another's file lacks can be said to `convert`."""
+def as_it_is(folder: str, *, leave_head: bool = False) -> ViT | BiT:
+    """The model of --init_from. Facts that another's file lacks can be said to `convert`. leave_head: take a
+    classifier's backbone, and say so."""
     try:
-        return open_backbone(folder)[0]
+        backbone, about = open_backbone(folder, **{"leave_head": True} if leave_head and not is_ours(folder) else {})
+        if leave_head and collectives.rank() == 0:
+            for note in about.get("notes", ()):
+                print(f"note: --init_from {folder}: {note}")
+        return backbone
     except ValueError as error:
         if isinstance(error, DataError) and not isinstance(error, HoldsClassifier):
             raise
@@ -146,7 +156,8 @@ def load_foreign(
     except (LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{name}: its weights have shapes that no such model has: {error!r}") from error
     notes += build.differences(backbone, located)
-    notes += [f"it came with a classifier ({head[0]}): a linear probe's, or it was trained on labels"] if head else []
+    trained = "a linear probe's, or it was trained on labels"
+    notes += [f"its classifier ({head[0]}) is left out: {trained}"] if head else []
     return backbone, _about(backbone, contents, located, facts, family, notes)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslvit.processes.system import resource
 from sslvit.storage import durable
 
-MOST_BYTES, MOST_ENTRIES, DEEPEST = 16 << 30, 100_000, 8
+MOST_BYTES, MOST_ENTRIES, DEEPEST = 32 << 30, 100_000, 8
 # Saved by official training loops beside the weights: DINO's schedules are numbers of numpy (numpy.core in numpy 1),
 # and launchers on clusters (submitit, in MAE, DINO and DeiT) leave a Path in the arguments.
 LEFT_OUT = (
