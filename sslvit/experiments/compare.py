@@ -111,7 +111,7 @@ class ComparisonConfig(ImagesConfig):
     """Image files: 1 reads them as grey; by default 3. Arrays have their own."""
     model: str = "XS/8"
     """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, M, B, L, H and others."""
-    methods: tuple[str, ...] = ("supervised", "mpp", "moco_v3")
+    methods: tuple[str, ...] = ("supervised", "mpp")
     """Recipes, each with flags of its own if need be; scratch, with random weights, is always there."""
     seeds: int = option(1, above=0)
     """Number of seeds, from 0."""
@@ -124,15 +124,15 @@ class ComparisonConfig(ImagesConfig):
     """Images per step, in pretraining and in fine-tuning."""
     fractions: tuple[float, ...] = option((0.01, 0.1, 1.0), above=0, most=1)
     """Shares of the labels that linear probes learn from."""
-    finetune_fractions: tuple[float, ...] = option((0.1,), above=0, most=1)
+    finetune_fractions: tuple[float, ...] = option((0.01,), above=0, most=1)
     """Shares of the labels to fine-tune with."""
-    finetune_steps: tuple[int, ...] = (1000,)
+    finetune_steps: tuple[int, ...] = (300,)
     """Steps of fine-tuning, or one number for each of these shares; 0 leaves it out. Take so many that scratch gains
     little by more."""
-    finetune_rates: tuple[float, ...] = option((0.03, 0.1, 0.3), above=0)
+    finetune_rates: tuple[float, ...] = option((0.03, 0.1), above=0)
     """Fine-tuning's learning rates, the same for all; of several each method takes the best on held-out training
     labels, for each share of the labels."""
-    choice_steps: float = option(0.25, above=0, most=1)
+    choice_steps: float = option(0.15, above=0, most=1)
     """The length of the runs that choose the rate, as a share of the final one's."""
     finetune_flags: tuple[str, ...] = ()
     """More flags of fine-tuning, the same for all, e.g. randaugment mixup=0.8."""
