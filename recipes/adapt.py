@@ -17,6 +17,7 @@ The defaults are for 1,000 to 1,000,000 images and one device. Not from a paper;
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,13 @@ from sslvit.evaluate.monitor import monitor_of
 from sslvit.models.partial import parse
 from sslvit.models.vit import ViT
 from sslvit.objectives.dino import DINO
+from sslvit.objectives.dinov2 import DINOv2
+from sslvit.objectives.ibot import IBOT
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Objective
+from sslvit.objectives.simmim import SimMIM
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
 from sslvit.reports.live import LiveReport
@@ -58,7 +62,7 @@ class Config(PretrainConfig):
     """The model to adapt. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
     image_size: int | tuple[int, int] = 0
     """Side in pixels; 0 takes the model's own. At another size positions are interpolated."""
-    objective: Literal["dino", "mae", "mpp", "moco_v3"] = "dino"
+    objective: Literal["dinov2", "dino", "ibot", "mae", "simmim", "mpp", "moco_v3"] = "dinov2"
     """What it is trained by."""
     keep_data: str = option("shapes", EVALUATION)
     """Labelled images that it should not forget. In the form of --data; empty for none."""
@@ -104,6 +108,7 @@ class Config(PretrainConfig):
 
 
 PRESETS = {"safe": Config()}
+TEACHERS: dict[str, Callable[..., Objective]] = {"dinov2": DINOv2, "dino": DINO, "ibot": IBOT}
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -142,6 +147,10 @@ def main(config: Config) -> list[dict[str, Any]]:
 def objective_of(config: Config, backbone: Any) -> Objective:
     if not isinstance(backbone, ViT):
         raise ValueError(f"--init_from {config.init_from} is a {backbone.name}, and adapt needs a ViT")
+    if backbone.drop_path or backbone.dropout:  # of the training that it comes from
+        state = backbone.state_dict()
+        backbone = ViT(replace(backbone.config, drop_path=0.0, dropout=0.0))
+        backbone.load_state_dict(state)
     objective = new_objective(config, backbone)
     objective.train_only(config.train, seed=config.seed)
     return objective
@@ -149,17 +158,27 @@ def objective_of(config: Config, backbone: Any) -> Objective:
 
 def new_objective(config: Config, backbone: ViT) -> Objective:
     """With heads of a size for one device: the papers' are for batches of thousands."""
-    if config.objective == "mae":
+    wanted, lacks = config.objective, ""
+    if wanted in (*TEACHERS, "moco_v3") and "cls" not in backbone.readouts:
+        lacks = "class token"
+    if wanted == "mae" and backbone.position_at != "stem":
+        lacks = "positions before the first block"
+    if lacks:
+        raise ValueError(
+            f"--objective {wanted}: the model of --init_from {config.init_from} has no {lacks}, which it needs; simmim "
+            "and mpp do without"
+        )
+    if wanted in TEACHERS:
+        return TEACHERS[wanted](
+            backbone, hidden=1024, bottleneck=256, outputs=4096, teacher_temperature=(0.04, 0.04), momentum=0.996,
+            freeze_last_layer=0.0, norm_last_layer=True, drop_path=0.0,
+            position_resize=backbone.config.position_resize, seed=config.seed,
+        )  # fmt: skip
+    if wanted == "mae":
         return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
-    if config.objective == "mpp":
+    if wanted == "mpp":
         return MPP(backbone, target="pixels" if backbone.channels > 3 else "mean", seed=config.seed)
-    if config.objective == "moco_v3":
-        return MoCoV3(backbone, seed=config.seed)
-    return DINO(
-        backbone, hidden=1024, bottleneck=256, outputs=4096, teacher_temperature=(0.04, 0.04), momentum=0.996,
-        freeze_last_layer=0.0, norm_last_layer=True, drop_path=0.0,
-        position_resize=backbone.config.position_resize, seed=config.seed,
-    )  # fmt: skip
+    return SimMIM(backbone, seed=config.seed) if wanted == "simmim" else MoCoV3(backbone, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
     """Raises ValueError where nothing could be hidden."""
     if min(grid) < 2:
         raise ValueError(
-            f"blocks are smaller than the grid in both directions, and this is {grid[0]} x {grid[1]} patches"
+            f"blocks are smaller than the grid in both directions, and this is {grid[0]} x {grid[1]} patches: give "
+            "larger images, smaller patches, or an objective that hides none, as DINO"
         )
     if not 0 < ratio[0] <= ratio[1] <= 1:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import nn
 from sslvit.evaluate.adaptation import BEST, Adaptation, Change, judged
 from sslvit.models.partial import merged
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import ViTConfig
 from sslvit.objectives.mpp import MPP
 from sslvit.objectives.objective import Batch
 from sslvit.recipes import adapt
@@ -36,7 +37,7 @@ def lines_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", ["dino", "mae", "mpp"])
+@pytest.mark.parametrize("objective", ["dinov2", "mae", "mpp"])
 def test_it_says_what_the_model_was_and_what_became_of_it(model, tmp_path, capsys, objective):
     words = f"{TINY} --init_from {model} --objective {objective} --epochs 3 --out {tmp_path / 'run'}"
     run("adapt", words)
@@ -101,7 +102,7 @@ def test_checks_come_soon_after_the_backbone_begins_however_long_a_pass_is():
     assert [step for step in range(1, 15_001) if never.is_evaluated(step, 15_000, images)] == [15_000]
 
 
-@pytest.mark.parametrize("objective", ["dino", "moco_v3"])
+@pytest.mark.parametrize("objective", ["dinov2", "moco_v3"])
 def test_the_teacher_of_adapters_is_their_average(objective):
     config = adapt.Config(objective=objective, train="lora:2", image_size=16)
     trained = adapt.objective_of(config, ViT.variant("mu/8", image_size=16))
@@ -113,7 +114,7 @@ def test_the_teacher_of_adapters_is_their_average(objective):
     }
     moved = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(moved, lr=1.0)
-    steps, least = 3, {"dino": 0.996, "moco_v3": 0.99}[objective]
+    steps, least = 3, {"dinov2": 0.996, "moco_v3": 0.99}[objective]
     for step in range(steps):
         views = trained.default_views(16, 3)(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.arange(4))
         trained(Batch(views, torch.arange(4)), step / steps)[0].backward()
@@ -131,6 +132,60 @@ def test_the_teacher_of_adapters_is_their_average(objective):
     down, up = (expected[f"blocks.0.attn.proj.parametrizations.weight.0.{which}"] for which in ("down", "up"))
     weight = expected["blocks.0.attn.proj.parametrizations.weight.original"] + 2 * up @ down
     torch.testing.assert_close(merged(teacher).blocks[0].attn.proj.weight.double(), weight, rtol=0, atol=1e-6)
+
+
+DINOV3 = {
+    "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "registers": 4, "position": "rope", "swiglu": True,
+    "position_at": "every_layer_shared", "rope_rescale": 2.0, "key_bias": False, "layer_scale": 1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("objective", "momentum"),
+    [("dinov2", 0.996), ("dino", 0.996), ("ibot", 0.996), ("moco_v3", 0.99), ("simmim", None), ("mpp", None)],
+)
+def test_rotary_positions_and_registers_are_adapted_by_all_that_see_whole_images(objective, momentum):
+    config = adapt.Config(objective=objective, image_size=32)
+    adapted = adapt.objective_of(config, ViT(ViTConfig(image_size=32, **DINOV3)))
+    pixels, key = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6)
+    before = {name: p.clone() for name, p in (adapted.teacher or adapted.learner).named_parameters()}
+    loss, _ = adapted(Batch(adapted.default_views(32, 3)(pixels, key), key), 0.0)
+    loss.backward()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in trained)
+    torch.optim.Adam(trained, lr=1e-2).step()
+    adapted.after_step(0.0)
+    learner = dict(adapted.learner.named_parameters())
+    for name, p in before.items():
+        assert torch.equal(learner[name], p) != learner[name].requires_grad, name
+        if momentum:
+            expected = momentum * p + (1 - momentum) * learner[name]
+            torch.testing.assert_close(dict(adapted.teacher.named_parameters())[name], expected, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective", "lacking"),
+    [
+        (DINOV3, "mae", "no positions before the first block"),
+        ({"class_token": False}, "dinov2", "no class token"),
+        ({"class_token": False}, "moco_v3", "no class token"),
+        ({"patch_size": 16}, "dinov2", "1 x 1 patches: give larger images, smaller patches, or an objective that"),
+    ],
+)
+def test_a_model_that_an_objective_cannot_train_is_told_which_can(changes, objective, lacking):
+    sizes = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 1, "heads": 2}
+    backbone = ViT(ViTConfig(**(sizes | changes)))
+    with pytest.raises(ValueError, match=lacking):
+        adapt.objective_of(adapt.Config(objective=objective, image_size=16), backbone)
+
+
+def test_a_model_that_was_trained_with_drop_path_is_adapted_without():
+    """By all alike, since a teacher drops nothing."""
+    backbone = ViT.variant("mu/8", image_size=16, drop_path=0.3, dropout=0.1)
+    adapted = adapt.objective_of(adapt.Config(objective="dino", image_size=16), backbone)
+    assert (adapted.learner.drop_path, adapted.learner.dropout, adapted.backbone.dropout) == (0, 0, 0)
+    torch.testing.assert_close(adapted.learner.state_dict(), backbone.state_dict(), rtol=0, atol=0)
 
 
 def test_images_without_labels_are_adapted_to_without_a_kept_set(model, tmp_path, capsys):
