@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.models.readout import Classifier as Classifier, Encoded as Encoded
     from sslvit.models.resnet import BiT as BiT
     from sslvit.models.vit import ViT as ViT
+    from sslvit.objectives.data2vec import Data2Vec as Data2Vec
     from sslvit.objectives.dino import DINO as DINO
     from sslvit.objectives.dinov2 import DINOv2 as DINOv2
     from sslvit.objectives.ibot import IBOT as IBOT

@@ -128,7 +128,7 @@ def test_a_recipe_alone_shows_the_same_help_and_names_itself(monkeypatch, capsys
 MISTAKES = [
     ("pretain mpp", "sslvit has no command pretain; did you mean pretrain?"),
     ("pretrain mocov3", "there is no objective mocov3; did you mean moco_v3?"),
-    ("pretrain swav", "simmim, moco_v3, dino, ibot, dinov2, simclr, vicreg, lejepa, ijepa or supervised"),
+    ("pretrain swav", "simmim, moco_v3, dino, ibot, dinov2, simclr, vicreg, lejepa, ijepa, data2vec or supervised"),
     ("pretrain --epochs 3", "an objective must come before --epochs; choose mpp"),
     ("mpp", "sslvit pretrain mpp"),
     ("moco-v3 --epochs 3", "sslvit pretrain moco_v3"),

@@ -23,5 +23,6 @@ OBJECTIVES = {  # by module and recipe
     "vicreg": Known("VICReg", "VICReg", work=2.0, heads=8_000_000),
     "lejepa": Known("LeJEPA", "LeJEPA", work=3.2, heads=5_000_000),
     "ijepa": Known("IJEPA", "I-JEPA", work=2.0, backbones=4, heads=5_000_000),
+    "data2vec": Known("Data2Vec", "data2vec", work=1.4, backbones=4, heads=10_000),
     "supervised": Known("Supervised", "supervised"),
 }

@@ -10,7 +10,7 @@ Objectives return these as metrics of every step:
     teacher_information  of the same: mutual information of image and output, in nats: the entropy of the mean output
                          minus the mean entropy. 0 if all outputs are equal, be they uniform or one-hot
     patch_teacher_outputs, patch_teacher_information    the same of hidden patches (iBOT, DINOv2)
-    target_std           of the features that an objective predicts (I-JEPA): how much they differ between patches
+    target_std           of the features that an objective predicts (I-JEPA, data2vec): how much patches differ
 
 Effective rank is the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l: r equal ones give r. It
 is one small product per step, where RankMe (https://arxiv.org/abs/2210.02885) takes a singular value decomposition. It

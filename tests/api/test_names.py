@@ -13,7 +13,7 @@ import sslvit
 
 NAMES = [
     *("ViT", "BiT", "Classifier", "Encoded", "Objective", "Batch", "MPP", "MAE", "MoCoV3", "DINO", "Supervised"),
-    *("SimCLR", "VICReg", "LeJEPA", "IJEPA"),
+    *("SimCLR", "VICReg", "LeJEPA", "IJEPA", "Data2Vec"),
     *("SimMIM", "IBOT", "DINOv2"),
     *("open_images", "pretrain", "finetune", "Run", "TrainConfig", "extract_features", "knn", "few_shot"),
     *("logistic_regression", "linear_probe", "Features", "load_model", "save_model", "export_model", "push_to_hub"),

@@ -10,6 +10,7 @@ from sslvit.errors import DataError
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
+from sslvit.objectives.data2vec import Data2Vec
 from sslvit.objectives.dino import DINO
 from sslvit.objectives.dinov2 import DINOv2
 from sslvit.objectives.ibot import IBOT
@@ -73,6 +74,7 @@ OBJECTIVES = {
     "vicreg": Case(lambda seed: VICReg(vit(seed), dimension=16, seed=seed), views=(16, 16)),
     "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
     "ijepa": Case(lambda seed: IJEPA(vit(seed, **PATCHES, patch_size=2), **PREDICTOR, seed=seed)),
+    "data2vec": Case(lambda seed: Data2Vec(vit(seed, patch_size=2), seed=seed)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),

@@ -23,6 +23,7 @@ TRAINING = {
     "vicreg": f"{TINY} --dimension 32",
     "lejepa": f"{TINY} --crops 2 2 --head 32 16",
     "ijepa": f"{TINY} --predictor 16 1",
+    "data2vec": TINY,
     "supervised": TINY,
 }
 
