@@ -8,6 +8,7 @@ which are 200 epochs; it calls 1,250 steps an epoch, so its 10 epochs of warm-up
 of 1/1024 of the batch (2e-3 per 256), then a cosine to 1e-6; layer decay .9; weight decay .04 to .4, but none of biases
 and norms; clipping to 3, there of each network, here of all gradients together. Drop path .3, LayerScale 1e-5. Not yet
 run. Its largest models: --head 2048 384 131072 --patch_head 2048 256 131072 --assignment sinkhorn --momentum .994.
+Of DINOv3 it has --gram_weight 2.
 The defaults, --preset small, are for thousands of images of 28 to 64 px. They are those of DINO there and have not been
 tuned for DINOv2.
 """
@@ -63,6 +64,10 @@ class Config(PretrainConfig):
     """Weight of the term that keeps the features of images apart."""
     koleo_group: int = option(64, least=2)
     """How many consecutive images of a batch that term compares with each other."""
+    gram_weight: float = option(0.0, least=0)
+    """Weight of DINOv3's Gram anchoring, there 2. It holds the likeness of patches to that of an earlier teacher."""
+    gram_epochs: tuple[float, float] = option((10.0, 2.0), least=0)
+    """Passes until it begins, and until that teacher is renewed; three times at most."""
     patch_rate: float = option(0.2, above=0)
     """The patch embedding's learning rate is multiplied by this."""
     norm_last_layer: bool = False
@@ -99,6 +104,12 @@ class Config(PretrainConfig):
                 f"--freeze_last_layer_epochs {self.freeze_last_layer_epochs:g} of --epochs {self.epochs:g}: the last "
                 f"layer would never learn; give {self.epochs / 20:g} to freeze it for a twentieth"
             )
+        if self.gram_weight and (self.gram_epochs[0] >= self.epochs or not self.gram_epochs[1]):
+            raise ValueError(
+                f"--gram_epochs {self.gram_epochs[0]:g} {self.gram_epochs[1]:g} of --epochs {self.epochs:g}: Gram "
+                f"anchoring must begin before the end, and the second be above 0; give {self.epochs / 2:g} "
+                f"{self.epochs / 10:g}"
+            )
 
 
 SMALL = Config()
@@ -106,7 +117,7 @@ PAPER = Config(
     preset="paper", data="", image_size=224, model="L/16", init="timm", layer_scale=1e-5, drop_path=0.3,
     crops=(8, 96), areas=(0.05, 0.32, 1.0), head=(2048, 256, 65536),
     teacher_temperature=(0.04, 0.07), temperature_epochs=60, momentum=0.992, freeze_last_layer_epochs=2,
-    base_lr=2e-3, layer_decay=0.9, epochs=200, batch_size=2048, warmup_epochs=20,
+    gram_epochs=(100, 20), base_lr=2e-3, layer_decay=0.9, epochs=200, batch_size=2048, warmup_epochs=20,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}
 
@@ -122,7 +133,9 @@ def main(config: Config) -> list[dict[str, Any]]:
         backbone, hidden=hidden, bottleneck=bottleneck, outputs=outputs, norm_last_layer=config.norm_last_layer,
         patch_head=config.patch_head, assignment=config.assignment,
         mask_ratios=config.mask_ratios, patch_weight=config.patch_weight,
-        koleo_weight=config.koleo_weight, koleo_group=config.koleo_group, patch_rate=config.patch_rate,
+        koleo_weight=config.koleo_weight, koleo_group=config.koleo_group,
+        gram_weight=config.gram_weight, gram_start=min(config.gram_epochs[0] / config.epochs, 1.0),
+        gram_every=(config.gram_epochs[1] or 1.0) / config.epochs, patch_rate=config.patch_rate,
         freeze_last_layer=config.freeze_last_layer_epochs / config.epochs,
         teacher_temperature=config.teacher_temperature,
         temperature_warmup=min(config.temperature_epochs / config.epochs, 1.0),

@@ -9,6 +9,10 @@ dino.py describes student and teacher, ibot.py the hidden patches. What differs 
   crop, is summed over both large crops. There the others are those of a GPU. Here they are those of as many consecutive
   images of the batch, so that the number of processes does not matter as long as such a group is in one process.
 - The patch embedding has a fifth of the learning rate (with layer decay: besides).
+- With gram_weight, Gram anchoring as in DINOv3 (https://arxiv.org/abs/2508.10104, there with a weight of 2): the
+  cosines between all patches of a large crop stay near those of an earlier teacher, by the mean squared difference;
+  negative ones count too. The student's crop has hidden patches, that teacher's has none. It is the teacher as it is
+  when this begins, renewed at most three times. There it sees the crop at twice the resolution, here at the same.
 
 Here, other than there: gradients are clipped together or one by one, not by network; drop path grows linearly over the
 blocks; the mask token has no layer decay; the patches' centre weighs processes by their hidden patches; crops are
@@ -37,10 +41,10 @@ from sslvit.objectives.distillation import (
     cross_entropy_of_pairs,
     encode_hidden,
 )
-from sslvit.objectives.objective import Batch
+from sslvit.objectives.objective import Batch, check_shares
 from sslvit.objectives.sinkhorn import sinkhorn
 from sslvit.objectives.spread import spread
-from sslvit.objectives.teacher import frozen_copy
+from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
 
 
@@ -71,6 +75,10 @@ class DINOv2(Distillation):
         patch_weight: float = 1.0,
         koleo_weight: float = 0.1,
         koleo_group: int = 64,
+        gram_weight: float = 0.0,
+        gram_start: float = 0.5,
+        gram_every: float = 0.1,
+        gram_renewals: int = 3,
         patch_rate: float = 0.2,
         student_temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.04, 0.07),
@@ -84,12 +92,17 @@ class DINOv2(Distillation):
     ):
         """As of DINO and iBOT, with the numbers of its short schedule on ImageNet. patch_head: widths of the patches'
         own head, its hidden layers, bottleneck and output. assignment: centering or sinkhorn. koleo_group: how many
-        images are compared. patch_rate: what the patch embedding's learning rate is multiplied by."""
+        images are compared. gram_start, gram_every: shares of training after which Gram anchoring begins, and after
+        which its teacher is renewed, as often as gram_renewals. patch_rate: what the patch embedding's learning rate is
+        multiplied by."""
         if assignment not in ("centering", "sinkhorn"):
             raise ValueError(f"assignment must be centering or sinkhorn, got {assignment!r}")
         if koleo_group < 2:
             raise ValueError(f"koleo_group {koleo_group}: an image is compared with others of a group of 2 or more")
+        if not (gram_weight >= 0 and gram_every > 0):
+            raise ValueError(f"gram_weight {gram_weight} must be at least 0, gram_every {gram_every} above 0")
         check_masks(backbone.grid, mask_ratios)
+        check_shares(gram_start=gram_start)
 
         def head(hidden: int, bottleneck: int, outputs: int, seed: int) -> Head:
             sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
@@ -113,7 +126,11 @@ class DINOv2(Distillation):
         self.register_buffer("patch_centre", torch.zeros(patch_head[2] if patch_head else outputs))
         self.assignment, self.mask_ratios, self.mask_probability = assignment, mask_ratios, mask_probability
         self.patch_weight, self.koleo_weight, self.koleo_group = patch_weight, koleo_weight, koleo_group
-        self.patch_rate = patch_rate
+        self.gram_weight, self.gram_start, self.gram_every = gram_weight, gram_start, gram_every
+        self.gram_renewals, self.patch_rate = gram_renewals, patch_rate
+        self.gram_backbone = frozen_copy(self.backbone) if gram_weight else None
+        if gram_weight:
+            self.register_buffer("gram_taken", torch.tensor(self.gram_teachers(0.0)))
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         own = [(self.patch_head, self.student_patch_head)] if self.patch_head and self.student_patch_head else []
@@ -142,7 +159,24 @@ class DINOv2(Distillation):
         metrics |= {"divergence": loss.detach() - metrics["teacher_entropy"], "patch_loss": patch_loss.detach()}
         metrics |= {"koleo": koleo.detach(), "nearest_distance": distances.detach().sum() / len(crops)}
         total = loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
+        if self.gram_backbone is not None and self.gram_teachers(progress):
+            with torch.no_grad():
+                anchor = self.gram_backbone(crops).patches
+            gram = gram_loss(large.patches, anchor)
+            total, metrics = total + self.gram_weight * gram, metrics | {"gram": gram.detach()}
         return total, metrics | spread(features[: len(batch.key)])
+
+    def gram_teachers(self, progress: float) -> int:
+        """How often the teacher has become that of Gram anchoring by this progress; 0 before it begins."""
+        since = (progress - self.gram_start) / self.gram_every + 1e-9  # a step's share of training is rounded
+        return 1 + min(int(since), self.gram_renewals) if since >= 0 else 0
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        if self.gram_backbone is not None and self.gram_teachers(progress) > int(self.gram_taken):
+            ema_update(self.gram_backbone, self.backbone, 0.0)
+            self.gram_taken.fill_(self.gram_teachers(progress))
 
     def hidden(self, key: Tensor, grid: tuple[int, int]) -> Hidden:
         """What is hidden of the large crops, those of the first view first: b -> (v b) n"""
@@ -163,6 +197,14 @@ class DINOv2(Distillation):
         total, count = collectives.all_mean(counted).tensor_split([-1])
         mean = torch.where(count > 0, total / count.clamp(min=1e-6), self.patch_centre)
         self.note(progress, centre=logits.mean(0), patch_centre=mean)
+
+
+def gram_loss(patches: Tensor, anchor: Tensor) -> Tensor:
+    """The mean squared difference of the cosines between the patches of each image: b n d, b n d -> ()"""
+    with torch.autocast(patches.device.type, enabled=False):
+        kind = at_least_float32(patches.dtype)
+        ours, theirs = (F.normalize(each.to(kind), dim=-1) for each in (patches, anchor))
+        return F.mse_loss(ours @ ours.mT, theirs @ theirs.mT)
 
 
 def nearest(features: Tensor, group: int) -> Tensor:

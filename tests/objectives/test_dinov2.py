@@ -12,7 +12,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
-from sslvit.objectives.dinov2 import DINOv2, nearest
+from sslvit.objectives.dinov2 import DINOv2, gram_loss, nearest
 from sslvit.objectives.sinkhorn import sinkhorn
 from sslvit.recipes.dinov2 import PAPER
 from sslvit.training.optim import parameter_groups
@@ -155,6 +155,72 @@ def test_koleo_is_of_the_class_token_before_the_head_and_pushes_neighbours_apart
     assert not torch.allclose(objective.student.norm.weight.grad, other.student.norm.weight.grad)
 
 
+def written_out_gram(patches: Tensor, anchor: Tensor) -> Tensor:
+    """Pair by pair; how many cosines are negative does not matter."""
+    terms = []
+    for ours, theirs in zip(patches, anchor, strict=True):
+        for i in range(len(ours)):
+            for j in range(len(ours)):
+                cosines = [x[i] @ x[j] / (x[i] @ x[i] * (x[j] @ x[j])).sqrt() for x in (ours, theirs)]
+                terms.append((cosines[0] - cosines[1]) ** 2)
+    return torch.stack(terms).mean()
+
+
+def test_gram_anchoring_holds_the_cosines_of_masked_patches_to_those_of_whole_crops():
+    options = {"gram_start": 0.5, "gram_every": 0.5}
+    objective = apart(small_dinov2(gram_weight=2.0, **options)).double()
+    without = apart(small_dinov2(**options)).double()
+    with torch.no_grad():
+        for name, parameter in objective.gram_backbone.named_parameters():
+            parameter += 0.1 * rng.normal(rng.key("gram", name), *parameter.shape)
+    batch = batch_of(b=2)
+    assert torch.equal(objective(batch, 0.4)[0], without(batch, 0.4)[0])
+    crops, mask = torch.cat(batch.views[:2]), objective.hidden(batch.key, (4, 4)).mask
+    student, anchor = objective.student, objective.gram_backbone(crops).patches
+    tokens = torch.where(mask.unsqueeze(-1), objective.mask_token, student.embed(crops))
+    gram = written_out_gram(student.encode(student.add_positions(tokens)).patches, anchor.detach())
+    (loss, metrics), (other, _) = objective(batch, 0.5), without(batch, 0.5)
+    torch.testing.assert_close(metrics["gram"], gram.detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(loss, other + 2 * gram, rtol=1e-9, atol=0)
+    weights = list(student.parameters())
+    ours, theirs = (torch.autograd.grad(x, weights) for x in (loss, 2 * gram))
+    rest = torch.autograd.grad(other, without.student.parameters())
+    for mine, one, two in zip(ours, theirs, rest, strict=True):
+        torch.testing.assert_close(mine, one + two, rtol=1e-7, atol=1e-10)
+
+
+def test_cosines_of_either_sign_count():
+    patches, anchor = torch.eye(2).double()[None], torch.tensor([[[1.0, 0.0], [-3.0, 0.0]]]).double()
+    assert gram_loss(patches, anchor).item() == pytest.approx(0.5)  # two of four cosines are 0 instead of -1
+    assert gram_loss(patches, 5 * patches).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("start", "taken"), [(0.3, [3, 5, 7]), (0.0, [0, 2, 4])])
+def test_the_anchor_is_the_teacher_of_the_start_then_of_two_renewals_also_after_a_restart(start, taken):
+    """Of ten steps; the teacher's bias is the number of steps that were taken."""
+    options = {"gram_weight": 2.0, "gram_start": start, "gram_every": 0.2, "gram_renewals": 2}
+    objective, batch = small_dinov2(**options).double(), batch_of(b=2)
+
+    def bias(vit: ViT) -> Tensor:
+        return vit.norm.bias.detach()
+
+    bias(objective.backbone).zero_()
+    bias(objective.gram_backbone).fill_(0.0)
+    for step in range(10):
+        _, metrics = objective(batch, step / 10)
+        due = [one for one in taken if one <= step]
+        assert ("gram" in metrics) == bool(due)
+        if due:
+            assert torch.equal(bias(objective.gram_backbone), torch.full((24,), float(due[-1])).double())
+        bias(objective.student).fill_(step + 1.0)
+        objective.momentum = 0.0
+        objective.seen_progress = 0.0  # where the teacher becomes the student
+        objective.after_step((step + 1) / 10)
+        again = small_dinov2(**options).double()
+        again.load_state_dict(objective.state_dict())
+        objective = again
+
+
 def test_the_patch_embedding_learns_at_a_fifth_and_both_last_layers_are_held():
     objective = small_dinov2(patch_head=(28, 12, 36), freeze_last_layer=0.1)
     scales = {p: group["scale"] for group in parameter_groups(objective, 0.1, layer_decay=0.9) for p in group["params"]}
@@ -193,6 +259,8 @@ def test_the_short_schedule_has_its_rate_and_its_steps():
     [
         ({"assignment": "softmax"}, "assignment must be centering or sinkhorn, got 'softmax'"),
         ({"koleo_group": 1}, "koleo_group 1: "),
+        ({"gram_weight": -1.0}, "gram_weight -1.0 must be at least 0"),
+        ({"gram_start": 1.5}, "gram_start 1.5 must lie in"),
         ({"mask_ratios": (0.0, 0.5)}, "mask_ratios 0 0.5"),
     ],
 )
