@@ -25,8 +25,7 @@ from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
-from sslvit.views.batching import to_pair
-from sslvit.views.pretraining import MultiCrop
+from sslvit.views.pretraining import MultiCrop, small_crops
 from sslvit.weights.backbone import new_backbone
 
 
@@ -111,14 +110,10 @@ def main(config: Config) -> list[dict[str, Any]]:
         momentum=config.momentum, center_momentum=config.center_momentum,
         drop_path=config.drop_path, position_resize=config.position_resize, seed=config.seed,
     )  # fmt: skip
-    (small, middle, large), (count, *side) = config.areas, config.crops
-    if any(length % patch for length, patch in zip((side[0], side[-1]), to_pair(backbone.patch_size), strict=True)):
-        raise ValueError(
-            f"--crops {' '.join(map(str, config.crops))}: sides must be multiples of {config.model}'s patch"
-        )
+    (small, middle, large), (count, side) = config.areas, small_crops(config.crops, backbone.patch_size)
     views = MultiCrop(
         config.image_size, scale=(middle, large), color=config.color,
-        small=count, small_size=(side[0], side[-1]), small_scale=(small, middle),
+        small=count, small_size=side, small_scale=(small, middle),
     )  # fmt: skip
     views.check_channels(images.channels)
     if preview(config, objective, images, views, accelerator):

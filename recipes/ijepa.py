@@ -6,9 +6,9 @@
 The paper: ImageNet at 224 px, 300 to 600 epochs at batch 2048, ViT-B/16, L/16 and H/14. AdamW, a rate of 1e-3 (1.25e-4
 per 256 images of a batch), 15 epochs of warm-up, then a cosine to 1e-6; weight decay .04 to .4 by a cosine, but none of
 biases and norms; bfloat16; no clipping; crops of 30 to 100%, nothing else. The released settings warm up for 40 epochs
-from 2e-4, here from 0. Not yet run.
+from 2e-4, here from 0. L/16 and H/14 have --predictor 384 12. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px with patches of 4: a smaller predictor. They
-were not tuned. With 4 x 4 patches blocks are single patches or pairs.
+were not tuned. On a grid of 4 x 4 patches a block has one, two or rarely four.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Config(PretrainConfig):
     target_scale: tuple[float, float] = option((0.15, 0.2), above=0, most=1)
     """The least and the largest share of the patches that are in such a block."""
     context_scale: tuple[float, float] = option((0.85, 1.0), above=0, most=1)
-    """The same of the block that is seen, from which the targets are then left out."""
+    """The same for the block that the student sees, without the targets."""
     momentum: float = option(0.996, least=0, most=1)
     """Of the target encoder's average of weights, at the start; it rises to 1."""
     base_lr: float = 2e-3

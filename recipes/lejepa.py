@@ -4,10 +4,11 @@
     accelerate launch recipes/lejepa.py --preset paper --data folder:/imagenet/train     the paper's
 
 The paper: two crops of 224 px and six of 98 px of each image; AdamW at 5e-4, an epoch of warm-up, then a cosine to a
-thousandth; weight decay .05; bfloat16; a projector of two hidden layers of 2,048. --preset paper has these with L/14.
-Which batch the rate is for, and the width of the projector's output, are ours. Not yet run.
-The authors' short example: Imagenette at 128 px, ViT-S/8, four large crops and no small ones, a projection of 16,
-256 directions, 2e-3 at batch 256, 800 epochs: --crops 4 0 --head 2048 16 --directions 256 --weight 0.02.
+thousandth; weight decay .05; bfloat16 (--precision bf16); a projector of two hidden layers of 2,048. --preset paper has
+these with L/14. The weight of SIGReg is that of the authors' example; the batch that the rate is for, the number of
+epochs and the width of the projector's output are ours. Not yet run.
+The authors' short example, of Imagenette, but for its rate, which ends at 1e-3: --image_size 128 --model S/8
+--crops 4 0 --head 2048 16 --directions 256 --base_lr 2e-3 --batch_size 256 --epochs 800.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: narrower heads, smaller crops of 25 to 60%.
 They were not tuned.
 """
@@ -51,7 +52,7 @@ class Config(PretrainConfig):
     color: bool = True
     """Change saturation and hue, grey some views; --no_color for images that are neither grey nor RGB."""
     base_lr: float = 2e-3
-    final_lr: float = 2e-6
+    final_lr: float = 5e-7
     epochs: float = 20
     batch_size: int = 64
     warmup_epochs: float = 2

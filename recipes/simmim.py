@@ -6,8 +6,8 @@
 The paper: ImageNet at 224 px, ViT-B/16, 800 epochs at batch 2048. AdamW, 1e-4 per 512 images of a batch (5e-5 per 256),
 10 epochs of warm-up, a tenth of the rate from epoch 700 on; weight decay .05, but none of biases and norms; gradients
 clipped to a global norm of 5; drop path .1, LayerScale .1; crops of 67 to 100% of the area and flips. Not yet run.
-There the rate warms up from 5e-7 per 512 images and the class token is spared weight decay; here it warms up from 0,
-and the class token decays as the mask token does.
+There the rate warms up from 5e-7 per 512 images, and the class token and positions are spared weight decay; here it
+warms up from 0, and they decay as the mask token does.
 The defaults, --preset small, are for thousands of images of 28 to 64 px. They have not been tuned: the rate is MAE's.
 """
 

@@ -11,7 +11,7 @@ The defaults, --preset small, are for thousands of images of 28 to 64 px: a smal
 were not tuned.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from sslvit.reports.live import LiveReport
 from sslvit.reports.run import finish
 from sslvit.train import pretrain
 from sslvit.training.optim import NoWeightDecay
-from sslvit.views.pretraining import ContrastivePair
 from sslvit.weights.backbone import new_backbone
 
 
@@ -67,7 +66,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     images = config.open()
     backbone = new_backbone(config, images, PRESETS[config.preset], init=config.init, seed=config.seed)
     objective = VICReg(backbone, dimension=config.dimension, weights=config.weights, seed=config.seed)
-    views = ContrastivePair(config.image_size, scale=(config.smallest_crop, 1.0), color=config.color)
+    usual = objective.default_views(config.image_size, images.channels)
+    views = replace(usual, scale=(config.smallest_crop, 1.0), color=config.color)
     views.check_channels(images.channels)
     if preview(config, objective, images, views, accelerator):
         return []

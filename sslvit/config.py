@@ -105,7 +105,7 @@ class ImagesConfig(Options):
     """Larger images are scaled down to this side when they are read, before views are cropped from them; by default
     2.25 times the image size. A larger canvas makes small crops of large photographs sharper, and reading slower."""
     eval_crop: float | None = option(None, EVALUATION)
-    """Evaluation: the share of the shorter side that the center crop keeps. By default 0.875 (224 of 256) above an
+    """Evaluation: the share of the shorter side that the centre crop keeps. By default 0.875 (224 of 256) above an
     image size of 96, and 1 up to it; 0 squeezes the whole image into the image size instead."""
     range: tuple[float, float] | None = None
     """Images of more than 8 bits: the values that become black and white, e.g. 0 4095 for 12 bits stored in 16. By

@@ -35,7 +35,7 @@ from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
 from sslvit.objectives import schedule
 from sslvit.objectives.block_mask import Hidden, block_mask, check_masks
-from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.objective import Batch, Objective, check_shares, check_views, check_vit
 from sslvit.objectives.spread import scale, spread
 from sslvit.objectives.teacher import ema_update
 from sslvit.processes import collectives
@@ -72,13 +72,14 @@ class Data2Vec(Objective):
         is hidden. momentum: the teacher's, at the start and at the end. beta: where the loss turns from a square into a
         line."""
         super().__init__()
+        check_vit(backbone, "data2vec")
         average_layers = average_layers or max(backbone.depth // 2, 1)
         if not 0 < average_layers <= backbone.depth:
             raise ValueError(
                 f"average_layers {average_layers} must be from 1 to {backbone.depth}, the blocks there are"
             )
-        if beta <= 0:
-            raise ValueError(f"beta {beta} must be above 0")
+        if not (0 < mask_ratio <= 1 and beta > 0):
+            raise ValueError(f"mask_ratio {mask_ratio} must be above 0 and at most 1, beta {beta} above 0")
         check_masks(backbone.grid, (mask_ratio, mask_ratio))
         check_shares(**{"momentum at the start": momentum[0], "momentum at the end": momentum[1]})
         self.backbone, self.average_layers, self.momentum, self.beta = backbone, average_layers, momentum, beta
@@ -88,7 +89,7 @@ class Data2Vec(Objective):
         for norm in (backbone.norm, backbone.cls_norm):
             if norm is not None:
                 norm.requires_grad_(False)
-        self.wanted = round(mask_ratio * prod(backbone.grid))
+        self.wanted = max(round(mask_ratio * prod(backbone.grid)), 1)
         self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.width))
         nn.init.normal_(self.mask_token, std=0.02, generator=torch.Generator().manual_seed(seed))
 
@@ -100,6 +101,7 @@ class Data2Vec(Objective):
         return CropFlip(image_size, scale=(0.08, 1.0))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        check_views(batch, 1, self.backbone.image_size)
         (images,) = batch.views
         hidden = self.hidden(batch.key)
         wanted = self.targets(images, hidden)

@@ -2,21 +2,26 @@
 
 dino.py describes student and teacher, ibot.py the hidden patches. What differs from these is as in the official code
 (https://github.com/facebookresearch/dinov2):
-- Of all large crops of a batch exactly half have hidden patches, 10 to 50% in equal bins, in blocks of 4 or more.
+- Exactly half of a batch's large crops have hidden patches. Their shares come from equal bins of 10 to 50%, one each; a
+  block aims at 4 patches or more while as many are left.
 - The patches' centre follows the hidden patches alone. Class tokens and patches share a head, or have one each.
 - Instead of centred and sharpened the teacher's outputs may be assigned by Sinkhorn and Knopp, over all processes.
 - KoLeo, -log of the distance of a class token, l2-normalised, before the head, to the nearest other one of the same
-  crop, is summed over both large crops. There the others are those of a GPU. Here they are those of as many consecutive
-  images of the batch, so that the number of processes does not matter as long as such a group is in one process.
+  crop, is summed over both large crops. There the others are those of a GPU. Here they are those of its group of
+  koleo_group (64) consecutive images, so that the number of processes does not matter as long as a group is in one.
 - The patch embedding has a fifth of the learning rate (with layer decay: besides).
 - With gram_weight, Gram anchoring as in DINOv3 (https://arxiv.org/abs/2508.10104, there with a weight of 2): the
   cosines between all patches of a large crop stay near those of an earlier teacher, by the mean squared difference;
   negative ones count too. The student's crop has hidden patches, that teacher's has none. It is the teacher as it is
   when this begins, renewed at most three times. There it sees the crop at twice the resolution, here at the same.
 
-Here, other than there: gradients are clipped together or one by one, not by network; drop path grows linearly over the
-blocks; the mask token has no layer decay; the patches' centre weighs processes by their hidden patches; crops are
-blurred as in DINO (their code blurs the first large one never, and the second in nine of ten cases).
+Here, other than there:
+- The optimizer leaves out the last layer at first, where theirs has a rate of 0 for it.
+- Without small crops the loss of class tokens is not multiplied by 2/3.
+- Gradients are clipped together or one by one, not by network; the mask token has no layer decay.
+- Drop path grows linearly over the blocks.
+- The patches' centre weighs processes by their hidden patches.
+- Crops are blurred as in DINO; their code blurs the first large one never, and the second in nine of ten cases.
 """
 
 from math import prod

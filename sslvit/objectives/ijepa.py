@@ -31,7 +31,7 @@ from sslvit.models.vit import ViT
 from sslvit.objectives import schedule
 from sslvit.objectives.masking import take
 from sslvit.objectives.multiblock import Blocks, draw_blocks
-from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.objective import Batch, Objective, check_shares, check_views, check_vit
 from sslvit.objectives.spread import scale, spread
 from sslvit.objectives.teacher import ema_update
 from sslvit.views.batching import Size
@@ -69,6 +69,7 @@ class IJEPA(Objective):
         """predictor_heads: by default the encoder's. Scales are shares of the patches. momentum: of the target
         encoder, at the start."""
         super().__init__()
+        check_vit(backbone, "I-JEPA")
         if backbone.drop_path or backbone.dropout:
             raise ValueError(
                 f"the backbone becomes the target encoder, from which nothing is dropped, but it has drop_path "
@@ -81,6 +82,8 @@ class IJEPA(Objective):
         heads = predictor_heads or backbone.config.heads
         if predictor_width % heads or predictor_width % 4:
             raise ValueError(f"predictor_width {predictor_width} is not a multiple of its {heads} heads and of 4")
+        if targets < 1:
+            raise ValueError(f"targets {targets} must be at least 1")
         check_shares(momentum=momentum, target_scale=max(target_scale), context_scale=max(context_scale))
         self.student = type(backbone)(replace(backbone.config, drop_path=drop_path))
         self.student.load_state_dict(backbone.state_dict())
@@ -113,6 +116,7 @@ class IJEPA(Objective):
         return CropFlip(image_size, scale=(0.3, 1.0), interpolation="bilinear", flip=0.0)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        check_views(batch, 1, self.backbone.image_size)
         (images,) = batch.views
         self.seen_progress = progress
         with torch.no_grad():

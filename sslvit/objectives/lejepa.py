@@ -1,7 +1,7 @@
 """LeJEPA (https://arxiv.org/abs/2511.08544): views agree, and their embeddings follow an isotropic Gaussian.
 
 The loss is (1 - weight) * invariance + weight * SIGReg of the embeddings projector(backbone(view)); there is no
-teacher, no stopped gradient and no schedule.
+teacher, no stopped gradient and no schedule of its own.
 - Invariance: the squared distance of each view's embedding to the mean over the large views, averaged over views,
   images and dimensions. The gradient flows through both.
 - SIGReg, for each view and then averaged: the embeddings are projected onto random directions, and along each one the
@@ -10,8 +10,8 @@ teacher, no stopped gradient and no schedule.
   from 0 to 3 and doubled, since it is the same for -t; times the number of images.
 
 The number of images is that of all processes, and so are the characteristic functions. The directions are the same for
-all processes and new in each step: they depend on the progress alone. Their statistic has an expectation
-above 0 for Gaussian embeddings too.
+all processes and new in each step: they depend on the progress alone. Even of
+Gaussian embeddings the statistic is above 0 on average.
 
 The loss acts on the embeddings; what is read afterwards is the backbone's class token.
 """

@@ -23,7 +23,7 @@ from sslvit.models.positions import sincos
 from sslvit.models.readout import Encoded, read
 from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_vit
 from sslvit.objectives.spread import spread
 
 
@@ -49,6 +49,7 @@ class MAE(Objective):
     ):
         """norm_pix_loss: predict patches of mean 0 and variance 1 instead of pixels, like the paper's better models."""
         super().__init__()
+        check_vit(backbone, "MAE")
         n = prod(backbone.grid)
         self.visible = int(n * (1 - mask_ratio))
         if not 0 < self.visible < n:

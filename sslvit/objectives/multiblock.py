@@ -3,12 +3,14 @@
 As the official sampler draws them:
 - A step has one size of target blocks and one of context blocks, for all images. One random number decides both the
   area, of the shares in `scale`, and the aspect ratio; a side is at most one patch shorter than the grid's.
-- Blocks lie anywhere but with their first row in the last possible one, and likewise their first column.
-- The context is a block without the patches of all targets. Where few are left, 10 of 14 x 14 or less, it is drawn
-  again, and after every 20 attempts one target less is left out, until none is.
+- A block never starts in the last row or column that it could, so the grid's last row and column are never seen and
+  never predicted: 27 of 14 x 14 patches, 15 of 8 x 8.
+- The context is a block without the patches of all targets. Where 10 or fewer are left, it is drawn again, and after
+  every 20 attempts one target less is left out, until none is.
 - The contexts of a batch, here of all processes, are cut in raster order to the length of its shortest.
 
 Here, other than there, this ends: where even that is too little, the context is the patches outside the first target.
+Of grids below 14 x 14 the same share is too few. The sizes come from the progress, whatever the seed.
 """
 
 import struct
@@ -76,7 +78,7 @@ def blocks(key: Tensor, size: Grid, grid: Grid) -> Tensor:
 
 def contexts(key: Tensor, size: Grid, grid: Grid, hidden: Tensor) -> Tensor:
     """Whether a patch is seen: b, b t n -> b n"""
-    enough = max(int(10 / 196 * prod(grid)), 1)
+    enough = min(max(int(10 / 196 * prod(grid)), 1), 10)
     seen, missing = ~hidden[:, 0], torch.ones_like(key, dtype=torch.bool)
     for fewer in range(hidden.shape[1] + 1):
         left_out = hidden[:, : hidden.shape[1] - fewer].any(1)

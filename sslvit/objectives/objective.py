@@ -100,6 +100,19 @@ class Objective(nn.Module, ABC):
         """Called after each optimizer step that was taken, with the progress that the next one will have."""
 
 
+def check_vit(backbone: object, name: str) -> None:
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"{name} hides patches of a ViT, and {type(backbone).__name__} has none")
+
+
+def check_views(batch: Batch, number: int, size: tuple[int, int] | None = None) -> None:
+    """Raises ValueError unless there are so many views, all of one size, or of this one."""
+    sizes = [tuple(view.shape[-2:]) for view in batch.views]
+    if len(sizes) != number or set(sizes) != {size or sizes[0]}:
+        wanted = f"{number} view{'s' * (number > 1)} of {' x '.join(map(str, size)) if size else 'one size'}"
+        raise ValueError(f"the objective needs {wanted}, and got {sizes}")
+
+
 def check_shares(**shares: float) -> None:
     """Raises ValueError for an argument of an objective that is not in [0, 1]."""
     for name, value in shares.items():

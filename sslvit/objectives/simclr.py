@@ -6,7 +6,8 @@ both views of the images of all processes. As in the official code (https://gith
 - Batch statistics are those of both views together.
 - The backbone is read before the projector, which is thrown away.
 
-Other than there, the backbone is a ViT. It reads the class token.
+Other than there, the backbone is a ViT, of which the class token is read; the head's width need not be the backbone's;
+weights are drawn by torch's rule; and the loss is the mean over both views, which is half of their sum.
 """
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_views
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import deviation, spread
-from sslvit.processes.collectives import all_gather, rank
+from sslvit.processes.collectives import all_gather, processes, rank
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import StrongPair, is_thumbnail
 
@@ -61,8 +62,7 @@ class SimCLR(Objective):
         return StrongPair(image_size, scale=(least, 1.0), color=channels in (1, 3), strength=strength)
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if len(batch.views) != 2:
-            raise ValueError(f"SimCLR needs 2 views of an image, not {len(batch.views)}")
+        check_views(batch, 2)
         keys = torch.cat([rng.fold(batch.key, "view", view) for view in range(2)])
         features = self.backbone(torch.cat(batch.views), keys).cls
         embeddings = self.projector(features)
@@ -73,6 +73,8 @@ class SimCLR(Objective):
 
 def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The cross entropy of each embedding's partner among all others: (view b) d, of two views."""
+    if embeddings.shape[0] * processes() < 4:
+        raise ValueError("a contrastive loss needs two images at least: a single one has nothing to differ from")
     # bfloat16 has three digits, and the temperature magnifies its errors.
     with torch.autocast(embeddings.device.type, enabled=False):
         wide = at_least_float32(embeddings.dtype)
@@ -87,5 +89,6 @@ def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, T
     with torch.no_grad():  # alignment and uniformity: https://arxiv.org/abs/2005.10242
         accuracy = (logits.argmax(-1) == first + partner).to(wide).mean()
         alignment = 2 - 2 * (own * own[partner]).sum(-1).mean()
-        uniformity = (4 * cosines - 4).exp().mean().log()
+        others = ~F.one_hot(first + here, logits.shape[1]).bool()
+        uniformity = (4 * cosines[others] - 4).exp().mean().log()
     return loss, {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}

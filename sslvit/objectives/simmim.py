@@ -6,7 +6,8 @@ places. Targets are the values that the backbone sees, standardised per channel.
 - Any ViT will do. Theirs has no positions but a bias of attention by offset, the same in all layers, and the weights
   that end the branches of block l are divided by sqrt(2 l) at the start.
 - The sum over hidden pixels is divided by their number, there by 1e-5 more.
-- At other sizes a square has the whole number of patches nearest to a seventh of the image (32 of 224 px).
+- At other sizes a square's side is the number of patches that divides the grid and is nearest to a seventh of the image
+  (32 of 224 px). Where nothing near does, as with 37 x 37 patches, single patches are hidden.
 """
 
 from math import ceil, gcd, prod
@@ -20,7 +21,7 @@ from sslvit.models.patches import patchify, unpatchify
 from sslvit.models.readout import Encoded, read
 from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_views, check_vit
 from sslvit.objectives.spread import spread
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
@@ -38,6 +39,7 @@ class SimMIM(Objective):
     def __init__(self, backbone: ViT, *, mask_ratio: float = 0.6, unit: int = 0, seed: int = 0):
         """unit: the side of the hidden squares in patches; it divides the grid. 0: what is nearest to 32 of 224 px."""
         super().__init__()
+        check_vit(backbone, "SimMIM")
         (h, w), common = backbone.grid, gcd(*backbone.grid)
         fitting = [side for side in range(1, common + 1) if common % side == 0]
         self.unit = unit or min(fitting, key=lambda side: abs(side - min(h, w) * 32 / 224))
@@ -46,7 +48,7 @@ class SimMIM(Objective):
         self.units = h * w // self.unit**2
         self.count = ceil(mask_ratio * self.units)
         if not 0 < self.count < self.units:
-            raise ValueError(f"mask_ratio {mask_ratio} hides {self.count} of {self.units} squares: some, but not all")
+            raise ValueError(f"mask_ratio {mask_ratio} would hide {self.count} of {self.units} squares, not just some")
         self.backbone, self.readout = backbone, "mean"
         generator, bound = torch.Generator().manual_seed(seed), backbone.width**-0.5
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from its global generator when they are made
@@ -68,6 +70,7 @@ class SimMIM(Objective):
 
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
         """The images encoded, the head's outputs for the hidden patches, b m (p q c), and their places, b m."""
+        check_views(batch, 1, self.backbone.image_size)
         hidden = self.hidden(batch.key)
         tokens = self.backbone.embed(batch.views[0])
         tokens = put(tokens, hidden, self.mask_token.to(tokens.dtype).expand(*hidden.shape, -1))

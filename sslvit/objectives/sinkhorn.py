@@ -14,11 +14,11 @@ def sinkhorn(logits: Tensor, temperature: float, rounds: int = 3) -> Tensor:
     exp(logits / temperature), whose columns are divided by their sums over all processes, and then rows by their own,
     `rounds` times, so that in the end each sample sums to 1. Processes may have different numbers of samples, or none.
     """
-    logits = logits.to(at_least_float32(logits.dtype))
+    logits, kind = logits.double(), at_least_float32(logits.dtype)  # float32 has no exp(-100), which would be 0 / 0
     mine = logits.max() if logits.numel() else logits.new_full((), -torch.inf)
     shares = ((logits - collectives.all_gather(mine.view(1)).max()) / temperature).exp()  # of the largest: no overflow
     for _ in range(rounds):
         totals = collectives.all_mean(shares.sum(0)) * collectives.processes()
         shares = shares / totals.clamp(min=torch.finfo(shares.dtype).tiny)
         shares = shares / shares.sum(1, keepdim=True)
-    return shares
+    return shares.to(kind)

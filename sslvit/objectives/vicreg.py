@@ -5,7 +5,7 @@ No teacher, no negatives: of the embeddings expander(backbone(view)) three terms
 - invariance, the mean squared difference of the two views;
 - variance, the mean over dimensions of how much each standard deviation, sqrt(var + 1e-4), falls short of 1, and over
   both views;
-- covariance, the squared covariances of different dimensions, summed and divided by the dimensions, summed over views.
+- covariance, the squared covariances of different dimensions, summed and divided by their number, summed over views.
 
 Variances and covariances, with n - 1 in the denominator, are of the images of all processes. Each view has its own
 batch statistics in the expander. Other than there, the backbone is a ViT, of which the class token is read.
@@ -18,7 +18,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.objective import Batch, Objective, check_views
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import scale, spread
 from sslvit.processes.collectives import all_gather
@@ -57,11 +57,10 @@ class VICReg(Objective):
 
     def default_views(self, image_size: Size, channels: int) -> ContrastivePair:
         least = 0.5 if is_thumbnail(image_size) else 0.08
-        return ContrastivePair(image_size, scale=(least, 1.0), color=channels in (1, 3))
+        return ContrastivePair(image_size, scale=(least, 1.0), color=channels in (1, 3), interpolation="bicubic")
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if len(batch.views) != 2:
-            raise ValueError(f"VICReg needs 2 views of an image, not {len(batch.views)}")
+        check_views(batch, 2)
         keys = torch.cat([rng.fold(batch.key, "view", view) for view in range(2)])
         features = self.backbone(torch.cat(batch.views), keys).cls.chunk(2)
         first, second = (self.expander(x) for x in features)

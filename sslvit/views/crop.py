@@ -31,7 +31,9 @@ class Scaled:
         for name in ("scale", "small_scale"):
             low, high = getattr(self, name, (1.0, 1.0))
             if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} ({low:g}, {high:g}) must be shares of an image, above 0 and at most 1")
+                raise ValueError(
+                    f"{name} ({low:g}, {high:g}) must be shares of an image, above 0 and at most 1, the smaller first"
+                )
 
     @property
     def canvas(self) -> int:

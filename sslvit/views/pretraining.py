@@ -245,10 +245,12 @@ class ContrastivePair(SeveralViews):
     scale: tuple[float, float] = (0.08, 1.0)  # of its ViTs; its ResNets have 0.2
     sigma: tuple[float, float] | None = None
     color: bool = True
+    interpolation: Interpolation = "bilinear"  # VICReg's is bicubic
 
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
-        return self.view(self.size, self.scale, blur=1.0), self.view(self.size, self.scale, blur=0.1, solarize=0.2)
+        first = self.view(self.size, self.scale, self.interpolation, blur=1.0)
+        return first, self.view(self.size, self.scale, self.interpolation, blur=0.1, solarize=0.2)
 
 
 @dataclass(frozen=True)
@@ -306,3 +308,12 @@ class MultiCrop(SeveralViews):
         first = self.view(self.size, self.scale, "bicubic", blur=1.0)
         second = self.view(self.size, self.scale, "bicubic", blur=0.1, solarize=0.2)
         return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small
+
+
+def small_crops(crops: tuple[int, ...], patch: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Of --crops, how many small crops, and their height and width in whole patches."""
+    count, height, width = crops[0], crops[1], crops[-1]
+    if any(side < 1 or side % length for side, length in zip((height, width), patch, strict=True)):
+        given, side = " ".join(map(str, crops)), f"{patch[0]} x {patch[1]}"
+        raise ValueError(f"--crops {given}: sides must be multiples of the model's patch of {side} pixels")
+    return count, (height, width)

@@ -41,6 +41,9 @@ def new_backbone(
             )
         if collectives.rank() == 0:
             print(f"note: the model is {backbone.name}, from --init_from; the preset's would be {preset.model}")
+    if "drop_path" in options and isinstance(backbone, ViT):  # of training, whatever the file was trained with
+        backbone.drop_path = options["drop_path"]
+        backbone.config = replace(backbone.config, drop_path=backbone.drop_path)
     return backbone
 
 

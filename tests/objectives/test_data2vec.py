@@ -172,8 +172,8 @@ def test_the_papers_rate_is_5e_4_at_its_batch():
     [
         ({"average_layers": 4}, "average_layers 4 must be from 1 to 3"),
         ({"momentum": (0.9, 1.5)}, "momentum at the end 1.5 must lie in"),
-        ({"mask_ratio": 0.0}, "mask_ratios 0 0"),
-        ({"beta": 0.0}, "beta 0.0 must be above 0"),
+        ({"mask_ratio": 0.0}, "mask_ratio 0.0 must be above 0"),
+        ({"beta": 0.0}, "beta 0.0 above 0"),
     ],
 )
 def test_impossible_arguments_are_refused_with_their_values(options, message):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from objectives_zoo import PATCHES, vit
+from objectives_zoo import PATCHES, bit, vit
 from torch import Tensor
 
 from sslvit import rng
@@ -158,5 +158,9 @@ def test_the_target_encoder_follows_with_a_momentum_that_rises_linearly_from_tha
 def test_what_it_cannot_be_built_on_is_refused():
     with pytest.raises(ValueError, match="too few to hide blocks"):
         IJEPA(vit(0, **PATCHES, patch_size=16))
+    with pytest.raises(ValueError, match=r"1 view of 16 x 16, and got \[\(16, 16\), \(16, 16\)\]"):
+        objective()(batch()._replace(views=batch().views * 2), 0.0)
+    with pytest.raises(ValueError, match="I-JEPA hides patches of a ViT, and BiT has none"):
+        IJEPA(bit(0))
     with pytest.raises(ValueError, match="not a multiple of its 3 heads"):
         IJEPA(vit(0, **PATCHES), predictor_width=16)

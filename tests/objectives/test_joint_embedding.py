@@ -201,7 +201,22 @@ def test_gaussian_embeddings_have_a_small_statistic_and_collapsed_ones_a_large_o
 @pytest.mark.parametrize("kind", [SimCLR, VICReg, LeJEPA])
 def test_one_view_and_a_backbone_without_a_class_token_are_refused(kind: type[Objective]):
     options = {"dimension": 8} | ({} if kind is VICReg else {"hidden": 8})
-    with pytest.raises(ValueError, match="views of an image, not 1"):
+    with pytest.raises(ValueError, match=r"2 views of (one size|an image)|at least 2 views"):
         kind(vit(0), **options)(batch(1), 0.0)
     with pytest.raises(ValueError, match="build it with class_token=True"):
         kind(vit(0, class_token=False), **options)
+
+
+def test_views_of_two_sizes_and_a_single_image_are_refused():
+    small = Batch((batch(1).views[0], torch.rand(B, 3, 8, 8).double()), batch(1).key)
+    for objective in (SimCLR(vit(0), hidden=8, dimension=8), VICReg(vit(0), dimension=8)):
+        with pytest.raises(ValueError, match=r"2 views of one size, and got \[\(16, 16\), \(8, 8\)\]"):
+            objective(small, 0.0)
+    with pytest.raises(ValueError, match="two images at least"):
+        nt_xent(torch.ones(2, 4), 0.1)
+
+
+def test_vicregs_views_are_resized_bicubically_as_the_official_ones():
+    views = VICReg(vit(0), dimension=8).default_views(224, 3).views
+    assert {view.interpolation for view in views} == {"bicubic"}
+    assert [view.solarize for view in views] == [0.0, 0.2]

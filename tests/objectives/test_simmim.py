@@ -112,9 +112,9 @@ def test_at_any_size_a_square_is_about_a_seventh_of_the_image(size, patch, unit)
     ("options", "message"),
     [
         ({"unit": 3}, r"unit 3 must divide the grid of 8 x 8 patches: it may be \[1, 2, 4, 8\], or 0"),
-        ({"mask_ratio": 1.0}, "mask_ratio 1.0 hides 64 of 64 squares"),
-        ({"mask_ratio": 0.0}, "mask_ratio 0.0 hides 0 of 64"),
-        ({"unit": 8}, "hides 1 of 1"),
+        ({"mask_ratio": 1.0}, "mask_ratio 1.0 would hide 64 of 64 squares"),
+        ({"mask_ratio": 0.0}, "mask_ratio 0.0 would hide 0 of 64"),
+        ({"unit": 8}, "would hide 1 of 1"),
     ],
 )
 def test_impossible_arguments_are_refused_with_their_values(options, message):

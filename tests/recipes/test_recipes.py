@@ -156,6 +156,16 @@ def test_another_model_than_that_of_init_from_is_refused_but_a_presets_gives_way
     assert [objective.backbone.name for objective, *_ in entered] == ["mu/8"] * 3
 
 
+def test_drop_path_is_of_training_and_reaches_the_model_of_init_from(tmp_path):
+    save_backbone(ViT.variant("mu/8", image_size=16, drop_path=0.5), tmp_path / "mu", {"readout": "mean"})
+    entered, words = [], TRAINING["simmim"].replace("--model XS/8", f"--init_from {tmp_path / 'mu'}")
+    instead = {"pretrain": lambda *given: entered.append(given) or [], "finish": lambda *_: None}
+    for drop_path in ("", "--drop_path 0.2"):
+        run("simmim", f"{words} {drop_path} --out {tmp_path / 'run'}", **instead)
+    assert [objective.backbone.drop_path for objective, *_ in entered] == [0.0, 0.2]
+    assert [objective.backbone.config.drop_path for objective, *_ in entered] == [0.0, 0.2]
+
+
 def test_a_run_that_began_while_model_was_ignored_beside_init_from_continues(tmp_path):
     save_backbone(ViT.variant("mu/8", image_size=16), tmp_path / "mu", {"readout": "mean"})
     words, root = f"{TINY} --init_from {tmp_path / 'mu'} --save_every 2 --out {tmp_path / 'run'}", tmp_path / "run"
