@@ -251,7 +251,7 @@ class TrainConfig(Options):
     final_lr: float = option(0.0, least=0)
     """Learning rate at the end."""
     lr_drops: tuple[float, ...] = ()
-    """Shares of training after which the learning rate falls to a tenth. By default it falls along half a cosine."""
+    """Shares of training after which the learning rate falls to a tenth. Without any it falls along half a cosine."""
     warmup_epochs: float = option(1, least=0)
     """Passes over which the learning rate rises from 0; then it falls along half a cosine."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
