@@ -1,4 +1,4 @@
-"""I-JEPA (https://arxiv.org/abs/2301.08243).
+"""I-JEPA: a teacher's features of hidden blocks (https://arxiv.org/abs/2301.08243).
 
     accelerate launch recipes/ijepa.py                                                   the built-in images
     accelerate launch recipes/ijepa.py --preset paper --data folder:/imagenet/train      the paper's

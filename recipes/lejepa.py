@@ -1,4 +1,4 @@
-"""LeJEPA (https://arxiv.org/abs/2511.08544).
+"""LeJEPA: views agree, and their features stay Gaussian (https://arxiv.org/abs/2511.08544).
 
     accelerate launch recipes/lejepa.py                                                  the built-in images
     accelerate launch recipes/lejepa.py --preset paper --data folder:/imagenet/train     the paper's

@@ -1,4 +1,4 @@
-"""MoCo v3 (https://arxiv.org/abs/2104.02057).
+"""MoCo v3, contrastive learning with a teacher (https://arxiv.org/abs/2104.02057).
 
     accelerate launch recipes/moco_v3.py                                                  the built-in images
     accelerate launch recipes/moco_v3.py --preset paper --data folder:/imagenet/train     the paper's

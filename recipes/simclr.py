@@ -1,4 +1,4 @@
-"""SimCLR (https://arxiv.org/abs/2002.05709).
+"""SimCLR, contrastive learning of two views (https://arxiv.org/abs/2002.05709).
 
     accelerate launch recipes/simclr.py                                                  the built-in images
     accelerate launch recipes/simclr.py --preset paper --data folder:/imagenet/train     the paper's

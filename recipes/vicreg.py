@@ -1,4 +1,4 @@
-"""VICReg (https://arxiv.org/abs/2105.04906).
+"""VICReg: views agree, and their features stay spread and uncorrelated (https://arxiv.org/abs/2105.04906).
 
     accelerate launch recipes/vicreg.py                                                  the built-in images
     accelerate launch recipes/vicreg.py --preset paper --data folder:/imagenet/train     the paper's

@@ -164,7 +164,7 @@ MISTAKES = [
     ("pretrain supervised --model R50", "--model 'R50': it must be like R50x1"),
     ("pretrain mpp --image_size 65", "--image_size 65 is not a multiple of patch_size 8"),
     ("pretrain mae --decoder 130 2 4", "--decoder 130 is not a multiple of decoder_heads 4"),
-    ("pretrain dino --crops 4 17", "--crops 4 17: sides must be multiples of XS/4's patch"),
+    ("pretrain dino --crops 4 17", "--crops 4 17: sides must be multiples of the model's patch of 4 x 4"),
     ("pretrain mpp --data /nope", "--data /nope does not exist: the nearest folder is /"),
     ("pretrain mpp --eval_data /nope", "--eval_data /nope does not exist"),
     ("pretrain mpp --init_from /nope", "--init_from /nope does not exist"),
