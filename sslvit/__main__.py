@@ -28,7 +28,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "pretrain": Command("Pretrain", "OBJECTIVE", f"by one of {len(OBJECTIVES)} objectives, such as mpp or mae; without one it lists them"),
+    "pretrain": Command(
+        "Pretrain", "OBJECTIVE", f"by one of {len(OBJECTIVES)} objectives, such as mae; without one it lists them"
+    ),
     "adapt": Command("Pretrain", "", "continue pretraining a model, ours or anybody's, on your images", "adapt"),
     "finetune": Command("Evaluate", "", "train all weights of a model on labels, and test it", "finetune"),
     "probe": Command("Evaluate", "", "frozen features: neighbours, few-shot, logistic regression", "probe"),
