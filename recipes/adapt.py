@@ -175,7 +175,8 @@ def new_objective(config: Config, backbone: ViT) -> Objective:
             position_resize=backbone.config.position_resize, seed=config.seed,
         )  # fmt: skip
     if wanted == "mae":
-        return MAE(backbone, decoder_width=256, decoder_depth=4, decoder_heads=8, seed=config.seed)
+        width = 32 * min(max(backbone.width // 32, 1), 8)  # no wider than the encoder, or it costs more
+        return MAE(backbone, decoder_width=width, decoder_depth=2, decoder_heads=width // 32, seed=config.seed)
     if wanted == "mpp":
         return MPP(backbone, target="pixels" if backbone.channels > 3 else "mean", seed=config.seed)
     return SimMIM(backbone, seed=config.seed) if wanted == "simmim" else MoCoV3(backbone, seed=config.seed)
