@@ -59,15 +59,15 @@ class Config(PretrainConfig):
     model: str = ""
     """Not an option here: the model is that of --init_from."""
     init_from: str = ""
-    """The model to adapt. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
+    """The model to adapt; required. A run, a model, or a file of timm, transformers, DINOv2, DINOv3, MAE, ..."""
     image_size: int | tuple[int, int] = 0
     """Side in pixels; 0 takes the model's own. At another size positions are interpolated."""
     objective: Literal["dinov2", "dino", "ibot", "mae", "simmim", "mpp", "moco_v3"] = "dinov2"
     """What it is trained by."""
     keep_data: str = option("shapes", EVALUATION)
     """Labelled images that it should not forget. In the form of --data; empty for none."""
-    most_forgotten: float = option(0.1, FREE, above=0, most=1)
-    """End when the accuracy of nearest neighbours on --keep_data has fallen by more than this."""
+    most_forgotten: float = option(1.0, FREE, above=0, most=1)
+    """End when the accuracy of nearest neighbours on --keep_data has fallen by more than this; 1 only reports it."""
     head_epochs: float = option(1, least=0)
     """Passes in which only the heads learn."""
     ramp_epochs: float = option(1, least=0)

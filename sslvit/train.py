@@ -105,9 +105,10 @@ def checked(objective: Objective, config: TrainConfig, accelerator: Accelerator)
     config.check()
     collectives.check_trackers(config.log_with)
     if objective.couples_samples and config.accumulation > 1:
+        chunks = ", or --chunks" if hasattr(objective, "chunks") else ""
         raise ValueError(
-            f"--accumulation {config.accumulation}: {type(objective).__name__} compares the images of a batch with "
-            "each other, so micro-batches change its loss. Use more processes, a smaller batch, or --chunks if there is"
+            f"--accumulation {config.accumulation}: the loss of {type(objective).__name__} depends on which images are "
+            f"in a batch together, and micro-batches would change it. Use more processes or a smaller batch{chunks}"
         )
     if 0 < config.epochs <= config.warmup_epochs:
         accelerator.print(

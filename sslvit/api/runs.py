@@ -231,14 +231,14 @@ def monitor_of(objective: Objective, images: Any, source: Images, test_images: A
     if source.labels is None:
         if test_images is not None:
             raise DataError(f"test_images are compared with labelled training images: {source.unlabelled}")
-        accelerator.print(f"Nothing is evaluated: {source.name} has no labels ({source.unlabelled})")
+        accelerator.print(f"Accuracy is not measured: {source.name} has no labels ({source.unlabelled})")
         return None
     assert isinstance(source, Source), "streams have no labels"
     size = side_of(objective.backbone.image_size)
     trains_on_labels = objective.uses_labels or bool(objective.head_state_dict())
     pair = labelled_pair(images, source, test_images, size, hold_out=not trains_on_labels)
     if isinstance(pair, str):
-        accelerator.print(f"Nothing is evaluated: {pair}")
+        accelerator.print(f"Accuracy is not measured: {pair}")
         return None
     return Monitor(*pair, size, accelerator)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sslvit.config import ImagesConfig, LabelledConfig
 from sslvit.data.source import Source
-from sslvit.errors import Diverged
+from sslvit.errors import Diverged, Error
 from sslvit.evaluate.features import extract
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import Monitor, draw_ids
@@ -40,6 +40,7 @@ from sslvit.weights.folder import save_backbone
 KEPT = " (kept)"  # the end of names of numbers on the kept set
 LOOKED_AT = 512  # images, for what needs no labels
 START = "start_features.safetensors"  # a file of the run
+MOST = 2_000  # images to look among, and to ask about, of the kept set
 BEST = "best"  # a folder of the run: the model of its best evaluation
 FAR, LITTLE = 0.25, 1 / 3  # a fall by this share of an accuracy, and what is left of a rank, are a collapse
 EARLY = 100  # steps of the backbone, after which it is looked at first
@@ -242,7 +243,10 @@ def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Ac
         return None
     size = config.image_size
     labelled = LabelledConfig(data, image_size=size, eval_crop=config.eval_crop)
-    train, test, note = open_labelled(labelled, size, channels)
+    try:
+        train, test, note = open_labelled(labelled, size, channels)
+    except Error as error:
+        raise type(error)(str(error).replace("--data", "--keep_data")) from error
     if note:
         accelerator.print(note)
-    return Monitor(train, test, size, accelerator, eval_crop=config.eval_crop)
+    return Monitor(train, test, size, accelerator, eval_crop=config.eval_crop, limit_train=MOST, limit_test=MOST)

@@ -79,19 +79,20 @@ def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, h
     if train.labels is None:
         if config.eval_data:
             raise DataError(f"--eval_data {config.data} has no labels to evaluate with: {train.unlabelled}")
-        say(f"Nothing is evaluated: {train.name} has no labels ({train.unlabelled}). --eval_data may name some that do")
+        why = f"{train.name} has no labels ({train.unlabelled}). --eval_data may name some that do"
+        say(f"Accuracy is not measured: {why}")
         return None
     assert isinstance(train, Source), "streams have no labels"
     try:
         test = config.source("test", channels=train.channels, classes=train.classes)
     except NoInput as error:
         if not hold_out:
-            say(f"Nothing is evaluated: {error}")
+            say(f"Accuracy is not measured: {error}")
             return None
         try:
             rest, test = labelled.hold_out(train, str(error))
         except DataError as why:
-            say(f"Nothing is evaluated: {why}")
+            say(f"Accuracy is not measured: {why}")
             return None
         say(f"Evaluated on {len(test):,} images held out of {len(train):,} labelled ones: {error}")
         train = rest

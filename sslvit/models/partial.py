@@ -25,7 +25,7 @@ from sslvit.models.blocks import Block
 
 Backbone = TypeVar("Backbone", bound=nn.Module)
 ATTENTION, MLP = ("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")
-KINDS = "all, head, norm, attention, last:N, lora:RANK or lora:RANK+mlp"
+KINDS = "all, head, norm, attention, last:N, lora:RANK or lora:RANK+mlp, for example last:4 or lora:8"
 
 SCALE = 2.0  # alpha over the rank
 

@@ -54,7 +54,8 @@ def chosen_channels(inflate: str, old: int, new: int) -> list[int] | None:
         raise ValueError(f"--inflate {inflate}: say mean, or old channels such as 0,1,2,1")
     chosen = [int(number) for number in inflate.split(",")]
     if len(chosen) != new or max(chosen) >= old:
-        raise ValueError(f"--inflate {inflate}: give {new} numbers, one per channel of the images, from 0 to {old - 1}")
+        numbers = f"{new} numbers, one per channel of the images," if new > 1 else "one number"
+        raise ValueError(f"--inflate {inflate}: give {numbers} from 0 to {old - 1}")
     return chosen
 
 

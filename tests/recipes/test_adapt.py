@@ -234,7 +234,7 @@ def scripted(words: str, own: list[float], kept: list[float]) -> int:
     """The exit status of a run of 12 steps, evaluated after each 4."""
     monitors = {"monitor_of": lambda *_: Scripted(own), "kept_monitor": lambda *_: Scripted(kept)}
     try:
-        run("adapt", f"{TINY} --objective mpp --epochs 3 {words}", **monitors)
+        run("adapt", f"{TINY} --objective mpp --epochs 3 --most_forgotten 0.1 {words}", **monitors)
     except SystemExit as ended:
         return ended.code
     return 0
