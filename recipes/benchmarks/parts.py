@@ -1,7 +1,7 @@
 """What training less than all of a model costs and gives: `finetune` by each choice of --train.
 
     python recipes/benchmarks/parts.py --model runs/mpp --data folder:/my/labelled --out runs/parts
-    python recipes/benchmarks/parts.py --model dinov2_vits14.pth --data hf:name --seeds 3 --options "--image_size 98"
+    python recipes/benchmarks/parts.py --model dinov2_vits14.pth --data hf:name --seeds 3 --options="--image_size 98"
 
 Each choice and seed is a fine-tuning of its own, with its own choice of a learning rate, in OUT/PART-SEED and in a
 process of its own, so that its peak memory (on a CPU with Python and torch in it) is that choice's alone. Prints a

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from foreign_models import scramble, standardised
 from recipes_run import run
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import nn
 
+import sslvit
 from sslvit.evaluate.adaptation import BEST, Adaptation, Change, judged
 from sslvit.models.partial import merged
 from sslvit.models.vit import ViT
@@ -35,6 +39,36 @@ def model(tmp_path) -> Path:
 
 def lines_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_model_as_it_came_has_the_accuracy_of_timms_features(tmp_path):
+    """To the digit, on the new images and on the kept ones; nearest neighbours are counted by numpy here."""
+    theirs = scramble(
+        timm.create_model("vit_small_patch14_dinov2", img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3)
+    )
+    arguments = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    save_for_hf(theirs, tmp_path / "timm", safe_serialization=True, model_args=arguments)
+    constants = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    words = f"{TINY} --init_from {tmp_path / 'timm'} --objective dino --epochs 2 --evaluate_every 0"
+    run("adapt", f"{words} --out {tmp_path / 'run'}")
+    first = lines_of(tmp_path / "run")[0]
+
+    def features(data: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        images = sslvit.open_images(data, split=split, image_size=16)
+        pixels = images.read(np.arange(len(images))).pixels / 255
+        with torch.no_grad():
+            tokens = theirs.forward_features(standardised(pixels, constants))
+        unit = torch.nn.functional.normalize(tokens[:, 0], dim=-1)
+        return unit.double().numpy(), np.asarray(images.required_labels())
+
+    for data, kept in (("shapes:n=64", ""), ("shapes:texture,n=64", " (kept)")):
+        (train, labels), (test, answers) = features(data, "train"), features(data, "test")
+        similarity, right = test @ train.T, 0
+        for row, answer in zip(similarity, answers, strict=True):
+            nearest = np.argsort(-row)[:20]
+            votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.07), minlength=12)
+            right += votes.argmax() == answer
+        assert first[f"eval/cls/20-nn{kept}"] == right / len(answers)
 
 
 @pytest.mark.parametrize("objective", ["dinov2", "mae", "mpp"])
