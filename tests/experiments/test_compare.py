@@ -229,7 +229,7 @@ def test_two_methods_of_the_same_name_are_named_by_their_flags():
     named = {"mpp-target-mean": given[0], "mpp-optimizer-mean": given[1], "mae": "MAE"}
     assert names_of(given) == named
     for missing in ("nobody:x=1", "../mpp", "examples.features"):
-        with pytest.raises(ValueError, match=f"--methods {missing}: .* one of dino, .*mae, moco_v3, mpp"):
+        with pytest.raises(ValueError, match=f"--methods {missing}: .* one of data2vec, dino, .*mae, moco_v3, mpp"):
             check_methods((missing,))
 
 
@@ -422,7 +422,10 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
         ({"methods": ("mpp:out=/x",)}, "--methods mpp:out=/x: --out is the same for all"),
         ({"methods": ("mpp:start=/x",)}, "mpp:start=/x: --start is the same for all"),
         ({"methods": ("compare",)}, "--methods compare: the recipe compare has no presets"),
-        ({"methods": ("benchmarks",)}, "--methods benchmarks: .*choose one of dino, .*mae, moco_v3, mpp, .*supervised"),
+        (
+            {"methods": ("benchmarks",)},
+            "--methods benchmarks: .*choose one of data2vec, dino, .*mae, moco_v3, mpp, .*supervised",
+        ),
         ({"methods": ("mpp:image-size=8",)}, "mpp:image-size=8: --image-size is the same for all"),
         ({"model": "zz"}, "no model 'zz'"),
         ({"model": "XS/7"}, "7"),

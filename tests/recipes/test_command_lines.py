@@ -102,7 +102,7 @@ BAD = [
     ("dino", "--preset small --momentum 2", ("momentum", "2")),
     ("ibot", "--mask_ratios 0.5 0.1", ("mask_ratios 0.5 0.1", "smaller first")),
     ("ibot", "--image_size 32 --model XS/32", ("1 x 1 patches",)),
-    ("dinov2", "--accumulation 2", ("--accumulation 2", "compares the images of a batch")),
+    ("dinov2", "--accumulation 2", ("--accumulation 2", "the loss of DINOv2 depends on which images are in a batch")),
     ("dinov2", "--gram_weight 2 --epochs 5", ("--gram_epochs 10 2 of --epochs 5", "give 2.5 0.5")),
     ("dinov2", "--koleo_group 1", ("--koleo_group is 1", "at least 2")),
     ("moco_v3", "--preset small --accumulation 2 --batch_size 64", ("--accumulation 2",)),

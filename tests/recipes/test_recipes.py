@@ -26,6 +26,11 @@ from sslvit.views.pretraining import EvalView
 from sslvit.weights.folder import load_backbone, save_backbone
 
 
+# One of each kind, in the tests that are slow of all.
+KINDS = ("mpp", "mae", "dino", "dinov2", "lejepa", "supervised")
+FEW = [pytest.param(recipe, marks=() if recipe in KINDS else pytest.mark.slow) for recipe in TRAINING]
+
+
 @pytest.mark.parametrize("recipe", TRAINING)
 def test_it_trains_prints_a_table_and_leaves_a_model(recipe, tmp_path, capsys):
     run(recipe, f"{TRAINING[recipe]} --out {tmp_path / 'run'}")
@@ -179,7 +184,7 @@ def test_a_run_that_began_while_model_was_ignored_beside_init_from_continues(tmp
     assert (root / "checkpoints" / "step-00000004").exists()
 
 
-@pytest.mark.parametrize("recipe", TRAINING)
+@pytest.mark.parametrize("recipe", FEW)
 def test_main_checks_its_configuration_and_returns_the_evaluations(recipe, tmp_path):
     module = importlib.import_module(f"sslvit.recipes.{recipe}")
     words = [*TRAINING[recipe].split(), "--out", str(tmp_path / "run")]
@@ -293,7 +298,7 @@ def test_parts_of_a_model_are_fine_tuned_and_compared_in_a_table(tmp_path, capfd
     assert (tmp_path / "out" / "parts.md").read_text().splitlines() == table
 
 
-@pytest.mark.parametrize("recipe", TRAINING)
+@pytest.mark.parametrize("recipe", FEW)
 def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     run(recipe, f"{TRAINING[recipe]} --out {out} --dry_run")

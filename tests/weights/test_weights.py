@@ -1321,7 +1321,7 @@ def test_truncated_files_are_refused_and_leave_nothing(tmp_path, empty_after):
         whole = (tmp_path / name).read_bytes()
         for length in (len(whole) // 2,) if name == "x.pth" else (0, 7, len(whole) // 2, len(whole) - 1):
             (tmp_path / name).write_bytes(whole[:length])
-            with pytest.raises(DataError, match="whole"):
+            with pytest.raises(DataError, match="whole" if length else "is empty"):
                 load_foreign(tmp_path / name)
 
 
@@ -1440,7 +1440,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path):
         load_foreign(tmp_path / "none.pth")
     with pytest.raises(NoInput, match=r"a folder without model\.safetensors or pytorch_model\.bin"):
         open_backbone(tmp_path)
-    (tmp_path / "x.onnx").write_text("")
+    (tmp_path / "x.onnx").write_text("onnx")
     with pytest.raises(DataError, match=r"must be one of \.safetensors"):
         load_foreign(tmp_path / "x.onnx")
     os.mkfifo(tmp_path / "pipe.pth")
