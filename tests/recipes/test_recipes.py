@@ -25,7 +25,6 @@ from sslvit.storage import checkpoint, sealed
 from sslvit.views.pretraining import EvalView
 from sslvit.weights.folder import load_backbone, save_backbone
 
-
 # One of each kind, in the tests that are slow of all.
 KINDS = ("mpp", "mae", "dino", "dinov2", "lejepa", "supervised")
 FEW = [pytest.param(recipe, marks=() if recipe in KINDS else pytest.mark.slow) for recipe in TRAINING]
