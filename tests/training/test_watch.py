@@ -238,7 +238,7 @@ def test_a_collapse_is_caught_within_50_steps(name, data):
     + [("DINO", "shapes", 2)],
 )
 def test_a_healthy_run_raises_no_alarm(name, data, seed):
-    """None in thirty-two runs of 200 steps. DINO on digits is none of them: see the next test."""
+    """No alarm in thirty-two runs of 200 steps. DINO on digits is not among them: see the next test."""
     make, options = HEALTHY[name]
     assert verdict(run(make(data, seed), data, seed, 200, **options)) is None
 
