@@ -5,7 +5,6 @@ How the teacher is made and when it and the centres move is described in dino.py
 
 from abc import abstractmethod
 from dataclasses import replace
-from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from sslvit.models.readout import Encoded
 from sslvit.models.vit import ViT
 from sslvit.objectives import schedule
 from sslvit.objectives.block_mask import Hidden
-from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.objective import Batch, Objective, check_class_token, check_shares, class_tokens
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
 from sslvit.views.batching import Size, to_pair
@@ -87,8 +86,7 @@ class Distillation(Objective):
     ):
         super().__init__()
         name = type(self).__name__
-        if "cls" not in backbone.readouts:
-            raise ValueError(f"{name} reads the class token and this backbone has none: build it with class_token=True")
+        check_class_token(backbone, name)
         if backbone.drop_path or backbone.dropout:
             raise ValueError(
                 f"the backbone becomes the teacher, from which nothing is dropped, but it has drop_path "
@@ -148,8 +146,7 @@ class Distillation(Objective):
     def encode(self, batch: Batch, first: int = 0) -> Tensor:
         """The student's class tokens of the views from this one on, each size in one pass: (v b) d"""
         views = list(zip(batch.views, self.keys(batch), strict=True))[first:]
-        groups = [zip(*group, strict=True) for _, group in groupby(views, key=lambda view: view[0].shape)]
-        return torch.cat([self.student(torch.cat(images), torch.cat(keys)).cls for images, keys in groups])
+        return class_tokens(self.student, views)
 
     def temperature(self, progress: float) -> float:
         """The teacher's temperature."""

@@ -16,9 +16,6 @@ Gaussian embeddings the statistic is above 0 on average.
 The loss acts on the embeddings; what is read afterwards is the backbone's class token.
 """
 
-import struct
-from itertools import groupby
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,7 +24,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.objective import Batch, Objective, check_class_token, check_shares, class_tokens, step_key
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import scale, spread
 from sslvit.processes.collectives import all_gather, processes
@@ -62,8 +59,7 @@ class LeJEPA(Objective):
         """weight: SIGReg's. large: how many of the views, the first ones, make the mean that all should be near.
         hidden, dimension: of the projector."""
         super().__init__()
-        if "cls" not in backbone.readouts:
-            raise ValueError("LeJEPA reads the class token and this backbone has none: build it with class_token=True")
+        check_class_token(backbone, "LeJEPA")
         check_shares(weight=weight)
         if large < 1 or directions < 1:
             raise ValueError(f"large {large} and directions {directions} must be at least 1")
@@ -101,14 +97,12 @@ class LeJEPA(Objective):
     def encode(self, batch: Batch) -> Tensor:
         """The class tokens of all views, each size in one pass: (v b) d"""
         views = [(view, rng.fold(batch.key, "view", number)) for number, view in enumerate(batch.views)]
-        groups = [zip(*group, strict=True) for _, group in groupby(views, key=lambda view: view[0].shape)]
-        return torch.cat([self.backbone(torch.cat(images), torch.cat(keys)).cls for images, keys in groups])
+        return class_tokens(self.backbone, views)
 
     @torch.no_grad()
     def draw(self, progress: float, like: Tensor) -> Tensor:
         """Random unit vectors, columns of length 1: d m"""
-        (bits,) = struct.unpack("<q", struct.pack("<d", progress))
-        key = rng.key("directions", bits).to(like.device)
+        key = step_key("directions", progress).to(like.device)
         return F.normalize(rng.normal(key, like.shape[-1], self.directions).to(like.dtype), dim=0)
 
 

@@ -24,7 +24,7 @@ from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
 from sslvit.objectives import schedule
-from sslvit.objectives.objective import Batch, Objective, check_shares
+from sslvit.objectives.objective import Batch, Objective, check_class_token, check_shares
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import deviation, spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
@@ -60,8 +60,7 @@ class MoCoV3(Objective):
         chunks: the backbone sees the batch in this many chunks, and again in the backward pass, which saves memory; the
         heads and the loss see the whole batch, so the loss is unchanged."""
         super().__init__()
-        if "cls" not in backbone.readouts:
-            raise ValueError("MoCo v3 reads the class token and this backbone has none: build it with class_token=True")
+        check_class_token(backbone, "MoCo v3")
         check_shares(momentum=momentum)
         if not temperature > 0 or chunks < 1:
             raise ValueError(f"temperature {temperature} must be above 0, chunks {chunks} at least 1")

@@ -13,7 +13,6 @@ Here, other than there, this ends: where even that is too little, the context is
 Of grids below 14 x 14 the same share is too few. The sizes come from the progress, whatever the seed.
 """
 
-import struct
 from math import prod, sqrt
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.objectives.objective import step_key
 from sslvit.processes.collectives import all_gather
 
 Grid = tuple[int, int]
@@ -51,8 +51,7 @@ def draw_blocks(
     context: tuple[float, float] = (0.85, 1.0),
 ) -> Blocks:
     """key: b, from which places come. The sizes come from the progress, which is the same for all images of a step."""
-    (bits,) = struct.unpack("<q", struct.pack("<d", progress))
-    small, large = rng.uniform(rng.key("block sizes", bits), 2).tolist()
+    small, large = rng.uniform(step_key("block sizes", progress), 2).tolist()
     size, around = side_lengths(small, grid, scale, aspect), side_lengths(large, grid, context, (1.0, 1.0))
     hidden = torch.stack([blocks(rng.fold(key, "target", t), size, grid) for t in range(targets)], 1)  # b t n
     seen = contexts(key, around, grid, hidden)

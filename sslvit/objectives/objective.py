@@ -1,10 +1,14 @@
 """The interface between the training loop and an objective."""
 
+import struct
 from abc import ABC, abstractmethod
+from itertools import groupby
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from sslvit import rng
 from sslvit.models.partial import train_only
 from sslvit.models.readout import Readout
 from sslvit.models.vit import ViT
@@ -98,6 +102,22 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step that was taken, with the progress that the next one will have."""
+
+
+def class_tokens(backbone: ViT, views: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of views with their keys, those of one size that follow each other in one pass: (v b) d"""
+    groups = [zip(*group, strict=True) for _, group in groupby(views, key=lambda view: view[0].shape)]
+    return torch.cat([backbone(torch.cat(images), torch.cat(keys)).cls for images, keys in groups])
+
+
+def step_key(name: str, progress: float) -> Tensor:
+    """For what is drawn once per step, the same for all images and processes."""
+    return rng.key(name, *struct.unpack("<q", struct.pack("<d", progress)))
+
+
+def check_class_token(backbone: ViT, name: str) -> None:
+    if "cls" not in backbone.readouts:
+        raise ValueError(f"{name} reads the class token and this backbone has none: build it with class_token=True")
 
 
 def check_vit(backbone: object, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective, check_views
+from sslvit.objectives.objective import Batch, Objective, check_class_token, check_views
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import deviation, spread
 from sslvit.processes.collectives import all_gather, processes, rank
@@ -48,8 +48,7 @@ class SimCLR(Objective):
     ):
         """hidden, dimension, layers: of the projector."""
         super().__init__()
-        if "cls" not in backbone.readouts:
-            raise ValueError("SimCLR reads the class token and this backbone has none: build it with class_token=True")
+        check_class_token(backbone, "SimCLR")
         if not temperature > 0 or layers < 1:
             raise ValueError(f"temperature {temperature} must be above 0, layers {layers} at least 1")
         self.backbone, self.readout, self.temperature = backbone, "cls", temperature

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
-from sslvit.objectives.objective import Batch, Objective, check_views
+from sslvit.objectives.objective import Batch, Objective, check_class_token, check_views
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import scale, spread
 from sslvit.processes.collectives import all_gather
@@ -47,8 +47,7 @@ class VICReg(Objective):
     ):
         """dimension: of all three layers of the expander. weights: of invariance, variance and covariance."""
         super().__init__()
-        if "cls" not in backbone.readouts:
-            raise ValueError("VICReg reads the class token and this backbone has none: build it with class_token=True")
+        check_class_token(backbone, "VICReg")
         if min(weights) < 0:
             raise ValueError(f"weights {weights} must not be negative")
         self.backbone, self.readout, self.weights = backbone, "cls", weights
