@@ -129,6 +129,22 @@ def open_image(
     return rearrange(resized, "1 c H W -> c H W")
 
 
+def open_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The values of a file that has one number per pixel: palette indices, grey of 8 or 16 bits: H W"""
+    image: Image.Image = _open(data, max_pixels)
+    if image.format == "JPEG":
+        raise ImageError("a mask as JPEG, which does not keep numbers exactly: save it as PNG")
+    if image.mode not in ("P", "L", "1", "I", *GREY_16):
+        raise ImageError(f"a mask holds one class number per pixel, and this is {image.mode}: save it as grey PNG")
+    orientation = _orientation(image)
+    try:
+        image.load()
+        values = np.asarray(image.transpose(TURNS[orientation]) if orientation in TURNS else image)
+    except Exception as error:  # as above
+        raise ImageError(_reason(error)) from error
+    return values.astype(np.int32)
+
+
 def array(image: Image.Image) -> np.ndarray:
     """The pixels of an L or RGB image, not to be written to: H W c. Pillow's own memory, where it is one block:
     np.asarray copies line by line, which takes half as long as decoding."""

@@ -1,6 +1,7 @@
 """Where images come from, by one line of text.
 
-    shapes                    the built-in set, labelled by shape; shapes:texture by texture; shapes:n=50000 is larger
+    shapes                    the built-in set, labelled by shape; shapes:texture by texture; shapes:n=50000 is larger;
+                              shapes:scenes has several objects in an image, and no labels but masks (masks.py)
     idx:/dir                  MNIST's format, gzipped or not
     npz:/file.npz             arrays
     folder:/dir[,/dir]        images, labelled by sub-folder or not, flat or nested; a folder's bare path means the same
@@ -33,6 +34,7 @@ import psutil
 from sslvit.data.cache import cached, say
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
+from sslvit.data.masks import open_scenes
 from sslvit.data.readers.arrays import open_idx, open_npz
 from sslvit.data.readers.columns import ReadOptions
 from sslvit.data.readers.csv_file import has_header, open_csv
@@ -93,7 +95,8 @@ def open_source(
     side = max(to_pair(image_size))
     source: Source
     if kind == "shapes":
-        source = _shapes(rest, split, side)
+        scenes = rest.startswith("scenes")
+        source = open_scenes(rest, split, side, masks=False) if scenes else _shapes(rest, split, side)
     elif kind == "idx":
         source = open_idx(Path(rest), split)
     elif kind == "npz":

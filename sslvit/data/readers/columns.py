@@ -16,6 +16,8 @@ IMAGE_NAMES = (
     *("file", "filename", "file_name"),
 )
 
+MASK_NAMES = ("mask", "masks", "annotation", "annotations", "label", "labels", "segmentation", "seg", "semantic_mask")
+
 
 class ReadOptions(NamedTuple):
     """How to read lists, tables and tars."""
@@ -25,6 +27,7 @@ class ReadOptions(NamedTuple):
     image_column: str | None = None
     label_column: str | None = None
     classes: tuple[str, ...] | None = None  # of the training set, for a test set
+    masks: tuple[str, ...] = ()  # names of columns that hold masks, and so are not the images
 
 
 def _leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -54,6 +57,7 @@ def choose_image_column(features: Any, options: ReadOptions) -> str:
         return column
     images = [name for name, feature in leaves.items() if _holds_images(feature)]
     images = [name for name in images if name.rpartition(".")[0] not in images]  # the "bytes" of an image struct
+    images = [name for name in images if name not in options.masks]
     if options.root and not images:
         text = ("string", "large_string")
         images = [n for n, f in leaves.items() if n.casefold() in IMAGE_NAMES and getattr(f, "dtype", "") in text]
@@ -62,6 +66,21 @@ def choose_image_column(features: Any, options: ReadOptions) -> str:
         hint = "" if options.root or images else "; if one names files, set --root to their folder"
         raise ValueError(f"{several}: choose one of {', '.join(leaves)} with --image_column{hint}")
     return images[0]
+
+
+def choose_mask_column(features: Any, column: str | None) -> str:
+    """The column of this name, or the only one with a usual name."""
+    if column is not None:
+        if column not in dict(_leaves(features)):
+            raise ValueError(f"--mask_column {column} must be one of {', '.join(dict(_leaves(features)))}")
+        return column
+    masks = [name for name, feature in features.items() if name in MASK_NAMES and _holds_images(feature)]
+    if len(masks) != 1:
+        several = (
+            f"several columns may hold masks, {', '.join(masks)}" if masks else "no column of a usual name has masks"
+        )
+        raise ValueError(f"{several}: choose one of {', '.join(features)} with --mask_column")
+    return masks[0]
 
 
 def choose_label_column(features: Any, column: str | None) -> str | None:
@@ -80,7 +99,7 @@ def choose_label_column(features: Any, column: str | None) -> str | None:
 
 def read_labels(table: Any, rows: np.ndarray | None, options: ReadOptions) -> Labels:
     column = choose_label_column(table.features, options.label_column)
-    if column is None:
+    if column is None or column in options.masks:
         names = ", ".join(table.features)
         return no_labels(f"none of the columns {names} has a usual name: choose one with --label_column")
     values = column_of(table.with_format("arrow"), column).to_pylist()

@@ -155,18 +155,18 @@ def make(ids: Tensor, size: int, seed: int = 0) -> Tensor:
     return images
 
 
-def _between(key: Tensor, name: str, low: float, high: float, *shape: int) -> Tensor:
+def between(key: Tensor, name: str, low: float, high: float, *shape: int) -> Tensor:
     return rng.uniform(rng.fold(key, name), *shape).mul_(high - low).add_(low)
 
 
-def _turned(key: Tensor, name: str, turns: float = 1.0) -> tuple[Tensor, Tensor]:
+def turned(key: Tensor, name: str, turns: float = 1.0) -> tuple[Tensor, Tensor]:
     """A random direction out of so many turns around upright: b -> b, b (cosine, sine)."""
     count = round(turns * len(DIRECTIONS))
     index = (rng.integers(rng.fold(key, name), count) - count // 2) % len(DIRECTIONS)
     return DIRECTIONS.to(key.device)[index].unbind(1)
 
 
-def _plane(line: Tensor, center: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+def plane(line: Tensor, center: Tensor, along_x: Tensor, along_y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
     """A linear function over the image, (x - centre) . (along_x, along_y) + offset: b -> b size size."""
     column = (line - center[:, 0, None]) * along_x[:, None]
     row = (line - center[:, 1, None]) * along_y[:, None]
@@ -175,11 +175,11 @@ def _plane(line: Tensor, center: Tensor, along_x: Tensor, along_y: Tensor, offse
     return row[:, :, None] + column[:, None, :]
 
 
-def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, center: Tensor, low: float, high: float) -> Tensor:
+def texture(key: Tensor, name: str, labels: Tensor, line: Tensor, center: Tensor, low: float, high: float) -> Tensor:
     """How much of its second colour a texture shows at each pixel: b size size in [0, 1]."""
-    cosine, sine = _turned(key, name + " rotation")
-    cycles = _between(key, name + " frequency", low, high)  # per unit, that is per half image
-    phase = _between(key, name + " phase", -0.5, 0.5, 2)
+    cosine, sine = turned(key, name + " rotation")
+    cycles = between(key, name + " frequency", low, high)  # per unit, that is per half image
+    phase = between(key, name + " phase", -0.5, 0.5, 2)
     values = line.new_empty(len(labels), len(line), len(line))
     for index, (texture, pattern) in enumerate(PATTERNS.items()):
         rows = (labels == index).nonzero().squeeze(1)
@@ -188,10 +188,27 @@ def _texture(key: Tensor, name: str, labels: Tensor, line: Tensor, center: Tenso
         # The mosaic and the clouds must start elsewhere in each image; the rings stay around the object.
         start = phase[rows] * (1 if texture == "rings" else 1000)
         along_x, along_y, middle = cosine[rows] * cycles[rows], sine[rows] * cycles[rows], center[rows]
-        u = _plane(line, middle, along_x, along_y, start[:, 0])
-        v = _plane(line, middle, -along_y, along_x, start[:, 1])
+        u = plane(line, middle, along_x, along_y, start[:, 0])
+        v = plane(line, middle, -along_y, along_x, start[:, 1])
         values[rows] = pattern(u, v, (len(line) / 2 / cycles[rows])[:, None, None])
     return values
+
+
+def outline_distance(
+    labels: Tensor, line: Tensor, center: Tensor, direction: tuple[Tensor, Tensor], scale: Tensor, stretch: Tensor
+) -> Tensor:
+    """How far each pixel is from the outline of one shape, negative inside, in units of half an image: b size size"""
+    cosine, sine = direction
+    distance = line.new_empty(len(labels), len(line), len(line))
+    for index, outline in enumerate(OUTLINES.values()):
+        rows = (labels == index).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], center[rows]
+        x = plane(line, middle, along_x * stretch[rows], along_y * stretch[rows])
+        y = plane(line, middle, -along_y / stretch[rows], along_x / stretch[rows])
+        distance[rows] = outline(x, y).mul_(scale[rows, None, None])
+    return distance
 
 
 def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
@@ -199,39 +216,31 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     line = (torch.arange(size, device=ids.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
 
     # Where the object is, and its outline as a distance in units of the image.
-    scale = _between(key, "scale", 0.5, 0.8)
-    stretch = _between(key, "stretch", 0.85, 1.2)
-    center = _between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
-    cosine, sine = _turned(key, "rotation", turns=0.25)
+    scale = between(key, "scale", 0.5, 0.8)
+    stretch = between(key, "stretch", 0.85, 1.2)
+    center = between(key, "position", -1, 1, 2) * (1 - scale)[:, None]
+    cosine, sine = turned(key, "rotation", turns=0.25)
     labels = shape_label(ids, seed)
-    distance = line.new_empty(len(ids), size, size)
-    for index, outline in enumerate(OUTLINES.values()):
-        rows = (labels == index).nonzero().squeeze(1)
-        if len(rows) == 0:
-            continue
-        along_x, along_y, middle = cosine[rows] / scale[rows], sine[rows] / scale[rows], center[rows]
-        x = _plane(line, middle, along_x * stretch[rows], along_y * stretch[rows])
-        y = _plane(line, middle, -along_y / stretch[rows], along_x / stretch[rows])
-        distance[rows] = outline(x, y).mul_(scale[rows, None, None])
+    distance = outline_distance(labels, line, center, (cosine, sine), scale, stretch)
 
     # Colours: a kind of object tends to a colour, as things do, and varies around it as far as its neighbours'; the
     # ground's is free. Where the object's is free too, colours are all that a small model learns in minutes, and they
     # say nothing of the kind.
-    ground_color = _between(key, "ground colour", 0.0, 0.6, 3, 1)
-    object_color = SHAPE_COLORS.to(ids.device)[labels, :, None] + _between(key, "tint", -0.25, 0.25, 3, 1)
+    ground_color = between(key, "ground colour", 0.0, 0.6, 3, 1)
+    object_color = SHAPE_COLORS.to(ids.device)[labels, :, None] + between(key, "tint", -0.25, 0.25, 3, 1)
     colors = torch.cat([ground_color, object_color], dim=2).clamp_(0, 1)
     others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
-    contrast = _between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
+    contrast = between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
     differences = (others - colors) * contrast
 
-    ground = _texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(center), 1.2, 2.0)
+    ground = texture(key, "ground", texture_label(ids, seed), line, torch.zeros_like(center), 1.2, 2.0)
     worn = rng.integers(rng.fold(key, "object texture"), len(TEXTURES))
-    worn = _texture(key, "object", worn, line, center, 1.8, 3.2)
+    worn = texture(key, "object", worn, line, center, 1.8, 3.2)
 
     # Light: a slope over the whole scene; the object is domed, and darkens the ground where it stands on it.
-    slope = _between(key, "light", -0.35, 0.35, 2)
-    light = _plane(line, torch.zeros_like(center), slope[:, 0], slope[:, 1], _between(key, "exposure", 0.7, 1.1))
-    dome, shadow = _between(key, "dome", 0, 0.5)[:, None, None], _between(key, "shadow", 0, 0.6)[:, None, None]
+    slope = between(key, "light", -0.35, 0.35, 2)
+    light = plane(line, torch.zeros_like(center), slope[:, 0], slope[:, 1], between(key, "exposure", 0.7, 1.1))
+    dome, shadow = between(key, "dome", 0, 0.5)[:, None, None], between(key, "shadow", 0, 0.6)[:, None, None]
     inside = (distance * (-size / 2)).add_(0.5).clamp_(0, 1)
     bright = (distance * -4).clamp_(0, 1).mul_(dome).add_(0.75).mul_(inside).mul_(light)
     dim = distance.mul_(-5).add_(1).clamp_(0, 1).mul_(-shadow).add_(1).mul_(inside.neg_().add_(1)).mul_(light)
