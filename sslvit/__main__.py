@@ -35,6 +35,7 @@ COMMANDS = {
     "finetune": Command("Evaluate", "", "train all weights of a model on labels, and test it", "finetune"),
     "probe": Command("Evaluate", "", "frozen features: neighbours, few-shot, logistic regression", "probe"),
     "linear-probe": Command("Evaluate", "", "linear classifiers by the papers' protocols", "linear_probe"),
+    "probe-dense": Command("Evaluate", "", "frozen patches: classes of pixels, mean IoU", "probe_dense"),
     "analyse": Command("Evaluate", "", "a ViT's filters, positions and attention", "analyse"),
     "baselines": Command("Evaluate", "", "accuracies without a model: commonest class, raw pixels", "baselines"),
     "pair": Command(

@@ -30,8 +30,8 @@ from sslvit.data.readers.tables import TableStore, open_disk, open_hub, open_par
 from sslvit.data.source import IN_MEMORY, Samples, Source, check_ids, digest, whole
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
+from sslvit.views.segmentation import IGNORED
 
-IGNORED = 255  # in masks as they are given out
 MOST = 255  # classes: a mask is uint8
 SCENES = {"train": 4_000, "test": 1_000}
 SCENES_TEST = 1 << 40

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 WHOLE = 4096  # weights, up to which the whole curvature is computed
 SAMPLE = 4000  # images that it is computed on
+ROWS = 1 << 17  # images that are in memory at once
 
 
 def fit(
@@ -30,19 +31,32 @@ def fit(
     start: tuple[Tensor, Tensor] | None = None,
     steps: int = 1000,
     tolerance: float = 1e-6,
+    standard: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The weights d c and bias c of the optimum, in the dtype of the features; from a near `start` in fewer steps."""
-    check(features, labels)
+    """The weights d c and bias c of the optimum, in the dtype of the features; from a near `start` in fewer steps.
+
+    standard: a mean and a deviation that standardise the features. Features may be mapped from a file: no more than
+    ROWS of them are in memory at once.
+    """
+    check(features[:ROWS], labels[:ROWS])
     if c <= 0:
         raise ValueError(f"c must be above 0, got {c}")
     n, d = features.shape
     classes = classes or int(labels.max()) + 1
-    mean = features.mean(0)
-    inputs = torch.cat([features - mean, features.new_ones(n, 1)], 1)
-    weights, bias = start or (features.new_zeros(d, classes), features.new_zeros(classes))
-    first = torch.cat([weights, (bias + mean @ weights)[None]]).T.contiguous()
-    penalty = torch.cat([features.new_full((d,), 1 / (c * n)), features.new_zeros(1)])
-    back, point = whitened(inputs, first, penalty)
+    shift, scale = (features.mean(0), None) if standard is None else standard
+
+    def piece(rows: Tensor) -> Tensor:
+        rows = rows.to(shift.dtype) - shift
+        return torch.cat([rows if scale is None else rows / scale, rows.new_ones(len(rows), 1)], 1)
+
+    whole = piece(features) if n <= ROWS else None
+    weights, bias = start or (shift.new_zeros(d, classes), shift.new_zeros(classes))
+    offset = shift @ weights if scale is None else shift.new_zeros(classes)
+    first = torch.cat([weights, (bias + offset)[None]]).T.contiguous()
+    penalty = torch.cat([shift.new_full((d,), 1 / (c * n)), shift.new_zeros(1)])
+    every = max(1, n // SAMPLE)
+    some = piece(features[::every]) if whole is None else whole[::every]
+    back, point = whitened(some, n, first, penalty)
     point = point.requires_grad_()
     # The tolerance is of the gradient's largest entry in these coordinates.
     optimizer = torch.optim.LBFGS(
@@ -51,39 +65,47 @@ def fit(
 
     def loss() -> Tensor:  # the mean, not the sum: L-BFGS's first step and tolerances keep their scale for any n
         optimizer.zero_grad()
-        both = back(point)
-        value = F.cross_entropy(F.linear(inputs, both), labels) + (penalty * both.square()).sum() / 2
+        if whole is not None:
+            both = back(point)
+            value = F.cross_entropy(F.linear(whole, both), labels) + (penalty * both.square()).sum() / 2
+            value.backward()
+            return value
+        value = (penalty * back(point).square()).sum() / 2
         value.backward()
-        return value
+        total = value.detach()
+        for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+            part = F.cross_entropy(F.linear(piece(rows), back(point)), truth, reduction="sum") / n
+            part.backward()
+            total += part.detach()
+        return total
 
     optimizer.step(loss)
     if optimizer.state[point]["func_evals"] >= steps:
         log.warning("logistic regression with C %g is not at its optimum after %d steps", c, steps)
     weights, bias = back(point.detach()).T.split([d, 1])
-    return weights.contiguous(), bias[0] - mean @ weights
+    return weights.contiguous(), bias[0] if scale is not None else bias[0] - shift @ weights
 
 
-def whitened(inputs: Tensor, first: Tensor, penalty: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def whitened(some: Tensor, n: int, first: Tensor, penalty: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Coordinates in which the loss curves alike in all directions, so that L-BFGS needs few steps: the way back from
-    them to weights k d, and the first weights in them. n d, k d, d -> ..., k d
+    them to weights k d, and the first weights in them. some: of the n images. m d, k d, d -> ..., k d
 
     With several times more images than weights, by the curvature at the first weights on a sample of the images; else
     by the features' covariance, the curvature if all classes were alike. The optimum is the same in any coordinates.
     """
-    n, (k, d) = len(inputs), first.shape
-    some = inputs[:: max(1, n // SAMPLE)]
+    k, d = first.shape
     if k * d > min(WHOLE, n // 4):
-        root, inverse = (each.to(inputs) for each in root_of((some.T @ some).double() / (len(some) * k), penalty))
+        root, inverse = (each.to(some) for each in root_of((some.T @ some).double() / (len(some) * k), penalty))
         return lambda point: point @ inverse, first @ root
     chances = F.linear(some, first).softmax(-1)
-    curvature = torch.empty(k, d, k, d, dtype=torch.float64, device=inputs.device)
+    curvature = torch.empty(k, d, k, d, dtype=torch.float64, device=some.device)
     for a in range(k):
         for b in range(a, k):
             weight = chances[:, a] * (float(a == b) - chances[:, b])
             curvature[a, :, b] = ((weight[:, None] * some).T @ some).double() / len(some)
             if a != b:
                 curvature[b, :, a] = curvature[a, :, b].T
-    root, inverse = (each.to(inputs) for each in root_of(curvature.view(k * d, k * d), penalty.repeat(k)))
+    root, inverse = (each.to(some) for each in root_of(curvature.view(k * d, k * d), penalty.repeat(k)))
     return lambda point: (point @ inverse).view(k, d), first.flatten() @ root
 
 

@@ -89,7 +89,8 @@ def resize_taps(axis: Axis, size: int, interpolation: Interpolation, device: tor
     radius = 1 if interpolation == "bilinear" else 2
     count = 2 * math.ceil(radius * stretch.max()) + 1
     position = torch.arange(size)
-    center = scale * (torch.where(flip, size - 1 - position, position) + offset + 0.5)
+    shown = torch.minimum(torch.where(flip, size - 1 - position, position) + offset, resized - 1)  # the border repeats
+    center = scale * (shown + 0.5)
     first = (center - radius * stretch + 0.5).floor()
     distance = (first + 0.5 - center).float().to(device).unsqueeze(-1)
     first, start, last = (x.int().to(device).unsqueeze(-1) for x in (first, start, length - 1))

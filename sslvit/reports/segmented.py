@@ -1,0 +1,57 @@
+"""Pictures of predicted classes of pixels."""
+
+import colorsys
+from pathlib import Path
+
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslvit.evaluate.dense.probes import Answers
+from sslvit.storage import durable
+from sslvit.views.segmentation import IGNORED
+
+SHOWN = 8  # images
+SIDE = 128  # pixels of each
+GOLDEN = 0.618033988749895  # of the circle of hues, so that neighbouring classes differ
+
+
+def draw_predictions(answers: Answers, head: str, classes: int, file: Path) -> Answers:
+    """The same, and when all have passed the first few are drawn: image, mask, prediction, one below the other."""
+    columns: list[Tensor] = []
+    colors = palette(classes)
+    for one, answer in answers:
+        if len(columns) < SHOWN:
+            mask, image = one.windows.mask, one.windows.image[0]
+            shown = repeat(image, "1 h w -> 3 h w") if len(image) == 1 else image[:3]
+            parts = [_square(shown, "bilinear"), _square(colored(mask, colors)), _square(colored(answer[head], colors))]
+            columns.append(torch.cat(parts, 1))
+        yield one, answer
+    pixels = rearrange(torch.cat(columns, 2), "c h w -> h w c")
+    durable.replace_picture(file, Image.fromarray(pixels.numpy()))
+
+
+def palette(classes: int) -> Tensor:
+    """A colour for each class, and black for IGNORED: 256 3"""
+    colors = torch.zeros(IGNORED + 1, 3, dtype=torch.uint8)
+    for index in range(classes):
+        value, saturation = (1.0, 0.55) if index % 2 else (0.75, 0.9)
+        rgb = colorsys.hsv_to_rgb(index * GOLDEN % 1, saturation, value)
+        colors[index] = torch.tensor([round(255 * part) for part in rgb], dtype=torch.uint8)
+    return colors
+
+
+def colored(mask: Tensor, colors: Tensor) -> Tensor:
+    return rearrange(colors[mask.long()], "h w c -> c h w")
+
+
+def _square(image: Tensor, mode: str = "nearest-exact") -> Tensor:
+    """The middle square, in SIDE pixels."""
+    side = min(image.shape[1:])
+    top, left = ((length - side) // 2 for length in image.shape[1:])
+    cut = image[None, :, top : top + side, left : left + side]
+    if mode == "nearest-exact":
+        return F.interpolate(cut, (SIDE, SIDE), mode=mode)[0]
+    return F.interpolate(cut.float(), (SIDE, SIDE), mode=mode, antialias=True)[0].clamp(0, 255).byte()
