@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sslvit.objectives.moco_v3 import MoCoV3 as MoCoV3
     from sslvit.objectives.mpp import MPP as MPP
     from sslvit.objectives.objective import Batch as Batch, Objective as Objective
+    from sslvit.objectives.segmentation import Segmentation as Segmentation
     from sslvit.objectives.simclr import SimCLR as SimCLR
     from sslvit.objectives.simmim import SimMIM as SimMIM
     from sslvit.objectives.supervised import Supervised as Supervised
@@ -54,6 +55,7 @@ PLACES = {
     "models.readout": ("Classifier", "Encoded"),
     "objectives.objective": ("Objective", "Batch"),
     **{f"objectives.{name}": (known.class_name,) for name, known in OBJECTIVES.items()},
+    "objectives.segmentation": ("Segmentation",),
     "api.images": ("open_images",),
     "api.runs": ("pretrain", "finetune", "Run"),
     "config": ("TrainConfig",),

@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "adapt": Command("Pretrain", "", "continue pretraining a model, ours or anybody's, on your images", "adapt"),
     "finetune": Command("Evaluate", "", "train all weights of a model on labels, and test it", "finetune"),
+    "segment": Command("Evaluate", "", "train a ViT with a segmentation head on masks, and test it", "segment"),
     "probe": Command("Evaluate", "", "frozen features: neighbours, few-shot, logistic regression", "probe"),
     "linear-probe": Command("Evaluate", "", "linear classifiers by the papers' protocols", "linear_probe"),
     "probe-dense": Command("Evaluate", "", "frozen patches: classes of pixels, mean IoU", "probe_dense"),

@@ -275,12 +275,15 @@ def prepare(backbone: ViT | BiT, image_size: Size, **changes: Any) -> ViT | BiT:
 
 def lengthened(config: FinetuneConfig, images: int) -> FinetuneConfig:
     """With its steps as epochs of this number of images."""
-    if not config.steps:
-        return config
-    epochs = config.steps * config.batch_size / images
-    while math.ceil(epochs * images / config.batch_size) > config.steps:  # the loop rounds up
+    return replace(config, **in_epochs(config.steps, config.batch_size, images)) if config.steps else config
+
+
+def in_epochs(steps: int, batch_size: int, images: int, warmup_steps: int = 500) -> dict[str, Any]:
+    """A run of so many steps, of which at most a tenth warm up."""
+    epochs = steps * batch_size / images
+    while math.ceil(epochs * images / batch_size) > steps:  # the loop rounds up
         epochs = math.nextafter(epochs, 0)
-    return replace(config, epochs=epochs, warmup_epochs=epochs * min(500 / config.steps, 0.1))
+    return {"epochs": epochs, "warmup_epochs": epochs * min(warmup_steps / steps, 0.1)}
 
 
 def held_out_parts(labels: Tensor, config: FinetuneConfig) -> list[tuple[Tensor, Tensor]]:

@@ -3,19 +3,40 @@
 import colorsys
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslvit.evaluate.dense.probes import Answers
+from sslvit.data.masks import MaskedSource
+from sslvit.evaluate.dense.probes import Answers, predictions, scored
+from sslvit.evaluate.dense.scores import PixelCounts
+from sslvit.evaluate.dense.windows import Window, patch_features
+from sslvit.objectives.segmentation import Segmentation
 from sslvit.storage import durable
 from sslvit.views.segmentation import IGNORED
 
 SHOWN = 8  # images
 SIDE = 128  # pixels of each
 GOLDEN = 0.618033988749895  # of the circle of hues, so that neighbouring classes differ
+
+
+def segmented(
+    objective: Segmentation, test: MaskedSource, size: int, device: torch.device, picture: Path, workers: int
+) -> PixelCounts:
+    """A trained model on all test images, read by windows, some of them drawn."""
+    objective.to(device).eval()
+    backbone, layers, classes = objective.backbone, objective.layers, len(test.classes)
+    seen = patch_features(backbone, test, np.arange(len(test)), Window(size), device, layers=layers, workers=workers)
+
+    @torch.no_grad()
+    def head(maps: Tensor) -> Tensor:
+        return objective.head(rearrange(maps, "k h w d -> k d h w").to(device)).float().cpu()
+
+    answers = draw_predictions(predictions(seen, {"head": head}), "head", classes, picture)
+    return scored(answers, classes, ("head",))["head"]
 
 
 def draw_predictions(answers: Answers, head: str, classes: int, file: Path) -> Answers:

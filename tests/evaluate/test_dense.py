@@ -15,7 +15,7 @@ from sslvit.evaluate.dense import bank as banks
 from sslvit.evaluate.dense.bank import Bank, fill
 from sslvit.evaluate.dense.options import DenseOptions, held_out
 from sslvit.evaluate.dense.probe import numbers_of, probed
-from sslvit.evaluate.dense.probes import majority, moments, nearest_patches, predictions, regression, scored
+from sslvit.evaluate.dense.probes import majority, moments, nearest_patches, of_patches, predictions, regression, scored
 from sslvit.evaluate.dense.scores import count, difference, gathered
 from sslvit.evaluate.dense.windows import RawPixels, Seen, Window, patch_classes, patch_features, stitched
 from sslvit.models.readout import Encoded
@@ -229,7 +229,7 @@ def test_features_that_hold_the_answer_are_probed_to_all_of_it():
         "logistic": regression(bank, 4, penalties=(1.0,)).scores,
         "majority": majority(bank),
     }
-    found = scored(predictions(seen(), heads), 4, tuple(heads))
+    found = scored(predictions(seen(), {name: of_patches(head) for name, head in heads.items()}), 4, tuple(heads))
     # Bilinear enlarging moves the borders between patches by nothing: halfway between centres the larger share wins.
     assert found["knn"].mean_iou > 0.9
     assert found["logistic"].mean_iou > 0.9

@@ -38,7 +38,7 @@ def probed(
     for name, model in models.items():
         window = Window(options.image_size, options.stride)
         reading: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers}
-        reading["blocks"] = options.blocks if isinstance(model, ViT) else 1
+        reading["layers"] = options.blocks if isinstance(model, ViT) else 1
         model.to(device)
         file = folder / "patches.bin"
         try:

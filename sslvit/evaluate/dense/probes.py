@@ -28,6 +28,7 @@ PART = 1 << 18  # patches of a bank that are searched at a time
 ROWS = 1 << 14  # patches that are scored at a time
 
 Scores = Callable[[Tensor], Tensor]  # features n d -> scores n c
+MapScores = Callable[[Tensor], Tensor]  # features of windows k h w d -> scores k c h' w', at any resolution
 Answers = Iterator[tuple[Seen, dict[str, Tensor]]]  # images with the classes of their pixels by head, H W
 
 
@@ -105,25 +106,29 @@ def majority(bank: Bank) -> Scores:
     return lambda features: shares.expand(len(features), -1)
 
 
-def heads_of(bank: Bank, classes: int, names: tuple[str, ...], k: int, temperature: float) -> dict[str, Scores]:
+def heads_of(bank: Bank, classes: int, names: tuple[str, ...], k: int, temperature: float) -> dict[str, MapScores]:
     made: dict[str, Callable[[], Scores]] = {
         "knn": lambda: nearest_patches(bank, k=k, temperature=temperature),
         "logistic": lambda: regression(bank, classes).scores,
         "majority": lambda: majority(bank),
     }
-    return {name: made[name]() for name in names}
+    return {name: of_patches(made[name]()) for name in names}
 
 
-def predictions(seen: Iterator[Seen], heads: dict[str, Scores]) -> Answers:
+def of_patches(scores: Scores) -> MapScores:
+    """Each patch by itself."""
+
+    def of_maps(maps: Tensor) -> Tensor:
+        k, h, _, _ = maps.shape
+        return rearrange(scores(rearrange(maps, "k h w d -> (k h w) d")), "(k h w) c -> k c h w", k=k, h=h)
+
+    return of_maps
+
+
+def predictions(seen: Iterator[Seen], heads: dict[str, MapScores]) -> Answers:
     """Each image with the classes of its pixels by every head, H W."""
     for one in seen:
-        k, h, _, _ = one.features.shape
-        flat = rearrange(one.features, "k h w d -> (k h w) d")
-        answers = {}
-        for name, head in heads.items():
-            scores = rearrange(head(flat), "(k h w) c -> k c h w", k=k, h=h)
-            answers[name] = stitched(scores, one.windows)
-        yield one, answers
+        yield one, {name: stitched(head(one.features), one.windows) for name, head in heads.items()}
 
 
 def scored(answers: Answers, classes: int, names: tuple[str, ...]) -> dict[str, PixelCounts]:

@@ -2,7 +2,7 @@
 slide over it, as in the linear protocol of DINOv2. An image of the window's size is one window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sslvit.data.masks import MaskedSource
 from sslvit.evaluate.features import evaluation_mode
 from sslvit.models.readout import Encoded
+from sslvit.objectives.segmentation import feature_maps
 from sslvit.views.segmentation import IGNORED
 
 
@@ -85,11 +86,11 @@ def patch_features(
     window: Window,
     device: torch.device,
     *,
-    blocks: int = 1,
+    layers: int | Sequence[int] = 1,
     batch_size: int = 64,
     workers: int = 0,
 ) -> Iterator[Seen]:
-    """The features of every patch of these images in order; of several last blocks joined."""
+    """The features of every patch of these images in order; of several last blocks, or of these blocks, joined."""
     loader = DataLoader(WindowedImages(source, ids, window), batch_size=None, num_workers=workers)
     waiting: list[Windows] = []
     with evaluation_mode(backbone, device.type):
@@ -98,17 +99,10 @@ def patch_features(
             last = index + 1 == len(ids)
             if last or sum(len(held.image) for held in waiting) >= batch_size:
                 images = torch.cat([held.image for held in waiting]).to(device, non_blocking=True) / 255
-                maps = feature_maps(backbone, images, blocks).float().cpu()
+                maps = rearrange(feature_maps(backbone, images, layers).float().cpu(), "b d h w -> b h w d")
                 for held, part in zip(waiting, maps.split([len(held.image) for held in waiting]), strict=True):
                     yield Seen(held, part)
                 waiting = []
-
-
-def feature_maps(backbone: nn.Module, images: Tensor, blocks: int = 1) -> Tensor:
-    """b c H W -> b h w d"""
-    encoded = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
-    height = backbone.grid_of(images)[0]
-    return torch.cat([rearrange(one.patches, "b (h w) d -> b h w d", h=height) for one in encoded], -1)
 
 
 class RawPixels(nn.Module):
