@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers
     from sslvit import recipes as recipes, views as views
+    from sslvit.api.dense import Dense as Dense, probe_dense as probe_dense
     from sslvit.api.features import (
         extract_features as extract_features,
         few_shot as few_shot,
@@ -60,6 +61,7 @@ PLACES = {
     "api.runs": ("pretrain", "finetune", "Run"),
     "config": ("TrainConfig",),
     "api.features": ("extract_features", "knn", "few_shot", "logistic_regression", "linear_probe"),
+    "api.dense": ("probe_dense", "Dense"),
     "evaluate.features": ("Features",),
     "api.models": ("load_model", "save_model", "export_model", "push_to_hub"),
     "errors": ("Error",),

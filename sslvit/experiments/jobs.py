@@ -60,7 +60,9 @@ def is_recipe(name: str) -> bool:
 def recipes() -> list[str]:
     """The names of those that pretrain."""
     names = sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(RECIPES).__path__))
-    return [name for name in names if "PRESETS" in vars(recipe_of(name)) and name not in ("finetune", "adapt")]
+    return [
+        name for name in names if "PRESETS" in vars(recipe_of(name)) and name not in ("finetune", "segment", "adapt")
+    ]
 
 
 def options_of(recipe: ModuleType) -> Any:

@@ -13,6 +13,7 @@ import sslvit
 
 NAMES = [
     *("ViT", "BiT", "Classifier", "Encoded", "Objective", "Batch", "MPP", "MAE", "MoCoV3", "DINO", "Supervised"),
+    *("Segmentation", "probe_dense", "Dense"),
     *("SimCLR", "VICReg", "LeJEPA", "IJEPA", "Data2Vec"),
     *("SimMIM", "IBOT", "DINOv2"),
     *("open_images", "pretrain", "finetune", "Run", "TrainConfig", "extract_features", "knn", "few_shot"),
