@@ -19,6 +19,7 @@ from sslvit.evaluate.features import extract, unreadable
 from sslvit.models.vit import ViT
 from sslvit.reports import figures, page, sheets
 from sslvit.reports.pictures import attending
+from sslvit.reports.run import CAPTIONS as CAPTIONS_OF_A_RUN
 from sslvit.runs.public import markdown
 from sslvit.storage import durable
 from sslvit.views.pretraining import EvalView
@@ -28,18 +29,14 @@ KEPT, MOST = 1 << 27, 1000  # bytes of patches, and images, that are seen togeth
 NEAREST = 11  # patches beside the chosen one
 THUMB = 52  # pixels
 CAPTIONS = {
-    "patches": "Patches in the colors of their first three principal components: patches of one color are alike to the "
-    "model. First of all patches; then of the foreground alone, where the first component is above its mean.",
+    "patches": CAPTIONS_OF_A_RUN["patches.png"],
     "nearest": "A chosen patch, framed, and the most similar patch of each other image by cosine, the most similar "
     "first.",
     "map": "Images that are alike to the model lie close together. Where there is room, the image stands for its "
     "point; the color is that of its label.",
-    "heads": "What each head of the last block attends to, from dark, nothing, to its most.",
-    "attention": "Attention through all layers (rollout) and in the last one, the mean of its heads.",
-    "filters": "Principal components of the patch filters.",
-    "positions": "Similarity of the positions' embeddings: each tile is one patch against all.",
+    **{name: CAPTIONS_OF_A_RUN[f"{name}.png"] for name in ("heads", "attention", "filters", "positions")},
 }
-DISTANCES, DISTANCES_CAPTION = "distances.svg", "Mean attention distance of each head, by layer."
+DISTANCES = "distances.svg"
 
 
 class Look(NamedTuple):
@@ -179,9 +176,9 @@ def write(
         lines += [line for what, caption in captions for line in ("", f"![{caption}]({known[what]})", "", caption)]
         sections += [page.folded(name.capitalize(), shown)] if i else [page.heading("What it sees"), shown]
     header, *rows = table
-    sections += [page.heading("How far it looks"), page.picture(out / DISTANCES, DISTANCES_CAPTION)]
+    sections += [page.heading("How far it looks"), page.chart(chart, CAPTIONS_OF_A_RUN[DISTANCES])]
     sections += [page.table(header, rows), page.paragraph(far)]
-    lines += ["", "## How far it looks", "", f"![{DISTANCES_CAPTION}]({DISTANCES})", ""]
+    lines += ["", "## How far it looks", "", f"![{CAPTIONS_OF_A_RUN[DISTANCES]}]({DISTANCES})", ""]
     lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + ["", markdown(far)]
     durable.replace_text(out / "report.html", page.page(title, sections))
     durable.replace_text(out / "report.md", "\n".join(lines) + "\n")

@@ -48,26 +48,27 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
     gh, gw = similarity.shape[:2]
     least = min(floor(10 * float(similarity.min())) / 10, 0.9) if least is None else least
     rows, columns = (np.unique(np.linspace(0, size - 1, 16).round().astype(int)) for size in (gh, gw))
-    cell = min(max(900 // (max(len(rows), len(columns)) * max(gh, gw)), 1), 24)
+    cell = min(max(700 // (max(len(rows), len(columns)) * max(gh, gw)), 1), 24)
     high, wide = gh * cell + GAP, gw * cell + GAP
-    left, top, bar = 54, 46, 92
-    size = left + len(columns) * wide + bar, top + max(len(rows) * high, 120) + 12
-    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(TEXT)
+    k = max(1, len(columns) * wide / 300)  # the letters of a wide picture can be read on a phone too
+    left, top, bar = (round(k * pixels) for pixels in (54, 46, 92))
+    size = left + len(columns) * wide + bar, top + max(len(rows) * high, 120) + round(12 * k)
+    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(round(k * TEXT))
     draw = ImageDraw.Draw(sheet)
     colors = heat((similarity.double().numpy() - least) / (1 - least))
     sheet.paste(Image.fromarray(_grid(colors[np.ix_(rows, columns)], cell)), (left, top))
-    for c, j in _spaced(columns, wide, 24):
-        draw.text((left + c * wide + gw * cell / 2, top - 5), f"{j + 1}", INK, font, "ms")
-    for r, i in _spaced(rows, high, 16):
-        draw.text((left - 6, top + r * high + gh * cell / 2), f"{i + 1}", INK, font, "rm")
-    draw.text((left + len(columns) * wide / 2, 14), "column of the patch", INK, font, "mm")
-    _upright(sheet, "row of the patch", font, (16, top + len(rows) * high // 2))
-    right, length = left + len(columns) * wide + 14, size[1] - top - 12 - GAP
-    sheet.paste(Image.fromarray(repeat(heat(np.linspace(1, 0, length)), "h c -> h w c", w=14)), (right, top))
+    for c, j in _spaced(columns, wide, 24 * k):
+        draw.text((left + c * wide + gw * cell / 2, top - 5 * k), f"{j + 1}", INK, font, "ms")
+    for r, i in _spaced(rows, high, 16 * k):
+        draw.text((left - 6 * k, top + r * high + gh * cell / 2), f"{i + 1}", INK, font, "rm")
+    draw.text((left + len(columns) * wide / 2, 14 * k), "column of the patch", INK, font, "mm")
+    _upright(sheet, "row of the patch", font, (round(16 * k), top + len(rows) * high // 2))
+    right, length = left + len(columns) * wide + round(14 * k), size[1] - top - round(12 * k) - GAP
+    sheet.paste(Image.fromarray(repeat(heat(np.linspace(1, 0, length)), "h c -> h w c", w=round(14 * k))), (right, top))
     for share in (0, 0.5, 1):
         value = f"{least + share * (1 - least):.2g}"
-        draw.text((right + 20, top + (1 - share) * (length - 1)), value, INK, font, "lm")
-    _upright(sheet, "cosine similarity", font, (right + 66, top + length // 2))
+        draw.text((right + 20 * k, top + (1 - share) * (length - 1)), value, INK, font, "lm")
+    _upright(sheet, "cosine similarity", font, (right + round(66 * k), top + length // 2))
     return sheet
 
 

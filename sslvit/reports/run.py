@@ -33,8 +33,8 @@ CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",
     "reconstructions.png": "A view, what the objective saw of it, and what it predicted.",
     "neighbours.png": "A few images, each with its nearest neighbours by features, the nearest first.",
-    "patches.png": "What it sees alike: the first images, and in the same colors patches that are alike, first of all "
-    "patches and then of the foreground, where the first component is above its mean.",
+    "patches.png": "Images, and their patches in the colors of three principal components: patches of one color are "
+    "alike to the model. First of all patches; then of the foreground alone, where the first component is above 0.",
     "heads.png": "What each head of the last block attends to, from dark, nothing, to its most.",
     "attention.png": "What the class token attends to, through all layers (rollout) and in the last one.",
     "filters.png": "Principal components of the patch filters.",
@@ -169,7 +169,7 @@ def curves(run: RunFolder) -> str:
 def pictures(run: RunFolder) -> dict[str, str]:
     folder = run.folder / "pictures"
     return {
-        name: page.picture(folder / name, caption, small=run.small and name not in SEEN)
+        name: page.picture(folder / name, caption, small=run.small and name not in (*SEEN, *INSIDE))
         for name, caption in CAPTIONS.items()
     }
 
