@@ -137,9 +137,9 @@ def nearest_patches(features: Tensor, image: int, patch: int, count: int) -> Nea
 
 def image_map(features: Tensor) -> ImageMap:
     """Features n d as points in two dimensions: by t-SNE of scikit-learn where it is installed and there are enough
-    images, else by their first two principal components."""
+    images, not all alike, else by their first two principal components."""
     check(features, axes=2)
-    if find_spec("sklearn") is not None and len(features) >= FEWEST:
+    if find_spec("sklearn") is not None and len(features) >= FEWEST and (features != features[0]).any():
         from sklearn.manifold import TSNE
 
         perplexity = min(PERPLEXITY, (len(features) - 1) / 3)

@@ -27,7 +27,6 @@ from sslvit.views.pretraining import EvalView
 Pictures = dict[str, Image.Image]
 KEPT, MOST = 1 << 27, 1000  # bytes of patches, and images, that are seen together
 NEAREST = 11  # patches beside the chosen one
-THUMB = 52  # pixels
 CAPTIONS = {
     "patches": CAPTIONS_OF_A_RUN["patches.png"],
     "nearest": "A chosen patch, framed, and the most similar patch of each other image by cosine, the most similar "
@@ -121,7 +120,7 @@ def what_it_sees(
         patch = (1, row + 1, column + 1)
     image, chosen = patch[0] - 1, (patch[1] - 1) * grid[1] + patch[2] - 1
     nearest = seen.nearest_patches(patches, image, chosen, NEAREST)
-    framed = torch.cat([shown[[image]], *map_over(nearest.images.numpy(), ids, together)])
+    framed = torch.cat([shown[[image]], *images_of(nearest.images.numpy(), ids, together)])
     placed = seen.image_map(features.by_readout[readout])
     thumbs = torch.cat([F.adaptive_avg_pool2d(some, thumb_size(some)).cpu() for some in together.images(ids)])
     pictures = {
@@ -145,13 +144,14 @@ def what_it_sees(
     return Look(numbers, pictures, []), patch
 
 
-def map_over(numbers: np.ndarray, ids: np.ndarray, together: Together) -> list[Tensor]:
+def images_of(numbers: np.ndarray, ids: np.ndarray, together: Together) -> list[Tensor]:
     """The images of these numbers, in their order."""
     return [next(together.images(ids[[number]])) for number in numbers]
 
 
 def thumb_size(images: Tensor) -> tuple[int, int]:
-    return min(THUMB, images.shape[2]), min(THUMB, images.shape[3])
+    scale = min(1, sheets.THUMB / max(images.shape[2:]))
+    return max(1, round(scale * images.shape[2])), max(1, round(scale * images.shape[3]))
 
 
 def write(

@@ -1,7 +1,5 @@
 """Pictures of evaluate/seen.py's results, and of attention by head."""
 
-from math import ceil
-
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw
@@ -10,9 +8,8 @@ from torch import Tensor
 from sslvit.evaluate.seen import ImageMap, NearestPatches, PatchColors
 from sslvit.models.positions import Grid
 from sslvit.reports.figures import LONGEST, heat
-from sslvit.reports.tiles import INK, Font, Named, enlarged, font_for, rgb, tile_size, tiled, wrapped, write
+from sslvit.reports.tiles import INK, Font, Named, enlarged, font_for, in_rows, rgb, tile_size, tiled, wrapped, write
 
-ACROSS = 5  # tiles of a row at most
 SIDE, MARGIN = 720, 44  # pixels of a map of images, and of its edge
 THUMB, DOT, EDGE = 52, 7, 4  # pixels of an image on it, of a dot's radius, and of a frame
 NAMED = 12  # classes, each with a color of its own; more have none
@@ -59,12 +56,6 @@ def nearest_sheet(images: Tensor, chosen: int, nearest: NearestPatches, grid: Gr
     return tiled(in_rows(tiles), size, title)
 
 
-def in_rows(tiles: list[Named]) -> list[list[Named]]:
-    """As few rows as there can be, of about the same length."""
-    across = ceil(len(tiles) / ceil(len(tiles) / ACROSS))
-    return [tiles[first : first + across] for first in range(0, len(tiles), across)]
-
-
 def frame(tile: Image.Image, place: tuple[int, int], grid: Grid) -> None:
     """Around a patch, not over it, in two colors, one of which differs from what is there."""
     (row, column), (high, wide) = place, (tile.height / grid[0], tile.width / grid[1])
@@ -94,15 +85,15 @@ def map_sheet(
     write(draw, (8, 6), title, font, line, "la")
     draw.rectangle([0, top, SIDE - 1, top + SIDE - 1], outline=(208, 215, 222), width=2)
     places = on_square(made.points) + np.array([0, top])
+    wide, high = (round(THUMB * side / max(thumbs.shape[2:])) for side in thumbs.shape[:1:-1])
     shown = apart(places, THUMB + 2 * EDGE)
     for i, (x, y) in enumerate(places.tolist()):
         if i not in shown:
             draw.ellipse([x - DOT, y - DOT, x + DOT, y + DOT], fill=inks[i], outline="white", width=2)
     for i in shown:
-        x, y = places[i].tolist()
-        half = THUMB // 2
-        draw.rectangle([x - half - EDGE, y - half - EDGE, x + half + EDGE - 1, y + half + EDGE - 1], fill=inks[i])
-        sheet.paste(enlarged(rgb(thumbs[i : i + 1])[0], (THUMB, THUMB)), (x - half, y - half))
+        left, upper = places[i].tolist() - np.array([wide, high]) // 2
+        draw.rectangle([left - EDGE, upper - EDGE, left + wide + EDGE - 1, upper + high + EDGE - 1], fill=inks[i])
+        sheet.paste(enlarged(rgb(thumbs[i : i + 1])[0], (wide, high)), (int(left), int(upper)))
     for x, y, name, color in entries:
         y += top + SIDE + 8
         draw.ellipse([x, y + 5, x + line - 10, y + line - 5], fill=color)

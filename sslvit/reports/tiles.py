@@ -11,6 +11,7 @@ INK = (40, 40, 40)
 TEXT = 13  # pixels of letters
 GAP = 4  # white pixels between tiles
 TILE = 128  # pixels of an image's shorter side, or up to twice as many: images are enlarged in whole multiples
+ACROSS = 5  # tiles of a row at most
 NARROW = 360  # pixels of a picture on a phone: the letters of a wider one grow with it
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -38,6 +39,12 @@ def tiled(rows: list[list[Named]], size: tuple[int, int], title: str = "") -> Im
             sheet.paste(enlarged(picture, size), (left, y + head))
         y += head + size[1] + GAP
     return sheet
+
+
+def in_rows(tiles: list[Named]) -> list[list[Named]]:
+    """As few rows as there can be, of about the same length."""
+    across = ceil(len(tiles) / ceil(len(tiles) / ACROSS))
+    return [tiles[first : first + across] for first in range(0, len(tiles), across)]
 
 
 def tile_size(height: int, width: int) -> tuple[int, int]:
