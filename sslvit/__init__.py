@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers
         save_model as save_model,
     )
     from sslvit.api.runs import Run as Run, finetune as finetune, pretrain as pretrain
+    from sslvit.api.seen import nearest_patches as nearest_patches, pca_of_patches as pca_of_patches
     from sslvit.config import TrainConfig as TrainConfig
     from sslvit.errors import Error as Error
     from sslvit.evaluate.features import Features as Features
@@ -62,6 +63,7 @@ PLACES = {
     "config": ("TrainConfig",),
     "api.features": ("extract_features", "knn", "few_shot", "logistic_regression", "linear_probe"),
     "api.dense": ("probe_dense", "Dense"),
+    "api.seen": ("pca_of_patches", "nearest_patches"),
     "evaluate.features": ("Features",),
     "api.models": ("load_model", "save_model", "export_model", "push_to_hub"),
     "errors": ("Error",),

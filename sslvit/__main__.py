@@ -37,7 +37,7 @@ COMMANDS = {
     "probe": Command("Evaluate", "", "frozen features: neighbours, few-shot, logistic regression", "probe"),
     "linear-probe": Command("Evaluate", "", "linear classifiers by the papers' protocols", "linear_probe"),
     "probe-dense": Command("Evaluate", "", "frozen patches: classes of pixels, mean IoU", "probe_dense"),
-    "analyse": Command("Evaluate", "", "a ViT's filters, positions and attention", "analyse"),
+    "analyse": Command("Evaluate", "", "what a ViT sees: patches, images, attention", "analyse"),
     "baselines": Command("Evaluate", "", "accuracies without a model: commonest class, raw pixels", "baselines"),
     "pair": Command(
         "Evaluate", "A.parquet B.parquet", "compare two files of predictions, image by image",

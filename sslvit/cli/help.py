@@ -18,7 +18,7 @@ SHOWN = (
     "objective", "keep_data", "head_epochs", "backbone_lr", "train",
     "preset", "protocol", "study", "methods", "target", "corrupt", "mask_ratio", "decoder", "crops", "hidden", "color",
     "tanh", "magnitude", "readout", "scratch", "limit", "blocks", "k", "shots", "fractions", "fraction", "budget",
-    "finetune_steps", "seeds", "augmented", "shown",
+    "finetune_steps", "seeds", "augmented", "shown", "patch",
     "epochs", "steps", "batch_size", "lr", "base_lr", "seed",
     "precision", "workers", "out", "resume", "overwrite", "dry_run", "show_views", "jobs",
 )  # fmt: skip

@@ -15,6 +15,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from sslvit.evaluate.features import evaluation_mode
+from sslvit.evaluate.seen import principal
 from sslvit.models.positions import Grid, join_2d
 from sslvit.models.vit import ViT
 
@@ -48,22 +49,19 @@ def filters(vit: ViT, count: int = 28) -> Filters:
     """The first principal components of the patch embedding's filters; fewer than `count` where the filters span less.
 
     The filters' mean is subtracted (the paper does not say whether it did that). Each component is rescaled by its own
-    least and greatest value; its arbitrary sign makes its largest weight positive.
+    least and greatest value.
     """
     if vit.config.hybrid is not None:
         raise ValueError(f"hybrid {vit.config.hybrid!r} embeds features of a ResNet: it has no filters of pixels")
     weight = vit.patch_embed.proj.weight.cpu()
     if not weight.isfinite().all():
         raise ValueError("the patch embedding's filters are not finite")
-    rows = rearrange(weight.double(), "d c p q -> d (p q c)")
-    _, spread, directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    count = min(count, rows.shape[0] - 1, rows.shape[1])  # less their mean, d filters span d - 1 dimensions
-    variance, directions = spread.square() / spread.square().sum().clamp_min(1e-300), directions[:count]
-    directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()
+    rows = rearrange(weight, "d c p q -> d (p q c)")
+    _, directions, variance = principal(rows, count)
     least, greatest = (reduce(directions, "n x -> n 1", how) for how in ("min", "max"))
     scaled = torch.where(greatest > least, (directions - least) / (greatest - least), 0.5)
     p, q = vit.patch_size
-    return Filters(rearrange(scaled, "n (p q c) -> n p q c", p=p, q=q).float(), variance[:count])
+    return Filters(rearrange(scaled, "n (p q c) -> n p q c", p=p, q=q).float(), variance)
 
 
 @torch.no_grad()

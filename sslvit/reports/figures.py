@@ -9,14 +9,11 @@ from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sslvit.reports.tiles import GAP, INK, TEXT, rgb, tile_size, tiled
 from sslvit.storage import durable
 
 # A color scale from dark blue to yellow whose brightness rises evenly: readable in grey and with color blindness.
 STOPS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
-INK = (40, 40, 40)
-TEXT = 13  # pixels of letters
-GAP = 4  # white pixels between tiles
-TILE = 128  # pixels of an image's shorter side, or up to twice as many: images are enlarged in whole multiples
 RIGHT, WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])  # distinct with color blindness too
 LONGEST = 18  # characters of a class's name
 LARGEST = 1200  # pixels of a confusion matrix, if each cell can have a pixel
@@ -33,7 +30,7 @@ def filter_sheet(components: Tensor, columns: int = 7) -> Image.Image:
     n, p, q, _ = components.shape
     cell = max(1, 64 // max(p, q))
     tiles = np.full((columns * ceil(n / columns), p, q, 3), 255, np.uint8)
-    tiles[:n] = _rgb(rearrange(components, "n p q c -> n c p q"))
+    tiles[:n] = rgb(rearrange(components, "n p q c -> n c p q"))
     sheet = np.pad(
         _grid(rearrange(tiles, "(r c) p q k -> r c p q k", c=columns), cell),
         ((GAP, 0), (GAP, 0), (0, 0)),
@@ -51,26 +48,27 @@ def similarity_tiles(similarity: Tensor, least: float | None = None) -> Image.Im
     gh, gw = similarity.shape[:2]
     least = min(floor(10 * float(similarity.min())) / 10, 0.9) if least is None else least
     rows, columns = (np.unique(np.linspace(0, size - 1, 16).round().astype(int)) for size in (gh, gw))
-    cell = min(max(900 // (max(len(rows), len(columns)) * max(gh, gw)), 1), 24)
+    cell = min(max(700 // (max(len(rows), len(columns)) * max(gh, gw)), 1), 24)
     high, wide = gh * cell + GAP, gw * cell + GAP
-    left, top, bar = 54, 46, 92
-    size = left + len(columns) * wide + bar, top + max(len(rows) * high, 120) + 12
-    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(TEXT)
+    k = max(1, len(columns) * wide / 300)  # the letters of a wide picture can be read on a phone too
+    left, top, bar = (round(k * pixels) for pixels in (54, 46, 92))
+    size = left + len(columns) * wide + bar, top + max(len(rows) * high, 120) + round(12 * k)
+    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(round(k * TEXT))
     draw = ImageDraw.Draw(sheet)
     colors = heat((similarity.double().numpy() - least) / (1 - least))
     sheet.paste(Image.fromarray(_grid(colors[np.ix_(rows, columns)], cell)), (left, top))
-    for c, j in _spaced(columns, wide, 24):
-        draw.text((left + c * wide + gw * cell / 2, top - 5), f"{j + 1}", INK, font, "ms")
-    for r, i in _spaced(rows, high, 16):
-        draw.text((left - 6, top + r * high + gh * cell / 2), f"{i + 1}", INK, font, "rm")
-    draw.text((left + len(columns) * wide / 2, 14), "column of the patch", INK, font, "mm")
-    _upright(sheet, "row of the patch", font, (16, top + len(rows) * high // 2))
-    right, length = left + len(columns) * wide + 14, size[1] - top - 12 - GAP
-    sheet.paste(Image.fromarray(repeat(heat(np.linspace(1, 0, length)), "h c -> h w c", w=14)), (right, top))
+    for c, j in _spaced(columns, wide, 24 * k):
+        draw.text((left + c * wide + gw * cell / 2, top - 5 * k), f"{j + 1}", INK, font, "ms")
+    for r, i in _spaced(rows, high, 16 * k):
+        draw.text((left - 6 * k, top + r * high + gh * cell / 2), f"{i + 1}", INK, font, "rm")
+    draw.text((left + len(columns) * wide / 2, 14 * k), "column of the patch", INK, font, "mm")
+    _upright(sheet, "row of the patch", font, (round(16 * k), top + len(rows) * high // 2))
+    right, length = left + len(columns) * wide + round(14 * k), size[1] - top - round(12 * k) - GAP
+    sheet.paste(Image.fromarray(repeat(heat(np.linspace(1, 0, length)), "h c -> h w c", w=round(14 * k))), (right, top))
     for share in (0, 0.5, 1):
         value = f"{least + share * (1 - least):.2g}"
-        draw.text((right + 20, top + (1 - share) * (length - 1)), value, INK, font, "lm")
-    _upright(sheet, "cosine similarity", font, (right + 66, top + length // 2))
+        draw.text((right + 20 * k, top + (1 - share) * (length - 1)), value, INK, font, "lm")
+    _upright(sheet, "cosine similarity", font, (right + round(66 * k), top + length // 2))
     return sheet
 
 
@@ -80,7 +78,7 @@ def attention_sheet(images: Tensor, maps: dict[str, Tensor], over: bool = True) 
     A map is drawn from 0, dark, to its greatest value: one that is nearly even looks even. `over` adds the image
     multiplied by the map, interpolated and divided by its greatest value, as in the ViT paper.
     """
-    shown = _rgb(images)
+    shown = rgb(images)
     (height, width), columns = shown.shape[1:3], {"image": shown}
     for name, values in maps.items():
         values = values.float().cpu()
@@ -90,20 +88,8 @@ def attention_sheet(images: Tensor, maps: dict[str, Tensor], over: bool = True) 
             fine = F.interpolate(rearrange(shares, "b h w -> b 1 h w"), (height, width), mode="bilinear")
             product = shown * rearrange(fine, "b 1 h w -> b h w 1").numpy()
             columns[f"{name} on image"] = product.round().astype(np.uint8)
-    least = min(height, width)
-    times = 1 / (least // TILE) if least >= TILE else ceil(TILE / least)
-    size = round(width * times), round(height * times)
-    font, heading = ImageFont.load_default(TEXT), TEXT + 10
-    sheet = Image.new("RGB", (len(columns) * (size[0] + GAP) + GAP, heading + len(shown) * (size[1] + GAP)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (name, tiles) in enumerate(columns.items()):
-        left = GAP + column * (size[0] + GAP)
-        draw.text((left + size[0] / 2, heading / 2), name, INK, font, "mm")
-        for row, tile in enumerate(tiles):
-            # Enlarged pixels stay squares: there is no more detail than a map's patches or a small image's pixels.
-            how = Image.Resampling.NEAREST if tile.shape[0] <= size[1] else Image.Resampling.LANCZOS
-            sheet.paste(Image.fromarray(tile).resize(size, how), (left, heading + row * (size[1] + GAP)))
-    return sheet
+    rows = [[(name, tiles[i]) for name, tiles in columns.items()] for i in range(len(shown))]
+    return tiled(rows, tile_size(height, width))
 
 
 def draw_confusion(counts: Tensor, classes: tuple[str, ...] | None, file: Path) -> None:
@@ -130,13 +116,6 @@ def draw_confusion(counts: Tensor, classes: tuple[str, ...] | None, file: Path) 
                 color = "white" if share[row, column] > 0.3 else "black"
                 draw.text((margin + column * cell + cell // 2, middle), f"{count}", color, font, "mm")
     durable.replace_picture(file, picture)
-
-
-def _rgb(images: Tensor) -> np.ndarray:
-    """b c h w from 0 to 1 -> b h w 3, uint8; of other than three channels the first, in grey."""
-    if images.shape[1] != 3:
-        images = repeat(images[:, :1], "b 1 h w -> b c h w", c=3)
-    return rearrange((images.float().cpu() * 255).round().clamp(0, 255).byte().numpy(), "b c h w -> b h w c")
 
 
 def _enlarged(pixels: np.ndarray, times: int) -> Image.Image:

@@ -14,11 +14,13 @@ from sslvit.config import TrainConfig
 from sslvit.data.loader import Views
 from sslvit.data.source import Images, Source
 from sslvit.evaluate import analysis
+from sslvit.evaluate.features import evaluation_mode
 from sslvit.evaluate.knn import neighbors
+from sslvit.evaluate.seen import pca_of_patches
 from sslvit.models.readout import read
 from sslvit.models.vit import ViT
 from sslvit.objectives.objective import Batch, Objective
-from sslvit.reports import figures, page
+from sslvit.reports import figures, page, sheets
 from sslvit.reports.charts import Line, line_chart
 from sslvit.reports.show_views import draw
 from sslvit.storage import durable
@@ -27,6 +29,7 @@ from sslvit.views.pretraining import EvalView, eval_view
 
 log = logging.getLogger(__name__)
 SHOWN = 8  # images per picture
+HEADS = 2  # images whose attention is shown by head
 SEARCHED = 1000  # images among which nearest neighbours are searched
 
 
@@ -88,12 +91,21 @@ def look_inside(vit: ViT, images: Tensor, folder: Path) -> None:
     maps = analysis.attention_maps(vit, images)
     sheet = figures.attention_sheet(images, {"rollout": maps.rollout, "last layer": maps.last.mean(1)})
     durable.replace_picture(folder / "attention.png", sheet)
+    durable.replace_picture(folder / "heads.png", sheets.head_sheet(images[:HEADS], maps.last, attending(vit)))
+    with evaluation_mode(vit, images.device.type):
+        patches = vit(images).patches
+    grid = vit.grid_of(images)
+    durable.replace_picture(folder / "patches.png", sheets.patch_sheet(images, pca_of_patches(patches, grid), grid))
     try:
         durable.replace_picture(folder / "filters.png", figures.filter_sheet(analysis.filters(vit).components))
         tiles = figures.similarity_tiles(analysis.position_similarity(vit))
         durable.replace_picture(folder / "positions.png", tiles)
     except ValueError as error:  # a hybrid has no filters of pixels, some models no table of positions
         log.info("%s", error)
+
+
+def attending(vit: ViT) -> str:
+    return "the patches attend on average" if vit.cls_token is None else "the class token attends"
 
 
 def distance_chart(distances: dict[str, list[list[float]]], even: float) -> str:

@@ -33,11 +33,15 @@ CAPTIONS = {
     "views.png": "The first images, each whole and in the views that it is trained on.",
     "reconstructions.png": "A view, what the objective saw of it, and what it predicted.",
     "neighbours.png": "A few images, each with its nearest neighbours by features, the nearest first.",
+    "patches.png": "Images, and their patches in the colors of three principal components: patches of one color are "
+    "alike to the model. First of all patches; then of the foreground alone, where the first component is above 0.",
+    "heads.png": "What each head of the last block attends to, from dark, nothing, to its most.",
     "attention.png": "What the class token attends to, through all layers (rollout) and in the last one.",
     "filters.png": "Principal components of the patch filters.",
     "positions.png": "Similarity of the positions' embeddings: each tile is one patch against all.",
     "distances.svg": "Mean attention distance of each head, by layer.",
 }
+SEEN = ("patches.png", "heads.png")
 INSIDE = ("attention.png", "filters.png", "positions.png", "distances.svg")
 
 
@@ -164,7 +168,10 @@ def curves(run: RunFolder) -> str:
 
 def pictures(run: RunFolder) -> dict[str, str]:
     folder = run.folder / "pictures"
-    return {name: page.picture(folder / name, caption, small=run.small) for name, caption in CAPTIONS.items()}
+    return {
+        name: page.picture(folder / name, caption, small=run.small and name not in (*SEEN, *INSIDE))
+        for name, caption in CAPTIONS.items()
+    }
 
 
 def records(folder: Path) -> list[str]:
@@ -185,7 +192,9 @@ def as_page(run: RunFolder) -> str:
         page.heading("Training"),
         curves(run),
         page.heading("Views and features"),
-        *(picture for name, picture in shown.items() if name not in INSIDE),
+        *(picture for name, picture in shown.items() if name not in (*SEEN, *INSIDE)),
+        page.heading("What it sees") if any(shown[name] for name in SEEN) else "",
+        page.columns(*(shown[name] for name in SEEN)),
         page.folded("Inside the model", *(shown[name] for name in INSIDE)),
         page.heading("Cost"),
         page.table(*run.costs()),

@@ -28,7 +28,7 @@ _FILES = (
     r"report\.(html|md)",
     rf"{_CHECKPOINT}/(tensors\.safetensors|state\.json|MANIFEST\.json)",
     r"model/(model\.safetensors|config\.json|README\.md)",
-    r"pictures/(views|reconstructions|neighbours|attention|filters|positions)\.png",
+    r"pictures/(views|reconstructions|neighbours|attention|filters|positions|patches|heads)\.png",
     r"pictures/distances\.svg",
     r"start_features\.safetensors|best/(model\.safetensors|config\.json|README\.md|best\.json)",  # of adapt
     rf"{_BAD_STEP}/(weights\.safetensors|process-\d+\.(safetensors|json))",

@@ -13,10 +13,12 @@ from made_up_comparison import comparison
 from made_up_runs import made_up_run
 
 from sslvit.experiments.gather import write as write_comparison
+from sslvit.models.vit import ViT
 from sslvit.reports import runs
 from sslvit.reports.live import as_page
 from sslvit.reports.progress import Progress
 from sslvit.runs.ending import Status
+from sslvit.weights.folder import save_backbone
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="there is no chromium")]
 
@@ -133,7 +135,17 @@ def finished(tmp_path_factory) -> Path:
     return out / "report.html"
 
 
-@pytest.mark.parametrize("page", ["overview", "running", "ended", "compared", "finished"])
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory) -> Path:
+    from recipes_run import run
+
+    place = tmp_path_factory.mktemp("analysed")
+    save_backbone(ViT.variant("mu/8", image_size=32), place / "model", {"readout": "cls"})
+    run("analyse", f"--model {place / 'model'} --data shapes:n=20 --threads 1 --out {place / 'out'}")
+    return place / "out" / "report.html"
+
+
+@pytest.mark.parametrize("page", ["overview", "running", "ended", "compared", "finished", "analysed"])
 def test_a_page_fits_covers_nothing_and_can_be_read(browser, request, page):
     file = request.getfixturevalue(page)
     for width, dark in LOOKS:

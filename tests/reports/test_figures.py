@@ -1,5 +1,6 @@
 """The pictures of an analysis show what they are given; the recipe writes the numbers of the images that it read."""
 
+import base64
 import json
 import math
 import sys
@@ -28,7 +29,6 @@ from sslvit.reports.figures import (
     LARGEST,
     RIGHT,
     STOPS,
-    TEXT,
     WRONG,
     attention_sheet,
     draw_confusion,
@@ -68,9 +68,9 @@ def test_a_filter_lies_as_its_weights_do():
 def test_each_tile_of_positions_is_bright_where_the_patch_is_itself():
     similarity = torch.eye(15).reshape(3, 5, 3, 5) * 2 - 1
     sheet = np.asarray(similarity_tiles(similarity, least=-1.0))
-    bright, cell = (sheet == STOPS[-1]).all(-1), 24
-    rows, columns = np.flatnonzero(bright[:, :-92].any(1)), np.flatnonzero(bright[:, :-92].any(0))  # less the bar
-    assert bright[:, :-92].sum() == 15 * cell**2
+    bright, cell, bar = (sheet == STOPS[-1]).all(-1), 24, round(92 * 5 * (5 * 24 + GAP) / 300)
+    rows, columns = np.flatnonzero(bright[:, :-bar].any(1)), np.flatnonzero(bright[:, :-bar].any(0))
+    assert bright[:, :-bar].sum() == 15 * cell**2
     # Tile i begins i tiles and gaps further on, and its own patch lies i patches further in.
     assert np.flatnonzero(np.diff(rows) > 1).size == 2
     assert rows[::cell].tolist() == [rows[0] + i * (3 * cell + GAP + cell) for i in range(3)]
@@ -88,8 +88,9 @@ def test_a_map_is_shown_beside_and_over_its_image(channels, size):
     maps = torch.zeros(2, 2, 4)
     maps[0, 1, 3], maps[1] = 0.2, 0.3  # the first image's last patch alone; the second evenly
     sheet = np.asarray(attention_sheet(torch.ones(2, channels, *size), {"rollout": maps}))
-    top = TEXT + 10
-    assert sheet.shape == (top + 2 * (128 + GAP), 3 * (256 + GAP) + GAP, 3)
+    top = len(sheet) - 2 * (128 + GAP)  # below the names
+    assert 10 < top < 100
+    assert sheet.shape[1:] == (3 * (256 + GAP) + GAP, 3)
     image, beside, over = (sheet[top:, GAP + i * (256 + GAP) :][:, :256] for i in range(3))
     assert (image[:128] == 255).all()
     assert (beside[64:128, 192:] == STOPS[-1]).all()
@@ -147,8 +148,8 @@ def test_the_recipe_writes_the_numbers_and_pictures_of_both_starts(tmp_path, cap
         assert actual[name]["position similarity"] == position_structure(position_similarity(model))
         with Image.open(tmp_path / "new" / "out" / f"{name.split()[0]}-attention.png") as picture:
             shares = attention_maps(model, images[:3]).rollout
-            shown = np.asarray(attention_sheet(images[:3], {"rollout": shares}))
-            assert (np.asarray(picture)[:, : shown.shape[1]][TEXT + 10 :] == shown[TEXT + 10 :]).all()
+            shown = np.asarray(attention_sheet(images[:3], {"rollout": shares}))[-3 * (128 + GAP) :]
+            assert (np.asarray(picture)[-len(shown) :, : shown.shape[1]] == shown).all()
     even = np.mean([4 * math.hypot(i - y, j - x) for i, j, y, x in np.ndindex(4, 4, 4, 4)])
     assert actual["spread evenly"] == pytest.approx(even)
     files = {file.name for file in (tmp_path / "new" / "out").iterdir()}
@@ -187,6 +188,9 @@ def test_what_the_recipe_cannot_do_is_refused_in_one_sentence(tmp_path, capsys):
         (f"--model {tmp_path / 'bit'}", 78, "is a BiT, which has no attention to look at"),
         (f"--model {tmp_path / 'model'} --shown 0", 78, "--shown is 0; it must be above 0"),
         (f"--model {tmp_path / 'model'} --shown 33", 78, "--shown is 33; it must be at most 32"),
+        (f"--model {tmp_path / 'model'} --patch 0 1 1", 78, "--patch is 0; it must be at least 1"),
+        (f"--model {tmp_path / 'model'} --patch 9 1 1", 78, "--patch 9 1 1: image 9 is not one of 1 to 8"),
+        (f"--model {tmp_path / 'model'} --patch 8 4 5", 78, "--patch 8 4 5: column 5 is not one of 1 to 4"),
         (f"--model {tmp_path / 'model'} --image_size 18", 78, "image_size 18 is not a multiple of patch_size"),
         (f"--model {tmp_path / 'model'} --out {tmp_path / 'file'}", 73, f"--out {tmp_path / 'file'} cannot be written"),
     ):
@@ -196,3 +200,35 @@ def test_what_the_recipe_cannot_do_is_refused_in_one_sentence(tmp_path, capsys):
         assert stopped.value.code == code
         assert sentence in error
         assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_every_picture_of_both_models_and_the_chosen_patch(tmp_path, capsys):
+    save_backbone(ViT(ViTConfig(**SMALL)), tmp_path / "model", {"readout": "cls"})
+    out = tmp_path / "out"
+    run(f"--model {tmp_path / 'model'} --data shapes:n=20 --images 12 --shown 3 --patch 2 3 4 --out {out}")
+    html, text, numbers = (
+        (out / "report.html").read_text(),
+        (out / "report.md").read_text(),
+        json.loads((out / "analysis.json").read_text()),
+    )
+    kinds = ("patches", "nearest", "map", "heads", "attention", "filters", "positions")
+    pictures = {f"{name}-{kind}.png" for name in ("pretrained", "random") for kind in kinds}
+    assert {file.name for file in out.glob("*.png")} == pictures
+    for file in pictures:
+        assert base64.b64encode((out / file).read_bytes()).decode() in html
+        assert f"]({file})" in text
+    source = open_source("shapes:n=20", image_size=16)
+    ids = draw_ids(source, 12)
+    with torch.no_grad():
+        patches = load_backbone(tmp_path / "model")(source.read(ids).pixels / 255).patches.double()
+    patches /= patches.norm(dim=-1, keepdim=True)
+    cosines = patches @ patches[1, 2 * 4 + 3]
+    cosines[1] = -1
+    best = numbers["pretrained"]["nearest patches"][0]
+    assert numbers["pretrained"]["chosen patch"] == {"image": ids[1], "row": 3, "column": 4}
+    assert best["cosine"] == pytest.approx(cosines.max().item(), abs=1e-6)
+    assert best["image"] == ids[int(cosines.amax(1).argmax())]
+    assert 4 * (best["row"] - 1) + best["column"] - 1 == int(cosines.flatten().argmax()) % 16
+    assert numbers["random start"]["chosen patch"] == numbers["pretrained"]["chosen patch"]
+    assert "The chosen patch: --patch 2 3 4 (image, row, column)" in capsys.readouterr().out

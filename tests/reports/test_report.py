@@ -55,8 +55,19 @@ def test_the_page_is_one_file_and_each_picture_is_in_it(finished):
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
     assert "http" not in re.sub(r"base64,[^\"]*", "", html).replace("http://www.w3.org/2000/svg", "")
     pictures = sorted(path.stem for path in (finished / "pictures").glob("*.png"))
-    assert pictures == ["attention", "filters", "neighbours", "positions", "reconstructions", "views"]
+    assert pictures == [
+        *("attention", "filters", "heads", "neighbours", "patches", "positions", "reconstructions", "views")
+    ]
     assert html.count("data:image/png;base64,") == len(pictures)
+
+
+def test_what_it_sees_is_a_part_of_the_page_where_there_are_pictures_of_it(finished, tmp_path):
+    assert "<h2>What it sees</h2>" in (finished / "report.html").read_text()
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("patches", "heads"):  # as of a BiT
+        (out / "pictures" / f"{name}.png").unlink()
+    write_report(out)
+    assert "What it sees" not in (out / "report.html").read_text()
 
 
 def test_the_report_is_made_of_the_folder_alone_and_again_the_same(finished):
