@@ -19,7 +19,14 @@ READING = set(MaskedConfig.__dataclass_fields__) - {"data"}
 
 
 class Dense(NamedTuple):
-    """Segmentation by frozen patches. IoU is NaN of a class that is neither predicted nor true."""
+    """Segmentation by frozen patches. IoU is NaN of a class that is neither predicted nor true.
+
+    >>> import sslvit
+    >>> vit = sslvit.ViT.variant("mu/8", image_size=32)
+    >>> found = sslvit.probe_dense(vit, heads=("knn",), limit_train=20, limit_test=10, patches=300)
+    >>> found["knn"].interval[0] < found["knn"].mean_iou < found["knn"].interval[1], len(found["knn"].iou)
+    (True, 22)
+    """
 
     mean_iou: float  # in [0, 1]
     interval: tuple[float, float]  # of 95%, over test images

@@ -86,7 +86,7 @@ HEADS: dict[HeadKind, type[LinearHead] | type[PyramidHead]] = {"linear": LinearH
 class Segmentation(Objective):
     """Classes of pixels by a head on a ViT's patches.
 
-    >>> import sslvit
+    >>> import sslvit, torch
     >>> objective = sslvit.Segmentation(sslvit.ViT.variant("mu/8", image_size=32), classes=5)
     >>> objective.scores(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 5, 4, 4])

@@ -19,7 +19,8 @@ from sslvit.objectives.lejepa import LeJEPA
 from sslvit.objectives.mae import MAE
 from sslvit.objectives.moco_v3 import MoCoV3
 from sslvit.objectives.mpp import MPP
-from sslvit.objectives.objective import Objective
+from sslvit.objectives.objective import Batch, Objective
+from sslvit.objectives.segmentation import Segmentation
 from sslvit.objectives.simclr import SimCLR
 from sslvit.objectives.simmim import SimMIM
 from sslvit.objectives.supervised import Supervised
@@ -34,6 +35,14 @@ def vit(seed: int, **changes) -> ViT:
 
 def bit(seed: int) -> BiT:
     return BiT(BiTConfig(blocks=(1, 1), width_factor=0.5, root="3x3", image_size=16, seed=seed))
+
+
+class BrightPixels(Segmentation):
+    """Segments the pixels of the second view that are bright, in place of a mask."""
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        images, other = batch.views
+        return super().forward(batch._replace(views=(images, (other[:, :1] > 0.5) / 255)), progress)
 
 
 class Case(NamedTuple):
@@ -75,6 +84,10 @@ OBJECTIVES = {
     "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
     "ijepa": Case(lambda seed: IJEPA(vit(seed, **PATCHES, patch_size=2), **PREDICTOR, seed=seed)),
     "data2vec": Case(lambda seed: Data2Vec(vit(seed, patch_size=2), seed=seed)),
+    "segmentation": Case(lambda seed: BrightPixels(vit(seed, drop_path=0.0), classes=2, blocks=2), views=(16, 16)),
+    "segmentation-pyramid": Case(
+        lambda seed: BrightPixels(vit(seed, drop_path=0.0), classes=2, head="pyramid"), views=(16, 16)
+    ),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
