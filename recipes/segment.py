@@ -54,6 +54,8 @@ class Config(ModelConfig, TrainConfig, MaskedConfig):
     """The linear head reads this many last blocks."""
     steps: int = option(2_000, least=0)
     """Length of the run, instead of epochs; 0 counts epochs."""
+    drop_path: float = option(0.1, least=0, most=1)
+    """The probability that a block is left out, in the last block; earlier ones have less."""
     scales: tuple[float, float] = option((0.5, 2.0), above=0)
     """Images are enlarged by a random factor before they are cropped: the smallest and the largest."""
     color: float = option(0.5, least=0, most=1)
@@ -70,7 +72,7 @@ PRESETS = {
     "finetune": Config(),
     "linear": Config(
         preset="linear", train="head", head="linear", steps=40_000, lr=1e-3, weight_decay=1e-4, layer_decay=1.0,
-        clip=0.0,
+        clip=0.0, drop_path=0.0,
     ),
 }  # fmt: skip
 
@@ -84,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     train, test, note = config.open_images(size)
     if config.scratch:
         backbone = with_random_weights(backbone, seed=config.seed)
-    backbone = prepare(backbone, size)
+    backbone = prepare(backbone, size, drop_path=config.drop_path)
     train_only(backbone, config.train, seed=config.seed)
     classes = len(train.classes)
     objective = Segmentation(backbone, classes=classes, head=config.head, blocks=config.blocks, seed=config.seed)

@@ -139,10 +139,12 @@ class ViT(nn.Module):
         h, _ = self.grid_of(images)
         return rearrange(self(images).patches, "b (h w) d -> b d h w", h=h)
 
-    def intermediate(self, images: Tensor, layers: int | Sequence[int], norm: bool = True) -> list[Encoded]:
+    def intermediate(
+        self, images: Tensor, layers: int | Sequence[int], norm: bool = True, key: Tensor | None = None
+    ) -> list[Encoded]:
         """The outputs of the last `layers` blocks, or of these blocks (from 0), in order of depth; by default after the
-        final norm."""
-        return [self._named(self._normed(x) if norm else x) for _, _, _, x in self._steps(images, layers)]
+        final norm. key: as of `encode`."""
+        return [self._named(self._normed(x) if norm else x) for _, _, _, x in self._steps(images, layers, key)]
 
     def attention(self, images: Tensor, layers: int | Sequence[int]) -> list[Tensor]:
         """The attention weights in the last `layers` blocks, or in these blocks (from 0): `b k n n` each, one row per
@@ -217,14 +219,14 @@ class ViT(nn.Module):
         return torch.cat([self.cls_norm(x[:, : self.prefix]), self.norm(x[:, self.prefix :])], 1)
 
     def _steps(
-        self, images: Tensor, layers: int | Sequence[int]
+        self, images: Tensor, layers: int | Sequence[int], key: Tensor | None = None
     ) -> Iterator[tuple[Block, Tensor, BlockInputs, Tensor]]:
         """These blocks, with their inputs and outputs."""
         chosen = range(self.depth - layers, self.depth) if isinstance(layers, int) else layers
         if not chosen or min(chosen) < 0 or max(chosen) >= self.depth:
             raise ValueError(f"layers {layers} must be among the {self.depth} blocks")
         tokens, grid = self._with_positions(images)
-        x, inputs = self._start(tokens, grid, None)
+        x, inputs = self._start(tokens, grid, key)
         for i, (block, arguments) in enumerate(zip(self.blocks, inputs, strict=True)):
             before, x = x, self._run(block, x, arguments)
             if i in chosen:

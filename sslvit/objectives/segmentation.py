@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sslvit import rng
 from sslvit.errors import DataError
 from sslvit.models.blocks import at_least_float32
 from sslvit.models.vit import ViT
@@ -28,13 +29,13 @@ HeadKind = Literal["linear", "pyramid"]
 LEVELS = (4.0, 2.0, 1.0, 0.5)  # resolutions of the pyramid over that of the patches
 
 
-def feature_maps(backbone: ViT, images: Tensor, layers: int | Sequence[int] = 1) -> Tensor:
+def feature_maps(backbone: ViT, images: Tensor, layers: int | Sequence[int] = 1, key: Tensor | None = None) -> Tensor:
     """The patches of so many last blocks, or of these blocks, side by side: b c H W -> b (l d) h w"""
     height = backbone.grid_of(images)[0]
     if layers == 1:
-        encoded = [backbone(images)]
+        encoded = [backbone(images) if key is None else backbone(images, key)]
     else:
-        encoded = backbone.intermediate(images, layers if isinstance(layers, int) else sorted(set(layers)))
+        encoded = backbone.intermediate(images, layers if isinstance(layers, int) else sorted(set(layers)), key=key)
     if not isinstance(layers, int):  # a shallow ViT gives one block to several levels
         encoded = [encoded[sorted(set(layers)).index(layer)] for layer in layers]
     return torch.cat([rearrange(one.patches, "b (h w) d -> b d h w", h=height) for one in encoded], 1)
@@ -115,14 +116,14 @@ class Segmentation(Objective):
     def default_views(self, image_size: Size, channels: int) -> SegmentationView:
         return SegmentationView(image_size)
 
-    def scores(self, images: Tensor) -> Tensor:
-        """b c H W -> b classes h w, at the head's resolution"""
-        return self.head(feature_maps(self.backbone, images, self.layers))
+    def scores(self, images: Tensor, key: Tensor | None = None) -> Tensor:
+        """b c H W -> b classes h w, at the head's resolution. key: for drop path, b"""
+        return self.head(feature_maps(self.backbone, images, self.layers, key))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         images, masks = batch.views
         truth = (masks[:, 0] * IGNORED).round().long()
-        scores = self.scores(images).to(at_least_float32(images.dtype))
+        scores = self.scores(images, rng.fold(batch.key, "backbone")).to(at_least_float32(images.dtype))
         scores = F.interpolate(scores, truth.shape[1:], mode="bilinear")
         seen = truth != IGNORED
         count = collectives.all_mean(seen.sum().to(scores.dtype)).clamp(min=1)

@@ -84,10 +84,8 @@ OBJECTIVES = {
     "lejepa": Case(lambda seed: LeJEPA(vit(seed), **HEADS, directions=32, seed=seed), views=(16, 16, 8, 8)),
     "ijepa": Case(lambda seed: IJEPA(vit(seed, **PATCHES, patch_size=2), **PREDICTOR, seed=seed)),
     "data2vec": Case(lambda seed: Data2Vec(vit(seed, patch_size=2), seed=seed)),
-    "segmentation": Case(lambda seed: BrightPixels(vit(seed, drop_path=0.0), classes=2, blocks=2), views=(16, 16)),
-    "segmentation-pyramid": Case(
-        lambda seed: BrightPixels(vit(seed, drop_path=0.0), classes=2, head="pyramid"), views=(16, 16)
-    ),
+    "segmentation": Case(lambda seed: BrightPixels(vit(seed), classes=2, blocks=2), views=(16, 16)),
+    "segmentation-pyramid": Case(lambda seed: BrightPixels(vit(seed), classes=2, head="pyramid"), views=(16, 16)),
     "supervised": Case(lambda seed: Supervised(vit(seed), classes=3, mixup=0.2, cutmix=1.0, seed=seed)),
     "supervised-bit": Case(lambda seed: Supervised(bit(seed), classes=3, mixup=0.2, seed=seed)),
     "supervised-hybrid": Case(lambda seed: Supervised(vit(seed, hybrid="R", patch_size=8), classes=3, seed=seed)),
