@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor
 
 from sslvit.errors import DataError
@@ -25,7 +25,8 @@ from sslvit.evaluate.logistic import fit
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 10  # one image of so many chooses the penalty
 PART = 1 << 18  # patches of a bank that are searched at a time
-ROWS = 1 << 14  # patches that are scored at a time
+ROWS = 1 << 14  # patches whose moments and scores are computed at a time
+TOGETHER = 1 << 12  # patches of test images that are scored together
 
 Scores = Callable[[Tensor], Tensor]  # features n d -> scores n c
 MapScores = Callable[[Tensor], Tensor]  # features of windows k h w d -> scores k c h' w', at any resolution
@@ -38,7 +39,7 @@ def nearest_patches(bank: Bank, *, k: int = 20, temperature: float = 0.07) -> Sc
         similarity, rows = (torch.cat(one, 1) for one in zip(*parts, strict=True))
         similarity, rows = nearest_first(similarity, rows, k)
         weights = (similarity / temperature).softmax(-1)
-        return torch.stack([w.float() @ bank.shares[r].float() for w, r in zip(weights, rows, strict=True)])
+        return einsum(weights.float(), bank.shares[rows].float(), "n k, n k c -> n c")
 
     return scores
 
@@ -127,8 +128,23 @@ def of_patches(scores: Scores) -> MapScores:
 
 def predictions(seen: Iterator[Seen], heads: dict[str, MapScores]) -> Answers:
     """Each image with the classes of its pixels by every head, H W."""
+    for some in together(seen, TOGETHER):
+        maps, windows = torch.cat([one.features for one in some]), [len(one.features) for one in some]
+        scores = {name: head(maps).split(windows) for name, head in heads.items()}
+        for index, one in enumerate(some):
+            yield one, {name: stitched(parts[index], one.windows) for name, parts in scores.items()}
+
+
+def together(seen: Iterator[Seen], patches: int) -> Iterator[list[Seen]]:
+    """Images in groups of at least so many patches: neighbours are found faster for many at a time."""
+    waiting: list[Seen] = []
     for one in seen:
-        yield one, {name: stitched(head(one.features), one.windows) for name, head in heads.items()}
+        waiting.append(one)
+        if sum(held.features[..., 0].numel() for held in waiting) >= patches:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def scored(answers: Answers, classes: int, names: tuple[str, ...]) -> dict[str, PixelCounts]:
