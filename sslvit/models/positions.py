@@ -154,8 +154,8 @@ def relative_bias(queries: Tensor, table: Tensor, prefix: int) -> Tensor:
 
 def offset_bias(table: Tensor, grid: Grid) -> Tensor:
     """BEiT's bias of attention (https://arxiv.org/abs/2106.08254): for each head a number for each offset of the query
-    from the key, in rows and in columns, `((2h - 1)(2w - 1)) k`. Three more rows, if there are any, are those of a class
-    token: of what it attends to, of those who attend to it, and of itself. `offsets k -> k n n`
+    from the key, in rows and in columns, `((2h - 1)(2w - 1)) k`. Three more rows, if there are any, belong to a class
+    token: for what it attends to, for what attends to it, and for itself. `offsets k -> k n n`
     """
     h, w = grid
     offsets, classes = table.tensor_split([(2 * h - 1) * (2 * w - 1)])

@@ -34,8 +34,8 @@ def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -
 def layer_of(name: str, depth: int) -> int:
     """0 before the blocks, then the blocks from 1, and depth + 1 after them.
 
-    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm has the rate of the head, and so has a bias of
-    attention that all blocks share. (In timm the norm has the rate of the last block.)
+    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm has the rate of the head, as has a bias by
+    offset that all blocks share. (In timm the norm has the rate of the last block.)
     """
     if name.startswith(("blocks.", "relative_bias.")):
         return int(name.split(".")[1]) + 1
