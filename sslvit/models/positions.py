@@ -104,7 +104,7 @@ def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
       (https://github.com/facebookresearch/dino/issues/8).
     - bicubic_corners: plain, but the corners stay where they are, as in torchvision.
     - bilinear: linear, without antialias, as in transformers' BEiT.
-    - geometric: for offsets alone, as in BEiT and timm, see _places.
+    - geometric: for offsets alone, linear between BEiT's _places, as in timm; BEiT itself has cubic splines.
 
     Fixed tables are interpolated too, as MAE does for fine-tuning.
     """

@@ -56,6 +56,10 @@ RELEASES: dict[str, dict[str, Any]] = {
     "DINOv3-7B/16": _DINOV3
     | {"width": 4096, "depth": 40, "heads": 32, "swiglu": True, "mlp_width": 8192, "qkv_bias": False},
 }
+# The attention of BEiT, SimMIM and data2vec while they pretrain.
+SHARED_BIAS: dict[str, Any] = {
+    "position": "relative_bias", "position_at": "every_layer_shared", "position_resize": "geometric", "key_bias": False,
+}  # fmt: skip
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOICES = {
     "position": Position,

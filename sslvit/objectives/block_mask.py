@@ -56,8 +56,8 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:
     """Hides about `wanted` patches of each image, or none where it is 0: b, b -> b (h w)
 
-    Worked out on the CPU, so that a GPU need not be waited for to learn how many patches are hidden. 16 patches of a row
-    are the bits of one number, images come last in the arrays, and those that are done leave them after every few
+    Worked out on the CPU, so that a GPU need not be waited for to learn how many patches are hidden. 16 patches of a
+    row are the bits of one number, images come last in the arrays, and those that are done leave them after every few
     blocks.
     """
     (height, width), device, key = grid, key.device, key.cpu()
