@@ -5,8 +5,9 @@
 
 Those settings: ImageNet at 224 px, ViT-B/16, 300 epochs at batch 2048. AdamW, a rate of 5e-4 (6.25e-5 per 256 images of
 a batch), 10 epochs of warm-up, then a cosine; weight decay .05; gradients clipped to a global norm of 3; drop path .25,
-LayerScale 1e-4. There norms have an epsilon of 1e-5, here 1e-6; attention probabilities are dropped (.05), here not;
-crops also change colours, here they do not. Not yet run.
+LayerScale 1e-4, a bias of attention by offset. There weights begin as normals that are not cut, here cut at one
+deviation; norms have an epsilon of 1e-5, here 1e-6; attention probabilities are dropped (.05), here not; crops also
+change colours, here they do not. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px, with a teacher that follows sooner. They have
 not been tuned: the rate is I-JEPA's.
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from sslvit.cli import run_cli
 from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
+from sslvit.models.vit_config import SHARED_BIAS
 from sslvit.objectives.data2vec import Data2Vec
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
@@ -41,8 +43,10 @@ class Config(PretrainConfig):
     """The share of patches that is hidden, in blocks; often a little less."""
     momentum: tuple[float, float] = option((0.99, 0.999), least=0, most=1)
     """Of the teacher's average of weights, at the start and at the end."""
-    init: Literal["timm", "jax"] = "jax"
-    """The backbone's random weights: as timm draws them, or as the ViT paper's code."""
+    init: Literal["timm", "jax", "beit"] = "jax"
+    """The backbone's random weights: as timm draws them, the ViT paper's code, or BEiT's."""
+    relative_bias: bool = False
+    """No positions but a bias of attention by offset, the same in all blocks, as in BEiT."""
     layer_scale: float | None = None
     """Factors of the blocks' branches at the start, which are learned; by default there are none."""
     drop_path: float = option(0.0, least=0, most=1)
@@ -58,8 +62,8 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data="", image_size=224, model="B/16", init="timm", layer_scale=1e-4, drop_path=0.25,
-    momentum=(0.999, 0.9998), base_lr=6.25e-5, epochs=300, batch_size=2048, warmup_epochs=10,
+    preset="paper", data="", image_size=224, model="B/16", init="beit", relative_bias=True, layer_scale=1e-4,
+    drop_path=0.25, momentum=(0.999, 0.9998), base_lr=6.25e-5, epochs=300, batch_size=2048, warmup_epochs=10,
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}
 
@@ -70,6 +74,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     backbone = new_backbone(
         config, images, PRESETS[config.preset],
         init=config.init, layer_scale=config.layer_scale, drop_path=config.drop_path, seed=config.seed,
+        **(SHARED_BIAS if config.relative_bias else {}),
     )  # fmt: skip
     objective = Data2Vec(
         backbone, average_layers=config.average_layers, mask_ratio=config.mask_ratio, momentum=config.momentum,

@@ -5,9 +5,10 @@
 
 The paper: ImageNet at 224 px, ViT-B/16, 800 epochs at batch 2048. AdamW, 1e-4 per 512 images of a batch (5e-5 per 256),
 10 epochs of warm-up, a tenth of the rate from epoch 700 on; weight decay .05, but none of biases and norms; gradients
-clipped to a global norm of 5; drop path .1, LayerScale .1; crops of 67 to 100% of the area and flips. Not yet run.
-There the rate warms up from 5e-7 per 512 images, and the class token and positions are spared weight decay; here it
-warms up from 0, and they decay as the mask token does.
+clipped to a global norm of 5; drop path .1, LayerScale .1, a bias of attention by offset; crops of 67 to 100% of the
+area and flips. Not yet run.
+There the rate warms up from 5e-7 per 512 images, and the class token is spared weight decay; here it warms up from 0,
+and the class token decays as the mask token and the bias of attention do.
 The defaults, --preset small, are for thousands of images of 28 to 64 px. They have not been tuned: the rate is MAE's.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from sslvit.cli import run_cli
 from sslvit.config import PretrainConfig, option
 from sslvit.evaluate.monitor import monitor_of
+from sslvit.models.vit_config import SHARED_BIAS
 from sslvit.objectives.simmim import SimMIM
 from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
@@ -39,8 +41,10 @@ class Config(PretrainConfig):
     """The share of squares that is hidden."""
     unit: int = option(0, least=0)
     """Side of these squares, in patches. 0 takes what is nearest to the paper's 32 of 224 px."""
-    init: Literal["timm", "jax"] = "jax"
-    """The backbone's random weights: as timm draws them, or as the ViT paper's code."""
+    init: Literal["timm", "jax", "beit"] = "jax"
+    """The backbone's random weights: as timm draws them, the ViT paper's code, or BEiT's."""
+    relative_bias: bool = False
+    """No positions but a bias of attention by offset, the same in all blocks, as in BEiT."""
     layer_scale: float | None = None
     """Factors of the blocks' branches at the start, which are learned; by default there are none."""
     drop_path: float = option(0.0, least=0, most=1)
@@ -56,8 +60,8 @@ class Config(PretrainConfig):
 
 SMALL = Config()
 PAPER = Config(
-    preset="paper", data="", image_size=224, model="B/16", init="timm", layer_scale=0.1, drop_path=0.1,
-    base_lr=5e-5, epochs=800, batch_size=2048, warmup_epochs=10, lr_drops=(0.875,),
+    preset="paper", data="", image_size=224, model="B/16", init="beit", relative_bias=True, layer_scale=0.1,
+    drop_path=0.1, base_lr=5e-5, epochs=800, batch_size=2048, warmup_epochs=10, lr_drops=(0.875,),
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}
 
@@ -68,6 +72,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     backbone = new_backbone(
         config, images, PRESETS[config.preset],
         init=config.init, layer_scale=config.layer_scale, drop_path=config.drop_path, seed=config.seed,
+        **(SHARED_BIAS if config.relative_bias else {}),
     )  # fmt: skip
     objective = SimMIM(backbone, mask_ratio=config.mask_ratio, unit=config.unit, seed=config.seed)
     views = objective.default_views(config.image_size, images.channels)

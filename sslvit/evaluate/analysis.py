@@ -68,7 +68,7 @@ def filters(vit: ViT, count: int = 28) -> Filters:
 def position_similarity(vit: ViT, layer: int = 0) -> Tensor:
     """Cosine similarity of the patches' positions, each with all: gh gw gh gw, without the class token. Only positions
     at every layer have a table per layer."""
-    if vit.position in ("none", "relative", "rope"):
+    if vit.position in ("none", "relative", "relative_bias", "rope"):
         raise ValueError(f"position {vit.position!r} has no table with a row for each patch, so none to compare")
     h, w = vit.grid
     if vit.position == "learned_2d":

@@ -42,7 +42,7 @@ def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.f
 
 
 class WithoutKeyBias(nn.Linear):
-    """Queries, keys and values with a bias whose middle third, the keys', is masked to zero, as in DINOv3."""
+    """Queries, keys and values with a bias whose middle third, the keys', is masked to zero, as in DINOv3 and BEiT."""
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys, values = self.bias.chunk(3)
@@ -68,7 +68,9 @@ class Attention(nn.Module):
         q, k, v = (rearrange(each, "b n (k d) -> b k n d", k=self.heads) for each in self.qkv(x).chunk(3, -1))
         if rope is not None:
             q, k = turned(q, rope, self.prefix), turned(k, rope, self.prefix)
-        return q, k, v, None if relative is None else relative_bias(q * self.scale, relative, self.prefix)
+        if relative is not None and relative.ndim == 2:
+            relative = relative_bias(q * self.scale, relative, self.prefix)
+        return q, k, v, None if relative is None else relative.to(q.dtype)
 
     def forward(self, x: Tensor, relative: Tensor | None, key: Tensor | None, rope: Tensor | None = None) -> Tensor:
         q, k, v, bias = self._inputs(x, relative, rope)
@@ -168,8 +170,9 @@ class Block(nn.Module):
         key: Tensor | None = None,
         rope: Tensor | None = None,
     ) -> Tensor:
-        """`b n d -> b n d`. position is added first, relative is the attention's table of offsets, path has the drop
-        path factors of the two branches, `b 2`, key is dropout's, `b`, and rope has rotary positions' turns."""
+        """`b n d -> b n d`. position is added first, relative is the attention's table of offsets or the bias itself,
+        `k n n`, path has the drop path factors of the two branches, `b 2`, key is dropout's, `b`, and rope has rotary
+        positions' turns."""
         if position is not None:
             x = x + position
         keys = (None, None, None) if key is None else tuple(rng.fold(key, place) for place in range(3))

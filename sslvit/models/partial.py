@@ -67,7 +67,8 @@ def train_only(backbone: nn.Module, text: str, *, seed: int = 0) -> None:
 def belongs(name: str, part: Part, depth: int) -> bool:
     """Whether a parameter of the backbone is in the part that is trained."""
     after = name.startswith(("norm.", "cls_norm."))
-    block = int(name.split(".")[1]) if name.startswith("blocks.") else depth if after else -1
+    inside = name.startswith(("blocks.", "relative_bias."))
+    block = int(name.split(".")[1]) if inside else depth if after else -1
     return {
         "norm": bool(re.search(r"(^|\.)\w*norm\w*\.(weight|bias)$", name)),
         "attention": ".attn.qkv." in name or ".attn.proj." in name,

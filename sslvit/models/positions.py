@@ -1,11 +1,13 @@
-"""Position embeddings: fixed sin-cos tables, resizing a table to another grid, and relative attention's bias.
+"""Position embeddings: fixed sin-cos tables, resizing a table to another grid, and biases of attention by offset.
 
 Tables are `l (h w) d`, one for each layer that has its own, in raster order.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
@@ -13,13 +15,17 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Position = Literal[
-    "learned_1d", "learned_2d", "relative", "sincos_moco_v3", "sincos_mae", "sincos_big_vision", "rope", "none"
-]
+    "learned_1d", "learned_2d", "relative", "relative_bias", "sincos_moco_v3", "sincos_mae", "sincos_big_vision",
+    "rope", "none",
+]  # fmt: skip
 PositionAt = Literal["stem", "every_layer", "every_layer_shared"]
-PositionResize = Literal["bicubic", "bilinear_corners", "bicubic_plain", "bicubic_offset", "bicubic_corners"]
+PositionResize = Literal[
+    "bicubic", "bilinear", "bilinear_corners", "bicubic_plain", "bicubic_offset", "bicubic_corners", "geometric"
+]
 
 TABLELESS = {"none": "stem", "rope": "every_layer_shared"}  # and where they are; for rope see sslvit.models.rope
 FIXED = ("sincos_moco_v3", "sincos_mae", "sincos_big_vision")
+IN_ATTENTION = ("relative", "relative_bias")
 
 
 def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -29,11 +35,12 @@ def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def position_tables(
-    position: Position, position_at: PositionAt, grid: Grid, width: int, depth: int, prefix: int
+    position: Position, position_at: PositionAt, grid: Grid, width: int, depth: int, prefix: int, heads: int
 ) -> dict[str, Tensor]:
     """The tables of a model with such positions, by name: a fixed one, or learned ones still to be initialised.
 
     pos_embed has rows for `prefix` tokens (the class token and the registers), then for the patches, as in timm.
+    relative_bias, see offset_bias, begins as zeros, as in the code of all who have it.
     """
     h, w = grid
     layers = depth if position_at == "every_layer" else 1
@@ -50,9 +57,11 @@ def position_tables(
                 f"position {position!r} has nothing to put at {position_at!r}: it goes with {TABLELESS[position]!r}"
             )
         return {}
+    if position in IN_ATTENTION and position_at == "stem":
+        raise ValueError(f"position {position!r} lives inside attention: use 'every_layer' or 'every_layer_shared'")
+    if position == "relative_bias":
+        return {"relative_bias": torch.zeros(layers, (2 * h - 1) * (2 * w - 1) + 3 * prefix, heads)}
     if position == "relative":
-        if position_at == "stem":
-            raise ValueError("position 'relative' lives inside attention: use 'every_layer' or 'every_layer_shared'")
         if h * w < 2:
             raise ValueError(f"position 'relative' needs two patches at least, the grid is {grid}")
         return {"relative_embed": torch.empty(layers, 2 * h * w - 1, width)}
@@ -94,6 +103,8 @@ def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
     - bicubic_offset: plain, but each size a tenth of a patch larger, to keep clear of rounding, as in DINO and DINOv2
       (https://github.com/facebookresearch/dino/issues/8).
     - bicubic_corners: plain, but the corners stay where they are, as in torchvision.
+    - bilinear: linear, without antialias, as in transformers' BEiT.
+    - geometric: for offsets alone, linear between BEiT's _places, as in timm; BEiT itself has cubic splines.
 
     Fixed tables are interpolated too, as MAE does for fine-tuning.
     """
@@ -106,8 +117,11 @@ def resize(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
     elif how == "bicubic_offset":
         scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         image = F.interpolate(image, scale_factor=scale, mode="bicubic")
-    elif how == "bilinear_corners":
-        image = F.interpolate(image, new, mode="bilinear", align_corners=True)
+    elif how in ("bilinear", "bilinear_corners"):
+        image = F.interpolate(image, new, mode="bilinear", align_corners=how == "bilinear_corners")
+    elif how == "geometric":
+        rows, columns = (torch.tensor(_along(*sizes)).to(image) for sizes in zip(old, new, strict=True))
+        image = rows @ image @ columns.mT
     else:
         image = F.interpolate(image, new, mode="bicubic", align_corners=how == "bicubic_corners")
     return rearrange(image, "l d h w -> l (h w) d").to(table.dtype)
@@ -136,3 +150,48 @@ def relative_bias(queries: Tensor, table: Tensor, prefix: int) -> Tensor:
     flat = rearrange(logits, "b k n offsets -> b k (n offsets)")[..., n - 1 : -1]
     bias = rearrange(flat, "b k (n step) -> b k n step", n=n)[..., :n]
     return F.pad(bias, (prefix, 0, prefix, 0))
+
+
+def offset_bias(table: Tensor, grid: Grid) -> Tensor:
+    """BEiT's bias of attention (https://arxiv.org/abs/2106.08254): for each head a number for each offset of the query
+    from the key, in rows and in columns, `((2h - 1)(2w - 1)) k`. Three more rows, if there are any, belong to a class
+    token: for what it attends to, for what attends to it, and for itself. `offsets k -> k n n`
+    """
+    h, w = grid
+    offsets, classes = table.tensor_split([(2 * h - 1) * (2 * w - 1)])
+    # Row i of windows of h rows begins at i, so its entry s is offset i + s - (h - 1): that of the key h - 1 - s. No
+    # gather is needed, whose gradient is slow.
+    windows = rearrange(offsets, "(h w) k -> h w k", w=2 * w - 1).unfold(0, h, 1).unfold(1, w, 1).flip(-2, -1)
+    bias = rearrange(windows, "h w k i j -> k (h w) (i j)")
+    if not len(classes):
+        return bias
+    queries, keys, itself = (rearrange(row, "k -> k 1 1") for row in classes)
+    first = torch.cat([itself, queries.expand(-1, 1, h * w)], 2)
+    return torch.cat([first, torch.cat([keys.expand(-1, h * w, 1), bias], 2)], 1)
+
+
+def resize_offsets(table: Tensor, old: Grid, new: Grid, how: PositionResize) -> Tensor:
+    """The table of offset_bias for another grid. The rows of the class token stay as they are."""
+    sizes, wanted = ((2 * h - 1, 2 * w - 1) for h, w in (old, new))
+    offsets, classes = table.tensor_split([sizes[0] * sizes[1]])
+    return torch.cat([resize(offsets.unsqueeze(0), sizes, wanted, how).squeeze(0), classes])
+
+
+@cache
+def _along(old: int, new: int) -> np.ndarray:
+    """The linear interpolation of offsets along one axis, as a matrix: new old"""
+    reach = new // 2
+    wanted, places = np.arange(-reach, reach + 1), _places(old // 2, reach)
+    return np.stack([np.interp(wanted, places, one) for one in np.eye(old)], 1)
+
+
+def _places(count: int, reach: int) -> np.ndarray:
+    """Where BEiT puts the offsets of -count to count on a larger grid, whose offsets go as far as `reach`: 0, 1,
+    1 + q, 1 + q + q^2, ..., so that neighbours stay neighbours and only large offsets are stretched. q is between 1.01
+    and 1.5, by bisection as there, and such that the last is at `reach`."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (1 - q**count) / (1 - q) > reach else (q, high)
+    places = np.cumsum(q ** np.arange(count))
+    return np.concatenate([-places[::-1], [0.0], places])

@@ -19,7 +19,16 @@ from sslvit import rng
 from sslvit.models.blocks import Block, at_least_float32, drop_path, dropout
 from sslvit.models.init import initialize
 from sslvit.models.patches import PatchEmbed
-from sslvit.models.positions import FIXED, Grid, join_2d, position_tables, resize, to_pair
+from sslvit.models.positions import (
+    FIXED,
+    Grid,
+    join_2d,
+    offset_bias,
+    position_tables,
+    resize,
+    resize_offsets,
+    to_pair,
+)
 from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
 from sslvit.models.rope import coordinates, moved, periods_of, turns
@@ -30,7 +39,7 @@ class BlockInputs(NamedTuple):
     """Arguments of a block besides its tokens."""
 
     position: Tensor | None  # added first, `1 n d`
-    relative: Tensor | None  # the attention's table of offsets
+    relative: Tensor | None  # the attention's table of offsets, or the bias of its logits, `k n n`
     path: Tensor | None  # drop path's factors of the two branches, `b 2`
     key: Tensor | None  # dropout's, `b`
     rope: Tensor | None  # rotary positions, see sslvit.models.rope
@@ -57,7 +66,7 @@ class ViT(nn.Module):
         self.grid, self.width, self.depth, self.heads = config.grid, config.width, config.depth, config.heads
         self.channels, self.registers = config.channels, config.registers
         self.prefix = config.class_token + config.registers
-        self.prefix_positions = self.prefix if config.class_position else 0
+        self.prefix_positions = self.prefix if config.class_position or config.position == "relative_bias" else 0
         self.position, self.position_at = config.position, config.position_at
         self._at_stem = config.position_at == "stem" and config.position != "none"
         self.drop_path, self.dropout = config.drop_path, config.dropout
@@ -77,11 +86,14 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
         tables = position_tables(
-            config.position, config.position_at, self.grid, config.width, config.depth, self.prefix_positions
-        )
+            config.position, config.position_at, self.grid, config.width, config.depth, self.prefix_positions,
+            config.heads,
+        )  # fmt: skip
         for name, table in tables.items():
             if config.position in FIXED:
                 self.register_buffer(name, table)  # saved, so that timm finds it and fine-tuning may train it
+            elif name == "relative_bias" and config.position_at == "every_layer":  # a layer's is trained with the layer
+                self.relative_bias = nn.ParameterList(one.clone() for one in table)
             else:
                 self.register_parameter(name, nn.Parameter(table))
         initialize(self, config.init, config.seed)
@@ -165,6 +177,12 @@ class ViT(nn.Module):
             state["pos_embed_y"] = resize(self.pos_embed_y, (h, 1), (new_h, 1), self.config.position_resize)
         elif "pos_embed" in state:
             state["pos_embed"] = torch.cat(self._positions(other.grid), 1)
+        elif self.position == "relative_bias":
+            tables = {name: table for name, table in state.items() if name.startswith("relative_bias")}
+            how = self.config.position_resize
+            for name, table in tables.items():
+                resized = resize_offsets(table.view(-1, self.heads), self.grid, other.grid, how)
+                state[name] = resized.view(*table.shape[:-2], *resized.shape)
         other.load_state_dict(state)
         return other.to(self.patch_embed.proj.weight).train(self.training)
 
@@ -176,12 +194,16 @@ class ViT(nn.Module):
         norms = [norm for norm in (self.norm, self.cls_norm) if norm is not None]
         for module in (*self.blocks[-blocks:], *norms) if blocks else ():
             module.requires_grad_(True)
+        if blocks and self.position == "relative_bias" and self.position_at == "every_layer":
+            for table in self.relative_bias[-blocks:]:
+                table.requires_grad_(True)
         return self
 
     def no_weight_decay(self) -> set[str]:
         """Names of the tokens and positions, for timm's optimizers; they exempt vectors by themselves."""
         tables = ("_token", "_embed", "_embed_x", "_embed_y")
-        return {name for name, _ in self.named_parameters() if name.endswith(tables)}
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name.endswith(tables) or name.startswith("relative_bias")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the input of each block for the backward pass, which then computes the block again."""
@@ -257,13 +279,18 @@ class ViT(nn.Module):
         return x, [BlockInputs(*each) for each in zip(positions, relative, paths, keys, ropes, strict=True)]
 
     def _in_blocks(self, tokens: Tensor, grid: Grid | None) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-        """For each block, the positions to add, `1 n d`, and the table of relative attention."""
+        """For each block, the positions to add, `1 n d`, and what relative attention adds."""
         nothing: Sequence[Tensor | None] = [None] * self.depth
         if self.position_at == "stem" or self.position == "rope":
             return nothing, nothing
         grid = self._check_grid(grid, tokens.shape[1])
         if self.position == "relative":
             return nothing, self.relative_embed.expand(self.depth, -1, -1).unbind()
+        if self.position == "relative_bias":
+            how = self.config.position_resize
+            tables = [resize_offsets(table, self.grid, grid, how) for table in self.relative_bias]
+            biases = [offset_bias(table, grid) for table in tables]
+            return nothing, biases * (self.depth // len(biases))
         without_position = self.prefix - self.prefix_positions
         table = F.pad(torch.cat(self._positions(grid), 1), (0, 0, without_position, 0))
         return table.expand(self.depth, -1, -1).split(1), nothing

@@ -56,6 +56,10 @@ RELEASES: dict[str, dict[str, Any]] = {
     "DINOv3-7B/16": _DINOV3
     | {"width": 4096, "depth": 40, "heads": 32, "swiglu": True, "mlp_width": 8192, "qkv_bias": False},
 }
+# The attention of BEiT, SimMIM and data2vec while they pretrain.
+SHARED_BIAS: dict[str, Any] = {
+    "position": "relative_bias", "position_at": "every_layer_shared", "position_resize": "geometric", "key_bias": False,
+}  # fmt: skip
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHOICES = {
     "position": Position,
@@ -92,7 +96,7 @@ class ViTConfig:
     """A gated MLP instead of one with GELU, as in DINOv2's g and DINOv3's S+, H+ and 7B."""
     qkv_bias: bool = True
     key_bias: bool = True
-    """False masks the keys' part of qkv_bias to zero, as in DINOv3."""
+    """False masks the keys' part of qkv_bias to zero, as in DINOv3 and BEiT."""
     rope_base: float = 100.0
     """Of position rope, see sslvit.models.rope."""
     rope_periods: tuple[float, ...] = ()
@@ -144,6 +148,10 @@ class ViTConfig:
             raise ValueError(f"drop_path {self.drop_path} and dropout {self.dropout} must lie in [0, 1)")
         if self.position == "rope":
             self._check_rope()
+        if self.position == "relative_bias" and self.registers:
+            raise ValueError(f"position 'relative_bias' has no entries for registers: {self.registers} must be 0")
+        if self.position_resize == "geometric" and self.position != "relative_bias":
+            raise ValueError(f"position_resize 'geometric' is for 'relative_bias', not for {self.position!r}")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} must have {self.channels} values, one per channel")
         self.grid_of(*settled["image_size"])

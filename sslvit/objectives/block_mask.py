@@ -56,53 +56,68 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:
     """Hides about `wanted` patches of each image, or none where it is 0: b, b -> b (h w)
 
-    Worked out on the CPU, so that a GPU need not be waited for to learn how many patches are hidden. Images come last
-    in its arrays, and those that are done leave them after every few blocks.
+    Worked out on the CPU, so that a GPU need not be waited for to learn how many patches are hidden. 16 patches of a
+    row are the bits of one number, images come last in the arrays, and those that are done leave them after every few
+    blocks.
     """
     (height, width), device, key = grid, key.device, key.cpu()
-    masks, left = np.zeros((height, width, len(key)), bool), wanted.cpu().double().numpy().copy()
+    words, left = -(-width // 16), wanted.cpu().double().numpy()
+    masks, counts = np.zeros((len(key), height, words), "<u2"), np.zeros(len(key), int)
     rows, rounds = np.flatnonzero(left > 0), 0
-    y, x, shifts = np.arange(height)[:, None], np.arange(width)[:, None], np.arange(0, 64, 16)[:, None, None]
+    mask, left, hidden = np.zeros((height, words, len(rows)), np.uint16), left[rows], np.zeros(len(rows))
     while len(rows):
-        drawn = rng.bits(rng.fold(key[torch.from_numpy(rows)], rounds), BLOCKS, TRIES)
-        bits = drawn.permute(1, 2, 0).contiguous().numpy()
-        mask, left_of = np.take(masks, rows, 2), left[rows]
-        for block in range(BLOCKS):
-            u = (bits[block] >> shifts & 0xFFFF) / 65536  # four draws of 16 bits from each hash
-            top, low, start, end, hides = try_blocks(u, left_of, mask, least)
-            mask |= ((y >= top) & (y < low))[:, None] & ((x >= start) & (x < end))
-            left_of = np.where(hides > 0, left_of - hides, 0.0)
-        masks[:, :, rows], left[rows] = mask, left_of
-        rows, rounds = rows[left_of > 0], rounds + 1
-    flat = np.ascontiguousarray(masks.reshape(-1, len(key)).T)
-    places, counts = np.flatnonzero(flat), np.count_nonzero(masks, (0, 1))
+        drawn = rng.bits(rng.fold(key[torch.from_numpy(rows)], rounds), BLOCKS, TRIES).numpy().astype("<i8", copy=False)
+        u = drawn.view("<u2").reshape(len(rows), BLOCKS, TRIES, 4).transpose(1, 3, 2, 0)  # four draws from each hash
+        at_once = 2 if len(rows) > 256 else TRIES  # mostly one of two may be placed; of few images all are as fast
+        for block in np.ascontiguousarray(u):
+            placed, new = try_blocks(block[:, :at_once], left, mask, grid, least)
+            again = np.flatnonzero(new == 0) if at_once < TRIES else ()
+            if len(again):
+                others = block[:, at_once:].take(again, 2)
+                placed[..., again], new[again] = try_blocks(others, left[again], mask.take(again, 2), grid, least)
+            mask |= placed
+            hidden += new
+            left = (left - new) * (new > 0)
+        done, going = np.flatnonzero(left <= 0), np.flatnonzero(left > 0)
+        masks[rows[done]], counts[rows[done]] = mask.take(done, 2).transpose(2, 0, 1), hidden[done]
+        mask, left, hidden, rows = mask.take(going, 2), left[going], hidden[going], rows[going]
+        rounds += 1
+    bits = np.unpackbits(masks.view(np.uint8), axis=-1, bitorder="little")[..., :width]
+    flat = bits.reshape(len(key), -1).view(bool)
     weights = np.repeat(1 / np.maximum(counts, 1), counts)
-    return Hidden(*(torch.from_numpy(each).to(device) for each in (flat, places, weights)))
+    return Hidden(*(torch.from_numpy(each).to(device) for each in (flat, np.flatnonzero(flat), weights)))
 
 
-def try_blocks(u: np.ndarray, left: np.ndarray, mask: np.ndarray, least: float) -> tuple[np.ndarray, ...]:
-    """Of ten blocks for each image the first that may be placed: its rows from and to, its columns from and to, and how
-    many patches it hides anew; 0, and no rows, if there is none: 4 t b, b, h w b -> b each. In float64, as all boxes
-    here (views/crop.py)."""
-    height, width, images = mask.shape
+def try_blocks(
+    drawn: np.ndarray, left: np.ndarray, mask: np.ndarray, grid: tuple[int, int], least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of t blocks for each image the first that may be placed, and how many patches it hides anew; nothing and 0 if
+    there is none: 4 t b of 16 bits, b, h words b -> h words b, b. In float64, as all boxes here (views/crop.py)."""
+    (height, width), images = grid, np.arange(len(left))
+    u = drawn / 65536
     area, aspect = least + (left - least) * u[0], np.exp((2 * u[1] - 1) * -math.log(ASPECT))
-    h, w = np.rint(np.sqrt(area * aspect)).astype(int), np.rint(np.sqrt(area / aspect)).astype(int)
+    h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     small = (h < height) & (w < width)
     h, w = h * small, w * small
-    top, start = (u[2] * (height - h + 1)).astype(int), (u[3] * (width - w + 1)).astype(int)
-    # The hidden patches above and left of each corner of the grid, from which those inside a block follow.
-    sums = np.zeros((height + 1, width + 1, images), np.int16 if height * width < 1 << 15 else np.int32)
-    for row in range(height):  # a quarter of the time of numpy's cumsum
-        np.add(sums[row, 1:], mask[row], out=sums[row + 1, 1:])
-    for column in range(width):
-        sums[:, column + 1] += sums[:, column]
-    low, end, image = top + h, start + w, np.arange(images)
-    covered = sums[low, end, image] - sums[top, end, image] - sums[low, start, image] + sums[top, start, image]
-    new = h * w - covered
-    new[new > left] = 0
+    top, start = (u[2] * (height - h + 1)).astype(np.int16), (u[3] * (width - w + 1)).astype(np.int16)
+    low, end = top + h.astype(np.int16), start + w.astype(np.int16)
+    y = np.arange(height, dtype=np.int16)[:, None, None]
+    word = 16 * np.arange(mask.shape[1], dtype=np.int32)[:, None, None]
+    columns = (1 << (end - word).clip(0, 16)) - (1 << (start - word).clip(0, 16))
+    blocks = ((y >= top) & (y < low))[:, None] * columns.astype(np.uint16)  # h words t b
+    new = h * w - ones(mask[:, :, None] & blocks).sum((0, 1), dtype=np.int32)
+    new *= new <= left
     first = (new > 0).argmax(0)  # 0 if none may
-    top, low, start, end, new = (each[first, image] for each in (top, low, start, end, new))
-    return top, np.where(new > 0, low, top), start, end, new
+    new = new[first, images]
+    return blocks[:, :, first, images] * (new > 0), new
+
+
+def ones(words: np.ndarray) -> np.ndarray:
+    """How many bits of each are set: sums of neighbours in pairs, then fours, eights and all sixteen."""
+    words = words - ((words >> 1) & 0x5555)
+    words = (words & 0x3333) + ((words >> 2) & 0x3333)
+    words = (words + (words >> 4)) & 0x0F0F
+    return (words + (words >> 8)) & 0xFF
 
 
 def wanted_by_image(key: Tensor, patches: int, ratio: tuple[float, float]) -> Tensor:

@@ -12,10 +12,10 @@ predicts, at each hidden patch, what the teacher's last blocks make of it. As in
 - Blocks as in BEiT, to 120 of 196 patches or a little less, 16 patches or more each; here of other grids as large
   shares. The mask token stands for a patch before positions are added.
 - After step i of T the teacher keeps m(i / T) of itself, from .999 to .9998 along a line.
+- Any ViT will do; the preset "paper" of the recipe has theirs, with a bias of attention by offset, the same in all
+  blocks, instead of positions. It belongs to the teacher's average, like all tables that blocks read.
 
 Here, other than there:
-- Any ViT will do. Theirs has no positions but a bias of attention by the two-dimensional offset, the same in all
-  layers; our position="relative" is another, the ViT paper's. Tables that blocks read belong to the teacher's average.
 - There the mask token and the class token begin as N(.02, 1), since .02 was given where the mean goes; here the mask
   token begins as N(0, .02), which BEiT has and was probably meant, and the class token as the backbone's.
 - Attention probabilities are not dropped.

@@ -2,9 +2,8 @@
 
 As in the official code (https://github.com/microsoft/SimMIM), squares of 32 px are hidden, 60% of them rounded up, one
 random order per image. A learned token stands for each hidden patch before positions are added, so the encoder sees all
-places. Targets are the values that the backbone sees, standardised per channel. Here, other than there:
-- Any ViT will do. Theirs has no positions but a bias of attention by offset, the same in all layers, and the weights
-  that end the branches of block l are divided by sqrt(2 l) at the start.
+places. Targets are the values that the backbone sees, standardised per channel. Any ViT will do; the preset "paper" of
+the recipe has theirs, with a bias of attention by offset instead of positions. Here, other than there:
 - The sum over hidden pixels is divided by their number, there by 1e-5 more.
 - At other sizes a square's side is the number of patches that divides the grid and is nearest to a seventh of the image
   (32 of 224 px). Where nothing near does, as with 37 x 37 patches, single patches are hidden.

@@ -14,7 +14,8 @@ from sslvit.training import sharding
 
 NoWeightDecay = Literal["tokens_and_vectors", "vectors", "nothing"]
 BEFORE_BLOCKS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
-TOKENS = ("pos_embed", "relative_embed", "cls_token", "reg_token", "mask_token")  # names, or how names begin
+# Names, or how names begin.
+TOKENS = ("pos_embed", "relative_embed", "relative_bias", "cls_token", "reg_token", "mask_token")
 
 
 def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -> bool:
@@ -26,17 +27,17 @@ def decays(name: str, parameter: nn.Parameter, no_weight_decay: NoWeightDecay) -
     - nothing: biases and norms decay too (MoCo v3).
     """
     vector = parameter.ndim <= 1 or name.endswith(".bias")
-    token = name.rpartition(".")[-1].startswith(TOKENS)
+    token = any(part.startswith(TOKENS) for part in name.split(".")[-2:])  # relative_bias.3 is the fourth block's
     return not {"nothing": False, "vectors": vector, "tokens_and_vectors": vector or token}[no_weight_decay]
 
 
 def layer_of(name: str, depth: int) -> int:
     """0 before the blocks, then the blocks from 1, and depth + 1 after them.
 
-    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm has the rate of the head. (In timm it has
-    that of the last block.)
+    As in the code of BEiT and MAE (util/lr_decay.py), where the last norm has the rate of the head, as has a bias by
+    offset that all blocks share. (In timm the norm has the rate of the last block.)
     """
-    if name.startswith("blocks."):
+    if name.startswith(("blocks.", "relative_bias.")):
         return int(name.split(".")[1]) + 1
     return 0 if name.startswith(BEFORE_BLOCKS) else depth + 1
 

@@ -97,6 +97,7 @@ def _unknown_to_timm(backbone: ViT, readout: str, head: dict[str, Tensor]) -> st
     config = backbone.config
     reasons = {
         "timm's DINOv3 has other names: sslvit convert --to timm writes them": config.position == "rope",
+        "timm's BEiT has other names: sslvit convert --to timm writes them": config.position == "relative_bias",
         "timm's CLIP has no bias of patches: sslvit convert --to timm folds it": config.stem_norm,
         "timm has no norm for the class token apart": config.class_norm,
         "timm has no hybrids with SwiGLU": config.swiglu and config.hybrid,

@@ -40,6 +40,7 @@ KINDS = {
         "class_token": False,
         "registers": 1,
     },
+    "relative bias": {"position": "relative_bias", "position_at": "every_layer", "key_bias": False},
     "every layer": {"position_at": "every_layer", "class_position": False},
     "hybrid": {"hybrid": "R", "image_size": (64, 96), "patch_size": 32},
 }
@@ -346,9 +347,9 @@ def test_each_layer_may_have_positions_of_its_own():
         position_similarity(drawn(), 1)
 
 
-@pytest.mark.parametrize("kind", ["relative", "none"])
+@pytest.mark.parametrize("kind", ["relative", "relative_bias", "none"])
 def test_positions_without_a_table_are_refused(kind):
-    changes = {"position": kind} | ({"position_at": "every_layer"} if kind == "relative" else {})
+    changes = {"position": kind} | ({} if kind == "none" else {"position_at": "every_layer"})
     with pytest.raises(ValueError, match=f"position '{kind}' has no table"):
         position_similarity(ViT(ViTConfig(**(TINY | changes))))
 

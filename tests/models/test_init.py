@@ -1,11 +1,13 @@
 """Initial weights against the closed forms of the papers' rules."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from sslvit.models.init import Init
 from sslvit.models.readout import Classifier
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
@@ -64,6 +66,29 @@ def test_dinos_rule_is_timms_but_for_the_class_token():
     assert_uniform(vit.patch_embed.proj.bias, (C * P * P) ** -0.5)
     assert_normal(vit.cls_token.flatten(), 0.02)
     assert_normal(vit.pos_embed.flatten(), 0.02)
+
+
+def assert_cut(values: Tensor, scale: float = 1.0) -> None:
+    """A normal of deviation .02 that is cut at it: of a unit normal .5396 is left by the integral, within five standard
+    errors."""
+    assert values.abs().max().item() <= 0.02 * scale * (1 + 1e-6)
+    assert values.abs().max().item() > 0.0199 * scale
+    assert values.mean().abs().item() < 5 * 0.02 * scale * 0.5396 / values.numel() ** 0.5
+    assert values.std().item() == pytest.approx(0.02 * scale * 0.5396, rel=5 / (2 * values.numel()) ** 0.5)
+
+
+def test_beits_rule_cuts_at_one_deviation_and_shrinks_what_ends_the_branches():
+    """modeling_pretrain.py: trunc_normal_ with a = -std and b = std, also for the convolution; fix_init_weight."""
+    vit = ViT(ViTConfig(**SIZES, init="beit"))
+    for name in ("attn.qkv", "mlp.fc1"):
+        assert_cut(all_of(vit, f"{name}.weight"))
+    for number, block in enumerate(vit.blocks, 1):
+        for linear in (block.attn.proj, block.mlp.fc2):
+            assert_cut(linear.weight.flatten(), (2 * number) ** -0.5)
+    assert not any(all_of(vit, f"{name}.bias").any() for name in LINEARS)
+    assert_cut(vit.patch_embed.proj.weight.flatten())
+    assert not vit.patch_embed.proj.bias.any()
+    assert_cut(torch.cat([vit.cls_token.flatten(), vit.pos_embed.flatten()]))
 
 
 def test_moco_v3s_rule_treats_q_k_and_v_as_three_matrices():
@@ -130,11 +155,13 @@ def test_norms_scales_registers_and_learned_tables_start_as_said(init):
     assert_normal(vit.reg_token.flatten(), 1e-6)
     relative = ViT(ViTConfig(**SIZES, init=init, position="relative", position_at="every_layer"))
     assert_normal(relative.relative_embed.flatten(), 0.02)
+    bias = ViT(ViTConfig(**SIZES | {"registers": 0}, init=init, position="relative_bias", position_at="every_layer"))
+    assert not any(table.any() for table in bias.relative_bias)
     two = ViT(ViTConfig(**SIZES, init=init, position="learned_2d"))
     assert_normal(torch.cat([two.pos_embed.flatten(), two.pos_embed_x.flatten(), two.pos_embed_y.flatten()]), 0.02)
 
 
-@pytest.mark.parametrize("init", ["timm", "dino", "moco_v3", "mae", "jax"])
+@pytest.mark.parametrize("init", get_args(Init))
 def test_the_seed_decides_and_torchs_generator_is_left_alone(init):
     torch.manual_seed(3)
     expected = torch.rand(5)

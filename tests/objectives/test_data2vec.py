@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslvit import rng
 from sslvit.models.vit import ViT
+from sslvit.models.vit_config import SHARED_BIAS
 from sslvit.objectives.data2vec import Data2Vec
 from sslvit.objectives.objective import Batch
 from sslvit.recipes.data2vec import PAPER
@@ -24,9 +25,10 @@ NAMES = {
 QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
 
 
-def objective(**changes) -> Data2Vec:
+def objective(attention: dict | None = None, **changes) -> Data2Vec:
     options = {"average_layers": LAYERS, "momentum": MOMENTUM} | changes
-    return Data2Vec(vit(0, depth=3, patch_size=2, drop_path=0.0, layer_scale=0.3), **options).double()
+    backbone = vit(0, depth=3, patch_size=2, drop_path=0.0, layer_scale=0.3, **(attention or {}))
+    return Data2Vec(backbone, **options).double()
 
 
 def batch(step: int = 0, b: int = 3) -> Batch:
@@ -37,7 +39,10 @@ def batch(step: int = 0, b: int = 3) -> Batch:
 def theirs(state: dict[str, Tensor], mask_token: Tensor) -> dict[str, Tensor]:
     """Ours by transformers' names; works for gradients too."""
     found = {"embeddings.mask_token": mask_token, "embeddings.cls_token": state["cls_token"]}
-    found["embeddings.position_embeddings"] = state["pos_embed"]
+    if "pos_embed" in state:
+        found["embeddings.position_embeddings"] = state["pos_embed"]
+    else:
+        found["encoder.relative_position_bias.relative_position_bias_table"] = state["relative_bias"][0]
     for name, value in state.items():
         if name.startswith("patch_embed.proj."):
             found[name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")] = value
@@ -63,7 +68,9 @@ def data2vec_model(backbone: ViT, mask_token: Tensor) -> nn.Module:
         transformers.Data2VecVisionConfig(
             hidden_size=config.width, num_hidden_layers=config.depth, num_attention_heads=config.heads,
             intermediate_size=config.mlp_width, layer_norm_eps=config.epsilon, image_size=16, patch_size=2,
-            use_mask_token=True, use_absolute_position_embeddings=True, layer_scale_init_value=1.0, drop_path_rate=0.0,
+            use_mask_token=True, layer_scale_init_value=1.0, drop_path_rate=0.0,
+            use_absolute_position_embeddings=config.position != "relative_bias",
+            use_shared_relative_position_bias=config.position == "relative_bias",
         )
     ).double()  # fmt: skip
     model.load_state_dict(theirs(backbone.state_dict(), mask_token))
@@ -87,8 +94,9 @@ def written_out_loss(student: nn.Module, teacher: nn.Module, images: Tensor, mas
     return total / count
 
 
-def test_20_steps_are_those_written_out_with_transformers_blocks():
-    ours = objective()
+@pytest.mark.parametrize(("attention", "steps"), [({}, STEPS), (SHARED_BIAS, 5)], ids=["positions", "a bias by offset"])
+def test_20_steps_are_those_written_out_with_transformers_blocks(attention, steps):
+    ours = objective(attention)
     with torch.no_grad():  # LayerScale and norms that are not all one, biases that are not zero
         for name, parameter in ours.backbone.named_parameters():
             if parameter.requires_grad:
@@ -98,7 +106,7 @@ def test_20_steps_are_those_written_out_with_transformers_blocks():
     teacher = copy.deepcopy(student)
     optimizers = [torch.optim.SGD([p for p in one.parameters() if p.requires_grad], RATE) for one in (ours, student)]
     standardise, counts = ours.backbone.standardise, set()
-    for step in range(STEPS):
+    for step in range(steps):
         given = batch(step)
         loss, metrics = ours(given, step / STEPS)
         masks = ours.hidden(given.key).mask

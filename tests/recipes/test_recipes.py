@@ -60,13 +60,15 @@ def test_a_dino_run_from_before_the_official_rule_for_positions_goes_on_with_its
     assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
 
 
-# The backbone of the paper's own code: vit_jax and big_vision; moco-v3's, mae's and dino's vits.
+# The backbone of the paper's own code: vit_jax and big_vision; moco-v3's, mae's, dino's and SimMIM's vits; fairseq.
 HALF = (0.5, 0.5, 0.5)
 TIMM, JAX = {"gelu": "exact", "mean": (0.485, 0.456, 0.406)}, {"gelu": "tanh", "mean": HALF, "std": HALF}
+BEIT = {"init": "beit", "position": "relative_bias", "position_at": "every_layer_shared", "key_bias": False}
 PAPERS = {
     "mpp": JAX | {"init": "jax", "position": "learned_1d"},
     "mae": TIMM | {"init": "mae", "position": "sincos_mae"},
-    "simmim": TIMM | {"init": "timm", "position": "learned_1d", "layer_scale": 0.1, "drop_path": 0.1},
+    "simmim": TIMM | BEIT | {"layer_scale": 0.1, "drop_path": 0.1, "class_token": True},
+    "data2vec": TIMM | BEIT | {"layer_scale": 1e-4, "drop_path": 0.25, "class_token": True},
     "moco_v3": TIMM | {"init": "moco_v3", "position": "sincos_moco_v3"},
     "dino": TIMM | {"init": "dino", "position": "learned_1d", "position_resize": "bicubic_offset"},
     "ibot": TIMM | {"init": "dino", "position": "learned_1d", "position_resize": "bicubic_offset"},

@@ -56,6 +56,7 @@ FOR_US = {
     "learned 2-D": {"position": "learned_2d"},
     "learned 2-D at every layer": {"position": "learned_2d", "position_at": "every_layer"},
     "relative": {"position": "relative", "position_at": "every_layer_shared"},
+    "relative bias": {"position": "relative_bias", "position_at": "every_layer", "key_bias": False},
     "another epsilon": {"epsilon": 1e-12},
     "every layer": {"position_at": "every_layer"},
     "every layer shared": {"position_at": "every_layer_shared"},

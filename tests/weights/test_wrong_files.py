@@ -35,7 +35,7 @@ OTHERS = {
     "torchvision's ResNet": (lambda: torchvision.models.resnet18(), CONVOLUTIONS),
     "a ResNet of self-supervision": (lambda: {"module.encoder_q.layer1.0.conv1.weight": torch.ones(1)}, CONVOLUTIONS),
     "ConvNeXt": (lambda: timm.create_model("convnext_atto"), CONVOLUTIONS),
-    "Swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN), "relative positions or biases"),
+    "Swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN), "relative positions other"),
     "norms of queries": (lambda: vit(qk_norm=True), "has norms of queries and keys (blocks.0.attn.k_norm.bias)"),
     "CLIP's text": (lambda: CLIPTextModel(CLIPTextConfig(**TEXT)), TOWER),
     "SigLIP's text": (lambda: SiglipTextModel(SiglipTextConfig(**TEXT)), TOWER),

@@ -18,6 +18,7 @@ from sslvit.weights.exports.layouts import (
     only_vit,
     opened_by_transformers,
     plain,
+    read_back_by_timm,
     transformers_preprocessor,
     write_json,
     write_weights,
@@ -64,26 +65,8 @@ def as_timm_clip(model: ViT | BiT | Classifier, about: dict[str, Any], folder: P
     write_weights(folder / "model.safetensors", weights | head, ())
     classes = len(head["head.bias"]) if head else 0
     write_json(folder / "config.json", _timm_config(backbone, about["readout"], classes))
-    images = sample(backbone, backbone.image_size)
-    if not find_spec("timm"):
-        ours = load_foreign(folder, leave_head=bool(head))[0]
-        compare(tuple(backbone(images)[:2]), tuple(ours(images)[:2]), CLOSE, "what sslvit would open")
-        return (
-            "{out}: timm.create_model('local-dir:{out}', pretrained=True). timm is not installed: read by sslvit alone."
-        )
-    import timm
-
-    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    standardised, encoded = backbone.standardise(images), backbone(images)
-    tokens = peer.forward_features(standardised)
-    pairs = [(encoded.cls, tokens[:, 0]), (encoded.patches, tokens[:, 1:])]
-    pairs += [(model(images), peer(standardised))] if head else []
-    mine, others = zip(*pairs, strict=True)
-    worst = compare(mine, others, CLOSE, "what timm would open")
-    return (
-        "{out} is in the layout of timm's CLIP, which sslvit opens too: timm.create_model('local-dir:{out}', "
-        f"pretrained=True) computes the same to {worst:.0e}.{elsewhere(backbone, 'timm', 'bicubic')}"
-    )
+    read = read_back_by_timm(model, backbone, folder, "{out} is in the layout of timm's CLIP")
+    return read + elsewhere(backbone, "timm", "bicubic")
 
 
 def _timm_config(backbone: ViT, readout: str, classes: int) -> dict[str, Any]:

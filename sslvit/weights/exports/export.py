@@ -17,6 +17,7 @@ from sslvit.models.vit import ViT
 from sslvit.storage import durable
 from sslvit.weights.exports.clip import as_timm_clip, as_transformers_clip
 from sslvit.weights.exports.layouts import as_timm, as_torchvision, as_transformers
+from sslvit.weights.exports.offsets import as_timm_beit, as_transformers_beit
 from sslvit.weights.exports.programs import as_onnx, as_torch_export
 from sslvit.weights.exports.rotary import as_timm_dinov3, as_transformers_dinov3
 
@@ -28,6 +29,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     **PROGRAMS,
 }
 ROTARY: dict[str, Callable[..., str]] = {"timm": as_timm_dinov3, "transformers": as_transformers_dinov3}
+OFFSETS: dict[str, Callable[..., str]] = {"timm": as_timm_beit, "transformers": as_transformers_beit}
 TOWERS: dict[str, Callable[..., str]] = {"timm": as_timm_clip, "transformers": as_transformers_clip}
 
 
@@ -49,6 +51,8 @@ def export(
     write, options = FORMATS[to], {"any_size": any_size} if to in PROGRAMS else {}
     if isinstance(backbone, ViT) and backbone.position == "rope":
         write = ROTARY.get(to, write)
+    elif isinstance(backbone, ViT) and backbone.position == "relative_bias":
+        write = OFFSETS.get(to, write)
     elif isinstance(backbone, ViT) and backbone.config.stem_norm:
         write = TOWERS.get(to, write)
     try:

@@ -117,6 +117,29 @@ def as_timm(model: ViT | BiT | Classifier, about: dict[str, Any], folder: Path) 
     return f"{opens} computes the same to {worst:.0e}.{elsewhere(backbone, 'timm', 'bicubic')}"
 
 
+def read_back_by_timm(model: nn.Module, backbone: ViT, folder: Path, where: str) -> str:
+    """What timm opens from a folder that is not ours is compared with the model. where: the sentence's beginning."""
+    from sslvit.weights.foreign.open import load_foreign
+
+    opens = "timm.create_model('local-dir:{out}', pretrained=True)"
+    images, head = sample(backbone, backbone.image_size), isinstance(model, Classifier)
+    encoded = backbone(images)
+    if not find_spec("timm"):
+        again = load_foreign(folder, leave_head=head)[0](images)
+        compare(tuple(encoded[:2]), tuple(again[:2]), CLOSE, "what sslvit would open")
+        return f"{where}: {opens}. timm is not installed: read by sslvit alone."
+    import timm
+
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    standardised = backbone.standardise(images)
+    tokens = peer.forward_features(standardised)
+    pairs = [(encoded.cls, tokens[:, 0]), (encoded.patches, tokens[:, backbone.prefix :])]
+    pairs += [(model(images), peer(standardised))] if head else []
+    ours, theirs = zip(*pairs, strict=True)
+    worst = compare(ours, theirs, CLOSE, "what timm would open")
+    return f"{where}, which sslvit opens too: {opens} computes the same to {worst:.0e}."
+
+
 def as_transformers(backbone: ViT | BiT, about: dict[str, Any], folder: Path) -> str:
     backbone = only_vit(backbone, "transformers")
     config, registers = backbone.config, backbone.registers

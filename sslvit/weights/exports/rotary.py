@@ -15,6 +15,7 @@ from sslvit.weights.exports.layouts import (
     READOUT,
     only_vit,
     outputs_of_transformers,
+    read_back_by_timm,
     transformers_preprocessor,
     write_json,
     write_weights,
@@ -77,26 +78,8 @@ def as_timm_dinov3(model: ViT | BiT | Classifier, about: dict[str, Any], folder:
     theirs = (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), (".fc1_g.", ".gate."), (".fc1_x.", ".value."))
     write_weights(folder / "model.safetensors", weights, theirs)
     write_json(folder / "config.json", _timm_config(backbone, about["readout"], len(head["head.bias"]) if head else 0))
-    images = sample(backbone, backbone.image_size)
-    if not find_spec("timm"):
-        ours = load_foreign(folder, leave_head=bool(head))[0]
-        compare(tuple(backbone(images)), tuple(ours(images)), CLOSE, "what sslvit would open")
-        return (
-            "{out}: timm.create_model('local-dir:{out}', pretrained=True). timm is not installed: read by sslvit alone."
-        )
-    import timm
-
-    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    standardised, encoded = backbone.standardise(images), backbone(images)
-    tokens = peer.forward_features(standardised)
-    pairs = [(encoded.cls, tokens[:, 0]), (encoded.patches, tokens[:, backbone.prefix :])]
-    pairs += [(model(images), peer(standardised))] if head else []
-    mine, others = zip(*pairs, strict=True)
-    worst = compare(mine, others, CLOSE, "what timm would open")
-    return (
-        "{out} is in the layout of timm's DINOv3, which sslvit opens too: timm.create_model('local-dir:{out}', "
-        f"pretrained=True) computes the same to {worst:.0e}. In training timm moves no positions."
-    )
+    read = read_back_by_timm(model, backbone, folder, "{out} is in the layout of timm's DINOv3")
+    return f"{read} In training timm moves no positions."
 
 
 def _timm_config(backbone: ViT, readout: str, classes: int) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: L
             f"{file}: its MLPs go from {tuple(mlp.shape)} to {tuple(mlp_out.shape)}, so they have gates, and nothing "
             "shows that they are SwiGLU's: say family=dinov2 if they are"
         )
-    if "norm.weight" not in weights and not any(n.startswith("fc_norm.") for n in located.left_behind):
+    normed = ("fc_norm.", "pooler.norm.")  # the mean, behind the blocks
+    if "norm.weight" not in weights and not any(n.startswith(normed) for n in located.left_behind):
         raise DataError(f"{file}: missing norm.weight, the norm after the last block, which changes all outputs")
     width, depth = size_of(weights)
     if depth > len(weights):
@@ -67,6 +68,8 @@ def vit(weights: dict[str, Tensor], facts: dict[str, Any], file: str, located: L
         weights.setdefault("patch_embed.proj.bias", torch.zeros(width))
     if "rope_base" in facts:
         config |= _rotary(weights, patch_size, facts, file)
+    elif any(name.startswith("relative_bias") for name in weights):
+        config |= _by_offset(weights, patch_size, facts.get("image_size"), file)
     else:
         config |= _positions(weights, prefix, patch_size, facts.get("image_size"), file, located.layout)
     return _filled(ViT, config, weights, file)
@@ -138,6 +141,26 @@ def _rotary(weights: dict[str, Tensor], patch_size: Grid, facts: dict[str, Any],
         "position_at": "every_layer_shared",
         "image_size": size,
         **{name: facts[name] for name in moves if name in facts},
+    }
+
+
+def _by_offset(weights: dict[str, Tensor], patch_size: Grid, image_size: Grid | None, file: str) -> dict[str, Any]:
+    tables = {name: tensor for name, tensor in weights.items() if name.startswith("relative_bias")}
+    shared = "relative_bias" in tables
+    if "pos_embed" in weights or (shared and len(tables) > 1):
+        other = "pos_embed" if "pos_embed" in weights else "a table of all blocks"
+        raise DataError(f"{file} has a bias of attention by offset and {other} too, and a ViT here has one of them")
+    entries = next(iter(tables.values())).shape[-2]
+    offsets = entries - 3 * ("cls_token" in weights)
+    side = (isqrt(max(offsets, 0)) + 1) // 2
+    h, w = _grid_of(image_size, patch_size, file) if image_size else (side, side)
+    if (2 * h - 1) * (2 * w - 1) != offsets:
+        why = "not those of a square grid" if image_size is None else f"not those of image_size {image_size}"
+        raise ValueError(f"{file}: a bias of {entries} entries for each head, {why}: say image_size= as it was trained")
+    return {
+        "position": "relative_bias",
+        "position_at": "every_layer_shared" if shared else "every_layer",
+        "image_size": (h * patch_size[0], w * patch_size[1]),
     }
 
 

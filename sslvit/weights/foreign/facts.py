@@ -45,6 +45,9 @@ FAMILIES = {
     "dinov2": Family({S: 6, B: 12, L: 16, (1536, 40): 24}, resize="bicubic_offset"),
     # https://github.com/facebookresearch/dinov3. S+ has the size of S, and (192, 12) is of EUPE, which has its code.
     "dinov3": Family({TI: 3, S: 6, B: 12, L: 16, H: 20, (4096, 40): 32}, resize="bicubic", epsilon=1e-5),
+    # https://github.com/microsoft/unilm, beit and beit2. The shapes of their tables show the heads.
+    "beit": Family({}, mean=HALF, std=HALF, resize="geometric", readout="mean"),
+    "beitv2": Family({}, resize="geometric", readout="mean"),
     # https://github.com/openai/CLIP. Others who trained with open_clip's code mostly have the exact GELU.
     "clip": Family(
         {B: 12, L: 16},
@@ -87,13 +90,18 @@ TIMM_PLAIN = {
 TIMM_CLIP = re.compile(r"vit_(base|large|huge)_patch\d+_clip(_quickgelu)?_\d+")
 TIMM_SIGLIP = re.compile(r"vit_(base|large|so400m)_patch\d+_siglip_\d+")
 SIGLIP_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip_512|so400m_patch16).*")
+TIMM_BEIT = re.compile(r"beit(?:v2)?_(base|large)_patch16_\d+")
+BEIT_PLAIN = TIMM_PLAIN | {
+    "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "use_fc_norm", "head_init_scale",
+}  # fmt: skip
 EVA_PLAIN = (TIMM_PLAIN - {"reg_tokens", "fc_norm"}) | {
     "num_reg_tokens", "use_fc_norm", "swiglu_mlp", "swiglu_align_to", "rope_temperature", "num_heads", "img_size",
 }  # fmt: skip
 TRANSFORMERS_GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 DINOV2 = ("dinov2", "dinov2_with_registers")
 CLIP = ("clip_vision_model", "siglip_vision_model", "clip", "siglip")  # the last two have a text tower too
-TRANSFORMERS = {"vit", "deit", "vit_mae", "vit_msn", "ijepa", "dinov3_vit", *DINOV2, *CLIP}
+BEIT = ("beit", "data2vec-vision")
+TRANSFORMERS = {"vit", "deit", "vit_mae", "vit_msn", "ijepa", "dinov3_vit", *DINOV2, *CLIP, *BEIT}
 ROPE = {"rope_base": 100.0, "rope_rescale": 2.0}  # of DINOv3 in its own hub and in transformers; timm's moves nothing
 
 
@@ -196,7 +204,8 @@ def add_timm_config(facts: Facts, config: dict[str, Any], is_bit: bool) -> None:
             f"{facts.name}: timm's architecture {name!r} is not one of those that are known here. If you know it to be "
             "a plain ViT, copy the file to where no config.json is, under another name, and say what it needs"
         )
-    unknown = set(arguments) - TIMM_PLAIN - {"img_size", "num_heads", "act_layer", "pos_embed"}
+    plain = BEIT_PLAIN if TIMM_BEIT.fullmatch(name) else TIMM_PLAIN
+    unknown = set(arguments) - plain - {"img_size", "num_heads", "act_layer", "pos_embed"}
     if unknown or arguments.get("pos_embed", "learn") != "learn":
         raise DataError(f"{facts.name}: its model_args have {sorted(unknown) or 'pos_embed'}, which is not known here")
     act = arguments.get("act_layer")
@@ -224,7 +233,9 @@ class Constants(NamedTuple):
 
 
 def timm_constants(name: str) -> Constants | None:
-    """Of a plain ViT, of DINOv2's giant, or of an image tower."""
+    """Of a plain ViT, of BEiT, of DINOv2's giant, or of an image tower."""
+    if beit := TIMM_BEIT.fullmatch(name):
+        return Constants(TIMM_HEADS[beit[1]], TIMM_DEPTH[beit[1]])
     if named := ARCHITECTURE.fullmatch(name):
         size = named[1] or named[2] or named[3]
         return Constants(TIMM_HEADS[size], TIMM_DEPTH[size], swiglu=size == "giant")
@@ -343,12 +354,13 @@ def shapes(weights: dict[str, Tensor]) -> dict[str, str]:
     tokens = ["a class token" if "cls_token" in weights else "no class token"]
     tokens += [f"{weights['reg_token'].shape[1]} registers"] if "reg_token" in weights else []
     patches = " x ".join(map(str, kernel.shape[2:]))
+    relative = "a bias of attention by offset" if any(n.startswith("relative_bias") for n in weights) else "no table"
     return {
         "variant": f"width {width}, depth {depth}, {millions:.1f} million parameters"
         + (", a ResNet as its stem" if hybrid else ""),
         "images": "" if hybrid else f"{kernel.shape[1]} channels, in patches of {patches} px",
         "tokens": ", ".join(tokens),
-        "positions": f"a table of {weights['pos_embed'].shape[1]} rows" if "pos_embed" in weights else "no table",
+        "positions": f"a table of {weights['pos_embed'].shape[1]} rows" if "pos_embed" in weights else relative,
     }
 
 

@@ -29,7 +29,8 @@ DEFAULTS = ("teacher", "base_encoder")  # evaluated by DINO and MoCo v3, which s
 LACKING = {
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
     r"\.attn\.wq\.": "queries that share their keys, as in Sapiens2",
-    r"rel(ative)?_pos|q_bias": "relative positions or biases of q and v alone, as in BEiT",
+    r"rel(ative)?_pos": "relative positions other than BEiT's",
+    r"q_bias": "biases of q and v alone beside a table of positions",
     r"patch_embed\.proj\.0\.|conv_proj\.conv_bn": "a convolutional stem",
     r"\.(attn\.norm|mlp\.norm)\.": "norms inside its branches",
     r"masked_embed": "a mask inside its backbone, as in iBOT",
@@ -45,9 +46,14 @@ NO_CLASSIFIER = re.compile(
     r"(?:.*[./ ])?(?:(?:base_encoder|momentum_encoder)\.head\.\d+|predictor\.\d+|head\.(?:mlp\.\d+|last_layer)|"
     r"decoder\w*(?:\..*)?|(?:blocks|layers?|encoder|text_model)\..*)\.\w+"
 )
+TABLE = "relative_position_bias_table"
 TIMM_REST = re.compile(
-    r"(head|head_dist|pre_logits|fc_norm|attn_pool|decoder\w*|mask_token|projectors|local_cls_norm)(\..*)?"
+    r"(head|head_dist|pre_logits|fc_norm|attn_pool|decoder\w*|mask_token|projectors|local_cls_norm|lm_head|"
+    r"cls_pt_layers)(\..*)?"
 )
+# BEiT's tables of offsets, under names that differ by words alone: of each block, or of all.
+BIAS_OF_BLOCK = re.compile(rf"blocks\.(\d+)\.(?:attn\.)?(?:attention\.)?(?:relative_position_bias\.)?{TABLE}")
+BIAS_OF_ALL = re.compile(rf"(?:rel_pos_bias|encoder\.relative_position_bias|shared_position_bias)\.{TABLE}")
 # Files of what no backbone is, by the names that they have.
 OTHERS = {
     r"(^|\.)(text_model\.|token_embedding|text_projection|transformer\.resblocks|word_embeddings)": (
@@ -93,6 +99,7 @@ TRANSFORMERS_VIT = (  # but not DINOv2
     (".layernorm_before.", ".norm1."),
     (".layernorm_after.", ".norm2."),
 )
+TRANSFORMERS_BEIT = ((".lambda_1", ".ls1.gamma"), (".lambda_2", ".ls2.gamma"))  # and data2vec's
 TRANSFORMERS_DINOV3 = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.mask_token", "mask_token"),
@@ -139,7 +146,7 @@ TRANSFORMERS_IN_MEMORY = (  # of version 5
 )
 RULES = {
     "torchvision": TORCHVISION + TORCHVISION_OLD,
-    "transformers": TRANSFORMERS + TRANSFORMERS_VIT + TRANSFORMERS_IN_MEMORY,
+    "transformers": TRANSFORMERS + TRANSFORMERS_VIT + TRANSFORMERS_BEIT + TRANSFORMERS_IN_MEMORY,
     "transformers DINOv3": TRANSFORMERS_DINOV3,
     "transformers CLIP": TRANSFORMERS_CLIP,
     "CLIP": CLIP,
@@ -240,7 +247,7 @@ def refuse_what_we_lack(names: Sequence[str], file: str) -> None:
 
 def to_timm(located: Located, file: str) -> Located:
     """A torch layout's weights under timm's names; those that no backbone has are left behind."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     if located.layout == "CLIP":
         text = {name for name in located.weights if not name.startswith("visual.") or name == "visual.proj"}
         left = {name: tensor for name, tensor in located.weights.items() if name in text}
@@ -261,6 +268,8 @@ def to_timm(located: Located, file: str) -> Located:
         renamed = _with_axes(renamed)
     if located.layout.startswith(("timm", "transformers")):
         renamed, facts = joined(renamed, file)
+        located, renamed, by_offset = _with_offsets(located, renamed)
+        facts |= by_offset
     refuse_what_we_lack(list(renamed), file)
     others = {
         "torchvision": r"heads\..*",
@@ -272,6 +281,26 @@ def to_timm(located: Located, file: str) -> Located:
     pattern = re.compile(others[located.layout]) if located.layout in others else TIMM_REST
     left = {name: renamed.pop(name) for name in list(renamed) if pattern.fullmatch(name)}
     return located._replace(weights=renamed, left_behind=located.left_behind | left, facts=facts)
+
+
+def _with_offsets(located: Located, weights: dict[str, Tensor]) -> tuple[Located, dict[str, Tensor], dict[str, Any]]:
+    """BEiT's tables of offsets under our names, with the heads and the rule of resizing that they imply."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if block := BIAS_OF_BLOCK.fullmatch(name):
+            renamed[f"relative_bias.{block[1]}"] = tensor
+        elif BIAS_OF_ALL.fullmatch(name):
+            renamed["relative_bias"] = tensor.unsqueeze(0)
+        elif not name.endswith("relative_position_index"):
+            renamed[name] = tensor
+    tables = [tensor for name, tensor in renamed.items() if name.startswith("relative_bias")]
+    if not tables:
+        return located, weights, {}
+    left = located.left_behind | {n: t for n, t in weights.items() if n.endswith("relative_position_index")}
+    if "lm_head.weight" in left and "norm.weight" not in renamed:  # transformers has it beside what predicts tokens
+        renamed |= {f"norm.{kind}": left.pop(f"layernorm.{kind}") for kind in ("weight", "bias")}
+    resize = "geometric" if located.layout == "timm" else "bilinear"
+    return located._replace(heads=tables[0].shape[-1], left_behind=left), renamed, {"resize": resize}
 
 
 def _with_axes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,11 @@
     backbone, about = load_foreign("my.safetensors", heads=6, gelu="exact", mean=..., std=...)
     backbone, about = open_backbone("runs/mpp")  # ours, or any of these
 
-Names show the layout: timm's (ViT, AugReg, DeiT, hybrids, BiT, DINOv3), torchvision's, transformers' (ViT, DeiT, MAE,
-DINOv2, DINOv3, image towers of CLIP and SigLIP), the releases of MoCo v3, DINO, MAE, DINOv2, DINOv3 and CLIP, Google's
-.npz of ViT, hybrids, big_vision and BiT. Facts that names and shapes do not show (sslvit.weights.foreign.facts) come
-from the release, a config.json or arguments. `about` lists the weights that are left behind. A file with a classifier
-was trained on labels, which needs leave_head=True.
+Names show the layout: timm's (ViT, AugReg, DeiT, BEiT, hybrids, BiT, DINOv3), torchvision's, transformers' (ViT, DeiT,
+MAE, BEiT, data2vec, DINOv2, DINOv3, image towers of CLIP and SigLIP), the releases of MoCo v3, DINO, MAE, BEiT, DINOv2,
+DINOv3 and CLIP, Google's .npz of ViT, hybrids, big_vision and BiT. Facts that names and shapes do not show
+(sslvit.weights.foreign.facts) come from the release, a config.json or arguments. `about` lists the weights that are
+left behind. A file with a classifier was trained on labels, which needs leave_head=True.
 """
 
 import shlex
@@ -168,7 +168,10 @@ def _about(
     release, config = located.family or family, contents.config or contents.torchvision or {}
     readout = FAMILIES[release].readout if release else "cls"
     pooling = (config.get("model_args") or {}).get("global_pool") or config.get("global_pool")
-    if pooling == "avg" or (isinstance(backbone, ViT) and not backbone.config.final_norm):
+    by_mean = isinstance(backbone, ViT) and (
+        not backbone.config.final_norm or (backbone.position == "relative_bias" and pooling != "token")
+    )  # which is what BEiT, data2vec and their classifiers read
+    if pooling == "avg" or by_mean:
         readout = "mean"
     readout = config.get("sslvit_readout") or readout  # of our exports
     return {

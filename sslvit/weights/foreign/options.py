@@ -56,7 +56,7 @@ class ModelConfig:
     group: ClassVar[str] = "Model"
     model: Path = Path("runs/mpp/model")
     """A run, a model, or a checkpoint. A run's folder (finished or not), a model folder, or a file of timm,
-    torchvision, transformers, Google, MoCo v3, DINO, MAE, DINOv2 or DINOv3."""
+    torchvision, transformers, Google, MoCo v3, DINO, MAE, BEiT, DINOv2 or DINOv3."""
     foreign: tuple[str, ...] = ()
     """Facts that such a checkpoint lacks, e.g. family=mae; or heads=6 gelu=exact mean=.5,.5,.5 std=.5,.5,.5;
     leave_head=true takes the backbone of a classifier."""
