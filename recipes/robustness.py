@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 from sslvit.cli import run_cli
 from sslvit.config import LabelledConfig, check_bounds, option
+from sslvit.errors import DataError
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.evaluate.monitor import draw_ids
 from sslvit.evaluate.robustness.assess import Model, assess, channels_of, image_size_of
 from sslvit.evaluate.stored import stored
+from sslvit.models.readout import Classifier
 from sslvit.processes.collectives import start
 from sslvit.processes.progress import progress_bar
 from sslvit.reports import robustness as report
@@ -87,6 +89,9 @@ def main(config: Config) -> dict[str, Any]:
     models, about = {name: model for name, (model, _) in zip(names, found, strict=True)}, found[0][1]
     size = to_pair(config.image_size or image_size_of(models))
     train, test, note = open_labelled(replace(config, image_size=size), size, channels_of(models), about=about)
+    for name, (model, _), classes in zip(names, models.values(), (one.get("classes") for _, one in found), strict=True):
+        if isinstance(model, Classifier) and classes and train.classes and tuple(classes) != train.classes:
+            raise DataError(f"the classes of the head of {name} are not those of {train.name}: give --no_heads")
     ids, view = draw_ids(test, config.limit_test), config.eval_view(size)
 
     def extract(backbone: Any, readout: str) -> Any:

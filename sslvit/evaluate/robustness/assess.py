@@ -63,7 +63,7 @@ def random_starts(models: Mapping[str, Model]) -> dict[str, Model]:
     kinds: dict[Any, tuple[str, Any]] = {}
     for name, (model, readout) in models.items():
         kinds.setdefault((backbone_of(model).config, readout), (name, backbone_of(model)))
-    title = "random start" if len(kinds) == 1 else "random start of {}"
+    title = "random start" if len(kinds) == 1 else "random ({})"
     return {
         title.format(name): (with_random_weights(backbone), readout) for (_, readout), (name, backbone) in kinds.items()
     }

@@ -37,7 +37,7 @@ def shot_noise(x: Tensor, key: Tensor, photons: int) -> Tensor:
     """Poisson numbers, by the inverse of their distribution at uniform ones."""
     table, levels = poisson(photons).to(x.device), (x * 255).round()
     place = torch.searchsorted(table.flatten(), rng.uniform(key, *x.shape[1:]) + levels)
-    return (place - levels.long() * table.shape[1]) / photons
+    return (place - levels.long() * table.shape[1]).double() / photons
 
 
 @cache
@@ -168,7 +168,7 @@ def by_pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor
     """One image after another."""
     arrays = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     changed = [np.asarray(change(Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one))) for one in arrays]
-    return torch.from_numpy(np.stack(changed)).reshape(arrays.shape).permute(0, 3, 1, 2).to(x.device) / 255.0
+    return torch.from_numpy(np.stack(changed)).reshape(arrays.shape).permute(0, 3, 1, 2).to(x) / 255
 
 
 # Of each its function, and its parameters by strength: ImageNet-C's, then CIFAR-10-C's.
@@ -200,7 +200,8 @@ CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], Table, Table]] = {
          (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)),
     ),
     "fog": (
-        fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+        fog, ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+        ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     ),
     "brightness": (brightness, (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (contrast, (0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
