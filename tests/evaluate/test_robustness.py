@@ -285,7 +285,7 @@ def test_a_head_of_other_classes_is_refused(tmp_path, capsys):
 
 def test_models_of_other_sizes_need_one_image_size():
     models = {name: (ViT.variant("mu/8", image_size=size), "cls") for name, size in (("a", 16), ("b", 32))}
-    with pytest.raises(ValueError, match=r"\(a 16 x 16, b 32 x 32\) need one --image_size"):
+    with pytest.raises(ValueError, match=r"image_size: a \(16, 16\), b \(32, 32\); give one --image_size"):
         assessing.image_size_of(models)
 
 

@@ -27,21 +27,20 @@ def backbone_of(model: ViT | BiT | Classifier) -> Any:
     return model.backbone if isinstance(model, Classifier) else model
 
 
+def shared(models: Mapping[str, Model], what: str, remedy: str) -> Any:
+    """The image_size or the channels that all models have."""
+    each = {name: getattr(backbone_of(model), what) for name, (model, _) in models.items()}
+    if len(set(each.values())) > 1:
+        raise ValueError(f"the models differ in {what}: {', '.join(f'{k} {v}' for k, v in each.items())}; {remedy}")
+    return next(iter(each.values()))
+
+
 def image_size_of(models: Mapping[str, Model]) -> tuple[int, int]:
-    """Height and width of the images, if the models agree on them."""
-    sizes = {name: backbone_of(model).image_size for name, (model, _) in models.items()}
-    if len(set(sizes.values())) > 1:
-        each = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-        raise ValueError(f"models of different image sizes ({each}) need one --image_size for all")
-    return next(iter(sizes.values()))
+    return shared(models, "image_size", "give one --image_size for all")
 
 
 def channels_of(models: Mapping[str, Model]) -> int:
-    channels = {name: backbone_of(model).channels for name, (model, _) in models.items()}
-    if len(set(channels.values())) > 1:
-        each = ", ".join(f"{name} {number}" for name, number in channels.items())
-        raise ValueError(f"models of different channels ({each}) cannot see the same images: evaluate them separately")
-    return next(iter(channels.values()))
+    return shared(models, "channels", "evaluate them separately")
 
 
 def grid_of(models: Mapping[str, Model], grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
