@@ -34,7 +34,7 @@ def overview(numbers: dict[str, Any], *, intervals: bool) -> tuple[list[str], li
     table = {title: accuracy[condition] for condition, title in shown.items() if condition in accuracy}
     table["mean corruption error"] = numbers["mean corruption error"]
     table["calibration error"] = errors["0"]
-    table[f"the same, corrupted by {STRENGTHS[-1]}"] = errors[str(STRENGTHS[-1])]
+    table[f"calibration error, strength {STRENGTHS[-1]}"] = errors[str(STRENGTHS[-1])]
     if conflicts:
         table["outline against colour"] = {name: one["share"] for name, one in conflicts.items()}
     models = list(accuracy[CLEAN])

@@ -84,7 +84,8 @@ def test_what_is_random_depends_on_the_image_and_not_on_the_batch():
     assert order.sort().values.tolist() == [list(range(16))] * 5
 
 
-def test_the_salient_patch_is_the_one_that_the_class_token_attends_to():
+@pytest.mark.parametrize("readout", ["cls", "mean"])
+def test_the_salient_patch_is_the_one_that_the_model_attends_to(readout):
     """Queries are constant and keys grow with what is bright, so that a bright patch has most of the attention."""
     vit = ViT.variant("mu/8", image_size=32, position="none")
     block = vit.blocks[-1]
@@ -101,8 +102,18 @@ def test_the_salient_patch_is_the_one_that_the_class_token_attends_to():
     images = torch.full((2, 3, 32, 32), 0.4)
     images[0, :, 8:16, 16:24] = 1.0  # patch 6 of 4 x 4
     images[1, :, 24:, :8] = 1.0  # patch 12
-    assert patches.salient_order(vit, images, (4, 4))[:, 0].tolist() == [6, 12]
-    assert patches.salient_order(vit, images, (2, 2))[:, 0].tolist() == [1, 2]
+    assert patches.salient_order(vit, images, (4, 4), readout)[:, 0].tolist() == [6, 12]
+    assert patches.salient_order(vit, images, (2, 2), readout)[:, 0].tolist() == [1, 2]
+
+
+def test_a_model_that_is_read_by_its_mean_patch_has_the_salience_of_its_patches():
+    """By the attention of the last block: a row of the class token, or the mean of the patches' rows."""
+    vit = ViT.variant("mu/8", image_size=16)
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (attention,) = vit.attention(images, 1)
+    for readout, rows in (("cls", attention[:, :, 0, 1:]), ("mean", attention[:, :, 1:, 1:].mean(2))):
+        expected = rows.mean(1).argsort(1, descending=True)
+        assert torch.equal(patches.salient_order(vit, images, (2, 2), readout), expected)
 
 
 def test_grids_of_shuffled_patches_divide_the_image():

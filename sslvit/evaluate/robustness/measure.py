@@ -131,8 +131,7 @@ def measure(
         kept.append(samples.ids[good])
         images, key = images[good], rng.key(0, "robustness", samples.ids[good].to(device))
         shown = Shown(images, key, patches.random_order(key, grid), None)
-        vits = [one.backbone if isinstance(one.backbone, ViT) else None for one in subjects]
-        mine = [shown._replace(salient=patches.salient_order(vit, images, grid) if vit else None) for vit in vits]
+        mine = [shown._replace(salient=salience(one, images, grid)) for one in subjects]
         if conflict := conflicting(source, samples.ids[good], size):
             colors.append(conflict[1])
             changes[CONFLICT] = partial(lambda pixels, shown: pixels, conflict[0].to(device))
@@ -151,6 +150,11 @@ def measure(
     seen = torch.cat(kept)
     labels = torch.from_numpy(source.required_labels())[seen]
     return Measured(seen, labels, answers, torch.cat(colors) if colors else None)
+
+
+def salience(subject: Subject, images: Tensor, grid: Grid) -> Tensor | None:
+    vit = subject.backbone
+    return patches.salient_order(vit, images, grid, subject.readout) if isinstance(vit, ViT) else None
 
 
 def answer(subject: Subject, images: Tensor) -> Answers:

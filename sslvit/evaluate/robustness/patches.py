@@ -4,7 +4,8 @@ https://arxiv.org/abs/2105.10497, code https://github.com/Muzammal-Naseer/IPViT)
 Dropped pixels are black, 0 before they are standardised, as in its code, and whole numbers of patches are dropped,
 rounded down. There one draw is for a whole batch; here each image has its own, and a larger share contains the smaller.
 There the salient patches are those that hold a share of the attention in one head of DINO; here they are a share of the
-patches, by the attention of the model that is evaluated, its last layer's, averaged over heads.
+patches, by the attention of the model that is evaluated, its last layer's, averaged over heads: of the class token or,
+where the model is read by its mean patch, of the patches, since nothing has trained its class token then.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
-from sslvit.evaluate.analysis import attention_maps
+from sslvit.evaluate.features import evaluation_mode
 from sslvit.models.positions import Grid
 from sslvit.models.vit import ViT
 
@@ -44,11 +45,15 @@ def random_order(key: Tensor, grid: Grid) -> Tensor:
     return rng.permutation(rng.fold(key, "drop"), grid[0] * grid[1])
 
 
-def salient_order(vit: ViT, images: Tensor, grid: Grid) -> Tensor:
-    """The patches that the class token, or without one the mean patch, attends to most come first. On another grid than
-    the model's, its attention is averaged or repeated: b c h w -> b p"""
-    attention = F.adaptive_avg_pool2d(attention_maps(vit, images).last.mean(1), grid)
-    return attention.flatten(1).argsort(dim=1, descending=True, stable=True).to(images.device)
+def salient_order(vit: ViT, images: Tensor, grid: Grid, readout: str) -> Tensor:
+    """The patches that the class token attends to most come first; of a model that is read by its mean patch, those
+    that patches attend to most. On another grid than the model's its attention is averaged: b c h w -> b p"""
+    with evaluation_mode(vit, images.device.type):
+        (attention,) = vit.attention(images, 1)
+    rows = attention[:, :, vit.prefix :] if readout == "mean" else attention[:, :, :1]
+    (height, width), maps = vit.grid_of(images), rows[..., vit.prefix :].mean((1, 2))
+    maps = F.adaptive_avg_pool2d(maps.view(-1, height, width), grid)
+    return maps.flatten(1).argsort(dim=1, descending=True, stable=True)
 
 
 def dropped(images: Tensor, order: Tensor, share: float, grid: Grid) -> Tensor:
