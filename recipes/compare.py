@@ -33,7 +33,7 @@ def main(config: ComparisonConfig) -> None:
     settings = check_settings(
         config,
         config.out / "compare.json",
-        free=("out", "jobs", "records"),
+        free=("out", "jobs", "records", "robustness"),
         grows=("methods", "seeds"),
         appended=("transfer",),
     )

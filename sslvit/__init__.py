@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers
         push_to_hub as push_to_hub,
         save_model as save_model,
     )
+    from sslvit.api.robust import corrupt as corrupt, robustness as robustness
     from sslvit.api.runs import Run as Run, finetune as finetune, pretrain as pretrain
     from sslvit.api.seen import nearest_patches as nearest_patches, pca_of_patches as pca_of_patches
     from sslvit.config import TrainConfig as TrainConfig
@@ -65,6 +66,7 @@ PLACES = {
     "api.dense": ("probe_dense", "Dense"),
     "api.seen": ("pca_of_patches", "nearest_patches"),
     "evaluate.features": ("Features",),
+    "api.robust": ("robustness", "corrupt"),
     "api.models": ("load_model", "save_model", "export_model", "push_to_hub"),
     "errors": ("Error",),
 }

@@ -38,6 +38,7 @@ COMMANDS = {
     "linear-probe": Command("Evaluate", "", "linear classifiers by the papers' protocols", "linear_probe"),
     "probe-dense": Command("Evaluate", "", "frozen patches: classes of pixels, mean IoU", "probe_dense"),
     "analyse": Command("Evaluate", "", "what a ViT sees: patches, images, attention", "analyse"),
+    "robustness": Command("Evaluate", "", "corrupted images, lost and shuffled patches, calibration", "robustness"),
     "baselines": Command("Evaluate", "", "accuracies without a model: commonest class, raw pixels", "baselines"),
     "pair": Command(
         "Evaluate", "A.parquet B.parquet", "compare two files of predictions, image by image",

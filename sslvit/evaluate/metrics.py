@@ -45,10 +45,14 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     if probabilities.min() < 0 or (probabilities.sum(-1) - 1).abs().max() > 1e-3:
         raise ValueError("calibration needs probabilities: not negative, and of sum 1")
     confidence, predicted = probabilities.double().max(-1)
-    right = (predicted == labels).double()
+    return calibration_gap(confidence, predicted == labels, bins)
+
+
+def calibration_gap(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """The same of confidences in [0, 1] and of which predictions are right: n, n"""
     bin = (confidence * bins).ceil().long().clamp(1, bins) - 1  # as in the paper, a bin holds its upper end
-    gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, bin, right - confidence)
-    return gaps.abs().sum().item() / len(labels)
+    gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, bin, right.double() - confidence)
+    return gaps.abs().sum().item() / len(right)
 
 
 def confusion(scores: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sslvit.errors import NoInput
 from sslvit.evaluate.labelled import open_labelled
 from sslvit.experiments.disk import needed
 from sslvit.experiments.jobs import Job, check_words, flags, is_recipe, made_again, reading, recipes
-from sslvit.experiments.results import BASELINES, OWN, SCRATCH
+from sslvit.experiments.results import BASELINES, OWN, ROBUSTNESS, SCRATCH, scratch
 from sslvit.experiments.work import work_on
 from sslvit.finetuning import ENOUGH
 from sslvit.models.vit import ViT
@@ -31,6 +31,7 @@ from sslvit.storage.sealed import NUMBER
 from sslvit.views.batching import Size
 from sslvit.weights.folder import WEIGHTS, save_backbone
 
+CHANGED = 1000  # test images that are changed in each of a hundred ways, unless --limit_test says how many
 HELD_OUT, TRANSFER = "classes held out", "transfer "
 INIT, INITS = "init", ("jax", "timm")  # a method's random weights
 SAME_FOR_ALL = (
@@ -154,6 +155,9 @@ class ComparisonConfig(ImagesConfig):
     takes all."""
     limit_test: int = option(0, least=0)
     """The same for the test images."""
+    robustness: bool = False
+    """Also test the first seed's models, and scratch, on corrupted images and with patches lost or shuffled, each by
+    logistic regression on its frozen features; on 1,000 test images, or --limit_test."""
     records: Path | None = None
     """Also keep the numbers of each finished method and seed in this folder, one small file each. What has a file there
     is not done again, so a comparison can go on on another machine."""
@@ -187,6 +191,8 @@ def check(config: ComparisonConfig) -> None:
         check_words(method.recipe, words, flag)
     if len({config.data, *config.transfer}) < 1 + len(config.transfer):
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
+    if config.robustness and config.records:
+        raise ValueError("--robustness reads models, and --records may keep none of what is done: leave one out")
     ViT.variant(config.model, image_size=config.image_size)
     channels = config.source(channels=config.channels).channels
     for place in places(config):
@@ -296,7 +302,21 @@ def plan(
             work = (known.work if known else 1.0) * epochs[method.folder] / config.epochs
             jobs.append(Job(f"pretrain/{name}", method.recipe, words, run / "report.md", work=work, run=run))
             jobs += evaluations(config, name, run, (f"pretrain/{name}",))
-    return jobs
+    return [*jobs, *([robustness(config, starts)] if config.robustness else [])]
+
+
+def robustness(config: ComparisonConfig, starts: dict[str, Path]) -> Job:
+    """Of the first seed's models, on the images that pretraining saw the like of."""
+    models = {scratch(readout): starts[f"{name}-0"] for readout, name in SCRATCH.items()}
+    named = names_of(config.methods)
+    models |= {name: config.out / "runs" / f"{folder}-0" for folder, name in named.items()}
+    (own, images), *_ = sets(config).items()
+    out = config.out / ROBUSTNESS
+    words = (*reading(images), "--no_random", "--no_heads", *flags(model=[*models.values()], names=[*models]))
+    words += flags(threads=1, out=out, cache=config.out / "features")
+    words += flags(limit_train=config.limit_train, limit_test=config.limit_test or CHANGED)
+    needs = tuple(f"pretrain/{folder}-0" for folder in named)
+    return Job(f"{ROBUSTNESS}/{own}", "robustness", words, out / "numbers.json", needs, work=0.3 * len(models))
 
 
 def limits(config: ComparisonConfig) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 from sslvit.experiments import learning
 from sslvit.experiments.claims import ahead_of, in_words, notes, sentences, warnings
 from sslvit.experiments.records import TUNED
+from sslvit.experiments.results import ROBUSTNESS
 from sslvit.experiments.tables import (
     FROZEN,
     accuracy_table,
@@ -18,7 +19,7 @@ from sslvit.experiments.tables import (
     interval_tables,
     rows_of,
 )
-from sslvit.reports import page
+from sslvit.reports import page, robustness
 from sslvit.reports.charts import Dot, Line, dot_chart, line_chart
 from sslvit.reports.run import RunFolder, curves, markdown_table, pictures, records
 from sslvit.runs.public import markdown
@@ -107,6 +108,7 @@ def as_page(results: dict[str, Any], runs: dict[str, Path], commands: list[str])
         *fine_tuning(results),
         page.heading("Gain from pretraining"),
         *([page.table(*one) for one in ahead_tables(results)] or [page.paragraph("No difference is reported.")]),
+        *([page.heading("Robustness"), *robustness.sections(found)] if (found := results.get(ROBUSTNESS)) else []),
         page.heading("Cost"),
         page.table(*cost_table(results)),
         page.folded("All differences", *(every_difference(results, name) for name in compared)),
@@ -148,6 +150,9 @@ def as_markdown(results: dict[str, Any]) -> str:
         lines += [*table(*learning.table(results, column)), *bullets(learning.sentences(results, column))]
     for one in [*ahead_tables(results), *interval_tables(results)]:
         lines += table(*one)
+    if found := results.get(ROBUSTNESS):
+        lines += ["## Robustness", "", *table(*robustness.overview(found, intervals=True))]
+        lines += bullets([*robustness.notes(found), *robustness.differences(found)])
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         lines += [f"## {markdown(capitalized(name))}", "", *bullets(claims(results, name))]
     return "\n".join(lines)

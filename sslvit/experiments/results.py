@@ -24,7 +24,7 @@ from sslvit.storage.sealed import NUMBER
 
 SCRATCH = {"mean": "scratch", "cls": "scratch-cls"}  # folders of the random start, by readout
 OWN = "own"  # the labels of the images that pretraining saw
-BASELINES = "baselines"  # a folder
+BASELINES, ROBUSTNESS = "baselines", "robustness"  # folders
 
 Columns = dict[str, dict[str, list[Any]]]  # by column and method, one entry per seed
 
@@ -73,6 +73,9 @@ def collect(
     results = {"methods": list(readouts), "readouts": readouts, "seeds": seeds, "values": values, "costs": costs}
     results |= {"differences": differences(judged), "curves": curves, "rates": rates}
     results |= {"pixels": {place: add_baselines(out, place, values, judged, nearest) for place in places}}
+    if (file := out / ROBUSTNESS / "numbers.json").exists():
+        with made_again(file):
+            results[ROBUSTNESS] = sealed.read(file)
     return results | balanced_and_one_class(judged, nearest)
 
 

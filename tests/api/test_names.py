@@ -18,7 +18,7 @@ NAMES = [
     *("SimMIM", "IBOT", "DINOv2"),
     *("open_images", "pretrain", "finetune", "Run", "TrainConfig", "extract_features", "knn", "few_shot"),
     *("logistic_regression", "linear_probe", "Features", "load_model", "save_model", "export_model", "push_to_hub"),
-    *("pca_of_patches", "nearest_patches"),
+    *("pca_of_patches", "nearest_patches", "robustness", "corrupt"),
     *("Error", "views", "recipes"),
 ]
 

@@ -21,6 +21,7 @@ from PIL import Image
 from recipes_run import RECIPES, run
 from toy_jobs import Settings, toy, toys
 
+from sslvit.cli.parse import parse
 from sslvit.config import ImagesConfig
 from sslvit.errors import CannotWrite, DataError
 from sslvit.experiments.compare import (
@@ -35,7 +36,7 @@ from sslvit.experiments.compare import (
     starts,
 )
 from sslvit.experiments.disk import check_room, needed
-from sslvit.experiments.jobs import Job, check_settings, locked, reading
+from sslvit.experiments.jobs import Job, check_settings, locked, reading, recipe_of
 from sslvit.experiments.study import (
     Point,
     StudyConfig,
@@ -447,6 +448,22 @@ def test_a_comparison_refuses_bad_settings_before_it_writes_or_trains_anything(t
     with pytest.raises(ValueError, match=words):
         check(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_robustness_is_one_more_job_of_the_first_seeds_models_and_changes_no_other(tmp_path):
+    config = ComparisonConfig(out=tmp_path, data="shapes:n=40", image_size=16, methods=("mpp", "mae"), seeds=2)
+    models, epochs = starts(config), {"mpp": 1.0, "mae": 1.0}
+    without, jobs = (plan(one, models, epochs) for one in (config, replace(config, robustness=True)))
+    *others, last = jobs
+    assert others == without
+    assert last.needs == ("pretrain/mpp-0", "pretrain/mae-0")
+    read = parse(recipe_of("robustness").Config, args=last.words)
+    assert read.names == ("scratch (mean)", "scratch (cls)", "MPP", "MAE")
+    folders = ("starts/scratch-0", "starts/scratch-cls-0", "runs/mpp-0", "runs/mae-0")
+    assert read.model == tuple(tmp_path / name for name in folders)
+    assert (read.heads, read.random, read.limit_test, read.image_size) == (False, False, 1000, 16)
+    with pytest.raises(ValueError, match="--robustness reads models, and --records"):
+        check(replace(config, robustness=True, records=tmp_path))
 
 
 def test_jobs_read_the_images_as_the_comparison_does():

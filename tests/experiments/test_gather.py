@@ -10,8 +10,10 @@ import pytest
 from made_up_comparison import comparison
 
 from sslvit.errors import DataError, NoInput
+from sslvit.evaluate.robustness.corruptions import NAMES
 from sslvit.experiments.compare import ComparisonConfig
 from sslvit.experiments.gather import gather, report_again, write
+from sslvit.storage import sealed
 
 KEPT = Path(__file__).parents[2] / "recipes" / "results"
 
@@ -50,6 +52,33 @@ def test_a_comparison_whose_jobs_are_done_but_whose_report_is_missing_gets_it(fo
     assert "| raw pixels | 50.0 |" in text
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert json.loads((folder / "results.json").read_text())["methods"] == ["scratch (mean)", "scratch (cls)", "MAE"]
+
+
+def test_what_is_known_of_robustness_is_part_of_the_report_and_nothing_is_where_it_is_not(folder):
+    report_again(folder)
+    assert "obustness" not in (folder / "report.md").read_text() + (folder / "results.json").read_text()
+    interval, kinds = [0.5, 0.4, 0.6], ("clean", "mean of corruptions", "shuffle 2")
+    strengths, drops = [f"strength {one}" for one in range(1, 6)], [f"random drop {n / 10:g}" for n in range(1, 10)]
+    means = [f"{name} mean" for name in NAMES]
+    models = {"scratch (mean)": interval, "MAE": [0.75, 0.7, 0.8]}
+    numbers = {
+        "data": "made up", "images": 100, "size": [32, 32], "grid": [4, 4], "parameters": "CIFAR-10-C",
+        "read by": dict.fromkeys(models, "logistic regression of mean"),
+        "accuracy": dict.fromkeys((*kinds, *strengths, *drops, *means), models),
+        "ahead of the first": {key: {"MAE": [0.25, 0.2, 0.3]} for key in kinds[:2]},
+        "mean corruption error": models, "outline against colour": {},
+        "calibration error": {str(strength): dict.fromkeys(models, 0.125) for strength in range(6)},
+    }  # fmt: skip
+    (folder / "robustness").mkdir()
+    sealed.write(folder / "robustness" / "numbers.json", numbers)
+    (folder / "results.json").unlink()
+    report_again(folder)
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    assert "## Robustness" in text
+    assert "| corrupted | 50.0 [40.0, 60.0] | 75.0 [70.0, 80.0] |" in text
+    assert "MAE against scratch (mean): +25.0 points, 95% CI [20.0, 30.0]; corrupted +25.0 points" in text
+    assert "<h2>Robustness</h2>" in page
+    assert "Dropped patches: random." in page
 
 
 @pytest.mark.processes

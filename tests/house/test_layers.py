@@ -115,6 +115,7 @@ LIMITS = {
     "supervised.py": 127, "dino.py": 132, "ibot.py": 133, "dinov2.py": 160, "moco_v3.py": 91, "linear_probe.py": 104,
     "probe.py": 125, "analyse.py": 110, "embed.py": 93, "adapt.py": 186, "lejepa.py": 93, "segment.py": 119,
     "data2vec.py": 93,
+    "robustness.py": 115,
 }  # fmt: skip
 
 

@@ -142,16 +142,19 @@ def texture_label(ids: Tensor, seed: int = 0) -> Tensor:
     return rng.integers(rng.key(seed, "shapes", "texture", ids), len(TEXTURES))
 
 
-def make(ids: Tensor, size: int, seed: int = 0) -> Tensor:
-    """The images of these ids, as uint8: b -> b 3 size size."""
+def make(ids: Tensor, size: int, seed: int = 0, colors_of: Tensor | None = None) -> Tensor:
+    """The images of these ids, as uint8: b -> b 3 size size. colors_of: the shape whose colour each object has, b, by
+    default its own; all else stays the same."""
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise ValueError(f"ids are a vector of int64, not {ids.dtype} of shape {tuple(ids.shape)}")
     if size < 8:
         raise ValueError(f"size {size} is below 8 pixels, where shapes are indistinguishable")
     images = torch.empty(len(ids), 3, size, size, dtype=torch.uint8, device=ids.device)
     piece = max(1, PIXELS // size**2)
+    colors_of = shape_label(ids, seed) if colors_of is None else colors_of
     for start in range(0, len(ids), piece):
-        _render(ids[start : start + piece], size, seed, images[start : start + piece])
+        some = slice(start, start + piece)
+        _render(ids[some], size, seed, colors_of[some], images[some])
     return images
 
 
@@ -211,7 +214,7 @@ def outline_distance(
     return distance
 
 
-def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
+def _render(ids: Tensor, size: int, seed: int, colors_of: Tensor, out: Tensor) -> None:
     key = rng.key(seed, "shapes", "scene", ids)
     line = (torch.arange(size, device=ids.device, dtype=torch.float32) + 0.5) * (2 / size) - 1
 
@@ -227,7 +230,7 @@ def _render(ids: Tensor, size: int, seed: int, out: Tensor) -> None:
     # ground's is free. Where the object's is free too, colours are all that a small model learns in minutes, and they
     # say nothing of the kind.
     ground_color = between(key, "ground colour", 0.0, 0.6, 3, 1)
-    object_color = SHAPE_COLORS.to(ids.device)[labels, :, None] + between(key, "tint", -0.25, 0.25, 3, 1)
+    object_color = SHAPE_COLORS.to(ids.device)[colors_of, :, None] + between(key, "tint", -0.25, 0.25, 3, 1)
     colors = torch.cat([ground_color, object_color], dim=2).clamp_(0, 1)
     others = rng.uniform(rng.fold(key, "second colour"), 3, 2)
     contrast = between(key, "contrast", 0.1, 0.3, 1, 2) * torch.tensor([2.0, 1.0], device=ids.device)
