@@ -1,19 +1,16 @@
 """What every objective promises to the loop, which knows no objective. A new one is one line in OBJECTIVES."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
-import preloaded
 import pytest
 import torch
-import torch.distributed as dist
-from objectives_zoo import OBJECTIVES, Case, Views
+from objectives_zoo import OBJECTIVES, Case, Views, batch_of
 from safetensors.torch import load_file, save_file
+from together import Plan, trained_together
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +26,6 @@ from sslvit.storage import checkpoint
 from sslvit.train import pretrain
 
 STEPS = 20
-TOGETHER = 2  # processes
 STEPS_TOGETHER = 8
 WHOLE = 32  # images of a batch over all of them. With 8, MoCo v3's batch norm makes 1e-2 of float32's 1e-7 in 20 steps
 
@@ -41,18 +37,6 @@ MOVES_IN_FORWARD = ("running_mean", "running_var", "num_batches_tracked")
 @pytest.fixture(params=OBJECTIVES)
 def case(request) -> Case:
     return OBJECTIVES[request.param]
-
-
-def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
-    """Images of three kinds, brighter to one side, that the labels tell apart; each view is a brightness of its own."""
-    ids = torch.arange(b)
-    views = []
-    for view, size in enumerate(case.views):
-        noise = rng.uniform(rng.key(0, "noise", step, view, ids), 3, size, size)
-        slope = torch.linspace(0, 1, size).expand(size, size)
-        slopes = torch.stack([slope, slope.T, 1 - slope])[ids % 3]
-        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(dtype))
-    return Batch(tuple(views), rng.key(0, "forward", step, ids), ids % 3)
 
 
 def saved(objective: Objective) -> dict[str, torch.Tensor]:
@@ -296,42 +280,10 @@ def test_in_float64_every_number_of_a_forward_is_float64(case):
     assert {p.grad.dtype for p in objective.parameters() if p.grad is not None} == {torch.float64}
 
 
-def train_together(rank: int, folder: Path) -> None:
-    """Each process has its rows of each batch; the losses that rank 0 writes are means over processes. In float64: some
-    objectives make 1e-5 of float32's rounding within these steps."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=TOGETHER)
-    losses = {}
-    for name, case in OBJECTIVES.items():
-        objective = case.make(0).double()
-        model = DistributedDataParallel(objective)
-        optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
-        losses[name] = []
-        for step in range(STEPS_TOGETHER):
-            batch = batch_of(case, step, WHOLE, torch.float64)
-            mine = slice(rank * WHOLE // TOGETHER, (rank + 1) * WHOLE // TOGETHER)
-            part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
-            loss, _ = model(part, step / STEPS_TOGETHER)
-            loss.backward()
-            for parameter in objective.frozen_parameters(step / STEPS_TOGETHER):
-                parameter.grad = None
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_step((step + 1) / STEPS_TOGETHER)
-            total = loss.detach().clone()
-            dist.all_reduce(total)
-            losses[name].append(total.item() / TOGETHER)
-    if rank == 0:
-        (folder / "losses.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
-    os._exit(0)  # threads of torch can abort a process while its interpreter is taken down
-
-
 @pytest.fixture(scope="module")
 def losses_of_two_processes(tmp_path_factory) -> dict[str, list[float]]:
-    folder = tmp_path_factory.mktemp("together")
-    preloaded.spawn(train_together, (folder,), nprocs=TOGETHER)
-    return json.loads((folder / "losses.json").read_text())
+    plan = Plan(tuple(OBJECTIVES), processes=2, images=WHOLE, steps=STEPS_TOGETHER)
+    return trained_together(plan, tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.processes

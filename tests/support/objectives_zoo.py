@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sslvit import rng
@@ -106,3 +107,15 @@ class Views:
             CropFlip(size)(pixels, rng.fold(key, number), extents)[0] for number, size in enumerate(self.case.views)
         )
         return tuple(views)
+
+
+def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
+    """Images of three kinds, brighter to one side, that the labels tell apart; each view is a brightness of its own."""
+    ids = torch.arange(b)
+    views = []
+    for view, size in enumerate(case.views):
+        noise = rng.uniform(rng.key(0, "noise", step, view, ids), 3, size, size)
+        slope = torch.linspace(0, 1, size).expand(size, size)
+        slopes = torch.stack([slope, slope.T, 1 - slope])[ids % 3]
+        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(dtype))
+    return Batch(tuple(views), rng.key(0, "forward", step, ids), ids % 3)
