@@ -311,6 +311,8 @@ class TrainConfig(Options):
     """Draw the first images and their views, and stop. A PNG, with the views that training would see."""
     dry_run: bool = option(False, FREE)
     """Try one step, estimate time and memory. Nothing is trained."""
+    plan: tuple[str, ...] = option((), FREE)
+    """With --dry_run: whether it fits GPUs that are not here, e.g. h100:80GB x 8."""
     log_with: tuple[str, ...] = option((), FREE)
     """Also log to these trackers, by Accelerate's names: tensorboard, wandb, trackio, ...; the extra `trackers`
     installs these."""

@@ -20,6 +20,7 @@ from sslvit.config import TrainConfig, steps_of
 from sslvit.data.loader import Views
 from sslvit.data.source import Images
 from sslvit.objectives.objective import Batch, Objective
+from sslvit.reports.plan import batches, machine, memory_of, told
 from sslvit.reports.show_views import show_views
 from sslvit.runs.log import duration
 from sslvit.storage import checkpoint, durable, sealed
@@ -55,6 +56,8 @@ def preview(config: TrainConfig, objective: Objective, images: Images, views: Vi
 def dry_run(config: TrainConfig, objective: Objective, images: Images, views: Views, accelerator: Accelerator) -> None:
     if wanted(config, accelerator):
         accelerator.print("note: this dry run shards nothing: a run with --shard needs less memory, and more time")
+    if config.plan:
+        machine(config.plan)  # refuses what it does not know, before anything is tried
     out = config.out.absolute()
     say, folder = accelerator.print, out.with_name(f"{out.name}-dry_run")
     config = replace(config, out=folder).with_rate()
@@ -85,9 +88,15 @@ def dry_run(config: TrainConfig, objective: Objective, images: Images, views: Vi
     say(f"the run     {steps:,} steps, about {duration(steps * seconds)} without evaluations")
     say("FLOPs       " + ("not counted, for lack of memory" if flops is None else f"{flops:.2e} per image"))
     say(f"memory      {peak_memory(accelerator.device) / 2**20:,.0f} MiB at most so far, of each process")
-    first, *_, last = taken.losses
-    verdict = "it learns" if last < first else "WARNING: it does not fall; is the learning rate right?"
-    say(f"one batch   {REPEATED} times: the loss went from {first:.4f} to {last:.4f}: {verdict}")
+    before, *_, after = taken.losses
+    verdict = "it learns" if after < before else "WARNING: it does not fall; is the learning rate right?"
+    say(f"one batch   {REPEATED} times: the loss went from {before:.4f} to {after:.4f}: {verdict}")
+    if config.plan and accelerator.is_main_process:
+        first = row.first(IMAGES)
+        planned = memory_of(objective.cpu(), config, batches(views, first.pixels, first.extents, first.labels))
+        for line in told(planned, machine(config.plan), config, flops):
+            say(line)
+        objective.to(accelerator.device)
     if accelerator.is_main_process:
         measured = {"seconds_per_image": seconds / config.batch_size, "flops_per_image": flops}
         sealed.write(folder / MEASURED, measured)
