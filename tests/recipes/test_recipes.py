@@ -302,7 +302,7 @@ def test_parts_of_a_model_are_fine_tuned_and_compared_in_a_table(tmp_path, capfd
 @pytest.mark.parametrize("recipe", FEW)
 def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(recipe, tmp_path, capsys):
     out = tmp_path / "run"
-    run(recipe, f"{TRAINING[recipe]} --out {out} --dry_run")
+    run(recipe, f"{TRAINING[recipe]} --out {out} --dry_run --plan h100:80GB x 8")
     printed = capsys.readouterr().out
     assert not out.exists()
     left = {path.name for path in (tmp_path / "run-dry_run").iterdir()}
@@ -313,6 +313,7 @@ def test_a_dry_run_goes_through_everything_and_leaves_the_runs_folder_alone(reci
     assert "all get a gradient" in printed
     assert "the run     4 steps" in printed  # 64 images, 16 a step
     assert "read back the same" in printed
+    assert "h100 of 80 GB x 8: fits" in printed
     assert "it learns" in printed or recipe in MULTI_CROP, printed  # a loss need not fall whose teacher moves as well
 
 
