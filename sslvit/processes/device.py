@@ -1,0 +1,52 @@
+"""Copies to and from a device for which the host does not wait.
+
+An ordinary copy waits until the device has done all that was asked of it before, and leaves it idle afterwards. One
+from or to pinned memory is queued like any other operation.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Tree = TypeVar("Tree")
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device, which may be its own."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def send_together(tree: Tree, device: torch.device) -> Tree:
+    """Tensors in tuples and lists, of numbers of four or eight bytes, in one copy. What is no tensor stays."""
+    leaves, form = tree_flatten(tree)
+    # Those of eight bytes come first, since they must begin at a multiple of eight.
+    places = sorted((i for i, x in enumerate(leaves) if isinstance(x, Tensor)), key=lambda i: -leaves[i].itemsize)
+    words = [leaves[i].contiguous().view(-1).view(torch.int32) for i in places]
+    sizes = [len(word) for word in words]
+    joined = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    torch.cat(words, out=joined)
+    for i, piece in zip(places, send(joined, device).split(sizes), strict=True):
+        leaves[i] = piece.view(leaves[i].dtype).view(leaves[i].shape)
+    return tree_unflatten(leaves, form)
+
+
+class Fetched:
+    """Numbers on their way to the host, which waits for them when it reads them, and not for what is queued later."""
+
+    def __init__(self, values: Tensor):
+        self.values = values
+        self.arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def tolist(self) -> list[float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
