@@ -70,8 +70,7 @@ def saturation_(images: Tensor, factor: Tensor) -> None:
 def hue_(images: Tensor, turn: Tensor) -> None:
     """Turns the hue of HSV by a fraction of a full turn; value and chroma stay."""
     if images.shape[1] == 3:
-        turn_hue_(images, shifts(turn))
-        images.clamp_(0, 1)
+        turned(images, shifts(turn), out=images).clamp_(0, 1)
 
 
 def shifts(turn: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ def shifts(turn: Tensor) -> Tensor:
     return turn - turn.new_tensor(HUES).unsqueeze(-1).unsqueeze(-1) + 2.5
 
 
-def turn_hue_(images: Tensor, shift: Tensor) -> None:
+def turned(images: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
     """Without branches. With e = |g - b| / chroma and p = (max - r) / chroma, the hue's distance from red, in sixths of
     a turn, is e + p (3 - 2 e): on each side of the hexagon p = 0, e = 1 or p = 1, where it is e, 1 + p and 3 - e. The
     sign of g - b, which it takes on, tells left from right. Back: a channel is max - chroma * clamp(distance - 1, 0,
@@ -94,7 +93,7 @@ def turn_hue_(images: Tensor, shift: Tensor) -> None:
     hue = torch.addcmul(side, p, torch.copysign(HALF_TURN, side).sub_(side, alpha=2))
     away = torch.add(shift, hue, alpha=1 / 6).frac_().sub_(0.5).abs_().clamp_(1 / 6, 2 / 6)  # in turns
     # max - chroma * (6 * away - 1)
-    torch.addcmul(value.add_(chroma), chroma, away, value=-6, out=images)
+    return torch.addcmul(value.add_(chroma), chroma, away, value=-6, out=out)
 
 
 OPERATIONS = (brightness_, contrast_, saturation_, hue_)

@@ -139,8 +139,7 @@ def resampled(pixels: Tensor, rows: Rows, interpolation: Interpolation) -> list[
         Taps(i.view(*shape, rows.most), w.view(*shape, rows.most))
         for i, w, shape in zip(index.split(sizes), weight.split(sizes), rows.shapes, strict=True)
     ]
-    pixels = pixels.transpose(1, 2)  # b H c W
-    images, out = torch.div(pixels, 255, out=torch.empty(pixels.shape, device=pixels.device)), []
+    images, out = pixels.transpose(1, 2).contiguous() / 255, []  # b H c W
     for down, across in zip(taps[::2], taps[1::2], strict=True):
         turned = combine(images, down, ends).permute(0, 3, 2, 1).contiguous()  # b W c h
         out.append(combine(turned, across, ends).clamp_(0, 1).transpose(1, 2))
@@ -190,7 +189,7 @@ def colored(images: Tensor, colors: Colors) -> Tensor:
     factor, grey, mean = (x[:, :, None, None, None] for x in colors[:3])
     for step in range(STEPS - 1):
         if step == AFFINE and images.shape[1] == 3:
-            color.turn_hue_(images, colors.shift[:, :, None, None])
+            images = color.turned(images, colors.shift[:, :, None, None])
         own = luma(images)
         # Rows first: a sum to a single number may be split, and its last bit would tell how large the batch is.
         mixed = torch.addcmul(own * grey[step], own.sum(-1, keepdim=True).sum(-2, keepdim=True), mean[step])
