@@ -33,6 +33,7 @@ from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
 from sslvit.models.rope import coordinates, moved, periods_of, turns
 from sslvit.models.vit_config import ViTConfig, variant
+from sslvit.processes.device import send
 
 
 class BlockInputs(NamedTuple):
@@ -270,9 +271,10 @@ class ViT(nn.Module):
             if key is None or key.shape != (len(x),):
                 shape = None if key is None else tuple(key.shape)
                 raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {shape}")
-            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), at_least_float32(x.dtype))
+            factors = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), at_least_float32(x.dtype))
+            paths = send(factors, x.device).unbind(1)
             if self.dropout:
-                key = rng.fold(key, "dropout")
+                key = send(rng.fold(key, "dropout"), x.device)  # whose draws are many
                 x = dropout(x, self.dropout, key)  # as in the paper, directly after positions are added
                 keys = [rng.fold(key, i) for i in range(self.depth)]
         positions, relative = self._in_blocks(tokens, grid)

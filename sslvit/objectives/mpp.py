@@ -29,6 +29,7 @@ from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.spread import spread
+from sslvit.processes.device import send_together
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 
@@ -88,7 +89,7 @@ class MPP(Objective):
         """The corrupted images encoded, the head's outputs for the corrupted patches, b m o, and their places, b m."""
         (images,) = batch.views
         chosen = random_order(rng.fold(batch.key, "corrupted"), prod(self.backbone.grid))[:, : self.count]
-        tokens = corrupted(self.backbone.embed(images), chosen, self.mask_embedding, batch.key)
+        tokens, chosen = corrupted(self.backbone.embed(images), chosen, self.mask_embedding, batch.key)
         encoded = self.backbone.encode(self.backbone.add_positions(tokens), key=rng.fold(batch.key, "backbone"))
         return encoded, self.head(take(encoded.patches, chosen)), chosen
 
@@ -122,20 +123,22 @@ class MPP(Objective):
             cells = rearrange(cells, "b m (sy sx) c -> (b m) c sy sx", sy=self.side)
             predicted = rearrange(F.interpolate(cells, size), "(b m) c p q -> b m (p q c)", b=len(images))
         patches = patchify(images, size)
-        seen = corrupted(patches, chosen, patches.new_full((), 0.5), batch.key)
+        seen, _ = corrupted(patches, chosen.to(batch.key.device), patches.new_full((), 0.5), batch.key)
         filled = put(patches, chosen, predicted.clamp(0, 1))
         return tuple(unpatchify(x, size, self.backbone.grid) for x in (seen, filled))
 
 
-def corrupted(tokens: Tensor, chosen: Tensor, mask: Tensor, key: Tensor) -> Tensor:
-    """Of the chosen patches 80% replaced by the mask, 10% by another patch of the image: b n d, b m, d, b -> b n d"""
+def corrupted(tokens: Tensor, chosen: Tensor, mask: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the chosen patches 80% replaced by the mask, 10% by another patch of the image: b n d, b m, d, b -> b n d. And
+    the chosen ones on the tokens' device; they and the key may be on the CPU."""
     n, m = tokens.shape[1], chosen.shape[1]
     fate = rng.uniform(rng.fold(key, "fate"), m)
     # Any other patch is 1 to n - 1 places further in raster order, cyclically, each as likely.
     other = (chosen + 1 + rng.integers(rng.fold(key, "other"), max(n - 1, 1), m)) % n
     source = torch.where(fate < 0.9, other, chosen)
-    replacement = torch.where(fate.unsqueeze(-1) < 0.8, mask.to(tokens.dtype), take(tokens, source))
-    return put(tokens, chosen, replacement)
+    chosen, source, masked = send_together((chosen, source, (fate < 0.8).unsqueeze(-1)), tokens.device)
+    replacement = torch.where(masked, mask.to(tokens.dtype), take(tokens, source))
+    return put(tokens, chosen, replacement), chosen
 
 
 def color_classes(patches: Tensor, patch_size: tuple[int, int], side: int) -> Tensor:

@@ -22,6 +22,7 @@ from sslvit.processes import launcher, signals, system
 
 _peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
 _launch: set[str] = set()  # options of the launcher that this package takes over
+CPU = torch.device("cpu")
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
@@ -70,6 +71,12 @@ class _AllGather(torch.autograd.Function):
 def all_gather(value: Tensor) -> Tensor:
     """The rows of all processes, in order of rank, with gradient: b ... -> (processes b) ..."""
     return value if processes() == 1 else _AllGather.apply(value)
+
+
+def gathered_by(device: torch.device, value: Tensor) -> Tensor:
+    """all_gather of a tensor on the CPU by way of this device, as some backends need. With several processes that waits
+    for the device."""
+    return value if processes() == 1 else all_gather(value.to(device)).cpu()
 
 
 def start(

@@ -21,17 +21,24 @@ def send(value: Tensor, device: torch.device) -> Tensor:
 
 
 def send_together(tree: Tree, device: torch.device) -> Tree:
-    """Tensors in tuples and lists, of numbers of four or eight bytes, in one copy. What is no tensor stays."""
+    """Tensors on the CPU, in tuples and lists, in one copy. What is no tensor stays."""
     leaves, form = tree_flatten(tree)
-    # Those of eight bytes come first, since they must begin at a multiple of eight.
+    if all(leaf.device == device for leaf in leaves if isinstance(leaf, Tensor)):
+        return tree
+    return tree_unflatten(in_one_copy(leaves, device), form)
+
+
+def in_one_copy(leaves: list, device: torch.device) -> list:
+    leaves = [*leaves]
+    # Numbers of eight bytes come first, then those of four and of one: so each begins at a multiple of its bytes.
     places = sorted((i for i, x in enumerate(leaves) if isinstance(x, Tensor)), key=lambda i: -leaves[i].itemsize)
-    words = [leaves[i].contiguous().view(-1).view(torch.int32) for i in places]
-    sizes = [len(word) for word in words]
-    joined = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    torch.cat(words, out=joined)
+    pieces = [leaves[i].contiguous().view(-1).view(torch.uint8) for i in places]
+    sizes = [len(piece) for piece in pieces]
+    joined = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    torch.cat(pieces, out=joined)
     for i, piece in zip(places, send(joined, device).split(sizes), strict=True):
         leaves[i] = piece.view(leaves[i].dtype).view(leaves[i].shape)
-    return tree_unflatten(leaves, form)
+    return leaves
 
 
 class Fetched:

@@ -78,7 +78,13 @@ class FakeDevice(TorchDispatchMode):
             def synchronize(self) -> None:
                 device.events.append("wait")
 
+        def attention(q: Tensor, *given: Any, **options: Any) -> Tensor:
+            """One kernel, as on a GPU, where its choice needs one; its output lies there as b n k d."""
+            device.kernels["scaled_dot_product_attention"] += 1
+            return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
         self.around.enter_context(mock.patch("torch.cuda.Event", Event))
+        self.around.enter_context(mock.patch("torch.nn.functional.scaled_dot_product_attention", attention))
         for name, answer in (("cuda.amp.common.amp_definitely_not_available", False), ("cuda.is_bf16_supported", True)):
             self.around.enter_context(mock.patch(f"torch.{name}", return_value=answer))
         self.around.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -9,7 +9,7 @@ from fake_device import FakeDevice, Waits
 from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
-from sslvit.processes.device import send_together
+from sslvit.processes.device import in_one_copy
 from sslvit.views.batching import checked
 from sslvit.views.crop import resized
 from sslvit.views.kernels import Part, distorted, fitted
@@ -114,10 +114,11 @@ def test_a_sample_is_the_same_to_the_last_bit_in_any_batch():
 
 
 def test_tensors_sent_together_are_those_that_were_sent():
-    sent = (torch.arange(3, dtype=torch.int32), [torch.tensor([[0.5, -2.0]]), torch.tensor([7, -(2**40)])], 5, None)
-    there = send_together(sent, torch.device("cpu"))
-    assert there[2:] == (5, None)
-    for one, other in zip((sent[0], *sent[1]), (there[0], *there[1]), strict=True):
+    sent = [torch.tensor([True, False, True]), 5, torch.arange(3, dtype=torch.int32), torch.tensor([7, -(2**40)])]
+    sent += [torch.tensor([[0.5, -2.0]]), torch.zeros(0), torch.tensor([[1.5]], dtype=torch.float64).expand(2, 2)]
+    there = in_one_copy(sent, torch.device("cpu"))
+    assert there.pop(1) == sent.pop(1)
+    for one, other in zip(sent, there, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
 
