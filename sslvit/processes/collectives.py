@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from sslvit.processes import launcher, signals, system
+from sslvit.processes.device import Fetched, send
 
 _peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
 _launch: set[str] = set()  # options of the launcher that this package takes over
@@ -45,11 +46,19 @@ def all_mean(value: Tensor) -> Tensor:
     return value / processes()
 
 
-def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
-    """The means of scalars over processes, in one collective and one wait for the device."""
-    device = next(value.device for value in values.values() if isinstance(value, Tensor))
-    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
-    return dict(zip(values, all_mean(stacked).tolist(), strict=True))
+class Means:
+    """The means of scalars over processes, in one collective. Only reading them waits for the device."""
+
+    def __init__(self, values: dict[str, Tensor | float]):
+        device = next(value.device for value in values.values() if isinstance(value, Tensor))
+        tensors = [
+            send(value, device).float() if isinstance(value, Tensor) else torch.full((), value, device=device)
+            for value in values.values()
+        ]
+        self.names, self.coming = [*values], Fetched(all_mean(torch.stack(tensors)))
+
+    def read(self) -> dict[str, float]:
+        return dict(zip(self.names, self.coming.read().tolist(), strict=True))
 
 
 class _AllGather(torch.autograd.Function):

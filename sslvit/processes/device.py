@@ -53,7 +53,9 @@ class Fetched:
             self.arrived = torch.cuda.Event()
             self.arrived.record()
 
-    def tolist(self) -> list[float]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.values.tolist()
+    def read(self) -> Tensor:
+        """Once, on the CPU: pinned memory is for what is on its way."""
+        if self.arrived is None:
+            return self.values
+        self.arrived.synchronize()
+        return self.values.clone()
