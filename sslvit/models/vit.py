@@ -259,7 +259,8 @@ class ViT(nn.Module):
         """The sequence that enters the first block, and the other arguments of each block."""
         x = tokens
         if self.prefix:
-            prefix = torch.cat([token for token in (self.cls_token, self.reg_token) if token is not None], 1)
+            tokens_before = [token for token in (self.cls_token, self.reg_token) if token is not None]
+            prefix = torch.cat(tokens_before, 1) if len(tokens_before) > 1 else tokens_before[0]
             if self._at_stem and self.prefix_positions:
                 prefix = prefix + self._positions(self.grid)[0]
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)

@@ -296,7 +296,7 @@ def test_the_three_bits_of_a_colour_are_read_back_in_their_order():
 
     def perfect(batch):
         encoded, _, chosen = predict(batch)
-        return encoded, torch.nn.functional.one_hot(truth.gather(1, chosen), 512).float(), chosen
+        return encoded, torch.nn.functional.one_hot(truth.gather(1, chosen.places), 512).float(), chosen
 
     objective.predict = perfect
     means = patchify(batch.views[0], (4, 4)).unflatten(-1, (16, 3)).mean(2)

@@ -1,7 +1,7 @@
 """The views as a GPU makes them: the CPU's up to rounding, in few kernels, and nothing waits for the device."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from sslvit import rng
 from sslvit.processes.device import in_one_copy
+from sslvit.views import kernels
 from sslvit.views.batching import checked
 from sslvit.views.crop import resized
 from sslvit.views.kernels import Part, distorted, fitted
@@ -65,7 +66,7 @@ def test_all_views_at_once_are_those_made_one_by_one(views, channels):
 @pytest.mark.parametrize("size", [64, (48, 40)])
 def test_a_view_is_torchvisions_operations_in_the_drawn_order(size):
     """In float64, one sample at a time: every order of the four colour operations occurs."""
-    view = dataclasses.replace(ContrastiveView(size), blur=0.5, sigma=(0.3, 1.5), solarize=0.3, grey=0.3)
+    view = replace(ContrastiveView(size), blur=0.5, sigma=(0.3, 1.5), solarize=0.3, grey=0.3)
     pixels, height, width = pictures(200), *pair(size)
     drawn = view.draw(keys(200), torch.tensor([90, 77]).expand(200, 2))
     (ours,) = distorted(pixels, [Part(drawn, (height, width))], view.interpolation)
@@ -121,6 +122,22 @@ def test_tensors_sent_together_are_those_that_were_sent():
     for one, other in zip(sent, there, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
+
+
+def test_the_arithmetic_of_a_pair_is_one_graph():
+    """torch.compile, without a break, for batches of several sizes, with the same results."""
+
+    def made(pixels, rows, colors, blurs):
+        (images,) = kernels.resampled(pixels, rows, "bilinear")
+        return kernels.solarized(kernels.blurred(kernels.colored(images, colors), blurs), colors.threshold)
+
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+    for count in (6, 9):
+        pixels, extents = pictures(count), torch.tensor([90, 77]).expand(count, 2)
+        drawn = replace(ContrastiveView(32), blur=0.5, solarize=0.5).draw(keys(count), extents)
+        rows = kernels.placed(pixels, [(resized(drawn.crop, (32, 32)), (32, 32))], "bilinear")
+        given = pixels, rows, kernels.plan(drawn, (32, 32), 3), kernels.plan_blurs(drawn, (32, 32))
+        torch.testing.assert_close(compiled(*given), made(*given), atol=1e-5, rtol=0)
 
 
 VIEWS = [
