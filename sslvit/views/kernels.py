@@ -79,7 +79,7 @@ class Blurs(NamedTuple):
 def fitted(pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """uint8 b c H W -> b c h w in [0, 1]"""
     rows = send_together(placed(pixels, [(axes, size)], interpolation), pixels.device)
-    (images,) = resampled(pixels, rows, interpolation)
+    (images,) = resampled(pixels, rows, owners(tuple(rows.shapes), pixels.device), interpolation)
     return images.transpose(2, 3).contiguous()
 
 
@@ -89,9 +89,9 @@ def distorted(pixels: Tensor, parts: Sequence[Part], interpolation: Interpolatio
     colors = [plan(part.drawn, part.size, pixels.shape[1]) for part in parts]
     blurs = [plan_blurs(part.drawn, part.size) for part in parts]
     rows, colors, blurs = send_together((rows, colors, blurs), pixels.device)
-    out = []
+    owner, out = owners(tuple(rows.shapes), pixels.device), []
     for part, images, color_plan, blur in zip(
-        parts, resampled(pixels, rows, interpolation), colors, blurs, strict=True
+        parts, resampled(pixels, rows, owner, interpolation), colors, blurs, strict=True
     ):
         made = blurred(colored(images, color_plan), blur)
         out.append(solarized(made, color_plan.threshold) if part.drawn.solarize.any() else made)
@@ -124,9 +124,9 @@ def owners(shapes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return send(torch.repeat_interleave(counts).int(), device)
 
 
-def resampled(pixels: Tensor, rows: Rows, interpolation: Interpolation) -> list[Tensor]:
-    """uint8 b c H W -> (v b) c w h in [0, 1] of each part, transposed."""
-    start, last, stretch = rows.samples.index_select(0, owners(tuple(rows.shapes), pixels.device)).unbind(1)
+def resampled(pixels: Tensor, rows: Rows, owner: Tensor, interpolation: Interpolation) -> list[Tensor]:
+    """uint8 b c H W -> (v b) c w h in [0, 1] of each part, transposed. owner: the sample of each row."""
+    start, last, stretch = rows.samples.index_select(0, owner).unbind(1)
     at = Placed(rows.first, rows.distance, start, last, stretch.view(torch.float32), rows.most)
     index, weight = weigh(at, interpolation)
     ends = torch.arange(0, index.numel(), rows.most, dtype=torch.int32, device=pixels.device)

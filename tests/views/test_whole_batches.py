@@ -127,8 +127,8 @@ def test_tensors_sent_together_are_those_that_were_sent():
 def test_the_arithmetic_of_a_pair_is_one_graph():
     """torch.compile, without a break, for batches of several sizes, with the same results."""
 
-    def made(pixels, rows, colors, blurs):
-        (images,) = kernels.resampled(pixels, rows, "bilinear")
+    def made(pixels, rows, owner, colors, blurs):
+        (images,) = kernels.resampled(pixels, rows, owner, "bilinear")
         return kernels.solarized(kernels.blurred(kernels.colored(images, colors), blurs), colors.threshold)
 
     compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
@@ -136,7 +136,8 @@ def test_the_arithmetic_of_a_pair_is_one_graph():
         pixels, extents = pictures(count), torch.tensor([90, 77]).expand(count, 2)
         drawn = replace(ContrastiveView(32), blur=0.5, solarize=0.5).draw(keys(count), extents)
         rows = kernels.placed(pixels, [(resized(drawn.crop, (32, 32)), (32, 32))], "bilinear")
-        given = pixels, rows, kernels.plan(drawn, (32, 32), 3), kernels.plan_blurs(drawn, (32, 32))
+        owner = kernels.owners(tuple(rows.shapes), pixels.device)
+        given = pixels, rows, owner, kernels.plan(drawn, (32, 32), 3), kernels.plan_blurs(drawn, (32, 32))
         torch.testing.assert_close(compiled(*given), made(*given), atol=1e-5, rtol=0)
 
 
