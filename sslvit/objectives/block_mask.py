@@ -56,9 +56,8 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:
     """Hides about `wanted` patches of each image, or none where it is 0: b, b -> b (h w)
 
-    On the CPU, since a GPU would be waited for to learn how many patches are hidden. 16 patches of a
-    row are the bits of one number, images come last in the arrays, and those that are done leave them after every few
-    blocks.
+    On the CPU, since a GPU would be waited for to learn how many patches are hidden. 16 patches of a row are the bits
+    of one number, images come last in the arrays, and those that are done leave them after every few blocks.
     """
     (height, width), key = grid, key.cpu()
     words, left = -(-width // 16), wanted.cpu().double().numpy()
