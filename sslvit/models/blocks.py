@@ -3,7 +3,7 @@
 All randomness comes from keys, never from a generator: a step is the same however it is distributed or recomputed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -34,12 +34,14 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     return (x * (keep.to(at_least_float32(x.dtype)) / (1 - rate))).to(x.dtype)
 
 
-def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def drop_path(
+    rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Sequence[Tensor]:
     """Stochastic depth (https://arxiv.org/abs/1603.09382), at a rate that grows linearly from 0 to this one: for each
-    block the factors of both branches of each sample, either 0 or 1 / (1 - rate): `b -> b depth 2`."""
+    block the factors of both branches of each sample, `b 2`, either 0 or 1 / (1 - rate); on this device."""
     rates = torch.linspace(0, rate, depth, device=key.device, dtype=dtype).unsqueeze(-1)
     keep = rng.uniform(key, depth, 2) >= rates
-    return keep / (1 - rates)
+    return send(keep / (1 - rates), device or key.device).unbind(1)
 
 
 class WithoutKeyBias(nn.Linear):

@@ -272,8 +272,8 @@ class ViT(nn.Module):
             if key is None or key.shape != (len(x),):
                 shape = None if key is None else tuple(key.shape)
                 raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {shape}")
-            factors = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), at_least_float32(x.dtype))
-            paths = send(factors, x.device).unbind(1)
+            kind = at_least_float32(x.dtype)
+            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), kind, x.device)
             if self.dropout:
                 key = send(rng.fold(key, "dropout"), x.device)  # whose draws are many
                 x = dropout(x, self.dropout, key)  # as in the paper, directly after positions are added
