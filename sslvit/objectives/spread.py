@@ -34,6 +34,7 @@ def rank_of(unit: Tensor) -> Tensor:
     return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
 
 
+@torch.no_grad()
 def spread(features: Tensor) -> dict[str, Tensor]:
     """Metrics that every objective reports of its backbone's readout: b d"""
     unit = F.normalize(features.float(), dim=-1)
