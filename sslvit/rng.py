@@ -7,6 +7,7 @@ torch has few unsigned operations, so everything is int64 arithmetic, which wrap
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from math import prod
 
@@ -22,6 +23,7 @@ def _signed(value: int) -> int:
 GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX_1 = _signed(0xBF58476D1CE4E5B9)
 MIX_2 = _signed(0x94D049BB133111EB)
+UNSIGNED = (1 << 64) - 1
 CHUNK = 1 << 14  # elements mixed at once on a CPU: 128 KiB, which stay in the second-level cache
 
 
@@ -46,12 +48,15 @@ def _mix(x: Tensor) -> Tensor:
     return _mix_(x.clone(), torch.empty_like(x))
 
 
-def _word(counter: int | str | Tensor) -> int | Tensor:
+@lru_cache(maxsize=1 << 12)
+def _mixed_word(counter: int | str) -> int:
+    """_mix of a name or a number, plus GOLDEN, without a tensor: most are the same at every step."""
     if isinstance(counter, str):
-        return int.from_bytes(blake2b(counter.encode(), digest_size=8).digest(), "little", signed=True)
-    if isinstance(counter, Tensor):
-        return counter.to(torch.int64)
-    return _signed(counter & 0xFFFFFFFFFFFFFFFF)
+        counter = int.from_bytes(blake2b(counter.encode(), digest_size=8).digest(), "little")
+    x = (counter + GOLDEN) & UNSIGNED
+    x = ((x ^ x >> 30) * MIX_1) & UNSIGNED
+    x = ((x ^ x >> 27) * MIX_2) & UNSIGNED
+    return _signed(x ^ x >> 31)
 
 
 def key(*counters: int | str | Tensor) -> Tensor:
@@ -62,11 +67,10 @@ def key(*counters: int | str | Tensor) -> Tensor:
 def fold(state: Tensor, *counters: int | str | Tensor) -> Tensor:
     """The key of a child of `state`: fold(key, "flip"), fold(key, "view", 1)."""
     for counter in counters:
-        word = _word(counter)
-        if isinstance(word, Tensor) and state.ndim == 0:
-            state = state.to(word.device)
+        if isinstance(counter, Tensor) and state.ndim == 0:
+            state = state.to(counter.device)
         # The counter is mixed before it meets the state, so that (a, b) and (a + 1, b - 1) are unrelated.
-        word = _mix(word + GOLDEN) if isinstance(word, Tensor) else int(_mix(torch.tensor([word]).add_(GOLDEN)))
+        word = _mix(counter.to(torch.int64) + GOLDEN) if isinstance(counter, Tensor) else _mixed_word(counter)
         state = _mix((state ^ word) * MIX_2 + GOLDEN)
     return state
 

@@ -25,7 +25,7 @@ from sslvit.runs.folder import prepare_folder
 from sslvit.runs.log import Bar, Log, complete, evaluations, open_log
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
-from sslvit.training.batches import look, next_batch, sampler_for
+from sslvit.training.batches import look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
@@ -202,24 +202,31 @@ def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:
     inputs: Inputs = []
     config, accelerator, model = run.config, run.accelerator, run.model
     for number in range(1, config.accumulation + 1):
-        samples, view_key, slot_key, made = next_batch(run.batches, accelerator.device)
-        if samples.bad:
-            run.unreadable.add(samples.bad)
-        batch = Batch(made or run.views(samples.pixels, view_key, samples.extents), slot_key, samples.labels)
-        inputs.append((samples.ids, batch))
+        loaded, batch = run.feed.take()
+        if loaded.samples.bad:
+            run.unreadable.add(loaded.samples.bad)
+        inputs.append((loaded.samples.ids, batch))
         with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
             loss, metrics = model(batch, progress)
             accelerator.backward(loss / config.accumulation)
         for name, value in ({"loss": loss.detach()} | metrics).items():
-            sums[name] = sums.get(name, 0) + value.float() / config.accumulation
+            part = value.float() / config.accumulation
+            sums[name] = sums[name] + part if name in sums else part
     return sums | {"gradient_norm": optim.clip(model, config, accelerator)}, inputs
 
 
 def mean_over_processes(run: Loop, metrics: dict[str, Tensor], step: int) -> tuple[dict[str, float], bool]:
-    """The metrics, and whether any process was asked to stop: one collective for all numbers of a step."""
+    """The metrics, and whether any process was asked to stop: one collective for all numbers of a step, and its only
+    wait for the device, which has the next micro-batch to go on with."""
+    ahead = run.ahead and step + 1 < run.steps
+    if ahead:
+        run.feed.look_ahead()
     too_many = run.unreadable.too_many((step + 1) * run.config.batch_size)
     flags = {"stop": float(signals.stop_requested()), "too many": float(bool(too_many))}
-    means = collectives.all_means(metrics | flags)
+    coming = collectives.Means(metrics | flags)
+    if ahead:
+        run.feed.queue()
+    means = coming.read()
     stop = means.pop("stop") > 0
     if means.pop("too many") > 0:
         raise DataError(too_many or f"too many images cannot be used: see {run.unreadable.file}")

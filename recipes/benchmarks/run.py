@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from sslvit.cli import run_cli
 from sslvit.data.loader import EpochSampler, load
 from sslvit.data.spec import Source, open_source
-from sslvit.training.batches import to_device
+from sslvit.processes.device import send
 from sslvit.views.pretraining import ContrastivePair, CropFlip, MultiCrop
 
 HERE = Path(__file__).parent
@@ -108,8 +108,8 @@ def of_ours(name: str, source: Source, sizes: Any, workers: int) -> Iterator[tup
     views = MultiCrop(size, sizes.small_crop, sigma=SIGMA) if name == "dino" else VIEWS[name](size)
     ahead = None if gpu or not workers else views
     for one in load(row, first_step=0, steps=1_000_000, workers=workers, timeout=600, pin=gpu, views=ahead):
-        one = to_device(one, torch.device("cuda" if gpu else "cpu"))
-        yield one.views or views(one.samples.pixels, one.view_key, one.samples.extents)
+        pixels = send(one.samples.pixels, torch.device("cuda" if gpu else "cpu"))
+        yield one.views or views(pixels, one.view_key, one.samples.extents)
 
 
 def training(

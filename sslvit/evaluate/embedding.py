@@ -210,7 +210,7 @@ def _compute(
             features, bad = [], list[Unreadable]()
             for _ in work.batches(ids):
                 samples = next(loader)
-                rows = features_of(backbone, samples, view, 0, (work.readout,), accelerator.device)[work.readout]
+                rows = features_of(backbone, samples, view, 0, (work.readout,), accelerator.device)[work.readout].cpu()
                 features.append(rows[~unreadable(samples)])
                 bad += samples.bad
                 bar.update(processes * len(samples.ids))

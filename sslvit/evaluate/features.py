@@ -21,6 +21,7 @@ from sslvit.data.source import Samples, Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
 from sslvit.processes import collectives
+from sslvit.processes.device import Fetched, send
 from sslvit.views.pretraining import CropFlip, EvalView
 
 PIECE = 1 << 14  # rows that travel between processes at a time
@@ -123,13 +124,18 @@ def _forward(
 ) -> dict[str, Tensor]:
     """The rows of this process: features by readout, all of one forward pass, labels, and which are unreadable."""
     batches: dict[str, list[Tensor]] = defaultdict(list)
+    coming: dict[str, Fetched] = {}  # of the batch before, which is waited for with the next one queued
     with evaluation_mode(backbone, device.type):
         for samples in loader:
-            for name, values in features_of(backbone, samples, view, version, readouts, device).items():
-                batches[name].append(values)
+            features = features_of(backbone, samples, view, version, readouts, device)
+            coming, before = {name: Fetched(values) for name, values in features.items()}, coming
+            for name, values in before.items():
+                batches[name].append(values.read())
             if samples.labels is not None:
                 batches["labels"].append(samples.labels)
             batches["unreadable"].append(unreadable(samples).to(torch.uint8))  # gloo gathers no bools
+    for name, values in coming.items():
+        batches[name].append(values.read())
     return {name: torch.cat(rows) for name, rows in batches.items()}
 
 
@@ -141,12 +147,11 @@ def features_of(
     readouts: tuple[str, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """The features of one batch by readout, all of one forward pass, float32 on the CPU. For `evaluation_mode`."""
+    """The features of one batch by readout, all of one forward pass, float32 on the device. For `evaluation_mode`."""
     blocks = max(_blocks(readout) for readout in readouts)
-    pixels = samples.pixels.to(device, non_blocking=True)
-    (images,) = view(pixels, rng.key(version, "version", samples.ids.to(device)), samples.extents)
+    (images,) = view(send(samples.pixels, device), rng.key(version, "version", samples.ids), samples.extents)
     last = backbone.intermediate(images, blocks) if blocks > 1 else [backbone(images)]
-    return {readout: _read(last, readout).float().cpu() for readout in readouts}
+    return {readout: _read(last, readout).float() for readout in readouts}
 
 
 def unreadable(samples: Samples) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sslvit import rng
 from sslvit.models.positions import relative_bias
 from sslvit.models.rope import turned
+from sslvit.processes.device import send
 
 Gelu = Literal["exact", "tanh", "sigmoid"]
 EPSILON = 1e-6  # of every LayerNorm, as in flax and in the papers' code; torch's default is 1e-5
@@ -29,16 +30,18 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     """`b n d -> b n d`. The mask of a sample depends on its key alone; without keys nothing is dropped."""
     if key is None:
         return x
-    keep = rng.uniform(key, *x.shape[1:]) >= rate
+    keep = rng.uniform(send(key, x.device), *x.shape[1:]) >= rate
     return (x * (keep.to(at_least_float32(x.dtype)) / (1 - rate))).to(x.dtype)
 
 
-def drop_path(rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32) -> Sequence[Tensor]:
+def drop_path(
+    rate: float, depth: int, key: Tensor, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Sequence[Tensor]:
     """Stochastic depth (https://arxiv.org/abs/1603.09382), at a rate that grows linearly from 0 to this one: for each
-    block the factors of both branches of each sample, `b 2`, either 0 or 1 / (1 - rate)."""
+    block the factors of both branches of each sample, `b 2`, either 0 or 1 / (1 - rate); on this device."""
     rates = torch.linspace(0, rate, depth, device=key.device, dtype=dtype).unsqueeze(-1)
     keep = rng.uniform(key, depth, 2) >= rates
-    return (keep / (1 - rates)).unbind(1)
+    return send(keep / (1 - rates), device or key.device).unbind(1)
 
 
 class WithoutKeyBias(nn.Linear):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.models.positions import Grid
+from sslvit.processes.device import send
 
 
 def periods_of(base: float, head_width: int, given: Sequence[float] = (), like: Tensor | None = None) -> Tensor:
@@ -40,7 +41,8 @@ def moved(places: Tensor, key: Tensor, shift: float, jitter: float, rescale: flo
     way and log-uniformly. DINOv3 draws one such map for a whole batch of a process; drawn for each image by its key it
     does not depend on the batch, nor on the number of processes.
     """
-    draws = (rng.uniform(rng.fold(key, "rope"), 5) * 2 - 1).to(places.dtype).unsqueeze(1)
+    draws = rng.uniform(rng.fold(key, "rope"), 5) * 2 - 1
+    draws = send(draws.to(places.dtype).unsqueeze(1), places.device)
     offset, stretch, scale = draws.split([2, 2, 1], -1)
     return (places + shift * offset) * (math.log(jitter) * stretch).exp() * (math.log(rescale) * scale).exp()
 

@@ -33,6 +33,7 @@ from sslvit.models.readout import Encoded, Readout
 from sslvit.models.resnet import set_epsilons
 from sslvit.models.rope import coordinates, moved, periods_of, turns
 from sslvit.models.vit_config import ViTConfig, variant
+from sslvit.processes.device import send
 
 
 class BlockInputs(NamedTuple):
@@ -258,7 +259,8 @@ class ViT(nn.Module):
         """The sequence that enters the first block, and the other arguments of each block."""
         x = tokens
         if self.prefix:
-            prefix = torch.cat([token for token in (self.cls_token, self.reg_token) if token is not None], 1)
+            tokens_before = [token for token in (self.cls_token, self.reg_token) if token is not None]
+            prefix = torch.cat(tokens_before, 1) if len(tokens_before) > 1 else tokens_before[0]
             if self._at_stem and self.prefix_positions:
                 prefix = prefix + self._positions(self.grid)[0]
             x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], 1)
@@ -270,9 +272,10 @@ class ViT(nn.Module):
             if key is None or key.shape != (len(x),):
                 shape = None if key is None else tuple(key.shape)
                 raise ValueError(f"drop path and dropout need a key of shape ({len(x)},) while training, not {shape}")
-            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), at_least_float32(x.dtype))
+            kind = at_least_float32(x.dtype)
+            paths = drop_path(self.drop_path, self.depth, rng.fold(key, "drop_path"), kind, x.device)
             if self.dropout:
-                key = rng.fold(key, "dropout")
+                key = send(rng.fold(key, "dropout"), x.device)  # whose draws are many
                 x = dropout(x, self.dropout, key)  # as in the paper, directly after positions are added
                 keys = [rng.fold(key, i) for i in range(self.depth)]
         positions, relative = self._in_blocks(tokens, grid)

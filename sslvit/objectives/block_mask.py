@@ -56,11 +56,10 @@ def check_masks(grid: tuple[int, int], ratio: tuple[float, float]) -> None:
 def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float) -> Hidden:
     """Hides about `wanted` patches of each image, or none where it is 0: b, b -> b (h w)
 
-    Worked out on the CPU, so that a GPU need not be waited for to learn how many patches are hidden. 16 patches of a
-    row are the bits of one number, images come last in the arrays, and those that are done leave them after every few
-    blocks.
+    On the CPU, since a GPU would be waited for to learn how many patches are hidden. 16 patches of a row are the bits
+    of one number, images come last in the arrays, and those that are done leave them after every few blocks.
     """
-    (height, width), device, key = grid, key.device, key.cpu()
+    (height, width), key = grid, key.cpu()
     words, left = -(-width // 16), wanted.cpu().double().numpy()
     masks, counts = np.zeros((len(key), height, words), "<u2"), np.zeros(len(key), int)
     rows, rounds = np.flatnonzero(left > 0), 0
@@ -85,7 +84,7 @@ def block_mask(key: Tensor, wanted: Tensor, grid: tuple[int, int], least: float)
     bits = np.unpackbits(masks.view(np.uint8), axis=-1, bitorder="little")[..., :width]
     flat = bits.reshape(len(key), -1).view(bool)
     weights = np.repeat(1 / np.maximum(counts, 1), counts)
-    return Hidden(*(torch.from_numpy(each).to(device) for each in (flat, np.flatnonzero(flat), weights)))
+    return Hidden(*(torch.from_numpy(each) for each in (flat, np.flatnonzero(flat), weights)))
 
 
 def try_blocks(
@@ -127,14 +126,21 @@ def wanted_by_image(key: Tensor, patches: int, ratio: tuple[float, float]) -> Te
     return torch.where(u[:, 0] < 0.5, 0.0, share * patches)
 
 
-def wanted_by_batch(key: Tensor, patches: int, ratio: tuple[float, float], probability: float) -> Tensor:
+def wanted_by_batch(
+    key: Tensor,
+    patches: int,
+    ratio: tuple[float, float],
+    probability: float,
+    device: torch.device = collectives.CPU,
+) -> Tensor:
     """DINOv2's: exactly this share of the images of all processes has a mask, the first with a ratio of the first of as
     many equal bins, and so on, and which image is which is random: b -> b
 
-    The images of all processes are put into the order of a hash of their keys, so it depends on no process.
+    The images of all processes are put into the order of a hash of their keys, so it depends on no process. device:
+    where processes can exchange them.
     """
     draws = rng.bits(rng.fold(key, "order"))
-    everyone = collectives.all_gather(draws).sort().values
+    everyone = collectives.gathered_by(device, draws).sort().values
     masked = int(len(everyone) * probability)
     place = torch.searchsorted(everyone, draws)  # equal hashes, one in 2^64, would share a bin
     share = (place + rng.uniform(rng.fold(key, "share")).double()) / max(masked, 1)

@@ -39,6 +39,7 @@ from sslvit.objectives.objective import Batch, Objective, check_shares, check_vi
 from sslvit.objectives.spread import scale, spread
 from sslvit.objectives.teacher import ema_update
 from sslvit.processes import collectives
+from sslvit.processes.device import send_together
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 
@@ -103,7 +104,7 @@ class Data2Vec(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         check_views(batch, 1, self.backbone.image_size)
         (images,) = batch.views
-        hidden = self.hidden(batch.key)
+        hidden = send_together(self.hidden(batch.key), images.device)
         wanted = self.targets(images, hidden)
         tokens = self.backbone.embed(images)
         tokens = torch.where(hidden.mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
@@ -111,7 +112,7 @@ class Data2Vec(Objective):
         patches = self.backbone.encode(tokens, key=key, norm=False).patches
         predicted = hidden.of(patches).to(wanted.dtype)
         total = F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="sum") * self.backbone.width**-0.5
-        loss = total / collectives.all_mean(total.new_tensor(len(wanted))).clamp(min=1e-6)
+        loss = total / collectives.all_mean(total.new_full((), len(wanted))).clamp(min=1e-6)
         metrics = {"target_std": scale(wanted), "hidden": hidden.mask.to(wanted.dtype).mean()}
         return loss, metrics | spread(patches.mean(1))
 

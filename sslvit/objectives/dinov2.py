@@ -51,6 +51,7 @@ from sslvit.objectives.sinkhorn import sinkhorn
 from sslvit.objectives.spread import spread
 from sslvit.objectives.teacher import ema_update, frozen_copy
 from sslvit.processes import collectives
+from sslvit.processes.device import send_together
 
 
 class DINOv2(Distillation):
@@ -136,6 +137,8 @@ class DINOv2(Distillation):
         self.gram_backbone = frozen_copy(self.backbone) if gram_weight else None
         if gram_weight:
             self.register_buffer("gram_taken", torch.tensor(self.gram_teachers(0.0)))
+            self.known_taken: int | None = None
+            self.register_load_state_dict_post_hook(forget_taken)
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         own = [(self.patch_head, self.student_patch_head)] if self.patch_head and self.student_patch_head else []
@@ -146,7 +149,7 @@ class DINOv2(Distillation):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         crops, temperature = self.large_crops(batch), self.temperature(progress)
-        hidden = self.hidden(batch.key, self.student.grid_of(crops))
+        hidden = send_together(self.hidden(batch.key, self.student.grid_of(crops), crops.device), crops.device)
         with torch.no_grad():
             seen = self.backbone(crops)
             logits, patch_logits = self.head(seen.cls), (self.patch_head or self.head)(hidden.of(seen.patches))
@@ -179,14 +182,22 @@ class DINOv2(Distillation):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        if self.gram_backbone is not None and self.gram_teachers(progress) > int(self.gram_taken):
+        if self.gram_backbone is not None and self.gram_teachers(progress) > self.taken():
             ema_update(self.gram_backbone, self.backbone, 0.0)
-            self.gram_taken.fill_(self.gram_teachers(progress))
+            self.known_taken = self.gram_teachers(progress)
+            self.gram_taken.fill_(self.known_taken)
 
-    def hidden(self, key: Tensor, grid: tuple[int, int]) -> Hidden:
-        """What is hidden of the large crops, those of the first view first: b -> (v b) n"""
+    def taken(self) -> int:
+        """gram_taken, which is read once: a device would be waited for."""
+        if self.known_taken is None:
+            self.known_taken = int(self.gram_taken)
+        return self.known_taken
+
+    def hidden(self, key: Tensor, grid: tuple[int, int], device: torch.device = collectives.CPU) -> Hidden:
+        """What is hidden of the large crops, those of the first view first: b -> (v b) n. device: where processes can
+        exchange numbers."""
         key = torch.cat([rng.fold(key, "hidden", view) for view in range(LARGE)])
-        wanted = wanted_by_batch(key, prod(grid), self.mask_ratios, self.mask_probability)
+        wanted = wanted_by_batch(key, prod(grid), self.mask_ratios, self.mask_probability, device)
         return block_mask(key, wanted, grid, least=4)
 
     def assigned(self, logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
@@ -202,6 +213,10 @@ class DINOv2(Distillation):
         total, count = collectives.all_mean(counted).tensor_split([-1])
         mean = torch.where(count > 0, total / count.clamp(min=1e-6), self.patch_centre)
         self.note(progress, centre=logits.mean(0), patch_centre=mean)
+
+
+def forget_taken(objective: DINOv2, keys: object) -> None:
+    objective.known_taken = None
 
 
 def gram_loss(patches: Tensor, anchor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from sslvit.objectives.distillation import (
 )
 from sslvit.objectives.objective import Batch
 from sslvit.objectives.spread import spread
+from sslvit.processes.device import send_together
 
 
 class IBOT(Distillation):
@@ -97,7 +98,7 @@ class IBOT(Distillation):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         crops, temperature = self.large_crops(batch), self.temperature(progress)
-        hidden = self.hidden(batch.key, self.student.grid_of(crops))
+        hidden = send_together(self.hidden(batch.key, self.student.grid_of(crops)), crops.device)
         with torch.no_grad():
             seen = self.backbone(crops)
             logits, embeddings = self.head(seen.cls), self.head.embed(seen.patches)

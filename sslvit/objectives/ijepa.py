@@ -34,6 +34,7 @@ from sslvit.objectives.multiblock import Blocks, draw_blocks
 from sslvit.objectives.objective import Batch, Objective, check_shares, check_views, check_vit
 from sslvit.objectives.spread import scale, spread
 from sslvit.objectives.teacher import ema_update
+from sslvit.processes.device import send_together
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 
@@ -122,13 +123,19 @@ class IJEPA(Objective):
         with torch.no_grad():
             whole = self.backbone(images)
             blocks = draw_blocks(
-                rng.fold(batch.key, "blocks"), progress, self.backbone.grid, targets=self.targets, **self.scales
+                rng.fold(batch.key, "blocks"),
+                progress,
+                self.backbone.grid,
+                targets=self.targets,
+                device=images.device,
+                **self.scales,
             )
+            blocks = send_together(blocks, images.device)
             wanted = F.layer_norm(take(whole.patches, blocks.targets.flatten(1)), (self.backbone.width,))
             wanted = rearrange(wanted, "b (t m) d -> b t m d", t=self.targets)
         predicted = self.predict(self.see(images, blocks, batch.key), blocks)
         loss = F.smooth_l1_loss(predicted.to(wanted.dtype), wanted)
-        metrics = {"target_std": scale(wanted.flatten(0, 2)), "context": loss.new_tensor(blocks.context.shape[1])}
+        metrics = {"target_std": scale(wanted.flatten(0, 2)), "context": loss.new_full((), blocks.context.shape[1])}
         return loss, metrics | spread(whole.patches.mean(1))
 
     def see(self, images: Tensor, blocks: Blocks, key: Tensor) -> Encoded:

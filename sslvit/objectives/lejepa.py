@@ -28,6 +28,7 @@ from sslvit.objectives.objective import Batch, Objective, check_class_token, che
 from sslvit.objectives.projector import projector
 from sslvit.objectives.spread import scale, spread
 from sslvit.processes.collectives import all_gather, processes
+from sslvit.processes.device import send
 from sslvit.views.batching import Size, to_pair
 from sslvit.views.pretraining import EqualCrops, is_thumbnail
 
@@ -102,7 +103,7 @@ class LeJEPA(Objective):
     @torch.no_grad()
     def draw(self, progress: float, like: Tensor) -> Tensor:
         """Random unit vectors, columns of length 1: d m"""
-        key = step_key("directions", progress).to(like.device)
+        key = send(step_key("directions", progress), like.device)
         return F.normalize(rng.normal(key, like.shape[-1], self.directions).to(like.dtype), dim=0)
 
 

@@ -25,6 +25,7 @@ from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
 from sslvit.objectives.objective import Batch, Objective, check_vit
 from sslvit.objectives.spread import spread
+from sslvit.processes.device import send
 
 
 class MAE(Objective):
@@ -91,7 +92,7 @@ class MAE(Objective):
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
         """The visible patches encoded, the masked ones decoded, and the random order, visible ones first."""
         (images,) = batch.views
-        order = random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid))
+        order = send(random_order(rng.fold(batch.key, "dropped"), prod(self.backbone.grid)), images.device)
         tokens = self.backbone.add_positions(self.backbone.embed(images))
         tokens = take(tokens, order[:, : self.visible])
         encoded = self.backbone.encode(tokens, key=rng.fold(batch.key, "backbone"))

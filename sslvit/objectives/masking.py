@@ -16,9 +16,17 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 
     Places must be from 0 to n - 1: others would silently be tokens of another image.
     """
-    b, n, _ = tokens.shape
-    rows = index + torch.arange(0, b * n, n, device=index.device).unsqueeze(1)
-    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
+    return take_rows(tokens, rows_of(index, tokens.shape[1]))
+
+
+def rows_of(index: Tensor, patches: int) -> Tensor:
+    """Places in each image of so many patches, counted through all images: b m -> b m"""
+    return index + torch.arange(0, len(index) * patches, patches, device=index.device).unsqueeze(1)
+
+
+def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """`take` by places counted through all images."""
+    return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def put(tokens: Tensor, index: Tensor, replacement: Tensor) -> Tensor:

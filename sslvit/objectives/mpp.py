@@ -14,7 +14,7 @@ The paper leaves some choices open, which are made here:
 """
 
 from math import prod
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +26,23 @@ from sslvit.models.blocks import at_least_float32
 from sslvit.models.patches import patchify, unpatchify
 from sslvit.models.readout import Encoded, read
 from sslvit.models.vit import ViT
-from sslvit.objectives.masking import put, random_order, take
+from sslvit.objectives.masking import put, random_order, rows_of, take_rows
 from sslvit.objectives.objective import Batch, Objective
 from sslvit.objectives.spread import spread
+from sslvit.processes.device import send_together
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 
 Target = Literal["mean", "downsized", "pixels"]
 LEVELS = 8  # 3 bits per channel
 SIDE = 4  # the side of the downsized patch
+
+
+class Chosen(NamedTuple):
+    """The corrupted patches."""
+
+    places: Tensor  # b m
+    rows: Tensor  # b m: counted through all images
 
 
 class MPP(Objective):
@@ -77,20 +85,20 @@ class MPP(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         (images,) = batch.views
         encoded, predicted, chosen = self.predict(batch)
-        patches = take(patchify(images, self.backbone.patch_size), chosen)
+        patches = take_rows(patchify(images, self.backbone.patch_size), chosen.rows)
         if self.target == "pixels":
             loss, metrics = self.pixel_loss(predicted, patches)
         else:
             loss, metrics = self.color_loss(predicted, patches)
         return loss, metrics | spread(read(encoded, self.readout))
 
-    def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
-        """The corrupted images encoded, the head's outputs for the corrupted patches, b m o, and their places, b m."""
+    def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Chosen]:
+        """The corrupted images encoded, the head's outputs for the corrupted patches, b m o, and their places."""
         (images,) = batch.views
         chosen = random_order(rng.fold(batch.key, "corrupted"), prod(self.backbone.grid))[:, : self.count]
-        tokens = corrupted(self.backbone.embed(images), chosen, self.mask_embedding, batch.key)
+        tokens, chosen = corrupted(self.backbone.embed(images), chosen, self.mask_embedding, batch.key)
         encoded = self.backbone.encode(self.backbone.add_positions(tokens), key=rng.fold(batch.key, "backbone"))
-        return encoded, self.head(take(encoded.patches, chosen)), chosen
+        return encoded, self.head(take_rows(encoded.patches, chosen.rows)), chosen
 
     def color_loss(self, predicted: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         classes = rearrange(color_classes(patches, self.backbone.patch_size, self.side), "b m s -> (b m s)")
@@ -98,9 +106,8 @@ class MPP(Objective):
         logits = logits.to(at_least_float32(logits.dtype))
         loss = F.cross_entropy(logits, classes)
         with torch.no_grad():
-            counts = logits.new_zeros(self.colors)
-            counts.index_add_(0, classes, logits.new_ones(()).expand(len(classes)))
-            accuracy = (logits.argmax(-1) == classes).float().mean()
+            counts = logits.new_zeros(self.colors).scatter_(0, classes, 1.0, reduce="add")
+            accuracy = (logits.argmax(-1) == classes).mean(dtype=torch.float32)
         return loss, {"accuracy": accuracy, "accuracy_of_commonest_colour": counts.max() / len(classes)}
 
     def pixel_loss(self, predicted: Tensor, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -122,20 +129,24 @@ class MPP(Objective):
             cells = rearrange(cells, "b m (sy sx) c -> (b m) c sy sx", sy=self.side)
             predicted = rearrange(F.interpolate(cells, size), "(b m) c p q -> b m (p q c)", b=len(images))
         patches = patchify(images, size)
-        seen = corrupted(patches, chosen, patches.new_full((), 0.5), batch.key)
-        filled = put(patches, chosen, predicted.clamp(0, 1))
+        places = chosen.places.to(batch.key.device)
+        seen, _ = corrupted(patches, places, patches.new_full((), 0.5), batch.key)
+        filled = put(patches, chosen.places, predicted.clamp(0, 1))
         return tuple(unpatchify(x, size, self.backbone.grid) for x in (seen, filled))
 
 
-def corrupted(tokens: Tensor, chosen: Tensor, mask: Tensor, key: Tensor) -> Tensor:
-    """Of the chosen patches 80% replaced by the mask, 10% by another patch of the image: b n d, b m, d, b -> b n d"""
+def corrupted(tokens: Tensor, chosen: Tensor, mask: Tensor, key: Tensor) -> tuple[Tensor, Chosen]:
+    """Of the chosen patches 80% replaced by the mask, 10% by another patch of the image: b n d, b m, d, b -> b n d. And
+    the chosen ones on the tokens' device; they and the key may be on the CPU."""
     n, m = tokens.shape[1], chosen.shape[1]
     fate = rng.uniform(rng.fold(key, "fate"), m)
     # Any other patch is 1 to n - 1 places further in raster order, cyclically, each as likely.
     other = (chosen + 1 + rng.integers(rng.fold(key, "other"), max(n - 1, 1), m)) % n
     source = torch.where(fate < 0.9, other, chosen)
-    replacement = torch.where(fate.unsqueeze(-1) < 0.8, mask.to(tokens.dtype), take(tokens, source))
-    return put(tokens, chosen, replacement)
+    drawn = Chosen(chosen, rows_of(chosen, n)), rows_of(source, n), (fate < 0.8).unsqueeze(-1)
+    there, rows, masked = send_together(drawn, tokens.device)
+    replacement = torch.where(masked, mask.to(tokens.dtype), take_rows(tokens, rows))
+    return put(tokens, there.places, replacement), there
 
 
 def color_classes(patches: Tensor, patch_size: tuple[int, int], side: int) -> Tensor:
@@ -153,8 +164,8 @@ def color_classes(patches: Tensor, patch_size: tuple[int, int], side: int) -> Te
         "mean",
         sy=side, sx=side, p=height // side, q=width // side,
     )  # fmt: skip
-    levels = (means * LEVELS).floor().clamp(0, LEVELS - 1).long()
+    levels = (means * LEVELS).clamp(0, LEVELS - 1).long()
     classes = levels[..., 0]
     for channel in range(1, levels.shape[-1]):
-        classes = classes * LEVELS + levels[..., channel]
+        classes = torch.add(levels[..., channel], classes, alpha=LEVELS)
     return classes

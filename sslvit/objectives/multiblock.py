@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sslvit import rng
 from sslvit.objectives.objective import step_key
-from sslvit.processes.collectives import all_gather
+from sslvit.processes.collectives import CPU, gathered_by
 
 Grid = tuple[int, int]
 ATTEMPTS = 20
@@ -49,14 +49,16 @@ def draw_blocks(
     scale: tuple[float, float] = (0.15, 0.2),
     aspect: tuple[float, float] = (0.75, 1.5),
     context: tuple[float, float] = (0.85, 1.0),
+    device: torch.device = CPU,
 ) -> Blocks:
-    """key: b, from which places come. The sizes come from the progress, which is the same for all images of a step."""
+    """key: b, from which places come. The sizes come from the progress, which is the same for all images of a step.
+    device: where processes can exchange numbers."""
     small, large = rng.uniform(step_key("block sizes", progress), 2).tolist()
     size, around = side_lengths(small, grid, scale, aspect), side_lengths(large, grid, context, (1.0, 1.0))
     hidden = torch.stack([blocks(rng.fold(key, "target", t), size, grid) for t in range(targets)], 1)  # b t n
     seen = contexts(key, around, grid, hidden)
     counts = seen.sum(1)
-    shortest = int(all_gather(counts.min().view(1)).min())
+    shortest = int(gathered_by(device, counts.min().view(1)).min())
     places = hidden.flatten(0, 1).nonzero()[:, 1].view(*hidden.shape[:2], prod(size))
     return Blocks(seen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :shortest], places)
 

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """
 
     views: tuple[Tensor, ...]  # each b c H W, floats in [0, 1]
-    key: Tensor  # b: one key per sample, from which all randomness of a forward comes
+    key: Tensor  # b: one key per sample, from which all randomness of a forward comes; the loop's is on the CPU
     labels: Tensor | None = None  # b; for supervised objectives alone
 
 
@@ -81,6 +81,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and detached metrics. Changes no state: teachers move in `after_step`."""
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raises DataError for labels that it cannot be trained on. Called where they are read, on the CPU, since a
+        look at them on a device would wait for it."""
 
     def head_state_dict(self) -> dict[str, Tensor]:
         """Exported with the backbone, by timm's names: a classifier's head."""

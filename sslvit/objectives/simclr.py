@@ -83,11 +83,12 @@ def nt_xent(embeddings: Tensor, temperature: float) -> tuple[Tensor, dict[str, T
     first = len(own) * rank()  # of the columns
     partner = (here + len(own) // 2) % len(own)
     logits = cosines / temperature
-    logits = logits.masked_fill(F.one_hot(first + here, logits.shape[1]).bool(), -torch.inf)
+    itself = F.one_hot(first + here, logits.shape[1]).bool()
+    logits = logits.masked_fill(itself, -torch.inf)
     loss = F.cross_entropy(logits, first + partner)
     with torch.no_grad():  # alignment and uniformity: https://arxiv.org/abs/2005.10242
         accuracy = (logits.argmax(-1) == first + partner).to(wide).mean()
         alignment = 2 - 2 * (own * own[partner]).sum(-1).mean()
-        others = ~F.one_hot(first + here, logits.shape[1]).bool()
-        uniformity = (4 * cosines[others] - 4).exp().mean().log()
+        nearness = (4 * cosines - 4).exp().masked_fill(itself, 0.0)
+        uniformity = (nearness.sum() / (itself.numel() - len(own))).log()
     return loss, {"accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}

@@ -22,6 +22,7 @@ from sslvit.models.vit import ViT
 from sslvit.objectives.masking import put, random_order, take
 from sslvit.objectives.objective import Batch, Objective, check_views, check_vit
 from sslvit.objectives.spread import spread
+from sslvit.processes.device import send
 from sslvit.views.batching import Size
 from sslvit.views.pretraining import CropFlip
 
@@ -70,7 +71,7 @@ class SimMIM(Objective):
     def predict(self, batch: Batch) -> tuple[Encoded, Tensor, Tensor]:
         """The images encoded, the head's outputs for the hidden patches, b m (p q c), and their places, b m."""
         check_views(batch, 1, self.backbone.image_size)
-        hidden = self.hidden(batch.key)
+        hidden = send(self.hidden(batch.key), batch.views[0].device)
         tokens = self.backbone.embed(batch.views[0])
         tokens = put(tokens, hidden, self.mask_token.to(tokens.dtype).expand(*hidden.shape, -1))
         encoded = self.backbone.encode(self.backbone.add_positions(tokens), key=rng.fold(batch.key, "backbone"))

@@ -79,7 +79,10 @@ class Supervised(Objective):
         )
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        (images,), labels = batch.views, self.checked(batch.labels)
+        (images,), labels = batch.views, batch.labels
+        if labels is None or labels.device.type == "cpu":  # the loop checks before it sends them to a device
+            self.check_labels(labels)
+        assert labels is not None
         wide = at_least_float32(images.dtype)
         truth = targets(labels, self.classes, self.label_smoothing, wide)
         if self.training and (self.mixup or self.cutmix):
@@ -94,13 +97,12 @@ class Supervised(Objective):
     def head_state_dict(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith(HEAD)}
 
-    def checked(self, labels: Tensor | None) -> Tensor:
+    def check_labels(self, labels: Tensor | None) -> None:
         if labels is None:
             raise DataError("supervised training needs labels, and these images have none")
         low, high = (int(label) for label in labels.aminmax())
         if low < 0 or high >= self.classes:
             raise DataError(f"labels from {low} to {high} of {self.classes} classes, 0 to {self.classes - 1}")
-        return labels
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:

@@ -19,9 +19,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from sslvit.processes import launcher, signals, system
+from sslvit.processes.device import Fetched, send
 
 _peers: dict[int, int] = {}  # the pids of the other processes on this machine, by rank
 _launch: set[str] = set()  # options of the launcher that this package takes over
+CPU = torch.device("cpu")
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
@@ -44,11 +46,19 @@ def all_mean(value: Tensor) -> Tensor:
     return value / processes()
 
 
-def all_means(values: dict[str, Tensor | float]) -> dict[str, float]:
-    """The means of scalars over processes, in one collective and one wait for the device."""
-    device = next(value.device for value in values.values() if isinstance(value, Tensor))
-    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values.values()])
-    return dict(zip(values, all_mean(stacked).tolist(), strict=True))
+class Means:
+    """The means of scalars over processes, in one collective. Only reading them waits for the device."""
+
+    def __init__(self, values: dict[str, Tensor | float]):
+        device = next(value.device for value in values.values() if isinstance(value, Tensor))
+        tensors = [
+            send(value, device).float() if isinstance(value, Tensor) else torch.full((), value, device=device)
+            for value in values.values()
+        ]
+        self.names, self.coming = [*values], Fetched(all_mean(torch.stack(tensors)))
+
+    def read(self) -> dict[str, float]:
+        return dict(zip(self.names, self.coming.read().tolist(), strict=True))
 
 
 class _AllGather(torch.autograd.Function):
@@ -70,6 +80,12 @@ class _AllGather(torch.autograd.Function):
 def all_gather(value: Tensor) -> Tensor:
     """The rows of all processes, in order of rank, with gradient: b ... -> (processes b) ..."""
     return value if processes() == 1 else _AllGather.apply(value)
+
+
+def gathered_by(device: torch.device, value: Tensor) -> Tensor:
+    """all_gather of a tensor on the CPU by way of this device, as some backends need. With several processes that waits
+    for the device."""
+    return value if processes() == 1 else all_gather(value.to(device)).cpu()
 
 
 def start(

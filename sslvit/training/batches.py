@@ -1,6 +1,6 @@
 """This process's share of every batch: which images, when they come, and on which device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,9 @@ from sslvit.data.source import Images, Source
 from sslvit.data.stream import Stream
 from sslvit.data.stream_order import StreamSampler
 from sslvit.data.summary import PICTURED, Summary, contact_sheet
+from sslvit.objectives.objective import Batch
 from sslvit.processes import collectives, signals
+from sslvit.processes.device import send
 from sslvit.storage import durable
 from sslvit.views.batching import Size
 from sslvit.views.crop import Scaled
@@ -47,28 +49,57 @@ def look(sampler: MicroBatches, image_size: Size, views: Views, config: TrainCon
     contact_sheet(sampler.first(PICTURED), config.out / "first_batch.png")
 
 
-def next_batch(batches: Iterator[Loaded], device: torch.device) -> Loaded:
-    """The next micro-batch, on the device; or Interrupted, in all processes if in one. They agree before each
-    micro-batch, since one that is in a step already would wait in it for the others."""
-    loaded = None
-    try:
-        with signals.waiting():
-            loaded = next(batches)
-    except signals.Interrupted:
-        if collectives.processes() == 1:
-            raise
-    if collectives.processes() > 1:
-        missing = collectives.all_mean(torch.tensor(float(loaded is None), device=device))
-        if missing.item() > 0:
-            raise signals.Interrupted
-    assert loaded is not None
-    return to_device(loaded, device)
+class Feed:
+    """The micro-batches of this process, each with its views on the device. The next one can be prepared while the
+    device computes a step, so that the host waits for neither the images nor the device with nothing queued on it."""
 
+    def __init__(
+        self,
+        batches: Iterator[Loaded],
+        views: Views,
+        check_labels: Callable[[Tensor | None], None],
+        device: torch.device,
+    ):
+        self.batches, self.views, self.check_labels, self.device = batches, views, check_labels, device
+        self.loaded: Loaded | None = None
+        self.batch: Batch | None = None
+        self.error: BaseException | None = None
 
-def to_device(loaded: Loaded, device: torch.device) -> Loaded:
-    def move(value: Tensor | None) -> Tensor | None:
-        return value if value is None else value.to(device, non_blocking=True)
+    def look_ahead(self) -> None:
+        """Waits for the images of the next micro-batch. What goes wrong, a signal too, is raised when it is taken: the
+        step that is under way comes first."""
+        try:
+            with signals.waiting():
+                self.loaded = next(self.batches)
+            self.check_labels(self.loaded.samples.labels)
+        except (Exception, signals.Interrupted) as error:
+            self.error = error
 
-    samples = loaded.samples
-    samples = samples._replace(pixels=move(samples.pixels), extents=move(samples.extents), labels=move(samples.labels))
-    return loaded._replace(samples=samples, view_key=move(loaded.view_key), slot_key=move(loaded.slot_key))
+    def queue(self) -> None:
+        """The copies and views of the micro-batch that was loaded; the device is not waited for. Keys and extents stay
+        on the host, where all draws are made."""
+        if self.loaded is None or self.error:
+            return
+        samples, view_key, slot_key, made = self.loaded
+        labels = None if samples.labels is None else send(samples.labels, self.device)
+        views = made or self.views(send(samples.pixels, self.device), view_key, samples.extents)
+        self.batch = Batch(views, slot_key, labels)
+
+    def take(self) -> tuple[Loaded, Batch]:
+        """The next micro-batch; or Interrupted, in all processes if in one. Where it was not loaded yet, they agree on
+        that first, since one that is in a step already would wait in it for the others."""
+        if self.loaded is None and self.error is None:
+            self.look_ahead()
+            interrupted = isinstance(self.error, signals.Interrupted)
+            if collectives.processes() > 1 and (interrupted or self.error is None):
+                missing = collectives.all_mean(torch.tensor(float(interrupted), device=self.device))
+                if missing.item() > 0:
+                    raise signals.Interrupted
+        if self.error:
+            raise self.error
+        if self.batch is None:
+            self.queue()
+        loaded, batch, self.loaded, self.batch = self.loaded, self.batch, None, None
+        assert loaded is not None
+        assert batch is not None
+        return loaded, batch

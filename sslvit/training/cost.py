@@ -47,9 +47,9 @@ def counting() -> FlopCounterMode:
 def flops_per_image(objective: Objective, views: Views, samples: Samples, device: torch.device) -> float | None:
     """Of a step's forward and backward passes, teachers included: matrix products, convolutions and attention, with
     multiplications and additions counted separately. Counted on a copy; None if the device has no memory for it."""
-    key = rng.key(0, torch.arange(IMAGES, device=device))
+    key = rng.key(0, torch.arange(IMAGES))
     rows = torch.arange(IMAGES) % len(samples.pixels)
-    extents = None if samples.extents is None else samples.extents[rows].to(device)
+    extents = None if samples.extents is None else samples.extents[rows]
     labels = None if samples.labels is None else samples.labels[rows].to(device)
     try:
         measured = copy.deepcopy(objective).train()

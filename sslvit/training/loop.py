@@ -17,6 +17,7 @@ from sslvit.models.blocks import keep_inputs_only
 from sslvit.objectives.objective import Objective
 from sslvit.runs.files import METRICS
 from sslvit.storage.jsonl import read_lines
+from sslvit.training.batches import Feed
 from sslvit.training.sharding import collect
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -59,7 +60,8 @@ class Loop(NamedTuple):
     optimizer: AcceleratedOptimizer
     sampler: MicroBatches
     batches: Generator[Loaded, None, None]
-    views: Views
+    feed: Feed
+    ahead: bool  # whether the next micro-batch is prepared while the device computes
     unreadable: UnreadableImages
     evaluation: Evaluation | None
     config: TrainConfig
@@ -94,7 +96,10 @@ def assemble(
         sampler, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
     )
     unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
-    return Loop(objective, model, prepared, sampler, batches, views, unreadable, evaluation, config, accelerator, steps)
+    feed = Feed(batches, views, objective.check_labels, accelerator.device)
+    return Loop(
+        objective, model, prepared, sampler, batches, feed, gpu, unreadable, evaluation, config, accelerator, steps
+    )
 
 
 class Due(NamedTuple):

@@ -36,10 +36,8 @@ def checked(pixels: Tensor, key: Tensor, extents: Tensor | None) -> tuple[Tensor
 
 
 def piece_length(pixels: Tensor, size: tuple[int, int]) -> int:
-    """How many samples fit the cache together, on a CPU; elsewhere the whole batch."""
-    count, channels, height, width = pixels.shape
-    if pixels.device.type != "cpu":
-        return count
+    """How many samples fit the cache together."""
+    _, channels, height, width = pixels.shape
     # glibc gives large freed blocks back to the system, and fetching each again costs more than the arithmetic on it,
     # until a program has freed a larger one. Untouched, this one costs nothing. (collectives.keep_memory does the same
     # for commands; elsewhere, as in notebooks, views of 32 px would take up to three times as long.)
@@ -52,16 +50,14 @@ def pieces(count: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def batch(*shape: int, device: torch.device) -> Tensor:
-    """Memory for the views of a batch. On a CPU from numpy, which asks the system for large pages: to get 600 KB of
+def batch(*shape: int) -> Tensor:
+    """Memory for the views of a batch, on the CPU. From numpy, which asks the system for large pages: to get 600 KB of
     small ones takes a quarter of the time of filling them with a view of 224 px. In a loader's worker from shared
     memory, as in torch's own collating: from elsewhere it would be copied on its way to the trainer."""
-    worker = get_worker_info() if device.type == "cpu" else None
+    worker = get_worker_info()
     if worker is not None and not getattr(worker.dataset, "piped", False):
         return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * prod(shape)), 0, shape)
-    if device.type == "cpu":
-        return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def true_indices(flags: list[bool]) -> list[int]:

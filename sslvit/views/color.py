@@ -17,6 +17,7 @@ from sslvit import rng
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, in torchvision's digits
 SOLARIZE_FROM = 128 / 255  # Pillow's threshold: the upper half of 0..255
+HALF_TURN = torch.tensor(3.0)  # in sixths
 HUES = (0.0, 2 / 6, 4 / 6)  # where red, green and blue stand, in turns
 
 
@@ -67,29 +68,32 @@ def saturation_(images: Tensor, factor: Tensor) -> None:
 
 
 def hue_(images: Tensor, turn: Tensor) -> None:
-    """Turns the hue of HSV by a fraction of a full turn; value and chroma stay.
+    """Turns the hue of HSV by a fraction of a full turn; value and chroma stay."""
+    if images.shape[1] == 3:
+        turned(images, shifts(turn), out=images).clamp_(0, 1)
 
-    Without branches. With e = |g - b| / chroma and p = (max - r) / chroma, the hue's distance from red, in sixths of a
-    turn, is e + p (3 - 2 e): on each side of the hexagon p = 0, e = 1 or p = 1, where it is e, 1 + p and 3 - e. The
-    sign of g - b tells left from right. Back: a channel is max - chroma * clamp(distance - 1, 0, 1), where distance is
-    the turned hue's from the channel's own, in sixths again.
+
+def shifts(turn: Tensor) -> Tensor:
+    """The turns from each channel's own hue: b 1 1 1 -> b 3 1 1"""
+    # Half a turn too far, so that 0.5 in [0, 1) is where the distance is 0. Two more turns keep it positive.
+    return turn - turn.new_tensor(HUES).unsqueeze(-1).unsqueeze(-1) + 2.5
+
+
+def turned(images: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """Without branches. With e = |g - b| / chroma and p = (max - r) / chroma, the hue's distance from red, in sixths of
+    a turn, is e + p (3 - 2 e): on each side of the hexagon p = 0, e = 1 or p = 1, where it is e, 1 + p and 3 - e. The
+    sign of g - b, which it takes on, tells left from right. Back: a channel is max - chroma * clamp(distance - 1, 0,
+    1), where distance is the turned hue's from the channel's own, in sixths again. Rounding may leave [0, 1].
     """
-    if images.shape[1] != 3:
-        return
     red, green, blue = images.split(1, dim=1)
     value = images.amax(1, keepdim=True)
-    chroma = value - images.amin(1, keepdim=True)
-    inverse = chroma.clamp(min=1e-20).reciprocal_()  # of grey: 0 * 1e20 is still 0
-    side = green - blue
-    p = (value - red).mul_(inverse)
-    e = inverse.mul_(side).abs_().mul_(1 / 6)
-    distance = (e * -2).add_(0.5).mul_(p).add_(e)  # in turns
-    hue = torch.copysign(distance, side, out=distance)
-    # Half a turn too far, so that 0.5 in [0, 1) is where the distance is 0. Two more turns keep it positive.
-    shift = turn - turn.new_tensor(HUES).unsqueeze(-1).unsqueeze(-1) + 2.5
-    away = (hue + shift).frac_().sub_(0.5).abs_().clamp_(1 / 6, 2 / 6)
+    chroma = (value - images.amin(1, keepdim=True)).clamp_(min=1e-20)  # of grey: 0 / 1e-20 is still 0
+    side = (green - blue).div_(chroma)
+    p = (value - red).div_(chroma)
+    hue = torch.addcmul(side, p, torch.copysign(HALF_TURN, side).sub_(side, alpha=2))
+    away = torch.add(shift, hue, alpha=1 / 6).frac_().sub_(0.5).abs_().clamp_(1 / 6, 2 / 6)  # in turns
     # max - chroma * (6 * away - 1)
-    torch.addcmul(value.add_(chroma), chroma.mul_(6), away, value=-1, out=images).clamp_(0, 1)
+    return torch.addcmul(value.add_(chroma), chroma, away, value=-6, out=out)
 
 
 OPERATIONS = (brightness_, contrast_, saturation_, hue_)

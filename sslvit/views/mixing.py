@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslvit import rng
+from sslvit.processes.device import send, send_together
 
 TRIES = 64  # a draw of Beta(a, a), a <= 1, fails half the time at most
 
@@ -25,7 +26,8 @@ def mix_pairs(images: Tensor, truth: Tensor, key: Tensor, mixup: float, cutmix: 
     """Images 0 and 1, 2 and 3, ... with each other, by the key of the first of them: b c H W, b k -> b c H W, b k"""
     if len(images) % 2:
         raise ValueError(f"{len(images)} images per process: mixup and cutmix need pairs, an even number")
-    own = shares(key[::2], images.shape[-2:], mixup, cutmix, torch.promote_types(images.dtype, torch.float32))
+    kind = torch.promote_types(images.dtype, torch.float32)
+    own = shares(key[::2], images.shape[-2:], mixup, cutmix, kind, images.device)
     own = rearrange(own, "b H W -> b 1 1 H W")
     pairs = rearrange(images, "(b two) c H W -> b two c H W", two=2)
     images = rearrange(pairs * own + pairs.flip(1) * (1 - own), "b two c H W -> (b two) c H W")
@@ -35,21 +37,28 @@ def mix_pairs(images: Tensor, truth: Tensor, key: Tensor, mixup: float, cutmix: 
 
 
 def shares(
-    key: Tensor, size: tuple[int, int], mixup: float, cutmix: float, dtype: torch.dtype = torch.float32
+    key: Tensor,
+    size: tuple[int, int],
+    mixup: float,
+    cutmix: float,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """How much of each pixel is the image's own: b -> b H W. Mixup: the same everywhere. Cutmix: 1 but 0 in a box."""
+    """How much of each pixel is the image's own, on a device: b -> b H W. Mixup: the same everywhere. Cutmix: 1 but 0
+    in a box."""
+    device = device or key.device
     height, width = size
     cut = rng.uniform(rng.fold(key, "switch")) < (0.5 if mixup and cutmix else float(cutmix > 0))
     even = beta(rng.fold(key, "share"), mixup).to(dtype) if mixup else torch.ones(len(key), device=key.device).to(dtype)
     if not cutmix:
-        return even[:, None, None].expand(-1, height, width)
+        return send(even, device)[:, None, None].expand(-1, height, width)
     # A box of 1 - s of the area around a random pixel, cut off at the edges: then its share is what is left of it.
     side = (1 - beta(rng.fold(key, "box share"), cutmix).to(dtype)).sqrt()
     center = rng.uniform(rng.fold(key, "centre"), 2).to(dtype)
+    even, cut, side, center = send_together((even, cut, side, center), device)
     rows, columns = (
         # Distances in shares of the length, between the middles of pixels and that of the box.
-        ((torch.arange(length, device=key.device, dtype=dtype) + 0.5) / length - middle[:, None]).abs()
-        < side[:, None] / 2
+        ((torch.arange(length, device=device, dtype=dtype) + 0.5) / length - middle[:, None]).abs() < side[:, None] / 2
         for length, middle in zip(size, center.unbind(-1), strict=True)
     )
     box = rearrange(rows, "b H -> b H 1") & rearrange(columns, "b W -> b 1 W")

@@ -56,8 +56,8 @@ def equalize_(images: Tensor) -> None:
     numbers, where a step is a 255th of all pixels but those of the brightest value."""
     b, c, height, width = images.shape
     values = rearrange(whole_(images), "b c h w -> (b c) (h w)").long()
-    planes = torch.arange(b * c, device=images.device).unsqueeze(-1)
-    counts = torch.bincount((values + 256 * planes).flatten(), minlength=256 * b * c).view(b * c, 256)
+    # bincount would wait for a GPU, to learn the largest value.
+    counts = values.new_zeros(b * c, 256).scatter_add_(1, values, torch.ones_like(values))
     brightest = counts.gather(-1, values.amax(-1, keepdim=True))
     step = (height * width - brightest) // 255
     below = counts.cumsum(-1) - counts

@@ -10,9 +10,10 @@ their size, since at 32 px the same sigma would remove far more.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.views import color
 from sslvit.views.batching import Size, apply_to_rows, batch, checked, piece_length, pieces, to_pair, true_indices
-from sslvit.views.color import Jitter, draw_jitter
+from sslvit.views.color import draw_jitter
 from sslvit.views.crop import Crop, Scaled, centered, draw_crop, resized
+from sslvit.views.kernels import Distortion, Part, distorted, fitted
 from sslvit.views.resample import Axis, Blur, Interpolation, Resize
 
 
@@ -33,9 +35,14 @@ def fit(
     change_: Callable[[Tensor, slice], None] | None = None,
 ) -> Tensor:
     """uint8 b c H W -> b c h w in [0, 1]. change_: carried out in place on each piece of the batch."""
+    if pixels.device.type != "cpu":
+        out = fitted(pixels, axes, size, interpolation)
+        if change_:
+            change_(out, slice(0, len(out)))
+        return out
     step = piece_length(pixels, size)
     resize = Resize(pixels, axes, size, interpolation, step)
-    out = batch(*pixels.shape[:2], *size, device=pixels.device)
+    out = batch(*pixels.shape[:2], *size)
     for piece in pieces(len(pixels), step):
         torch.clamp(resize(piece).div_(255).transpose(2, 3), 0, 1, out=out[piece])
         if change_:
@@ -120,17 +127,6 @@ def eval_view(size: Size, crop: float | None = None) -> EvalView:
     return EvalView(size, (height, width))
 
 
-class Distortion(NamedTuple):
-    """What happens to the samples of a batch in one view, a row per sample."""
-
-    crop: Crop
-    jitter: Jitter
-    grey: Tensor
-    blur: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-
 @dataclass(frozen=True)
 class ContrastiveView(CropFlip):
     """Crop, flip, colour jitter, grey, blur and solarize, in this order, the last four with their probabilities."""
@@ -157,14 +153,16 @@ class ContrastiveView(CropFlip):
 
     def apply(self, pixels: Tensor, drawn: Distortion) -> Tensor:
         self.check_channels(pixels.shape[1])
-        size, device = to_pair(self.size), pixels.device
+        size = to_pair(self.size)
+        if pixels.device.type != "cpu":
+            return distorted(pixels, [Part(drawn, size)], self.interpolation)[0]
         step = piece_length(pixels, size)
         resize = Resize(pixels, resized(drawn.crop, size), size, self.interpolation, step)
-        gaussian = Blur(drawn.sigma, size, pixels.shape[1], device)
-        factors = drawn.jitter.factors.to(device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
+        gaussian = Blur(drawn.sigma, size, pixels.shape[1])
+        factors = drawn.jitter.factors.unsqueeze(-1).unsqueeze(-1).unsqueeze(-1).unbind(1)
         orders = torch.where(drawn.jitter.chosen.unsqueeze(-1), drawn.jitter.order, -1).tolist()
         grey, blur, solarize = drawn.grey.tolist(), drawn.blur.tolist(), drawn.solarize.tolist()
-        out = batch(*pixels.shape[:2], *size, device=device)
+        out = batch(*pixels.shape[:2], *size)
         for piece in pieces(len(pixels), step):
             images = resize(piece).div_(255).clamp_(0, 1)  # transposed, which colours do not see
             for position in range(len(color.OPERATIONS)):
@@ -188,6 +186,13 @@ class ContrastiveView(CropFlip):
         wanted = [name for name, value in needed.items() if value > 0]
         if channels not in (1, 3) and wanted:
             raise ValueError(f"{' and '.join(wanted)} mean nothing on {channels} channels (1 or 3): use --no-color")
+
+
+def joined(draws: Sequence[Any]) -> Any:
+    """The draws of several views, one after another."""
+    if isinstance(draws[0], Tensor):
+        return torch.cat(list(draws))
+    return type(draws[0])(*(joined(parts) for parts in zip(*draws, strict=True)))
 
 
 def papers_blur(size: Size) -> tuple[float, float]:
@@ -230,10 +235,25 @@ class SeveralViews(Scaled):
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, ...]:
         """Each view by its own draws: its number is part of the key."""
         key, extents = checked(pixels, key, extents)
+        if pixels.device.type != "cpu":
+            return self.together(pixels, key, extents)
         return tuple(
             view.apply(pixels, view.draw(rng.fold(key, "view", number), extents))
             for number, view in enumerate(self.views)
         )
+
+    def together(self, pixels: Tensor, key: Tensor, extents: Tensor) -> tuple[Tensor, ...]:
+        """Views of one size as one batch, and those that are alike by one draw."""
+        self.check_channels(pixels.shape[1])
+        sizes: dict[tuple[int, int], list[Distortion]] = {}
+        for view, alike in groupby(enumerate(self.views), key=lambda each: each[1]):
+            keys = [rng.fold(key, "view", number) for number, _ in alike]
+            drawn = view.draw(torch.cat(keys), extents.repeat(len(keys), 1))
+            sizes.setdefault(to_pair(view.size), []).append(drawn)
+        parts = [Part(joined(draws), size) for size, draws in sizes.items()]
+        made = distorted(pixels, parts, view.interpolation)
+        views = {size: iter(images.split(len(pixels))) for images, size in zip(made, sizes, strict=True)}
+        return tuple(next(views[to_pair(view.size)]) for view in self.views)
 
 
 @dataclass(frozen=True)

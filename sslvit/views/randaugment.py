@@ -7,15 +7,15 @@ Pillow and we take the grey mean; its Cutout and Translate are 40 and 100 pixels
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.processes.device import send, send_together
 from sslvit.views import color, operations
-from sslvit.views.batching import apply_to_rows, true_indices
+from sslvit.views.batching import true_indices
 from sslvit.views.operations import Sampling, matrix_with, rotation_about_center, warp_
 
 Style = Literal["deit", "plain_vit"]
@@ -116,22 +116,31 @@ class RandAugment:
         if images.shape[1] not in (1, 3):
             raise ValueError(f"RandAugment needs 1 or 3 channels, got {images.shape[1]}: leave it out")
         fill = self.fill if images.shape[1] == len(self.fill) else (sum(self.fill) / len(self.fill),)
-        filling = images.new_tensor(fill).unsqueeze(-1).unsqueeze(-1)
+        filling = send(torch.tensor(fill).unsqueeze(-1).unsqueeze(-1), images.device)
         for layer in range(self.layers):
             operation, level, sign, center = (x[:, layer] for x in augmentation)
             operation = operation.tolist()
             for place, (name, amount) in enumerate(STYLES[self.style].items()):
                 rows = true_indices([chosen == place for chosen in operation])
                 if rows:
-                    amounts = amount(level, sign).to(images.device).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
-                    apply_to_rows(
-                        images, rows, partial(self.carry_out_, name, filling), amounts, center.to(images.device)
-                    )
+                    which = torch.tensor(rows)
+                    amounts = amount(level[which], sign[which])
+                    self.carry_out_(name, filling, images, which, amounts, center[which])
 
-    def carry_out_(self, name: str, fill: Tensor, images: Tensor, amount: Tensor, center: Tensor) -> None:
-        if name in CHANGES:
-            CHANGES[name](images, amount)
-        elif name in WARPS:
-            warp_(images, WARPS[name](amount, *images.shape[-2:]), self.sampling, fill)
+    def carry_out_(
+        self, name: str, fill: Tensor, images: Tensor, which: Tensor, amounts: Tensor, center: Tensor
+    ) -> None:
+        """On these rows, whose numbers are on the CPU."""
+        warp, whole = WARPS.get(name), len(which) == len(images)
+        given = warp(amounts, *images.shape[-2:]) if warp else amounts.view(-1, 1, 1, 1)
+        if images.device.type != "cpu":
+            which, given, center = send_together((which, given, center), images.device)
+        part = images if whole else images.index_select(0, which)
+        if warp:
+            warp_(part, given, self.sampling, fill)
+        elif name in CHANGES:
+            CHANGES[name](part, given)
         else:
-            operations.cutout_(images, amount, center, fill)
+            operations.cutout_(part, given, center, fill)
+        if not whole:
+            images.index_copy_(0, which, part)

@@ -43,7 +43,7 @@ class Taps(NamedTuple):
 
 def across_channels(taps: Taps, channels: int, rows: Tensor | int, place: Tensor) -> Taps:
     """b o t -> b c o t: taps for samples of `rows` rows (each, or all) at their place in a piece."""
-    plane = torch.arange(channels, device=place.device) + (place * channels).unsqueeze(-1)
+    plane = torch.arange(channels) + (place * channels).unsqueeze(-1)
     offset = (plane * rows).int().unsqueeze(-1).unsqueeze(-1)
     index = taps.index.unsqueeze(1) + offset
     return Taps(index, taps.weight.unsqueeze(1).expand_as(index).contiguous())
@@ -78,26 +78,46 @@ def normalized(weight: Tensor) -> Tensor:
     return weight / sum(weight.split(1, dim=-1))
 
 
-def resize_taps(axis: Axis, size: int, interpolation: Interpolation, device: torch.device) -> Taps:
-    """The kernel is stretched by the factor of reduction, sampled at the source pixels, cut at the border of the crop
-    and normalised, as in Pillow and in torchvision's antialiased resize."""
+class Placed(NamedTuple):
+    """Where the taps of an axis lie, a row per sample. Worked out on the CPU, in float64 until the pixel is known:
+    float32 would be off by 1e-4 of a pixel in a large image, and some devices have nothing better."""
+
+    first: Tensor  # b o, int32: the first tap
+    distance: Tensor  # b o, float32: of that pixel's middle from what the output pixel shows the middle of
+    start: Tensor  # b 1, int32: the first pixel of the crop
+    last: Tensor  # b 1, int32: and the last
+    stretch: Tensor  # b 1, float32: of the kernel
+    most: int  # taps that a sample needs
+
+
+def place(axis: Axis, size: int, interpolation: Interpolation) -> Placed:
     start, length, resized, offset, flip = (rearrange(x, "b -> b 1") for x in axis)
-    # On the CPU in float64 until the pixel is known: float32 would be off by 1e-4 of a pixel in a large image, and
-    # some devices have nothing better. Counted from the start of the crop, so that where it lies changes no bit.
     scale = length.double() / resized
     stretch = scale.clamp(min=1)
     radius = 1 if interpolation == "bilinear" else 2
-    count = 2 * math.ceil(radius * stretch.max()) + 1
     position = torch.arange(size)
     shown = torch.minimum(torch.where(flip, size - 1 - position, position) + offset, resized - 1)  # the border repeats
     center = scale * (shown + 0.5)
     first = (center - radius * stretch + 0.5).floor()
-    distance = (first + 0.5 - center).float().to(device).unsqueeze(-1)
-    first, start, last = (x.int().to(device).unsqueeze(-1) for x in (first, start, length - 1))
-    tap = torch.arange(count, dtype=torch.int32, device=device)
-    weight = kernel((distance + tap) / stretch.float().to(device).unsqueeze(-1), interpolation)
-    index = (first + tap).clamp_(min=0).minimum(last)
-    return Taps(index + start, normalized(weight * (index == first + tap)))
+    distance = (first + 0.5 - center).float()  # counted from the start of the crop: where it lies changes no bit
+    most = 2 * math.ceil(radius * stretch.max()) + 1
+    return Placed((first + start).int(), distance, start.int(), (start + length - 1).int(), stretch.float(), most)
+
+
+def weigh(placed: Placed, interpolation: Interpolation) -> Taps:
+    """b o t: the kernel is stretched by the factor of reduction, sampled at the source pixels and cut at the border of
+    the crop, as in Pillow and in torchvision's antialiased resize. Weights are still to be normalised."""
+    first, distance, start, last, stretch = (x.unsqueeze(-1) for x in placed[:5])
+    tap = torch.arange(placed.most, dtype=torch.int32, device=first.device)
+    weight = kernel((distance + tap) / stretch, interpolation)
+    wanted = first + tap
+    index = wanted.clamp(start, last)
+    return Taps(index, weight * (index == wanted))
+
+
+def resize_taps(axis: Axis, size: int, interpolation: Interpolation) -> Taps:
+    index, weight = weigh(place(axis, size, interpolation), interpolation)
+    return Taps(index, normalized(weight))
 
 
 class Resize:
@@ -105,8 +125,7 @@ class Resize:
     piece each, only the crop is read."""
 
     def __init__(self, pixels: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int], kind: Interpolation, step: int):
-        self.pixels, device = pixels, pixels.device
-        place = torch.arange(len(pixels), device=device) % step
+        self.pixels, number = pixels, torch.arange(len(pixels)) % step
         self.boxes, taps = [], []
         for axis, length, out in zip(axes, pixels.shape[2:], size, strict=True):
             first, last = torch.zeros_like(axis.start), torch.full_like(axis.start, length)
@@ -115,8 +134,8 @@ class Resize:
                 first = axis.start
                 last = (axis.start + (axis.length + 15) // 16 * 16).clamp(max=length)
             self.boxes.append([slice(*box) for box in zip(first.tolist(), last.tolist(), strict=True)])
-            within = resize_taps(axis._replace(start=axis.start - first), out, kind, device)
-            taps.append(across_channels(within, pixels.shape[1], (last - first).to(device).unsqueeze(-1), place))
+            within = resize_taps(axis._replace(start=axis.start - first), out, kind)
+            taps.append(across_channels(within, pixels.shape[1], (last - first).unsqueeze(-1), number))
         self.rows, self.columns = taps
         self.alone = step == 1
 
@@ -129,6 +148,20 @@ class Resize:
         return separable(images.float(), *(Taps(*(x[run] for x in taps)) for taps in (self.rows, self.columns)))
 
 
+def gaussian(sigma: Tensor) -> tuple[list[int], Tensor]:
+    """How far the blur of each sample reaches, and the weights of its taps, with zeros up to the farthest: b t"""
+    reach = torch.ceil(BLUR_REACH * sigma)
+    # exp(-d^2 / 2 sigma^2) from that of d - 1. math.exp and products give a value the same bits wherever it stands in
+    # the batch; a vectorised exp need not.
+    ratio = torch.tensor([math.exp(-0.5 / s**2) if s else 0.0 for s in sigma.tolist()], dtype=torch.float64)
+    weight, step = torch.ones_like(ratio), ratio
+    half, whole = [weight], reach.int().tolist()
+    for distance in range(1, max(whole, default=0) + 1):
+        weight, step = weight * step, step * ratio.square()
+        half.append(weight * (distance <= reach))
+    return whole, normalized(torch.stack(half[:0:-1] + half, dim=-1)).float()
+
+
 class Blur:
     """The Gaussian, sampled at whole pixels up to 4 sigma, with borders that reflect the image without repeating its
     last pixel (again and again where the blur reaches farther than the image). Prepared for a batch, carried out for
@@ -138,26 +171,17 @@ class Blur:
     and DINO call, runs three box blurs of the same variance instead and repeats the border pixel.
     """
 
-    def __init__(self, sigma: Tensor, size: tuple[int, int], channels: int, device: torch.device) -> None:
-        self.reach = torch.ceil(BLUR_REACH * sigma).int().tolist()
-        self.most = max(self.reach, default=0)
-        # exp(-d^2 / 2 sigma^2) from that of d - 1. math.exp and products give a value the same bits wherever it
-        # stands in the batch; a vectorised exp need not.
-        ratio = torch.tensor([math.exp(-0.5 / s**2) if s else 0.0 for s in sigma.tolist()], dtype=torch.float64)
-        weight, step = torch.ones_like(ratio), ratio
-        half = [weight]
-        for distance in range(1, self.most + 1):
-            weight, step = weight * step, step * ratio.square()
-            half.append(weight * (distance <= torch.ceil(BLUR_REACH * sigma)))
-        self.weight = normalized(torch.stack(half[:0:-1] + half, dim=-1)).float().to(device)
-        self.mirrors = [mirrored(length, self.most, channels).to(device) for length in size]
+    def __init__(self, sigma: Tensor, size: tuple[int, int], channels: int) -> None:
+        self.reach, self.weight = gaussian(sigma)
+        self.most = self.weight.shape[1] // 2
+        self.mirrors = [mirrored(length, self.most, channels) for length in size]
 
     def __call__(self, images: Tensor, samples: list[int]) -> Tensor:
         """b c w h -> b c h w: takes a transposed batch of these samples."""
         most = max(self.reach[sample] for sample in samples)
         window = slice(self.most - most, self.most + most + 1)
         weight = self.weight[samples, window].unsqueeze(1).unsqueeze(1)
-        place = torch.arange(len(samples), dtype=torch.int32, device=images.device).view(-1, 1, 1, 1)
+        place = torch.arange(len(samples), dtype=torch.int32).view(-1, 1, 1, 1)
         taps = []
         for mirror in self.mirrors:
             index = mirror[..., window] + place * mirror.shape[:2].numel()

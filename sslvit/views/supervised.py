@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.processes.device import send
 from sslvit.views.batching import Size, to_pair, true_indices
 from sslvit.views.crop import TRIES, Crop, draw_boxes, resized
 from sslvit.views.pretraining import CropFlip, fit
@@ -58,12 +59,13 @@ def erase_(images: Tensor, erasing: Erasing) -> None:
         return
     boxes = [[int(x[row]) for x in erasing[:4]] for row in rows]
     most = max(height * width for _, _, height, width in boxes)
-    noise = normal(erasing.noise[rows].to(images.device), channels * most)
-    mean, std = (MEAN, STD) if channels == 3 else ([sum(x) / len(x)] * channels for x in (MEAN, STD))
+    noise = normal(send(erasing.noise[rows], images.device), channels * most)
+    mean, std = (x if channels == 3 else [sum(x) / len(x)] * channels for x in (MEAN, STD))
+    mean, std = send(torch.tensor([mean, std]).view(2, -1, 1, 1), images.device)
     for row, (top, left, height, width), values in zip(rows, boxes, noise, strict=True):
         box = images[row, :, top : top + height, left : left + width]
         box.copy_(rearrange(values[: channels * height * width], "(c h w) -> c h w", h=height, w=width))
-        box.mul_(images.new_tensor(std).view(-1, 1, 1)).add_(images.new_tensor(mean).view(-1, 1, 1)).clamp_(0, 1)
+        box.mul_(std).add_(mean).clamp_(0, 1)
 
 
 def normal(key: Tensor, count: int) -> Tensor:

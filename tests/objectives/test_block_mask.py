@@ -114,6 +114,6 @@ def test_the_images_of_all_processes_decide_which_are_masked(monkeypatch):
     key = rng.key(7, torch.arange(16))
     whole = wanted_by_batch(key, 196, (0.1, 0.5), 0.5)
     everyone = rng.bits(rng.fold(key, "order"))
-    monkeypatch.setattr(collectives, "all_gather", lambda mine: everyone)
+    monkeypatch.setattr(collectives, "gathered_by", lambda device, mine: everyone)
     parts = [wanted_by_batch(part, 196, (0.1, 0.5), 0.5) for part in key.chunk(2)]
     assert torch.equal(torch.cat(parts), whole)

@@ -111,7 +111,7 @@ def test_exactly_half_of_the_patches_are_corrupted_80_10_10():
         key = rng.key(1, torch.arange(100) + 100 * part)
         tokens = torch.randn(100, n, 8, generator=torch.Generator().manual_seed(part))
         chosen = rng.permutation(rng.fold(key, "corrupted"), n)[:, : objective.count]
-        out = corrupted(tokens, chosen, objective.mask_embedding, key)
+        out, _ = corrupted(tokens, chosen, objective.mask_embedding, key)
         is_chosen = torch.zeros(100, n, dtype=torch.bool).scatter(1, chosen, True)
         assert is_chosen.sum(1).eq(n // 2).all()
         same = (out == tokens).all(-1)
@@ -139,7 +139,7 @@ def test_the_other_patch_is_any_other_equally_often():
     key = rng.key(4, torch.arange(4000))
     tokens = torch.arange(1.0, 17.0)[None, :, None].expand(4000, 16, 8)
     chosen = torch.arange(16).expand(4000, 16)
-    out = corrupted(tokens, chosen, objective.mask_embedding, key)[..., 0]
+    out = corrupted(tokens, chosen, objective.mask_embedding, key)[0][..., 0]
     swapped = (out != tokens[..., 0]) & (out >= 1)
     offsets = ((out - tokens[..., 0]) % 16)[swapped].long()
     counts = torch.bincount(offsets, minlength=16)
@@ -235,7 +235,7 @@ def test_positions_are_added_after_corruption():
     """Two masked patches of one image differ only by where they are, so their predictions differ."""
     objective = MPP(small_vit(), corrupt=1.0)
     key = rng.key(0, torch.arange(1))
-    tokens = corrupted(torch.zeros(1, 16, 24), torch.arange(16)[None], objective.mask_embedding, key)
+    tokens, _ = corrupted(torch.zeros(1, 16, 24), torch.arange(16)[None], objective.mask_embedding, key)
     masked = (tokens == objective.mask_embedding).all(-1)[0]
     with_positions = objective.backbone.add_positions(tokens)[0, masked]
     assert len(with_positions.unique(dim=0)) == int(masked.sum()) > 1
@@ -296,7 +296,7 @@ def test_the_three_bits_of_a_colour_are_read_back_in_their_order():
 
     def perfect(batch):
         encoded, _, chosen = predict(batch)
-        return encoded, torch.nn.functional.one_hot(truth.gather(1, chosen), 512).float(), chosen
+        return encoded, torch.nn.functional.one_hot(truth.gather(1, chosen.places), 512).float(), chosen
 
     objective.predict = perfect
     means = patchify(batch.views[0], (4, 4)).unflatten(-1, (16, 3)).mean(2)

@@ -211,9 +211,10 @@ def test_layers_follow_one_another():
     for row in range(40):
         for layer in range(2):
             name = [*STYLES["deit"]][int(draw.operation[row, layer])]
-            amount = STYLES["deit"][name](draw.level[row, layer], draw.sign[row, layer]).view(1, 1, 1, 1)
+            amount = STYLES["deit"][name](draw.level[row, layer], draw.sign[row, layer]).view(1)
             fill = torch.tensor(augment.fill).view(3, 1, 1)
-            augment.carry_out_(name, fill, expected[row : row + 1], amount, draw.center[row : row + 1, layer])
+            center = draw.center[row : row + 1, layer]
+            augment.carry_out_(name, fill, expected[row : row + 1], torch.tensor([0]), amount, center)
     augment.apply_(images, draw)
     assert torch.equal(images, expected)
 

@@ -99,7 +99,7 @@ def test_the_centre_of_a_resized_image_is_torchvisions():
 def test_a_blur_is_torchvisions_gaussian(size):
     sigma = torch.tensor([0.1, 0.3, 0.7, 1.0, 1.6, 2.0])
     images = pictures(6, 3, *size) / 255
-    ours = Blur(sigma, size, 3, images.device)(images.transpose(2, 3).contiguous(), list(range(6)))
+    ours = Blur(sigma, size, 3)(images.transpose(2, 3).contiguous(), list(range(6)))
     for row, s in enumerate(sigma.tolist()):
         kernel = 2 * math.ceil(4 * s) + 1
         expected = F.gaussian_blur(images[row], [kernel, kernel], [s, s])
@@ -114,19 +114,19 @@ def test_a_blur_larger_than_the_image_keeps_its_mean_and_never_indexes_outside()
     assert second == [[5 + walk[(row + x) % 8] for x in range(-8, 9)] for row in range(5)]
     assert mirrored(1, 3, 1).tolist() == [[[0] * 7]]
     flat = torch.full((1, 3, 5, 1), 0.25)
-    blurred = Blur(torch.tensor([2.0]), (5, 1), 3, flat.device)(flat.transpose(2, 3).contiguous(), [0])
+    blurred = Blur(torch.tensor([2.0]), (5, 1), 3)(flat.transpose(2, 3).contiguous(), [0])
     torch.testing.assert_close(blurred, flat, atol=1e-6, rtol=0)
 
 
 def test_a_blurs_bits_do_not_depend_on_wider_blurs_beside_it():
     images = (pictures(4, 3, 33, 27) / 255).transpose(2, 3).contiguous()
     sigma = torch.tensor([0.2, 2.0, 0.9, 1.4])
-    blur = Blur(sigma, (33, 27), 3, images.device)
+    blur = Blur(sigma, (33, 27), 3)
     together = blur(images, [0, 1, 2, 3])
     for row in range(4):
         image = images[row : row + 1]
         assert torch.equal(blur(image, [row])[0], together[row])
-        assert torch.equal(Blur(sigma[row : row + 1], (33, 27), 3, images.device)(image, [0])[0], together[row])
+        assert torch.equal(Blur(sigma[row : row + 1], (33, 27), 3)(image, [0])[0], together[row])
 
 
 def test_how_far_pillows_blur_is_from_the_gaussian():
@@ -136,6 +136,6 @@ def test_how_far_pillows_blur_is_from_the_gaussian():
     picture = (127.5 + 60 * (x / 4).sin() + 60 * (y / 7).cos()).round().to(torch.uint8)
     for sigma in (0.5, 1.0, 2.0):
         pillow = Image.fromarray(picture.numpy()).filter(ImageFilter.GaussianBlur(sigma))
-        ours = Blur(torch.tensor([sigma]), (64, 64), 1, picture.device)((picture.T / 255)[None, None].contiguous(), [0])
+        ours = Blur(torch.tensor([sigma]), (64, 64), 1)((picture.T / 255)[None, None].contiguous(), [0])
         error = (ours[0, 0] * 255 - torch.from_numpy(np.asarray(pillow).copy())).abs()[10:-10, 10:-10]
         assert error.max() < 0.02 * 255
