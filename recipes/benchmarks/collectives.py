@@ -39,7 +39,7 @@ from sslvit.reports.run import markdown_table
 
 SIZE, SMALL = 64, 32
 COUNTED = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce_scatter_tensor")
-DINO_HEADS = {"hidden": 2048, "bottleneck": 256, "outputs": 65536}
+DINO_HEADS: dict[str, Any] = {"hidden": 2048, "bottleneck": 256, "outputs": 65536}
 
 
 def vit(**changes: Any) -> ViT:
