@@ -54,7 +54,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
     models: dict[str, nn.Module] = {"pretrained": pretrained}
     models |= {str(path): open_backbone(path)[0] for path in config.beside}
     config = replace(config, image_size=config.image_size or max(pretrained.image_size))
-    check_models(models, config.image_size)
+    check_models(models, config.image_size, config.blocks)
     train, test, note = config.open_images(config.image_size)
     if config.random:
         models |= {"random start": with_random_weights(pretrained), "raw pixels": RawPixels(pretrained.patch_size)}

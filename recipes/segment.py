@@ -1,8 +1,7 @@
 """A ViT trained to segment: all weights and a pyramid head, or a linear head alone; then mean IoU on the test images.
 
     accelerate launch recipes/segment.py --model runs/mpp/model --data shapes:scenes --image_size 64
-    accelerate launch recipes/segment.py --preset linear --model FILE --data folder:/ADEChallengeData2016 \
-        --reduce_zero_label --image_size 512
+    accelerate launch recipes/segment.py --preset linear --model FILE --data folder:/ADE20K --reduce_zero_label
 
 Preset linear is the linear protocol of DINOv2 and DINOv3: batch norm and a linear layer on frozen patches, AdamW with a
 rate of 1e-3 and a weight decay of 1e-4, batches of 16, 40,000 steps of which 1,500 warm up. Deviations: the rate falls
@@ -10,7 +9,8 @@ by a cosine, there linearly; other deviations of the view and the loss are in ss
 sslvit/objectives/segmentation.py. Not run in full. Preset finetune is ours, for sets of thousands of images.
 
 The test images are read once, at the end, by windows (probe_dense.py). The run's folder has the backbone in model/, the
-head in head.safetensors, numbers in test.json, and predictions.png.
+head in head.safetensors, numbers in test.json, and predictions.png. An image or mask that cannot be read ends the run
+with its name; --resume continues it.
 """
 
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, Any]:
     accelerator = start_run(config)
     backbone, _ = config.open()
     size = config.image_size or max(backbone.image_size)
-    check_models({str(config.model): backbone}, size)
+    check_models({str(config.model): backbone}, size, config.blocks)
     train, test, note = config.open_images(size)
     if config.scratch:
         backbone = with_random_weights(backbone, seed=config.seed)
@@ -101,16 +101,15 @@ def main(config: Config) -> dict[str, Any]:
     pretrain(
         objective, train, views, config, accelerator, None, LiveReport(config, objective, train, views, accelerator)
     )
-    numbers: dict[str, Any] = {}
     if accelerator.is_main_process:
-        counts = segmented(objective, test, size, accelerator.device, config.out / "predictions.png", config.workers)
-        accelerator.print(f"{HEADER}\n{line_of('test', counts)}")
-        numbers = numbers_of({"test": counts}, train.classes, "test")["test"] | {"scratch": config.scratch}
+        durable.replace(config.out / "head.safetensors", durable.tensor_pieces(objective.head.state_dict()))
+    counts = segmented(objective, test, size, accelerator.device, config.out / "predictions.png", config.workers)
+    accelerator.print(f"{HEADER}\n{line_of('test', counts)}")
+    numbers = numbers_of({"test": counts}, train.classes, "test")["test"] | {"scratch": config.scratch}
+    if accelerator.is_main_process:
         sealed.write(config.out / "test.json", numbers)
         durable.replace(config.out / "counts.safetensors", durable.tensor_pieces(counts._asdict()))
-        durable.replace(config.out / "head.safetensors", durable.tensor_pieces(objective.head.state_dict()))
-        accelerator.print(f"Numbers, predictions.png and the head are in {config.out}")
-    accelerator.wait_for_everyone()
+    accelerator.print(f"Numbers, predictions.png and the head are in {config.out}")
     return numbers
 
 

@@ -8,6 +8,8 @@ Every pretrained model, the random start of each seed (scratch's weights) and ra
 with masks. Writes OUT/results.json and the tables, OUT/dense.md. What is done stays done: the same command goes on.
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -39,12 +41,12 @@ def models(comparison: Path, methods: tuple[str, ...], seeds: int) -> dict[str, 
 
 
 def counted(
-    name: str, folder: Path | None, data: MaskedConfig, options: DenseOptions, out: Path
+    name: str, folder: Path | None, patch: tuple[int, int], data: MaskedConfig, options: DenseOptions, out: Path
 ) -> dict[str, PixelCounts]:
     """The counts of one model by head, from its file if it is there."""
     files = {head: out / f"{name}-{head}.safetensors" for head in HEADS}
     if not all(file.exists() for file in files.values()):
-        model = open_backbone(folder)[0] if folder else RawPixels((8, 8))
+        model = open_backbone(folder)[0] if folder else RawPixels(patch)
         train, test, _ = data.open_images(options.image_size)
         for row, counts in probed({name: model}, train, test, options, start().device, out):
             head = row.rpartition(", ")[2]
@@ -117,11 +119,18 @@ def main(
     start(threads=threads)
     options = DenseOptions(image_size=image_size, limit_train=limit_train, limit_test=limit_test, patches=patches)
     masked = MaskedConfig(data=data)
+    about, file = asdict(options) | {"data": data, "comparison": str(comparison)}, out / "options.json"
+    about = json.loads(json.dumps(about))
+    if file.exists() and {name: value for name, value in sealed.read(file).items() if name != "seal"} != about:
+        raise ValueError(f"{out} has numbers of other options, see {file}: choose another --out")
+    sealed.write(file, about)
+    folders = models(comparison, methods, seeds)
+    patch = open_backbone(folders[START][0])[0].patch_size
     counts = {
-        method: [counted(f"{method}-{seed}", folder, masked, options, out) for seed, folder in enumerate(folders)]
-        for method, folders in models(comparison, methods, seeds).items()
+        method: [counted(f"{method}-{seed}", one, patch, masked, options, out) for seed, one in enumerate(paths)]
+        for method, paths in folders.items()
     }
-    counts[RAW] = [counted(RAW, None, masked, options, out)]
+    counts[RAW] = [counted(RAW, None, patch, masked, options, out)]
     results = summary(counts, accuracies(comparison, methods))
     results |= {"data": data, "image size": image_size, "training images": limit_train, "test images": limit_test}
     sealed.write(out / "results.json", results)

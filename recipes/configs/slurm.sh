@@ -4,7 +4,7 @@
 #     sbatch --nodes 4 recipes/configs/slurm.sh recipes/mae.py --out /shared/runs/mae --data folder:/shared/images --precision bf16
 #
 # Before its time is up, or when it is preempted, the job gets SIGTERM: the run writes a checkpoint and ends. It is then queued
-# again, and so it is by SLURM when a node fails. It goes on from its newest checkpoint, also on another number of nodes:
+# again (torchrun gives it half a minute for that), and so it is by SLURM when a node fails. It goes on from its newest checkpoint, also on another number of nodes:
 # `scontrol update JobId=ID NumNodes=2` while it waits. /shared is a file system that all nodes see.
 #SBATCH --job-name=sslvit
 #SBATCH --nodes=2

@@ -58,7 +58,7 @@ def probe_dense(
     backbone, _ = backbone_of(load_model(model) if isinstance(model, str | Path) else model)
     size = image_size or max(backbone.image_size)
     models: dict[str, nn.Module] = {"model": backbone}
-    check_models(models, size)
+    check_models(models, size, options.get("blocks", 1))
     chosen = {name: value for name, value in options.items() if name in OPTIONS}
     reading = {name: value for name, value in options.items() if name in READING}
     before = next(backbone.parameters()).device

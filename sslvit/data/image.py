@@ -132,6 +132,7 @@ def open_image(
 def open_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The values of a file that has one number per pixel: palette indices, grey of 8 or 16 bits: H W"""
     image: Image.Image = _open(data, max_pixels)
+    bits = data[PNG_BITS] if isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "L" else 8
     if image.format == "JPEG":
         raise ImageError("a mask as JPEG, which does not keep numbers exactly: save it as PNG")
     if image.mode not in ("P", "L", "1", "I", *GREY_16):
@@ -142,7 +143,7 @@ def open_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         values = np.asarray(image.transpose(TURNS[orientation]) if orientation in TURNS else image)
     except Exception as error:  # as above
         raise ImageError(_reason(error)) from error
-    return values.astype(np.int32)
+    return values.astype(np.int32) // (WHITE // (2**bits - 1) if bits < 8 else 1)  # Pillow spreads 2 and 4 bits to 255
 
 
 def array(image: Image.Image) -> np.ndarray:

@@ -25,7 +25,7 @@ from sslvit.data.image import MAX_PIXELS, ImageError, fitted, measure, open_imag
 from sslvit.data.readers import scenes
 from sslvit.data.readers.columns import MASK_NAMES, ReadOptions, choose_mask_column
 from sslvit.data.readers.encoded import Store, spread_ids
-from sslvit.data.readers.mask_folders import open_pairs
+from sslvit.data.readers.mask_folders import MASKED, open_pairs
 from sslvit.data.readers.tables import TableStore, open_disk, open_hub, open_parquet
 from sslvit.data.source import IN_MEMORY, Samples, Source, check_ids, digest, whole
 from sslvit.data.subset import Subset
@@ -43,9 +43,12 @@ class Masking(NamedTuple):
     classes: int = 0  # 0: one more than the highest number in the training masks
     ignore: int = 255
     reduce_zero_label: bool = False  # 0 is ignored too, and class k is number k + 1, as in ADE20K
+    binary: bool = False  # every number but 0 is class 1, and nothing is ignored
 
     def read(self, values: np.ndarray) -> np.ndarray:
         """Class numbers, -1 where ignored."""
+        if self.binary:
+            return (values > 0).astype(np.int32)
         ignored = values == self.ignore
         if self.reduce_zero_label:
             ignored, values = ignored | (values == 0), values - 1
@@ -136,7 +139,8 @@ class StoredPairs(MaskedSource):
     ):
         self.images, self.masks, self.pairs, self.masking = images, masks, pairs, masking
         self.name, self.max_pixels = name, max_pixels
-        self.fingerprint = digest(*(part.encode() for part in (images.fingerprint, masks.fingerprint, repr(masking))))
+        about = f"{images.fingerprint} {masks.fingerprint} {masking}"
+        self.fingerprint = digest(about.encode(), np.ascontiguousarray(pairs).data)
         self.canvas = self._canvas(box)
         if not masking.classes:
             self.masking = masking._replace(classes=self._count_classes())
@@ -182,7 +186,8 @@ class StoredPairs(MaskedSource):
         with ThreadPoolExecutor(8) as pool:
             highest = max(pool.map(lambda id: int(self._values(id).max()), range(len(self))))
         if highest < 1:
-            raise DataError(f"{self.name}: its masks have {highest + 1} class, and it takes at least 2")
+            way = "; if 255 marks an object, give --binary" if self.masking.ignore == IGNORED else ""
+            raise DataError(f"{self.name}: its masks have {highest + 1} class, and at least 2 are needed{way}")
         if highest >= MOST:
             raise DataError(f"{self.name}: its masks have values up to {highest}: at most {MOST} classes are possible")
         return highest + 1
@@ -235,7 +240,7 @@ def open_masked(
         if masks:
             raise ValueError(f"--masks {masks}: the masks of {kind}:{rest} are in a column; name it by --mask_column")
         names = (mask_column,) if mask_column else MASK_NAMES
-        options = ReadOptions(split, None, image_column, None, None, names)
+        options = ReadOptions(MASKED[split], None, image_column, None, None, names)
         opener = {"hf": open_hub, "parquet": open_parquet}.get(kind)
         images = opener(rest, options) if opener else open_disk(Path(rest), options)
         assert isinstance(images, TableStore)  # which it is without a root

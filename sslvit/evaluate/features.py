@@ -99,7 +99,7 @@ def extract(
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     loader = DataLoader(batches, batch_size=None, collate_fn=source.read, num_workers=workers)
     rows = _forward(backbone, loader, view, version, readouts, accelerator.device)
-    gathered = {name: _gather(values, share, len(ids), accelerator.device) for name, values in rows.items()}
+    gathered = {name: gather(values, share, len(ids), accelerator.device) for name, values in rows.items()}
     for name in readouts:
         if count := int((~gathered[name].isfinite()).sum()):
             raise ValueError(f"{count} of the features {name} of {source.name} are not finite")
@@ -191,7 +191,7 @@ def _read(last: list[Encoded], readout: str) -> Tensor:
     return torch.cat([read(block, name) for block in blocks], -1)
 
 
-def _gather(mine: Tensor, share: int, total: int, device: torch.device) -> Tensor:
+def gather(mine: Tensor, share: int, total: int, device: torch.device) -> Tensor:
     """The rows of all processes in order, on the CPU; each holds up to `share` of the `total`."""
     if collectives.processes() == 1:
         return mine

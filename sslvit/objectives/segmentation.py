@@ -30,7 +30,7 @@ LEVELS = (4.0, 2.0, 1.0, 0.5)  # resolutions of the pyramid over that of the pat
 
 
 def feature_maps(backbone: ViT, images: Tensor, layers: int | Sequence[int] = 1, key: Tensor | None = None) -> Tensor:
-    """The patches of so many last blocks, or of these blocks, side by side: b c H W -> b (l d) h w"""
+    """The patches of the last N blocks, or of these blocks, side by side: b c H W -> b (l d) h w"""
     height = backbone.grid_of(images)[0]
     if layers == 1:
         encoded = [backbone(images) if key is None else backbone(images, key)]

@@ -204,18 +204,23 @@ def largest(memory: Memory, on: Machine, shards: int) -> int:
 
 def told(memory: Memory, on: Machine, config: TrainConfig, flops: float | None) -> list[str]:
     """The verdict, the arithmetic behind it, the largest batch, and an estimate of time."""
-    shards = on.number if config.shard else 1
-    images = config.batch_size / on.number / config.accumulation
+    shards, parts = on.number if config.shard else 1, on.number * config.accumulation
+    if config.batch_size % parts:
+        raise ValueError(
+            f"--batch_size {config.batch_size} is not divisible by {on.number} GPUs"
+            + (f" times --accumulation {config.accumulation}" if config.accumulation > 1 else "")
+        )
+    images = config.batch_size // parts
     peak, verdict = memory.peak(images, shards), "fits" if fits(memory, on, images, shards) else "DOES NOT FIT"
-    parts = {"weights": memory.weights, "moments": memory.moments, "gradients": memory.gradients}
-    listed = ", ".join(f"{name} {size / GB:.3g}" for name, size in parts.items())
+    held = {"weights": memory.weights, "moments": memory.moments, "gradients": memory.gradients}
+    listed = ", ".join(f"{name} {size / GB:.3g}" for name, size in held.items())
     divided = f", divided among {shards}" if shards > 1 else ""
     gpus = f"{on.name} of {on.memory / GB:g} GB" + (f" x {on.number}" if on.number > 1 else "")
     lines = [
         f"plan        {gpus}: {verdict}. {peak / GB:.3g} GB at the peak of a step; {RESERVED / GB:g} GB and a tenth "
         "more are left for torch",
         f"            {listed} GB{divided}; {memory.step(images) / GB:.3g} GB of a step with {images:,.0f} images, "
-        f"gradients among it",
+        f"including gradients",
     ]
     most = largest(memory, on, shards)
     if most:

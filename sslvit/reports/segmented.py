@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +14,9 @@ from sslvit.data.masks import MaskedSource
 from sslvit.evaluate.dense.probes import Answers, predictions, scored
 from sslvit.evaluate.dense.scores import PixelCounts
 from sslvit.evaluate.dense.windows import Window, patch_features
+from sslvit.evaluate.features import gather
 from sslvit.objectives.segmentation import Segmentation
+from sslvit.processes import collectives
 from sslvit.storage import durable
 from sslvit.views.segmentation import IGNORED
 
@@ -26,17 +28,23 @@ GOLDEN = 0.618033988749895  # of the circle of hues, so that neighbouring classe
 def segmented(
     objective: Segmentation, test: MaskedSource, size: int, device: torch.device, picture: Path, workers: int
 ) -> PixelCounts:
-    """A trained model on all test images, read by windows, some of them drawn."""
+    """A trained model on all test images, read by windows, some of them drawn. Every process takes its share."""
     objective.to(device).eval()
     backbone, layers, classes = objective.backbone, objective.layers, len(test.classes)
-    seen = patch_features(backbone, test, np.arange(len(test)), Window(size), device, layers=layers, workers=workers)
+    share = -(-len(test) // collectives.processes())
+    rows = np.arange(len(test))[collectives.rank() * share :][:share]
+    rows = rows if len(rows) else np.arange(1)  # more processes than images: it is cut off again
+    seen = patch_features(backbone, test, rows, Window(size), device, layers=layers, workers=workers)
 
     @torch.no_grad()
     def head(maps: Tensor) -> Tensor:
         return objective.head(rearrange(maps, "k h w d -> k d h w").to(device)).float().cpu()
 
-    answers = draw_predictions(predictions(seen, {"head": head}), "head", classes, picture)
-    return scored(answers, classes, ("head",))["head"]
+    answers = predictions(seen, {"head": head})
+    if collectives.rank() == 0:
+        answers = draw_predictions(answers, "head", classes, picture)
+    mine = scored(answers, classes, ("head",))["head"]
+    return PixelCounts(*(gather(part, share, len(test), device) for part in mine))
 
 
 def draw_predictions(answers: Answers, head: str, classes: int, file: Path) -> Answers:
@@ -46,8 +54,7 @@ def draw_predictions(answers: Answers, head: str, classes: int, file: Path) -> A
     for one, answer in answers:
         if len(columns) < SHOWN:
             mask, image = one.windows.mask, one.windows.image[0]
-            shown = repeat(image, "1 h w -> 3 h w") if len(image) == 1 else image[:3]
-            parts = [_square(shown, "bilinear"), _square(colored(mask, colors)), _square(colored(answer[head], colors))]
+            parts = [_square(image, "bilinear"), _square(colored(mask, colors)), _square(colored(answer[head], colors))]
             columns.append(torch.cat(parts, 1))
         yield one, answer
     pixels = rearrange(torch.cat(columns, 2), "c h w -> h w c")

@@ -1,11 +1,15 @@
 """Images with masks: folders of several layouts, columns, the built-in scenes; and what is refused."""
 
+import struct
+import zlib
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from sslvit.data.image import open_mask
 from sslvit.data.masks import IGNORED, Masking, open_masked
 from sslvit.data.readers import scenes
 from sslvit.data.spec import open_source
@@ -122,6 +126,32 @@ def test_zero_and_ignored_values_become_ignored():
     assert Masking(reduce_zero_label=True).read(values).tolist() == [[-1, 0, 1, -1, 6]]  # as in mmsegmentation
 
 
+def test_a_mask_of_two_or_four_bits_has_its_numbers(tmp_path):
+    """As optimizers of PNG files write grey of few values: by hand, since Pillow does not."""
+    for bits in (1, 2, 4):
+        values = np.arange(2**bits, dtype=np.uint8).repeat(16 // 2**bits)
+        packed = np.packbits(np.unpackbits(values[:, None], 1)[:, -bits:].flatten()).tobytes()
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", 16, 1, bits, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" + packed))]
+        data = b"\x89PNG\r\n\x1a\n"
+        for kind, content in [*chunks, (b"IEND", b"")]:
+            data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        assert open_mask(data)[0].tolist() == values.tolist(), bits
+
+
+def test_black_and_white_masks_are_two_classes_if_asked(tmp_path):
+    folder = broken(tmp_path, MASKS[0] // 2 * 255, name="a.png")
+    with pytest.raises(DataError, match="1 class, and at least 2 are needed; if 255 marks an object, give --binary"):
+        open_masked(folder, image_size=32)
+    source = open_masked(folder, image_size=32, masking=Masking(classes=2, binary=True))
+    assert np.array_equal(source.pair(0)[1], MASKS[0] // 2)
+
+
+def test_the_validation_split_comes_before_a_test_split_whose_masks_are_kept(tmp_path):
+    by_split(tmp_path)
+    write(tmp_path / "test" / "images", "hidden", PIXELS[0])
+    assert len(open_masked(str(tmp_path), image_size=32, split="test")) == 2
+
+
 def broken(root, array=MASKS[0], name="a", mode=None):
     write(root / "images", "a", PIXELS[0])
     folder = root / "masks"
@@ -138,7 +168,7 @@ def broken(root, array=MASKS[0], name="a", mode=None):
         ({"name": "a.jpg"}, "a mask as JPEG, which does not keep numbers exactly"),
         ({"name": "a.png", "mode": "RGB"}, "one class number per pixel, and this is RGB"),
         ({"name": "a.png", "array": MASKS[0][:, :10]}, "a.png is 20 x 10 px, and its image .*a.png is 20 x 30 px"),
-        ({"name": "a.png", "array": MASKS[0] * 0}, "its masks have 1 class, and it takes at least 2"),
+        ({"name": "a.png", "array": MASKS[0] * 0}, "its masks have 1 class, and at least 2 are needed"),
     ],
 )
 def test_a_bad_mask_gets_one_sentence(tmp_path, change, sentence):

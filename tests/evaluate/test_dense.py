@@ -10,7 +10,7 @@ from torch import nn
 
 from sslvit import rng
 from sslvit.data.masks import open_masked
-from sslvit.errors import NoInput
+from sslvit.errors import DataError, NoInput
 from sslvit.evaluate.dense import bank as banks
 from sslvit.evaluate.dense.bank import Bank, fill
 from sslvit.evaluate.dense.options import DenseOptions, held_out
@@ -180,17 +180,18 @@ def test_a_mapped_bank_equals_one_in_memory_and_a_full_disk_is_refused(tmp_path,
 
     def filled(**options):
         seen = patch_features(Patches(), source, np.arange(12), Window(32), CPU, batch_size=5)
-        return fill(seen, 12, 22, file=tmp_path / "bank", **options)
+        return fill(seen, 12, 22, folder=tmp_path, **options)
 
     whole = filled()
     assert whole.features.shape == (12 * 16, 3)
-    assert not (tmp_path / "bank").exists()
+    assert not list(tmp_path.iterdir())
     mapped = filled(memory=100.0)
-    assert (tmp_path / "bank").stat().st_size == 12 * 16 * 3 * 4
+    assert (tmp_path / "features").stat().st_size == 12 * 16 * 3 * 4
+    assert (tmp_path / "classes").stat().st_size == 12 * 16 * 22 * 2
     for one, other in zip(whole, mapped, strict=True):
         assert torch.equal(one, other)
     half = filled(memory=100.0, half=True)
-    assert (tmp_path / "bank").stat().st_size == 12 * 16 * 3 * 2
+    assert (tmp_path / "features").stat().st_size == 12 * 16 * 3 * 2
     assert torch.equal(half.features, whole.features.half())
     some = filled(patches=60)
     assert some.images.bincount().tolist() == [5] * 12
@@ -213,6 +214,22 @@ def test_features_do_not_depend_on_batches():
     )
 
 
+def test_many_classes_are_enlarged_in_parts_with_the_same_answer(monkeypatch):
+    scores = torch.randn(2, 40, 2, 2, generator=torch.Generator().manual_seed(0))
+    windows = Window(8, 5).of(0, torch.zeros(3, 16, 26, dtype=torch.uint8), torch.zeros(16, 26, dtype=torch.uint8))
+    assert len(windows.corners) == 2
+    parts = stitched(scores, windows)
+    monkeypatch.setattr("sslvit.evaluate.dense.windows.CLASSES", 40)
+    assert torch.equal(parts, stitched(scores, windows))
+
+
+def test_test_masks_without_any_class_are_refused():
+    windows = Window(8).of(0, torch.zeros(3, 8, 8, dtype=torch.uint8), torch.full((8, 8), 255, dtype=torch.uint8))
+    seen = iter([Seen(windows, torch.zeros(1, 2, 2, 3))])
+    with pytest.raises(DataError, match="nothing to score"):
+        scored(predictions(seen, {"a": lambda maps: maps.permute(0, 3, 1, 2)}), 3, ("a",))
+
+
 def test_features_that_hold_the_answer_are_probed_to_all_of_it():
     """Masks of whole patches, whose class is their brightness."""
     values = torch.tensor(np.random.default_rng(0).integers(0, 4, (20, 4, 4)))
@@ -223,7 +240,7 @@ def test_features_that_hold_the_answer_are_probed_to_all_of_it():
             windows = Window(32).of(id, (mask * 60)[None].expand(3, -1, -1).contiguous(), mask)
             yield Seen(windows, torch.nn.functional.one_hot(classes, 4).float()[None])
 
-    bank = fill(seen(), 20, 4, file=None)
+    bank = fill(seen(), 20, 4, folder=None)
     heads = {
         "knn": nearest_patches(bank),
         "logistic": regression(bank, 4, penalties=(1.0,)).scores,
@@ -250,7 +267,7 @@ def test_the_probe_of_two_models_pairs_them_and_says_which_class_is_hard(tmp_pat
     assert set(numbers["raw pixels, knn"]["iou"]) == set(test.classes)
     gap = numbers["raw pixels, knn"]["colours minus this"]["mean iou"]
     assert gap == pytest.approx(counts["colours, knn"].mean_iou - counts["raw pixels, knn"].mean_iou)
-    assert not (tmp_path / "patches.bin").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tenth_is_held_out_where_there_is_no_test_split():

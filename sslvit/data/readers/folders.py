@@ -15,6 +15,8 @@ from sslvit.errors import NoInput
 
 ENDINGS = {b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".bmp", b".dib", b".gif", b".tif", b".tiff"}
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid", "dev")}
+# Sets often keep the masks of their test split.
+SPLITS["masked test"] = ("validation", "val", "valid", "dev", "test")
 MOST_KINDS = 8  # of what is not read
 
 

@@ -9,7 +9,8 @@ from sslvit.errors import DataError, NoInput
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "SegmentationClass")
-SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid")}
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("val", "validation", "valid", "test")}
+MASKED = {"train": "train", "test": "masked test"}  # of SPLITS
 
 
 def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[FileStore, FileStore, np.ndarray, str]:
@@ -20,7 +21,8 @@ def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[
     if not masks and (root / "ImageSets" / "Segmentation").is_dir():  # VOC
         of_images, of_masks = root / "JPEGImages", root / "SegmentationClass"
         lists = root / "ImageSets" / "Segmentation"
-        file = next((lists / f"{name}.txt" for name in SPLITS[split] if (lists / f"{name}.txt").is_file()), None)
+        files = [lists / f"{name}.txt" for name in SPLITS[MASKED[split]]]
+        file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise NoInput(f"{root} has no {split} split: {lists} holds {', '.join(p.name for p in lists.iterdir())}")
         listed = set(file.read_bytes().split())

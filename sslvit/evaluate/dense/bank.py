@@ -1,6 +1,5 @@
 """Features of the training images' patches with their classes: in memory, or above a limit in a file that is mapped."""
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,59 +36,69 @@ class Bank(NamedTuple):
         return Bank(*(part[rows] for part in self))
 
 
+class Rows:
+    """Rows that come one after another, in memory or in a file."""
+
+    def __init__(self, file: Path | None):
+        self.file, self.kept, self.shape = file, list[Tensor](), torch.empty(0, 0)
+        self.writing = file.open("wb") if file else None
+
+    def add(self, rows: Tensor) -> None:
+        self.shape = rows[:0]
+        if self.writing:
+            self.writing.write(rows.contiguous().numpy().data)
+        else:
+            self.kept.append(rows)
+
+    def whole(self) -> Tensor:
+        if not self.writing:
+            return torch.cat(self.kept)
+        self.writing.close()
+        # Opened for writing, since torch warns of tensors that cannot be; nothing writes to it.
+        assert self.file
+        mapped = np.memmap(self.file, self.shape.numpy().dtype, "r+").reshape(-1, self.shape.shape[1])
+        return torch.from_numpy(mapped)
+
+
 def fill(
     seen: Iterable[Seen],
     images: int,
     classes: int,
     *,
-    file: Path,
+    folder: Path | None,
     patches: int = 0,
     memory: float = 2e9,
     half: bool = False,
 ) -> Bank:
-    """patches: at most so many in all, equally many of each image, drawn at random; 0 takes all. memory: bytes of
-    features above which they are written to the file, and mapped from it."""
+    """patches: at most this many in all, the same number per image, drawn at random; 0 takes all. memory: bytes above
+    which features and classes are written to files in the folder, and mapped from them."""
     each = max(1, patches // images) if patches else 0
-    kept: list[Tensor] = []
-    shares: list[Tensor] = []
-    numbers: list[Tensor] = []
-    dtype, writing = torch.float16 if half else torch.float32, None
-    for number, (windows, features) in enumerate(seen):
-        grid = features.shape[1], features.shape[2]
+    dtype = torch.float16 if half else torch.float32
+    features, shares, numbers = Rows(None), Rows(None), list[Tensor]()
+    for number, (windows, maps) in enumerate(seen):
+        grid = maps.shape[1], maps.shape[2]
         known = patch_classes(windows.labels, grid, classes).flatten(0, 2)
         rows = known.any(-1).nonzero().squeeze(-1)
         if each and len(rows) > each:
             order = rng.permutation(rng.key("patches", torch.tensor([windows.id])), len(rows))[0]
             rows = rows[order[:each].sort().values]
-        chosen = rearrange(features, "k h w d -> (k h w) d")[rows].to(dtype)
         if number == 0:
-            total = images * (each or len(features) * grid[0] * grid[1]) * features.shape[-1] * dtype.itemsize
-            writing = _opened(file, total) if total > memory else None
-        if writing:
-            writing.write(chosen.numpy().data)
-        else:
-            kept.append(chosen)
-        shares.append(known[rows].half())
+            total = images * (each or len(known)) * (maps.shape[-1] * dtype.itemsize + 2 * classes)
+            if total > memory and folder:
+                check_room(folder, total)
+                features, shares = Rows(folder / "features"), Rows(folder / "classes")
+        features.add(rearrange(maps, "k h w d -> (k h w) d")[rows].to(dtype))
+        shares.add(known[rows].half())
         numbers.append(torch.full((len(rows),), number))
-    if not sum(map(len, shares)):
+    if not sum(map(len, numbers)):
         raise DataError("all pixels of the training masks are ignored: there is no patch to learn from")
-    if writing:
-        writing.close()
-        width = features.shape[-1]
-        # Opened for writing, since torch warns of tensors that cannot be; nothing writes to it.
-        mapped = np.memmap(file, np.float16 if half else np.float32, "r+").reshape(-1, width)
-        whole = torch.from_numpy(mapped)
-    else:
-        whole = torch.cat(kept)
-    return Bank(whole, torch.cat(shares), torch.cat(numbers))
+    return Bank(features.whole(), shares.whole(), torch.cat(numbers))
 
 
-def _opened(file: Path, size: int):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(file.parent).free
+def check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise NoInput(
-            f"the patch features take {size / 1e9:.1f} GB in {file.parent}, where {free / 1e9:.1f} GB are free: take "
-            "fewer by --patches, or half of it by --half"
+            f"the patch features take {size / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: take fewer "
+            "by --patches, or half of it by --half"
         )
-    return os.fdopen(os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), "wb")

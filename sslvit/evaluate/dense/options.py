@@ -34,6 +34,8 @@ class MaskedConfig(Options):
     """The value of pixels that are not scored."""
     reduce_zero_label: bool = False
     """0 is not scored either, and class 0 has the value 1, as in ADE20K."""
+    binary: bool = False
+    """Masks of two classes: 0, and any other value."""
     max_pixels: int = MAX_PIXELS
     """Larger image files are refused."""
     follow_links: bool = False
@@ -41,7 +43,7 @@ class MaskedConfig(Options):
 
     def open_images(self, image_size: int) -> tuple[MaskedSource, MaskedSource, str]:
         """Training and test images, and a sentence if the latter are held out of the former."""
-        masking = Masking(self.classes, self.ignore, self.reduce_zero_label)
+        masking = Masking(2 if self.binary else self.classes, self.ignore, self.reduce_zero_label, self.binary)
         train = self._open(self.data, "train", image_size, masking)
         masking = masking._replace(classes=len(train.classes))
         note = ""
@@ -74,7 +76,7 @@ class MaskedConfig(Options):
 
 @dataclass(frozen=True)
 class DenseOptions:
-    group: ClassVar[str] = "Probe"
+    group: ClassVar[str] = "Method"
     image_size: int = option(0, least=0)
     """Side of the window, in pixels; 0 takes the model's own. An image's shorter side is resized to it."""
     heads: tuple[Literal["knn", "logistic"], ...] = ("knn", "logistic")

@@ -1,5 +1,6 @@
 """The dense probe of several models on the same images, and what is told of it."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,18 @@ def probed(
         reading: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers}
         reading["layers"] = options.blocks if isinstance(model, ViT) else 1
         model.to(device)
-        file = folder / "patches.bin"
-        try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="patches-") as place:
             bank = fill(
                 patch_features(model, train, rows, window, device, **reading), len(rows), classes,
-                file=file, patches=options.patches, memory=options.memory * 1e9, half=options.half,
+                folder=Path(place), patches=options.patches, memory=options.memory * 1e9, half=options.half,
             )  # fmt: skip
             frequent = ("majority",) if isinstance(model, RawPixels) else ()
             heads = heads_of(bank, classes, (*options.heads, *frequent), options.k, options.temperature)
             answers = predictions(patch_features(model, test, held, window, device, **reading), heads)
             found = scored(watch(name, answers) if watch else answers, classes, tuple(heads))
-        finally:
-            file.unlink(missing_ok=True)
+            del bank, heads, answers  # before the next model's
+        model.cpu()
         for head, counts in found.items():
             yield FREQUENT if head == "majority" else f"{name}, {head}", counts
 
@@ -61,11 +62,18 @@ def drawn(source: MaskedSource, limit: int) -> np.ndarray:
     return rng.permutation(rng.key(0, "dense probe"), len(source))[: limit or None].numpy()
 
 
-def check_models(models: dict[str, nn.Module], size: int) -> None:
-    """That all of them have patches of images of this size."""
+def check_models(models: dict[str, nn.Module], size: int, blocks: int = 1) -> None:
+    """That all of them have patches of colour images of this size, and so many blocks."""
     for name, model in models.items():
         if not isinstance(model, ViT):
             raise DataError(f"{name}: a {type(model).__name__} has no patches to probe")
+        if model.channels != MaskedSource.channels:
+            raise ValueError(
+                f"{name} takes images of {model.channels} channels, and those with masks are read in colour: train one "
+                "with --channels 3, or --inflate it"
+            )
+        if blocks > model.depth:
+            raise ValueError(f"--blocks {blocks}: {name} has {model.depth}")
         try:
             model.config.grid_of(size, size)
         except ValueError as error:
@@ -77,7 +85,7 @@ def line_of(row: str, counts: PixelCounts) -> str:
     return f"{row:<32}{100 * counts.mean_iou:>11.1f}  {f'[{low}, {high}]':<14}{100 * counts.pixel_accuracy:>16.1f}"
 
 
-HEADER = f"{'':<32}{'mean IoU, %':>11}  {'95% interval':<14}{'pixels right, %':>16}"
+HEADER = f"{'':<32}{'mean IoU, %':>11}  {'95% interval':<14}{'pixel accuracy, %':>16}"
 
 
 def gaps(counts: dict[str, PixelCounts], model: str) -> dict[str, Any]:

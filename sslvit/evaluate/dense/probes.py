@@ -152,4 +152,7 @@ def scored(answers: Answers, classes: int, names: tuple[str, ...]) -> dict[str, 
     for one, answer in answers:
         for name, predicted in answer.items():
             counts[name].append(count(predicted, one.windows.mask, classes))
-    return {name: gathered(each) for name, each in counts.items()}
+    found = {name: gathered(each) for name, each in counts.items()}
+    if not all(one.true.sum() for one in found.values()):
+        raise DataError("all pixels of the test masks are ignored: there is nothing to score")
+    return found

@@ -18,6 +18,8 @@ from sslvit.models.readout import Encoded
 from sslvit.objectives.segmentation import feature_maps
 from sslvit.views.segmentation import IGNORED
 
+CLASSES = 16  # whose scores are enlarged at a time
+
 
 class Windows(NamedTuple):
     """An image that is read by windows of one size."""
@@ -98,8 +100,9 @@ def patch_features(
             waiting.append(one)
             last = index + 1 == len(ids)
             if last or sum(len(held.image) for held in waiting) >= batch_size:
-                images = torch.cat([held.image for held in waiting]).to(device, non_blocking=True) / 255
-                maps = rearrange(feature_maps(backbone, images, layers).float().cpu(), "b d h w -> b h w d")
+                images = torch.cat([held.image for held in waiting]).split(batch_size)
+                parts = [feature_maps(backbone, some.to(device) / 255, layers).float().cpu() for some in images]
+                maps = rearrange(torch.cat(parts), "b d h w -> b h w d")
                 for held, part in zip(waiting, maps.split([len(held.image) for held in waiting]), strict=True):
                     yield Seen(held, part)
                 waiting = []
@@ -132,11 +135,22 @@ def patch_classes(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor
 def stitched(scores: Tensor, windows: Windows) -> Tensor:
     """Scores of patches to classes of pixels: each window's are enlarged to its pixels, averaged where windows overlap,
     and enlarged to the mask: k c h w -> H W"""
+    best = answer = torch.empty(0)
+    for number, some in enumerate(scores.split(CLASSES, dim=1)):  # few classes at a time: large images take much memory
+        value, index = _enlarged(some, windows).max(0)
+        if number:
+            index = torch.where(value > best, index + number * CLASSES, answer)
+            value = torch.maximum(value, best)
+        best, answer = value, index
+    return answer
+
+
+def _enlarged(scores: Tensor, windows: Windows) -> Tensor:
+    """k c h w -> c H W"""
     side = windows.image.shape[-1]
     scores = F.interpolate(scores, (side, side), mode="bilinear")
-    if len(scores) == 1:
-        whole = scores
-    else:
+    whole = scores
+    if len(scores) > 1:
         whole, count = scores.new_zeros(1, scores.shape[1], *windows.size), scores.new_zeros(1, 1, *windows.size)
         for one, (top, left) in zip(scores, windows.corners.tolist(), strict=True):
             whole[0, :, top : top + side, left : left + side] += one
@@ -144,4 +158,4 @@ def stitched(scores: Tensor, windows: Windows) -> Tensor:
         whole /= count
     if whole.shape[2:] != windows.mask.shape:
         whole = F.interpolate(whole, windows.mask.shape, mode="bilinear")
-    return whole[0].argmax(0)
+    return whole[0]
