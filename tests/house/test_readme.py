@@ -18,6 +18,7 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
     assert BLOCK.search(PAGES[0].read_text())
     assert sorted({file for file, _ in blocks}) == [
         "recipes/results/built-in.json",
+        "recipes/results/cifar10/held-out-seed-0.json",
         "recipes/results/cifar10/held-out.json",
         "recipes/results/fashion-mnist.json",
     ]
