@@ -22,8 +22,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from contestants import Sizes, ours
+from peers import BY, PEERS
 from PIL import Image
-from steps import BY, PEERS, TYPES, Sizes, compile_blocks, ours, stepper
+from steps import TYPES, compile_blocks, stepper
 from timing import OURS, Result, compared, in_turns, line, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset

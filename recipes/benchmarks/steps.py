@@ -4,222 +4,39 @@
 
 Forward, backward and AdamW (fused, for everybody), and the teacher's move, on the same images; views and reading are
 measured elsewhere. Peers take part where they are installed: timm's backbone with a linear head (supervised) or with
-nothing on it (mpp, of which there is no faithful peer; vit-pytorch's where it runs), transformers' ViTMAE, and timm's
-backbone with lightly's heads, losses and teacher (moco_v3, dino, mae). Every peer is of the same sizes; heads and
-decoders are the papers' or, with --heads small, those of our recipes' small presets. "floor" is what our step's
-operations would take at the rate at which timm's bare ViT of these sizes does its own, in the same rounds. lightly's
-MoCo loss contrasts both views in one matrix, which is not MoCo v3's, and costs about the same.
+nothing on it (mpp), vit-pytorch's MPP where it runs, transformers' ViTMAE and its SimMIM, and timm's backbone with
+lightly's heads, losses and teachers for the rest. data2vec has no peer that trains.
+Every peer is of the same sizes and has as many views: two for MoCo v3, SimCLR and VICReg, 2 large and 8 small crops for
+DINO, iBOT and DINOv2, 2 and 4 for LeJEPA. Heads, decoders and LeJEPA's directions are the papers' or, with --heads
+small, those of our recipes' small presets. Backbones are plain ViTs without drop path. What else differs is listed at
+the head of peers.py and peers_lightly.py.
+"floor" is what our step's operations would take at the rate at which timm's bare ViT of these sizes does its own, in
+the same rounds.
 """
 
-import copy
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import psutil
 import torch
-import torch.nn.functional as F
 import tyro
+from contestants import Sizes, ours
+from peers import BY, PEERS
 from timing import OURS, compared, in_turns, line, matrix_rate, save
-from torch import Tensor, nn
+from torch import nn
 
-from sslvit import rng
-from sslvit.models.vit import ViT
-from sslvit.objectives.dino import DINO
-from sslvit.objectives.mae import MAE
-from sslvit.objectives.moco_v3 import MoCoV3
-from sslvit.objectives.mpp import MPP
-from sslvit.objectives.objective import Batch
-from sslvit.objectives.supervised import Supervised
 from sslvit.training.cost import counting
 
-OBJECTIVES = ("supervised", "mpp", "mae", "moco_v3", "dino")
-PEERS = {"timm": ("supervised", "mpp"), "transformers": ("mae",), "lightly": ("mae", "moco_v3", "dino")}
-PEERS |= {"vit_pytorch": ("mpp",)}
+OBJECTIVES = ("supervised", "mpp", "mae", "simmim", "ijepa", "data2vec", "moco_v3", "simclr", "vicreg", "lejepa")
+OBJECTIVES += ("dino", "ibot", "dinov2")
 FLOOR = "floor, by timm"
-CLASSES, SMALL_CROPS = 1000, 8
-BLOCKS = ("Block", "ViTMAELayer")  # by their names: ours and timm's, and transformers'
+BLOCKS = ("Block", "ViTMAELayer", "ViTLayer")  # by their names: ours and timm's, and transformers'
 TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Heads(NamedTuple):
-    hidden: int  # MoCo v3's
-    dino: tuple[int, int, int]  # hidden, bottleneck, outputs
-    decoder: tuple[int, int, int]  # MAE's width, depth, heads
-
-
-HEADS = {"paper": Heads(4096, (2048, 256, 65536), (512, 8, 16)), "small": Heads(512, (512, 64, 1024), (128, 2, 4))}
-
-
-class Sizes(NamedTuple):
-    model: str
-    image_size: int
-    batch_size: int
-    heads: Literal["paper", "small"] = "paper"
-
-    @property
-    def vit(self) -> ViT:
-        return ViT.variant(self.model, image_size=self.image_size)
-
-    @property
-    def small_crop(self) -> int:
-        """Whole patches, of at most three sevenths, as DINO's 96 of 224."""
-        patch = self.vit.patch_size[0]
-        return max(self.image_size * 3 // 7 // patch, 1) * patch
-
-    def views(self, objective: str, device: str) -> tuple[Tensor, ...]:
-        sizes = [self.image_size] * (2 if objective in ("moco_v3", "dino") else 1)
-        sizes += [self.small_crop] * SMALL_CROPS if objective == "dino" else []
-        generator = torch.Generator().manual_seed(0)
-        return tuple(torch.rand(self.batch_size, 3, s, s, generator=generator).to(device) for s in sizes)
-
-
-class Contestant(NamedTuple):
-    trained: nn.Module
-    loss: Callable[[tuple[Tensor, ...]], Tensor]
-    after: Callable[[], None] = lambda: None
-
-
-def ours(name: str, sizes: Sizes, device: str) -> Contestant:
-    vit, heads = sizes.vit, HEADS[sizes.heads]
-    decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), heads.decoder, strict=True))
-    dino = dict(zip(("hidden", "bottleneck", "outputs"), heads.dino, strict=True))
-    objective = {
-        "supervised": lambda: Supervised(vit, classes=CLASSES),
-        "mpp": lambda: MPP(vit),
-        "mae": lambda: MAE(ViT.variant(sizes.model, image_size=sizes.image_size, position="sincos_mae"), **decoder),
-        "moco_v3": lambda: MoCoV3(vit, hidden=heads.hidden),
-        "dino": lambda: DINO(vit, drop_path=0.0, **dino),
-    }[name]()
-    objective.to(device).train()
-    keys = rng.key(0, torch.arange(sizes.batch_size, device=device))
-    labels = torch.arange(sizes.batch_size, device=device)
-    return Contestant(
-        objective, lambda views: objective(Batch(views, keys, labels), 0.5)[0], lambda: objective.after_step(0.5)
-    )
-
-
-def timm_vit(sizes: Sizes, device: str, **changes: Any) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    vit = sizes.vit
-    shape = {"img_size": sizes.image_size, "patch_size": vit.patch_size[0], "embed_dim": vit.width, "num_classes": 0}
-    shape |= {"depth": vit.depth, "num_heads": vit.config.heads, "mlp_ratio": vit.config.mlp_width / vit.width}
-    return VisionTransformer(**(shape | changes)).to(device).train()
-
-
-def by_timm(name: str, sizes: Sizes, device: str) -> Contestant:
-    if name == "mpp":
-        bare = timm_vit(sizes, device)
-        return Contestant(bare, lambda views: bare(views[0]).mean())
-    model, labels = timm_vit(sizes, device, num_classes=CLASSES), torch.arange(sizes.batch_size, device=device)
-    return Contestant(model, lambda views: F.cross_entropy(model(views[0]), labels))
-
-
-def by_vit_pytorch(name: str, sizes: Sizes, device: str) -> Contestant:
-    from vit_pytorch import ViT as Theirs
-    from vit_pytorch.mpp import MPP as TheirMPP
-
-    vit, patch = sizes.vit, sizes.vit.patch_size[0]
-    heads = vit.config.heads
-    shape = {"dim": vit.width, "depth": vit.depth, "heads": heads, "dim_head": vit.width // heads}
-    model = Theirs(image_size=sizes.image_size, patch_size=patch, num_classes=1, mlp_dim=vit.config.mlp_width, **shape)
-    model = TheirMPP(model, patch_size=patch, dim=vit.width, mask_prob=0.5).to(device).train()
-    return Contestant(model, lambda views: model(views[0]))
-
-
-def by_transformers(name: str, sizes: Sizes, device: str) -> Contestant:
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    vit = sizes.vit
-    shape = {"hidden_size": vit.width, "num_hidden_layers": vit.depth, "num_attention_heads": vit.config.heads}
-    shape |= {"intermediate_size": vit.config.mlp_width, "image_size": sizes.image_size, "norm_pix_loss": True}
-    width, depth, count = HEADS[sizes.heads].decoder
-    shape |= {"decoder_hidden_size": width, "decoder_num_hidden_layers": depth, "decoder_num_attention_heads": count}
-    shape |= {"decoder_intermediate_size": 4 * width}
-    model = ViTMAEForPreTraining(ViTMAEConfig(**shape, patch_size=vit.patch_size[0])).to(device).train()
-    return Contestant(model, lambda views: model(pixel_values=views[0]).loss)
-
-
-def by_lightly(name: str, sizes: Sizes, device: str) -> Contestant:
-    return {"mae": lightly_mae, "moco_v3": lightly_moco, "dino": lightly_dino}[name](sizes, device)
-
-
-def lightly_mae(sizes: Sizes, device: str) -> Contestant:
-    from lightly.models import utils
-    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-
-    patch, backbone = sizes.vit.patch_size[0], timm_vit(sizes, device)
-    encoder = MaskedVisionTransformerTIMM(vit=backbone)
-    width, depth, heads = HEADS[sizes.heads].decoder
-    shape = {"patch_size": patch, "embed_dim": sizes.vit.width, "decoder_embed_dim": width, "decoder_depth": depth}
-    decoder = MAEDecoderTIMM(num_patches=backbone.patch_embed.num_patches, decoder_num_heads=heads, **shape).to(device)
-    model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-
-    def loss(views: tuple[Tensor, ...]) -> Tensor:
-        b, length = sizes.batch_size, encoder.sequence_length
-        visible, hidden = utils.random_token_mask(size=(b, length), mask_ratio=0.75, device=device)
-        seen = decoder.embed(encoder.encode(images=views[0], idx_keep=visible))
-        tokens = utils.repeat_token(decoder.mask_token, (b, length))
-        tokens = utils.set_at_index(tokens, visible, seen.type_as(tokens))
-        predicted = decoder.predict(utils.get_at_index(decoder.decode(tokens), hidden))
-        target = utils.get_at_index(utils.patchify(views[0], patch), hidden - 1)
-        target = utils.normalize_mean_var(target, dim=-1)
-        return F.mse_loss(predicted, target)
-
-    return Contestant(model, loss)
-
-
-def lightly_moco(sizes: Sizes, device: str) -> Contestant:
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import MoCoProjectionHead
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-
-    hidden = HEADS[sizes.heads].hidden
-    projector = MoCoProjectionHead(sizes.vit.width, hidden, 256, 3, True)
-    student = nn.Sequential(timm_vit(sizes, device), projector).to(device)
-    predictor = MoCoProjectionHead(256, hidden, 256, 2, True).to(device)
-    teacher, criterion = copy.deepcopy(student), NTXentLoss(temperature=0.2)
-    deactivate_requires_grad(teacher)
-    student[0].patch_embed.proj.requires_grad_(False)
-
-    def loss(views: tuple[Tensor, ...]) -> Tensor:
-        queries = [predictor(student(view)) for view in views]
-        with torch.no_grad():
-            keys = [teacher(view) for view in views]
-        return criterion(queries[0], keys[1]) + criterion(queries[1], keys[0])
-
-    trained = nn.ModuleList([student, predictor])
-    return Contestant(trained, loss, lambda: update_momentum(student, teacher, m=0.99))
-
-
-def lightly_dino(sizes: Sizes, device: str) -> Contestant:
-    from lightly.loss import DINOLoss
-    from lightly.models.modules import DINOProjectionHead
-    from lightly.models.utils import deactivate_requires_grad, update_momentum
-
-    def both() -> nn.Module:
-        vit = timm_vit(sizes, device, dynamic_img_size=True)
-        return nn.Sequential(vit, DINOProjectionHead(sizes.vit.width, *heads)).to(device)
-
-    heads = HEADS[sizes.heads].dino
-    student, teacher, criterion = both(), both(), DINOLoss(output_dim=heads[-1]).to(device)
-    teacher.load_state_dict(student.state_dict())
-    deactivate_requires_grad(teacher)
-
-    def loss(views: tuple[Tensor, ...]) -> Tensor:
-        with torch.no_grad():
-            targets = [teacher(view) for view in views[:2]]
-        return criterion(targets, [student(view) for view in views], epoch=1)
-
-    return Contestant(student, loss, lambda: update_momentum(student, teacher, m=0.996))
-
-
-BY = {"timm": by_timm, "transformers": by_transformers, "lightly": by_lightly, "vit_pytorch": by_vit_pytorch}
 
 
 def compile_blocks(trained: nn.Module, compile: bool) -> None:
