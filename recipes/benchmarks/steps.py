@@ -82,9 +82,7 @@ def peak(who: str, name: str, sizes: Sizes, device: str, threads: int) -> float:
 def print_peak(who: str, name: str, sizes: list, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     sizes = Sizes(*sizes)
-    if who in BY:
-        __import__(who)
-    torch.optim.AdamW([nn.Parameter(torch.ones(64, 64) @ torch.ones(64, 64))])  # what torch loads when it is first used
+    stepper(who, name, Sizes("mu/8", 32, 2, "small"), device)()  # what it and torch load when they are first used
     before = psutil.Process().memory_info().rss
     step = stepper(who, name, sizes, device)
     for _ in range(3):
