@@ -28,6 +28,7 @@ def test_our_contestant_takes_a_step(name):
     assert all(p.grad is not None for p in contestant.trained.parameters() if p.requires_grad)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # lightly's
 @pytest.mark.parametrize(("who", "name"), FAITHFUL)
 def test_a_peer_has_our_parameters_and_does_our_operations(who, name):
     """But for a head's biases, for pixels that are not hidden, and for how many patches are hidden of iBOT's crops."""
