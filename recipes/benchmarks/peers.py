@@ -2,9 +2,9 @@
 
 What differs from ours:
 - mpp: there is no faithful peer. timm's is its bare backbone, vit-pytorch's predicts mean colours by its own masking.
-- mae: transformers' decoder has a class token of its own.
-- simmim: transformers' head predicts the pixels of all patches and its loss takes those of the hidden ones; ours
-  predicts the hidden ones alone. Patches are hidden one by one, ours in squares; as many to a patch or two.
+- mae, simmim: transformers' heads predict the pixels of all patches and their losses take those of the hidden ones;
+  ours predict the hidden ones alone.
+- simmim: patches are hidden one by one, ours in squares; as many to a patch or two.
 - data2vec: no peer that trains is known.
 """
 

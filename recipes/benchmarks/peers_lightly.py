@@ -6,11 +6,11 @@ Each function is named after its objective. What differs from ours:
 - moco_v3: its loss contrasts both views in one matrix, which is not MoCo v3's, and costs about the same.
 - simclr, lejepa: batch norm sees one view (simclr) or the views of one size (lejepa) at a time, ours all of them.
 - dino: each view goes through the student by itself, ours those of one size together.
-- ibot, dinov2: masks come from Python's random numbers, and half of the large crops have one; of iBOT's ours are that
-  half on average. The patches' centre follows the hidden patches alone; in our iBOT the teacher's head reads all.
+- ibot: exactly half of the large crops have hidden patches, in ours half on average. The patches' centre follows the
+  hidden patches alone; in ours it follows all, so the teacher's head reads all.
 - dinov2: KoLeo compares an image with all of the batch, ours with those of its group of 64.
 
-Ours also computes its metrics in the step, and its loss in float32 where autocast is on.
+Ours also computes its metrics in the step and, where autocast is on, similarities and DINO's last layer in float32.
 """
 
 from collections.abc import Callable
