@@ -74,17 +74,17 @@ def test_every_kind_of_data_stands_in_every_place_that_lists_them():
 # What changes the result, so that --resume refuses another value. An option is refused unless it says otherwise where
 # it is defined, and has to be listed here too: whether it may change was decided by somebody who thought about it.
 DECIDES = """
-accumulation areas assignment average_layers backbone_lr balance base_lr batch_size betas blocks canvas center_momentum
-channels choice_steps chunks class_token classes clip clip_each color context_scale conventions corrupt crops cutmix
-decoder dimension directions drop_path dropout epoch_images erase eval_data evaluate_every final_lr final_weight_decay
-folds follow_links foreign fraction freeze_last_layer_epochs freeze_patch_projection gram_epochs gram_weight head
-head_epochs hidden ignore image_column image_size images inflate init init_from koleo_group koleo_weight label_column
-label_smoothing layer_decay layer_scale lr lr_drops lr_rule magnitude mask_column mask_ratio mask_ratios max_pixels
-mixup model momentum no_weight_decay norm_last_layer norm_pix_loss objective only_classes optimizer patch_head
-patch_rate patch_weight position position_at position_resize predictor preset protocol ramp_epochs randaugment range
-rates readout reduce_zero_label relative_bias scales scratch seed shots skip_spikes smallest_crop steps strength tanh
-target target_scale targets teacher_temperature temperature temperature_epochs train unit warmup_epochs weight
-weight_decay weights
+accumulation areas assignment average_layers backbone_lr balance base_lr batch_size betas binary blocks canvas
+center_momentum channels choice_steps chunks class_token classes clip clip_each color context_scale conventions
+corrupt crops cutmix decoder dimension directions drop_path dropout epoch_images erase eval_data evaluate_every
+final_lr final_weight_decay folds follow_links foreign fraction freeze_last_layer_epochs freeze_patch_projection
+gram_epochs gram_weight head head_epochs hidden ignore image_column image_size images inflate init init_from
+koleo_group koleo_weight label_column label_smoothing layer_decay layer_scale lr lr_drops lr_rule magnitude
+mask_column mask_ratio mask_ratios max_pixels mixup model momentum no_weight_decay norm_last_layer norm_pix_loss
+objective only_classes optimizer patch_head patch_rate patch_weight position position_at position_resize predictor
+preset protocol ramp_epochs randaugment range rates readout reduce_zero_label relative_bias scales scratch seed shots
+skip_spikes smallest_crop steps strength tanh target target_scale targets teacher_temperature temperature
+temperature_epochs train unit warmup_epochs weight weight_decay weights
 """
 CONFIGS = [
     type(next(iter(importlib.import_module(f"sslvit.recipes.{recipe}").PRESETS.values())))
