@@ -124,6 +124,7 @@ def test_tensors_sent_together_are_those_that_were_sent():
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_arithmetic_of_a_pair_is_one_graph():
     """torch.compile, without a break, for batches of several sizes, with the same results."""
 

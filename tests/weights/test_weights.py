@@ -388,7 +388,7 @@ def test_missing_and_contradicting_facts_of_a_transformers_folder_are_refused(tm
         open_backbone(folder)
     assert open_backbone(folder, **HALF)[0].config.mean == (0.5, 0.5, 0.5)
     config = json.loads((folder / "config.json").read_text())
-    for change, named in (({"hidden_act": "quick_gelu"}, "quick_gelu"), ({"model_type": "beit"}, "beit")):
+    for change, named in (({"hidden_act": "quick_gelu"}, "quick_gelu"), ({"model_type": "levit"}, "levit")):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(DataError, match=named):
             open_backbone(folder, **HALF)
