@@ -86,7 +86,7 @@ def lab(color: tuple[int, int, int]) -> np.ndarray:
 def test_the_colors_of_classes_differ_from_each_other_and_from_the_paper():
     assert len(COLORS) == sheets.NAMED == 12
     for one, other in combinations([*COLORS, (255, 255, 255), INK], 2):
-        assert np.linalg.norm(lab(one) - lab(other)) > 20, (one, other)  # 2.3 can just be told apart
+        assert np.linalg.norm(lab(one) - lab(other)) > 20, (one, other)  # 2.3 is the least difference that is seen
 
 
 def of(picture: Image.Image, color: tuple[int, int, int]) -> np.ndarray:
