@@ -298,7 +298,9 @@ def test_a_block_that_the_reader_closed_stays_closed(browser, running, tmp_path)
     browser.open(file)
     first = "document.querySelector('details').open"
     assert browser.run(first)
-    browser.run(f"{first} = false")
+    # The page remembers it when the browser tells of it, which is a moment later.
+    listen = "document.querySelector('details').addEventListener('toggle', () => setTimeout(done))"
+    browser.run(f"new Promise(done => {{ {listen}; {first} = false }})")
     reload(browser)
     assert not browser.run(first)
     browser.run("sessionStorage.clear()")
