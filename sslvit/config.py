@@ -12,8 +12,8 @@ import numpy as np
 
 from sslvit import rng
 from sslvit.data.image import MAX_PIXELS
-from sslvit.data.source import Images, Source
-from sslvit.data.spec import open_source, room
+from sslvit.data.source import Images, Source, room
+from sslvit.data.spec import open_source
 from sslvit.data.stream import Stream
 from sslvit.data.subset import Subset
 from sslvit.objectives import schedule

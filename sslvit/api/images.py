@@ -8,8 +8,7 @@ from sslvit.api.calls import check_names, public
 from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.objects import How, open_object
 from sslvit.data.readers.columns import ReadOptions
-from sslvit.data.source import Images, Source
-from sslvit.data.spec import room
+from sslvit.data.source import Images, Source, room
 from sslvit.errors import DataError, NoInput
 from sslvit.evaluate.labelled import hold_out as held_out
 from sslvit.views.batching import Size, to_pair

@@ -27,7 +27,7 @@ from sslvit.data.readers.columns import MASK_NAMES, ReadOptions, choose_mask_col
 from sslvit.data.readers.encoded import Store, spread_ids
 from sslvit.data.readers.mask_folders import MASKED, open_pairs
 from sslvit.data.readers.tables import TableStore, open_disk, open_hub, open_parquet
-from sslvit.data.source import IN_MEMORY, Samples, Source, check_ids, digest, whole
+from sslvit.data.source import IN_MEMORY, Samples, Source, check_ids, digest, room, whole
 from sslvit.data.subset import Subset
 from sslvit.errors import DataError
 from sslvit.views.segmentation import IGNORED
@@ -251,7 +251,7 @@ def open_masked(
         if len(images) != len(of_masks):
             raise DataError(f"{kind}:{rest}: {len(images):,} images and {len(of_masks):,} masks in its columns")
         pairs, name = np.repeat(np.arange(len(images))[:, None], 2, 1), f"{kind}:{rest} ({split})"
-    side = canvas or -(-int(2.25 * image_size) // 32) * 32
+    side = canvas or room(image_size)
     return StoredPairs(images, of_masks, pairs, masking, name=name, box=(side, side), max_pixels=max_pixels)
 
 

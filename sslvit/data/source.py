@@ -99,6 +99,11 @@ def whole(canvas: tuple[int, int], count: int) -> Tensor:
     return repeat(torch.tensor(canvas), "two -> b two", b=count)
 
 
+def room(side: int) -> int:
+    """The side of a canvas that views of this size are cut from."""
+    return -(-int(2.25 * side) // 32) * 32
+
+
 class Mapped(NamedTuple):
     """A uint8 array n c H W inside a file, mapped into memory by every process that reads it."""
 

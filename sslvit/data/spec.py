@@ -43,7 +43,7 @@ from sslvit.data.readers.folders import lies_inside, nearest, open_folders, real
 from sslvit.data.readers.lists import checked_root, open_list
 from sslvit.data.readers.tables import open_disk, open_hub, open_parquet
 from sslvit.data.readers.tars import TarStore, tar_files
-from sslvit.data.source import ShapesSource, Source
+from sslvit.data.source import ShapesSource, Source, room
 from sslvit.errors import DataError, NoInput
 from sslvit.processes import collectives
 from sslvit.views.batching import Size, to_pair
@@ -142,11 +142,6 @@ def _kind_of(spec: str) -> tuple[str, str]:
         # An empty path would be the working directory.
         raise ValueError(f"data {spec!r} lacks a path or name: is a variable of the shell unset?")
     return kind, rest
-
-
-def room(side: int) -> int:
-    """The side of a canvas that views of this size are cut from."""
-    return -(-int(2.25 * side) // 32) * 32
 
 
 def _store(kind: str, rest: str, options: ReadOptions, follow_links: bool) -> tuple[Store, str]:

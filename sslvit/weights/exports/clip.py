@@ -3,7 +3,6 @@
 Their patches have no bias: ours is added to the positions of the patches, which changes no output.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ from torch import Tensor
 from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.weights.exports.checks import CLOSE, compare, elsewhere, refuse, sample
+from sslvit.weights.exports.checks import elsewhere, refuse
 from sslvit.weights.exports.layouts import (
     READOUT,
     only_vit,
     opened_by_transformers,
     plain,
     read_back_by_timm,
+    read_back_by_transformers,
     transformers_preprocessor,
     write_json,
     write_weights,
 )
 from sslvit.weights.foreign.names import TRANSFORMERS_CLIP
-from sslvit.weights.foreign.open import load_foreign
 from sslvit.weights.timm_config import mlp_ratio, pretrained_cfg
 
 EPSILON = 1e-5  # of timm's CLIP
@@ -113,15 +112,10 @@ def as_transformers_clip(backbone: ViT | BiT, about: dict[str, Any], folder: Pat
         "layer_norm_eps": config.epsilon, "attention_dropout": 0.0, READOUT: about["readout"],
     })  # fmt: skip
     write_json(folder / "preprocessor_config.json", transformers_preprocessor(backbone))
-    images = sample(backbone, backbone.image_size)
-    if find_spec("transformers"):
-        reader, outputs = "transformers", _outputs(folder, backbone, images)
-    else:
-        reader, outputs = "sslvit, without transformers", tuple(load_foreign(folder)[0](images)[:2])
-    worst = compare(tuple(backbone(images)[:2]), outputs, CLOSE, "what transformers would open")
+    close = read_back_by_transformers(backbone, folder, _outputs)
     return (
         "{out} is in transformers' layout (clip_vision_model): AutoModel.from_pretrained('{out}'). It computes the "
-        f"same to {worst:.0e}, by {reader}: pooler_output is the class token, last_hidden_state has the patches before "
+        f"same to {close}: pooler_output is the class token, last_hidden_state has the patches before "
         f"the norm after the blocks. Its preprocessor standardises; the readout to use is {about['readout']}."
     )
 

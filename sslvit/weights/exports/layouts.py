@@ -5,6 +5,7 @@ the layers before it, positions of registers into the registers.
 """
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,22 @@ def transformers_preprocessor(backbone: ViT) -> dict[str, Any]:
         "image_mean": list(backbone.config.mean),
         "image_std": list(backbone.config.std),
     }
+
+
+def read_back_by_transformers(
+    backbone: ViT, folder: Path, outputs: Callable[[Path, ViT, Tensor], tuple[Tensor, ...]]
+) -> str:
+    """How close class token and patches are to those that `outputs` has of the folder by transformers, or without it to
+    our own reading of it: the end of a sentence."""
+    from sslvit.weights.foreign.open import load_foreign
+
+    images = sample(backbone, backbone.image_size)
+    if find_spec("transformers"):
+        reader, theirs = "transformers", outputs(folder, backbone, images)
+    else:
+        reader, theirs = "sslvit, without transformers", tuple(load_foreign(folder)[0](images)[:2])
+    worst = compare(tuple(backbone(images)[:2]), theirs, CLOSE, "what transformers would open")
+    return f"{worst:.0e}, by {reader}"
 
 
 def outputs_of_transformers(folder: Path, backbone: ViT, images: Tensor) -> tuple[Tensor, Tensor]:

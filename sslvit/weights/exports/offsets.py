@@ -3,7 +3,6 @@
 A bias of keys is left out: it adds the same to all logits of a query, and so changes nothing.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,18 @@ from torch import Tensor
 from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.weights.exports.checks import CLOSE, compare, elsewhere, refuse, sample
+from sslvit.weights.exports.checks import elsewhere, refuse
 from sslvit.weights.exports.layouts import (
     READOUT,
     only_vit,
     outputs_of_transformers,
     read_back_by_timm,
+    read_back_by_transformers,
     transformers_preprocessor,
     write_json,
     write_weights,
 )
 from sslvit.weights.foreign.names import TABLE, TRANSFORMERS, TRANSFORMERS_BEIT, TRANSFORMERS_VIT
-from sslvit.weights.foreign.open import load_foreign
 from sslvit.weights.timm_config import mlp_ratio, pretrained_cfg
 
 EPSILON = 1e-6  # of timm's BEiT
@@ -134,14 +133,9 @@ def as_transformers_beit(backbone: ViT | BiT, about: dict[str, Any], folder: Pat
         READOUT: about["readout"],
     })  # fmt: skip
     write_json(folder / "preprocessor_config.json", transformers_preprocessor(backbone))
-    images = sample(backbone, backbone.image_size)
-    if find_spec("transformers"):
-        reader, outputs = "transformers", outputs_of_transformers(folder, backbone, images)
-    else:
-        reader, outputs = "sslvit, without transformers", tuple(load_foreign(folder)[0](images)[:2])
-    worst = compare(tuple(backbone(images)[:2]), outputs, CLOSE, "what transformers would open")
+    close = read_back_by_transformers(backbone, folder, outputs_of_transformers)
     return (
         "{out} is in transformers' layout (beit): AutoModel.from_pretrained('{out}', add_pooling_layer=False). It "
-        f"computes the same to {worst:.0e}, by {reader}. Its preprocessor standardises; the readout to use is "
+        f"computes the same to {close}. Its preprocessor standardises; the readout to use is "
         f"{about['readout']}.{elsewhere(backbone, 'transformers', 'bilinear')}"
     )

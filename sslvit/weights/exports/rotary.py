@@ -1,6 +1,5 @@
 """A model with rotary positions in the layouts of timm's and transformers' DINOv3, read back by these libraries."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,18 @@ from torch import Tensor
 from sslvit.models.readout import Classifier
 from sslvit.models.resnet import BiT
 from sslvit.models.vit import ViT
-from sslvit.weights.exports.checks import CLOSE, compare, refuse, sample
+from sslvit.weights.exports.checks import refuse
 from sslvit.weights.exports.layouts import (
     READOUT,
     only_vit,
     outputs_of_transformers,
     read_back_by_timm,
+    read_back_by_transformers,
     transformers_preprocessor,
     write_json,
     write_weights,
 )
 from sslvit.weights.foreign.names import TRANSFORMERS_DINOV3
-from sslvit.weights.foreign.open import load_foreign
 from sslvit.weights.timm_config import pretrained_cfg
 
 # timm's functions, by width and whether they have SwiGLU; model_args are complete, so any would do.
@@ -131,15 +130,10 @@ def as_transformers_dinov3(backbone: ViT | BiT, about: dict[str, Any], folder: P
     write_weights(folder / "model.safetensors", weights, (*mlp, *disk))
     write_json(folder / "config.json", _transformers_config(backbone) | {READOUT: about["readout"]})
     write_json(folder / "preprocessor_config.json", transformers_preprocessor(backbone))
-    images = sample(backbone, backbone.image_size)
-    if find_spec("transformers"):
-        reader, outputs = "transformers", outputs_of_transformers(folder, backbone, images)
-    else:
-        reader, outputs = "sslvit, without transformers", tuple(load_foreign(folder)[0](images))
-    worst = compare(tuple(backbone(images)), outputs, CLOSE, "what transformers would open")
+    close = read_back_by_transformers(backbone, folder, outputs_of_transformers)
     return (
         "{out} is in transformers' layout (dinov3_vit): AutoModel.from_pretrained('{out}'). It computes the same to "
-        f"{worst:.0e}, by {reader}. Its preprocessor standardises; the readout to use is {about['readout']}."
+        f"{close}. Its preprocessor standardises; the readout to use is {about['readout']}."
     )
 
 
