@@ -6,6 +6,7 @@ pixels count nowhere. Intervals are by a bootstrap over images, paired between t
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,15 +66,18 @@ def gathered(counts: list[Tensor]) -> PixelCounts:
 
 def resampled(counts: PixelCounts) -> Tensor:
     """Mean IoU of sets of test images drawn with replacement, the same for equally many images: RESAMPLES, float64"""
-    number, means = len(counts.true), []
-    generator = np.random.default_rng(0)
-    parts = [part.double() for part in counts]
-    for start in range(0, RESAMPLES, CHUNK):
-        size = min(CHUNK, RESAMPLES - start)
-        drawn = torch.from_numpy(generator.multinomial(number, np.full(number, 1 / number), size)).double()
-        right, predicted, true = (drawn @ part for part in parts)
+    means, parts = [], [part.double() for part in counts]
+    for drawn in draws(len(counts.true)).split(CHUNK):
+        right, predicted, true = (drawn.double() @ part for part in parts)
         means.append((right / (predicted + true - right)).nanmean(-1))
     return torch.cat(means)
+
+
+@lru_cache(maxsize=1)  # the test images of all models are the same
+def draws(number: int) -> Tensor:
+    """How often each of so many images is drawn: RESAMPLES number. Drawing takes the longest of it all."""
+    drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), RESAMPLES)
+    return torch.from_numpy(drawn.astype(np.int16))
 
 
 def difference(first: list[PixelCounts], second: list[PixelCounts]) -> Difference:
