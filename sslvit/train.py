@@ -141,7 +141,9 @@ def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> Non
     guard = StepGuard(config, run.accelerator, state.watch)
     bar = Bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size)
     with bar, closing(run.batches):
-        write_pending_line(run, state, log)
+        if state.pending_line is not None:
+            with bar.evaluating():
+                write_pending_line(run, state, log)
         clock = Stopwatch()
         for step in range(state.step, run.steps):
             progress = step / run.steps
@@ -173,8 +175,9 @@ def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> Non
             line = log_line(run, state, alarm) if due.log else {}
             if due.preempted and (due.evaluate or state.start_pending):
                 state.pending_line, line = line, {}  # a stop does not wait for an evaluation
-            elif due.log or due.evaluate:
-                line |= evaluated(run, state, log, due=due.evaluate)
+            elif due.evaluate or (due.log and state.start_pending):
+                with bar.evaluating():
+                    line |= evaluated(run, state, log, due=due.evaluate)
                 clock.restart()
             if line:
                 log.write(state.step, line)
@@ -244,15 +247,15 @@ def evaluated(run: Loop, state: RunState, log: Log, *, due: bool) -> dict[str, f
 
 def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
     """What a stop did not wait for."""
-    if state.pending_line is not None:
-        with signals.between_steps():
-            due = run.evaluates_after(state.step)
-            line = state.pending_line | evaluated(run, state, log, due=due)
-            log.write(state.step, line)
-        state.pending_line = None
-        if due:
-            assert run.evaluation
-            run.evaluation.judge(state.step, line, last=False)
+    assert state.pending_line is not None
+    with signals.between_steps():
+        due = run.evaluates_after(state.step)
+        line = state.pending_line | evaluated(run, state, log, due=due)
+        log.write(state.step, line)
+    state.pending_line = None
+    if due:
+        assert run.evaluation
+        run.evaluation.judge(state.step, line, last=False)
 
 
 def drop_gradients(parameters: list[nn.Parameter]) -> None:

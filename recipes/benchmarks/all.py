@@ -1,6 +1,7 @@
 """The cost of sslvit and of its peers, in one run on this machine.
 
     python recipes/benchmarks/all.py          all below but the last, one after the other, into runs/benchmark
+    python recipes/benchmarks/all.py --gpu    steps and runs on a GPU, with a verdict on each of verdicts.py's targets
     python recipes/benchmarks/backbone.py     forward and a training step, against timm and transformers
     python recipes/benchmarks/steps.py        a training step of each objective, against timm, transformers and lightly
     python recipes/benchmarks/views.py        views per second of one core, against torchvision, Pillow, kornia, lightly
@@ -18,11 +19,13 @@ installed are named.
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 import tyro
 from timing import OURS, Result
+from verdicts import rows
 
 from sslvit.cli import run_cli
 from sslvit.reports import page
@@ -51,12 +54,16 @@ GPU = {
     "evaluation": "evaluation --rounds 2",
     "growth": "growth --rounds 3",
 }
+ASKED = {title: words for title, words in GPU.items() if words.split()[0] in ("steps", "run")}  # in verdicts.py
 
 
-def everything(out: Path = Path("runs/benchmark")) -> None:
-    """Every benchmark, each in a process of its own."""
-    reports = []
-    for number, (title, words) in enumerate((GPU if torch.cuda.is_available() else CPU).items()):
+def everything(out: Path = Path("runs/benchmark"), gpu: bool = False) -> None:
+    """Every benchmark, each in a process of its own. --gpu: only what a GPU is asked for, with a verdict on each."""
+    reports, began = [], time.perf_counter()
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("--gpu: torch sees no GPU here. Without --gpu the benchmarks run on the CPU")
+    chosen = ASKED if gpu else GPU if torch.cuda.is_available() else CPU
+    for number, (title, words) in enumerate(chosen.items()):
         folder = out / f"{number}"
         print(f"\n{title}", flush=True)
         name, *rest = words.split()
@@ -70,24 +77,28 @@ def everything(out: Path = Path("runs/benchmark")) -> None:
     if not reports:
         raise ValueError("not one benchmark came to an end: see above")
     write(reports, out)
+    if gpu:
+        table = markdown_table(["on this GPU", "measured", "verdict"], rows(reports, time.perf_counter() - began))
+        (out / "verdicts.md").write_text("\n".join([json.dumps(reports[0]["machine"]), "", *table, ""]))
+        print("\n".join(["", *table, "", f"Also in {out / 'verdicts.md'}. First of all: python -m pytest -m gpu"]))
 
 
 def write(reports: list[dict], out: Path) -> None:
     lines, ratios = [f"{json.dumps(reports[0]['machine'])}", ""], []
     for report in reports:
         results = [Result(**one) for one in report["results"]]
-        rows = []
+        cells = []
         for one in results:
             beside = "" if one.ratio is None else f"{one.ratio:.2f} ({one.ratio_low:.2f} to {one.ratio_high:.2f})"
             rate = "" if one.images_per_second is None else f"{one.images_per_second:,.1f}"
             share = "" if one.share is None else f"{one.share:.0%}"
             memory = "" if one.mebibytes is None else f"{one.mebibytes:,.0f}"
             spread = f"{one.milliseconds:,.1f} ({one.low:,.1f} to {one.high:,.1f})"
-            rows.append([one.case, one.who, spread, rate, share, memory, beside])
+            cells.append([one.case, one.who, spread, rate, share, memory, beside])
             if one.ratio is not None and one.who != OURS:
                 ratios.append(Dot(f"{one.case}, {one.who}", one.ratio, one.ratio_low, one.ratio_high))
         header = ["", "who", "ms", "images/s", "of matrix rate", "MiB", "ours, in times theirs"]
-        lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, rows), ""]
+        lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, cells), ""]
     (out / "benchmark.json").write_text(json.dumps(reports, indent=1) + "\n")
     (out / "benchmark.md").write_text("\n".join(lines))
     (out / "benchmark.svg").write_text(page.alone(dot_chart(ratios, x="our time, in times theirs")))

@@ -3,13 +3,16 @@
     python recipes/benchmarks/run.py
     python recipes/benchmarks/run.py --objectives moco_v3 dino --image_size 32 --workers 1 --threads 1
 
-Start-up is that of `recipes/mpp.py` on the built-in images, evaluation before the first step included, in processes of
-their own. Training reads images of 0 to 255 held in memory, makes the objective's views of them, and trains: ours by
-sslvit's loader and views, the other by lightly's transforms in a DataLoader of PIL images, with lightly's heads and
-losses on timm's backbone; both with as many workers and threads. Beside it a step alone, on views that are there.
+Start-up is that of `accelerate launch recipes/mpp.py` on the built-in images, in processes of their own: to the first
+step; to the first line of the log, which waits for the evaluation of the random start; and the imports alone. Training
+reads images of 0 to 255 held in memory, makes the objective's views of them, and trains: ours by sslvit's loader and
+views, the other by lightly's transforms in a DataLoader of PIL images, with lightly's heads and losses on timm's
+backbone; both with as many workers and threads. Beside it a step alone, on views that are there.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,10 @@ from sslvit.processes.device import send
 from sslvit.views.pretraining import ContrastivePair, CropFlip, MultiCrop
 
 HERE = Path(__file__).parent
+ALONE = "our step alone"
+IMPORTS = (
+    "sslvit.train", "sslvit.cli.parse", "sslvit.reports.run", "sslvit.objectives.mpp", "sslvit.evaluate.monitor",
+)  # fmt: skip
 SIGMA = (0.1, 2.0)  # the peers' at every size
 VIEWS = {
     "mpp": CropFlip,
@@ -47,28 +54,40 @@ VIEWS = {
 
 
 def starting(rounds: int) -> list[Result]:
-    """From the command to the line of the first step, and to the end of the imports."""
+    """From the command to the first step, to the first line of the log, and to the end of the imports."""
 
-    def imports() -> None:
-        code = (
-            "import sslvit.train, sslvit.cli.parse, sslvit.reports.run, sslvit.objectives.mpp, sslvit.evaluate.monitor"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True)
-
-    def first_step() -> None:
+    def until(there: Callable[[Path], bool], *options: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            words = f"--epochs 1 --log_every 1 --out {folder}/run".split()
-            command = [sys.executable, str(HERE.parent / "mpp.py"), *words]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            log = Path(folder) / "run" / "metrics.jsonl"
-            while not (log.exists() and any(json.loads(one)["step"] == 1 for one in log.read_text().splitlines()[:3])):
-                if process.poll() is not None:
-                    raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
-                time.sleep(0.01)
-            process.kill()
-            process.wait()
+            words = ["--epochs", "1", *options, "--out", f"{folder}/run"]
+            command = [sys.executable, "-m", "accelerate.commands.launch", str(HERE.parent / "mpp.py"), *words]
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            try:
+                while not there(Path(folder) / "run"):
+                    if process.poll() is not None:
+                        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
+                    time.sleep(0.01)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
-    runs = {"first step": first_step, "imports": imports}
+    def saved(run: Path) -> bool:
+        return (run / "checkpoints" / "step-00000001").exists()
+
+    def logged(run: Path) -> bool:
+        log = run / "metrics.jsonl"
+        return log.exists() and any(json.loads(line)["step"] == 1 for line in log.read_text().split("\n")[:-1][:3])
+
+    def imports(*modules: str) -> None:
+        subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], check=True)
+
+    runs = {
+        "first step": lambda: until(saved, "--log_every", "2", "--save_every", "1"),
+        "first line": lambda: until(logged, "--log_every", "1"),
+        "launcher's imports": lambda: imports("accelerate.commands.launch"),
+        "imports": lambda: imports(*IMPORTS),
+    }
     return compared("from the command, recipes/mpp.py", in_turns(runs, rounds=rounds, warm=1))
 
 
@@ -140,7 +159,7 @@ def training(
 
         runs[who] = run
     alone = stepper(OURS, name, sizes, device, dtype, compile)
-    runs["our step alone"] = lambda: [alone() for _ in range(steps)]
+    runs[ALONE] = lambda: [alone() for _ in range(steps)]
     seconds = in_turns(runs, rounds=rounds, warm=1)
     case = f"{name}, {sizes.model} at {sizes.image_size} px, batch {sizes.batch_size}, {sizes.heads} heads, end to end"
     return compared(case, seconds, images=sizes.batch_size * steps)

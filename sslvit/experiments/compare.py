@@ -98,7 +98,8 @@ def check_methods(methods: tuple[str, ...]) -> None:
     if not chosen or len({method.folder for method in chosen}) < len(chosen):
         raise ValueError(f"--methods {' '.join(methods)}: name one or more, and each once")
     if missing := [method.text for method in chosen if not is_recipe(method.recipe)]:
-        raise ValueError(f"--methods {missing[0]}: there is no such recipe; choose one of {', '.join(recipes())}")
+        how = " Options follow a colon: mpp:target=pixels,lr=1e-3" if "--" in missing[0] else ""
+        raise ValueError(f"--methods {missing[0]}: there is no such recipe; choose one of {', '.join(recipes())}.{how}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class ComparisonConfig(ImagesConfig):
     model: str = "XS/8"
     """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, M, B, L, H and others."""
     methods: tuple[str, ...] = ("supervised", "mpp")
-    """Recipes, each with flags of its own if need be; scratch, with random weights, is always there."""
+    """Recipes, each with options of its own if need be, as in mpp:target=pixels,lr=1e-3. Scratch, with random weights, is
+    always there."""
     seeds: int = option(1, above=0)
     """Number of seeds, from 0."""
     epochs: float = option(2, above=0)

@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -180,7 +181,8 @@ class Bar:
     """Images done, images per second and time left; a line every 30 seconds if stderr is not a terminal."""
 
     def __init__(self, shown: bool, step: int, steps: int, batch_size: int):
-        seconds = 0.5 if in_notebook() or sys.stderr.isatty() else 30.0
+        self.seen = in_notebook() or sys.stderr.isatty()
+        seconds = 0.5 if self.seen else 30.0
         self.batch_size = batch_size
         self.drawn = progress_bar(
             total=steps * batch_size,
@@ -205,6 +207,13 @@ class Bar:
         bad = f", {unreadable} unreadable images" if unreadable else ""
         self.drawn.set_postfix_str(f"loss {loss:.4f}{bad}", refresh=False)
         self.drawn.update(self.batch_size)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Says so, since no image is trained on meanwhile."""
+        self.drawn.set_description_str("evaluating", refresh=self.seen)
+        yield
+        self.drawn.set_description_str("training", refresh=self.seen)
 
 
 def duration(seconds: float) -> str:

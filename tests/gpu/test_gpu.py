@@ -14,7 +14,7 @@ from sslvit.objectives.objective import Batch
 from sslvit.views.pretraining import ContrastivePair, CropFlip, MultiCrop
 from sslvit.views.supervised import SupervisedView
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 def images(count: int, side: int = 256) -> torch.Tensor:

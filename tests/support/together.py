@@ -19,6 +19,7 @@ class Plan(NamedTuple):
     processes: int
     images: int  # of a batch over all of them
     steps: int
+    device: str = "cpu"  # of all of them
 
 
 def trained_together(plan: Plan, folder: Path) -> dict[str, list[float]]:
@@ -36,14 +37,15 @@ def train(rank: int, numbers: tuple, folder: Path) -> None:
     losses = {}
     for name in plan.names:
         case = OBJECTIVES[name]
-        objective = case.make(0).double()
+        objective = case.make(0).double().to(plan.device)
         model = DistributedDataParallel(objective)
         optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
         losses[name] = []
         for step in range(plan.steps):
             batch = batch_of(case, step, plan.images, torch.float64)
             mine = slice(rank * plan.images // plan.processes, (rank + 1) * plan.images // plan.processes)
-            part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
+            views = tuple(view[mine].to(plan.device) for view in batch.views)
+            part = Batch(views, batch.key[mine].to(plan.device), batch.labels[mine].to(plan.device))
             loss, _ = model(part, step / plan.steps)
             loss.backward()
             for parameter in objective.frozen_parameters(step / plan.steps):
