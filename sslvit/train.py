@@ -141,9 +141,7 @@ def train(run: Loop, state: RunState, log: Log, checkpoints: Checkpoints) -> Non
     guard = StepGuard(config, run.accelerator, state.watch)
     bar = Bar(run.accelerator.is_main_process, state.step, run.steps, config.batch_size)
     with bar, closing(run.batches):
-        if state.pending_line is not None:
-            with bar.evaluating():
-                write_pending_line(run, state, log)
+        write_pending_line(run, state, log, bar)
         clock = Stopwatch()
         for step in range(state.step, run.steps):
             progress = step / run.steps
@@ -245,10 +243,11 @@ def evaluated(run: Loop, state: RunState, log: Log, *, due: bool) -> dict[str, f
     return run.evaluation.of(run.objective) if run.evaluation and due else {}
 
 
-def write_pending_line(run: Loop, state: RunState, log: Log) -> None:
+def write_pending_line(run: Loop, state: RunState, log: Log, bar: Bar) -> None:
     """What a stop did not wait for."""
-    assert state.pending_line is not None
-    with signals.between_steps():
+    if state.pending_line is None:
+        return
+    with bar.evaluating(), signals.between_steps():
         due = run.evaluates_after(state.step)
         line = state.pending_line | evaluated(run, state, log, due=due)
         log.write(state.step, line)

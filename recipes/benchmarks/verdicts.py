@@ -44,7 +44,7 @@ TARGETS = [
         for name, share in SHARES.items()
     ),
     *(
-        Target(f"B/16, {name}: a step takes 1.05 times that of {peer} at most", "steps", name, "ratio", most=1.05, who=peer)
+        Target(f"B/16, {name}: 1.05 times the time of {peer} at most", "steps", name, "ratio", most=1.05, who=peer)
         for name, peer in PEERS.items()
     ),
     *(
@@ -58,7 +58,7 @@ def memory(reports: list[dict[str, Any]]) -> Iterator[tuple[str, float | None, f
     """Peak MiB of a step, ours and the peer's."""
     for name, peer in PEERS.items():
         ours, theirs = (Target("", "steps", name, "mebibytes", who=who).measured(reports) for who in (OURS, peer))
-        yield f"B/16, {name}: 1.05 times the peak memory of {peer} at most", ours, theirs
+        yield f"B/16, {name}: 1.05 times the memory of {peer} at most", ours, theirs
 
 
 def rows(reports: list[dict[str, Any]], seconds: float) -> list[list[str]]:

@@ -114,8 +114,8 @@ class ComparisonConfig(ImagesConfig):
     model: str = "XS/8"
     """Width and patch size: XS/4, S/16, B/16, ... Widths are XS, mu, Ti, S, M, B, L, H and others."""
     methods: tuple[str, ...] = ("supervised", "mpp")
-    """Recipes, each with options of its own if need be, as in mpp:target=pixels,lr=1e-3. Scratch, with random weights, is
-    always there."""
+    """Recipes, each with options of its own if need be, as in mpp:target=pixels,lr=1e-3. Scratch, with random weights,
+    is always there."""
     seeds: int = option(1, above=0)
     """Number of seeds, from 0."""
     epochs: float = option(2, above=0)
