@@ -31,7 +31,7 @@ def ranks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     def ranked(x: torch.Tensor) -> torch.Tensor:
         less, same = (x[..., :, None] > x[..., None, :]).sum(-1), (x[..., :, None] == x[..., None, :]).sum(-1)
-        centred = less + (same - 1) / 2 - (x.shape[-1] - 1) / 2
+        centred = less.double() + (same - 1) / 2 - (x.shape[-1] - 1) / 2
         return centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     return (ranked(a) * ranked(b)).sum(-1)
