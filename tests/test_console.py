@@ -104,6 +104,16 @@ def test_all_options_follow_the_same_screen_in_the_spelling_that_is_typed(monkey
         )
 
 
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_every_command_lists_all_its_options(words, monkeypatch, capsys):
+    screen, _, _ = said([*words, "--help"], monkeypatch, capsys)
+    out, err, code = said([*words, "--help-all"], monkeypatch, capsys)
+    assert (err, code) == ("", 0)
+    listed = re.findall(r"^  --(?:\[no_\])?(\w+)", out.removeprefix(screen.rstrip("\n")), re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert re.findall(r"--help-all lists all (\d+) options", screen) in ([], [str(len(listed))])
+
+
 def test_help_shows_the_defaults_of_the_preset_that_is_named(monkeypatch, capsys):
     out, _, _ = said(["pretrain", "mae", "--preset", "paper", "--help"], monkeypatch, capsys)
     assert re.search(r"--epochs FLOAT .*\[800\]", out)

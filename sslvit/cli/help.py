@@ -114,7 +114,7 @@ def rows_of(option: Option, default: Any, words: str, columns: int) -> list[str]
 
 def full(option: Option, texts: Mapping[str, str]) -> str:
     """All of its help, with its choices where its label has no room for them."""
-    choices = f" One of {', '.join(map(str, option.choices))}." if option.metavar == "NAME" else ""
+    choices = f" One of {', '.join(map(str, option.choices))}." if option.metavar.startswith("NAME") else ""
     return f"{texts.get(option.name, '')}{choices}"
 
 

@@ -40,7 +40,8 @@ class Option(NamedTuple):
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        return tuple(c for one in alternatives(self.kind) if get_origin(one) is Literal for c in get_args(one))
+        words = [word for one in alternatives(self.kind) for word in shape(one)[0]]
+        return tuple(choice for word in words if get_origin(word) is Literal for choice in get_args(word))
 
     @property
     def metavar(self) -> str:
@@ -49,7 +50,8 @@ class Option(NamedTuple):
             return ""
         if self.choices:
             together = "|".join(map(str, self.choices))
-            return together if len(together) <= LONGEST_CHOICES else "NAME"
+            more = " ..." if most(self) == float("inf") else ""
+            return (together if len(together) <= LONGEST_CHOICES else "NAME") + more
         shapes = sorted((shape(one) for one in alternatives(self.kind)), key=lambda each: len(each[0]))
         words = [METAVARS[one] for one in shapes[0][0]]
         words += [f"[{METAVARS[one]}]" for one in shapes[-1][0][len(words) :]]
@@ -129,7 +131,7 @@ def expected(option: Option) -> str:
     """In words: 1 or 2 whole numbers."""
     counts = sorted({len(shape(kind)[0]) for kind in alternatives(option.kind)})
     if option.choices:
-        return f"one of {one_of(option.choices)}"
+        return f"one {'or more ' if most(option) == float('inf') else ''}of {one_of(option.choices)}"
     first = shape(alternatives(option.kind)[0])[0][0]
     if most(option) == float("inf"):
         return f"one or more {PLURALS[first]}"
