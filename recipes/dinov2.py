@@ -44,8 +44,8 @@ class Config(PretrainConfig):
     features separate images better."""
     layer_scale: float | None = None
     """Factors of the blocks' branches at the start, which are learned; by default there are none."""
-    crops: tuple[int, int] | tuple[int, int, int] = option((4, 16), least=0)
-    """How many small crops, and their size. It is a side, or height and width."""
+    crops: tuple[int] | tuple[int, int] | tuple[int, int, int] = option((4,), least=0)
+    """How many small crops, and their side, or height and width. By default half of the image's, above 96 px 96/224."""
     areas: tuple[float, float, float] = option((0.25, 0.6, 1.0), above=0, most=1)
     """Shares of an image: small crops have from the first to the second, large ones from the second to the third."""
     color: bool = True
@@ -142,7 +142,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         momentum=config.momentum, center_momentum=config.center_momentum,
         drop_path=config.drop_path, position_resize=config.position_resize, seed=config.seed,
     )  # fmt: skip
-    (small, middle, large), (count, side) = config.areas, small_crops(config.crops, backbone.patch_size)
+    usual = objective.default_views(config.image_size, images.channels).small_size
+    (small, middle, large), (count, side) = config.areas, small_crops(config.crops, usual, backbone.patch_size)
     views = MultiCrop(
         config.image_size, scale=(middle, large), color=config.color,
         small=count, small_size=side, small_scale=(small, middle),

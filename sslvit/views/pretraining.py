@@ -330,9 +330,9 @@ class MultiCrop(SeveralViews):
         return first, second, *[self.view(self.small_size, self.small_scale, "bicubic", blur=0.5)] * self.small
 
 
-def small_crops(crops: tuple[int, ...], patch: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Of --crops, how many small crops, and their height and width in whole patches."""
-    count, height, width = crops[0], crops[1], crops[-1]
+def small_crops(crops: tuple[int, ...], usual: Size, patch: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Of --crops, how many small crops, and their height and width in whole patches: the usual ones if not named."""
+    count, (height, width) = crops[0], (crops[1], crops[-1]) if len(crops) > 1 else to_pair(usual)
     if any(side < 1 or side % length for side, length in zip((height, width), patch, strict=True)):
         given, side = " ".join(map(str, crops)), f"{patch[0]} x {patch[1]}"
         raise ValueError(f"--crops {given}: sides must be multiples of the model's patch of {side} pixels")

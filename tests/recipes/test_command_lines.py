@@ -98,7 +98,7 @@ BAD = [
     ("mae", "--preset small --mask_ratio 1", ("mask_ratio", "1")),
     ("simmim", "--image_size 32 --model XS/4 --unit 3", ("unit 3", "8 x 8", "[1, 2, 4, 8]")),
     ("simmim", "--lr_drops 2", ("--lr_drops 2", "between 0 and 1")),
-    ("dino", "--preset small --crops 4", ("--crops",)),
+    ("dino", "--preset small --crops 4 17 16", ("--crops 4 17 16", "patch of 4 x 4")),
     ("dino", "--preset small --momentum 2", ("momentum", "2")),
     ("ibot", "--mask_ratios 0.5 0.1", ("mask_ratios 0.5 0.1", "smaller first")),
     ("ibot", "--image_size 32 --model XS/32", ("1 x 1 patches",)),
