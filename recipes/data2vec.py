@@ -4,10 +4,11 @@
     accelerate launch recipes/data2vec.py --preset paper --data folder:/imagenet/train     the official settings
 
 Those settings: ImageNet at 224 px, ViT-B/16, 300 epochs at batch 2048. AdamW, a rate of 5e-4 (6.25e-5 per 256 images of
-a batch), 10 epochs of warm-up, then a cosine; weight decay .05; gradients clipped to a global norm of 3; drop path .25,
-LayerScale 1e-4, a bias of attention by offset. There weights begin as normals that are not cut, here cut at one
-deviation; norms have an epsilon of 1e-5, here 1e-6; attention probabilities are dropped (.05), here not; crops also
-change colours, here they do not. Not yet run.
+a batch), 10 epochs of warm-up, then a cosine; weight decay .05, of all parameters; gradients clipped to a global norm
+of 3; drop path .25, LayerScale 1e-4, a bias of attention by offset. There weights begin as normals that are not cut,
+here cut at one deviation, and the patch projection begins by torch's rule, here as the rest; norms have an epsilon of
+1e-5, here 1e-6; attention probabilities are dropped (.05), here not; crops also change colours, here they do not. Not
+yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px, with a teacher that follows sooner. They have
 not been tuned: the rate is I-JEPA's.
 """
@@ -64,6 +65,7 @@ SMALL = Config()
 PAPER = Config(
     preset="paper", data="", image_size=224, model="B/16", init="beit", relative_bias=True, layer_scale=1e-4,
     drop_path=0.25, momentum=(0.999, 0.9998), base_lr=6.25e-5, epochs=300, batch_size=2048, warmup_epochs=10,
+    no_weight_decay="nothing",
 )  # fmt: skip
 PRESETS = {"small": SMALL, "paper": PAPER}
 

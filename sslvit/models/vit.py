@@ -125,13 +125,13 @@ class ViT(nn.Module):
         grid = self._check_grid(grid, tokens.shape[1])
         return tokens + self._positions(grid)[1] if self._at_stem else tokens
 
-    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None, norm: bool = True) -> Encoded:
+    def encode(self, tokens: Tensor, grid: Grid | None = None, key: Tensor | None = None) -> Encoded:
         """Tokens with their positions, of all patches or of some, `b n d`, through the blocks and the final norm.
 
         Positions at every layer need all patches, and their grid if it is not the trained one. Drop path and dropout
         need a key per image in training, `b`.
         """
-        return self._named(self._through_blocks(tokens, grid, key, norm))
+        return self._named(self._through_blocks(tokens, grid, key))
 
     def standardise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -229,11 +229,11 @@ class ViT(nn.Module):
         grid = self.grid_of(images)
         return self.add_positions(self.embed(images), grid), grid
 
-    def _through_blocks(self, tokens: Tensor, grid: Grid | None, key: Tensor | None, norm: bool = True) -> Tensor:
+    def _through_blocks(self, tokens: Tensor, grid: Grid | None, key: Tensor | None) -> Tensor:
         x, inputs = self._start(tokens, grid, key)
         for block, arguments in zip(self.blocks, inputs, strict=True):
             x = self._run(block, x, arguments)
-        return self._normed(x) if norm else x
+        return self._normed(x)
 
     def _normed(self, x: Tensor) -> Tensor:
         """The final norm; with class_norm the class token and the registers have their own."""

@@ -5,15 +5,15 @@ predicts, at each hidden patch, what the teacher's last blocks make of it. As in
 - The teacher's blocks are the moving average of the student's. All before them, from the patch projection to the class
   token, is the student's own, with nothing hidden. Nothing is dropped from the teacher.
 - A target is the mean of the outputs of the last 6 of 12 blocks, normalised over its features, without weights.
-- The prediction is the last block's output itself: no final norm and no head. So the backbone's final norm is not
-  trained: it stays as it began, without weights in effect.
+- The prediction is the last block's output behind the final norm, without a head. (Targets are of outputs before that
+  norm. Fine-tuning there leaves the norm out.)
 - The loss is smooth L1 with beta 2, summed over the D features, over sqrt(D), and over the number of hidden patches of
   the batch of all processes.
-- Blocks as in BEiT, to 120 of 196 patches or a little less, 16 patches or more each; here of other grids as large
-  shares. The mask token stands for a patch before positions are added.
-- After step i of T the teacher keeps m(i / T) of itself, from .999 to .9998 along a line.
+- Blocks as in BEiT, to 120 of 196 patches or a little less, as in the paper (the code's settings say 75), 16 patches or
+  more each; here of other grids as large shares. The mask token stands for a patch before positions are added.
+- After step i = 1, ..., T the teacher keeps m(i / T) of itself, from .999 to .9998 along a line.
 - Any ViT will do; the preset "paper" of the recipe has theirs, with a bias of attention by offset, the same in all
-  blocks, instead of positions. It belongs to the teacher's average, like all tables that blocks read.
+  blocks, instead of positions. It belongs to the teacher's average, like all such tables.
 
 Here, other than there:
 - There the mask token and the class token begin as N(.02, 1), since .02 was given where the mean goes; here the mask
@@ -48,7 +48,7 @@ LEAST = 16 / 196  # of the patches, in a block
 
 
 class Data2Vec(Objective):
-    """Prediction of a teacher's features of hidden patches, by the last block's output at these patches.
+    """Prediction of a teacher's features of hidden patches, by the student's output at these patches.
 
     >>> import sslvit
     >>> objective = sslvit.Data2Vec(sslvit.ViT.variant("mu/8", image_size=32))
@@ -87,9 +87,8 @@ class Data2Vec(Objective):
         self.target = type(backbone)(replace(backbone.config, drop_path=0.0, dropout=0.0))
         self.target.load_state_dict(backbone.state_dict())
         self.target.requires_grad_(False)
-        for norm in (backbone.norm, backbone.cls_norm):
-            if norm is not None:
-                norm.requires_grad_(False)
+        if backbone.cls_norm is not None:  # no class token is predicted from
+            backbone.cls_norm.requires_grad_(False)
         self.wanted = max(round(mask_ratio * prod(backbone.grid)), 1)
         self.mask_token = nn.Parameter(torch.empty(1, 1, backbone.width))
         nn.init.normal_(self.mask_token, std=0.02, generator=torch.Generator().manual_seed(seed))
@@ -109,7 +108,7 @@ class Data2Vec(Objective):
         tokens = self.backbone.embed(images)
         tokens = torch.where(hidden.mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
         tokens, key = self.backbone.add_positions(tokens), rng.fold(batch.key, "backbone")
-        patches = self.backbone.encode(tokens, key=key, norm=False).patches
+        patches = self.backbone.encode(tokens, key=key).patches
         predicted = hidden.of(patches).to(wanted.dtype)
         total = F.smooth_l1_loss(predicted, wanted, beta=self.beta, reduction="sum") * self.backbone.width**-0.5
         loss = total / collectives.all_mean(total.new_full((), len(wanted))).clamp(min=1e-6)

@@ -275,7 +275,7 @@ class ContrastivePair(SeveralViews):
 
 @dataclass(frozen=True)
 class StrongPair(SeveralViews):
-    """SimCLR's two views (https://arxiv.org/abs/2002.05709), with twice the colour jitter, half blurred."""
+    """SimCLR's two views (https://arxiv.org/abs/2002.05709), with stronger colour jitter, half of them blurred."""
 
     size: Size
     scale: tuple[float, float] = (0.08, 1.0)
@@ -285,9 +285,9 @@ class StrongPair(SeveralViews):
 
     @property
     def views(self) -> tuple[ContrastiveView, ...]:
-        view = self.view(self.size, self.scale, "bicubic", blur=0.5)
-        brightness, contrast, saturation, hue = (2 * self.strength * one for one in view.strengths)
-        return (replace(view, strengths=(brightness, contrast, saturation, hue)),) * 2
+        view, s = self.view(self.size, self.scale, "bicubic", blur=0.5), self.strength
+        color = (0.8 * s, 0.2 * s) if self.color else (0.0, 0.0)
+        return (replace(view, strengths=(0.8 * s, 0.8 * s, *color)),) * 2
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sslvit.views.pretraining import (
     CropFlip,
     EvalView,
     MultiCrop,
+    StrongPair,
     eval_view,
 )
 from sslvit.views.supervised import SupervisedView
@@ -97,6 +98,24 @@ def test_probabilities_and_sigmas_are_moco_v3s():
             (draw.jitter.chosen, 0.8),
         ):
             assert stats.binomtest(int(flags.sum()), count, expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("view", "reach"),
+    [
+        (ContrastivePair(32).views[0], (0.4, 0.4, 0.2, 0.1)),  # MoCo v3's, BYOL's and VICReg's
+        (StrongPair(32).views[0], (0.8, 0.8, 0.8, 0.2)),  # SimCLR's color_jitter at strength 1
+        (StrongPair(32, strength=0.5).views[1], (0.4, 0.4, 0.4, 0.1)),
+        (StrongPair(32, color=False).views[1], (0.8, 0.8, 0.0, 0.0)),
+    ],
+    ids=["moco_v3", "simclr", "simclr at half strength", "simclr without colour"],
+)
+def test_colours_change_by_as_much_as_the_papers_say(view, reach):
+    count = 20_000
+    factors = view.draw(keys(count), torch.tensor([32, 32]).expand(count, 2)).jitter.factors
+    for number, (most, centre) in enumerate(zip(reach, (1, 1, 1, 0), strict=True)):
+        assert factors[:, number].min() == pytest.approx(centre - most, abs=1e-3)
+        assert factors[:, number].max() == pytest.approx(centre + most, abs=1e-3)
 
 
 # What the released code gives each augmentation, in one view each: MoCo v3's main_moco.py, DINO's main_dino.py.
