@@ -8,6 +8,7 @@ The paper: ImageNet at 224 px with 8 small crops of 96 px, ViT-S/16, 100 to 800 
 biases and norms; each parameter's gradient clipped to norm 3; the last layer frozen for an epoch. The teacher's
 temperature rises from .04 to .07 in 30 epochs. ViT-B/16 has --norm_last_layer, rows of length 1. Not yet run.
 In the W steps of warm-up the rate is i / W of its peak, in the official code i / (W - 1): lower by 1 / W of it, 8e-5.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
 The defaults, --preset small, are for thousands of images of 28 to 64 px. By 20-nn on 5,000 held-out training images of
 Fashion-MNIST after 20,000 images (one seed, XS/7): with timm's random weights 62.6 became 59 to 61 at any rate that was
 tried; with the ViT paper's, 67.0 became 68.8, at 1.5e-4 for batch 64 and a first momentum of .98 (68.2 at 5e-4 and

@@ -8,9 +8,11 @@ which are 200 epochs; it calls 1,250 steps an epoch, so its 10 epochs of warm-up
 of 1/1024 of the batch (2e-3 per 256), then a cosine to 1e-6; layer decay .9; weight decay .04 to .4, but none of biases
 and norms; clipping to 3, there of each network, here of all gradients together. Drop path .3, LayerScale 1e-5. Not yet
 run. Its largest models: --head 2048 384 131072 --patch_head 2048 256 131072 --assignment sinkhorn --momentum .994, and
-SwiGLU, drop path .4, 2e-4 in the place of 4e-3, no layer decay, weight decay to .2, 500 epochs, 80 of warm-up. Of
-DINOv3 it has --gram_weight 2.
-The defaults, --preset small, are for thousands of images of 28 to 64 px. They are those of DINO there and have not been
+SwiGLU, drop path .4, 2e-4 in the place of 4e-3, no layer decay, weight decay to .2, 625,000 steps of 3072, 100,000 of
+warm-up, patches of 14. Of DINOv3 it has --gram_weight 2.
+In the W steps of warm-up the rate is i / W of its peak, in the official code i / (W - 1): lower by 1 / W of it, 8e-5.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
+The defaults, --preset small, are for thousands of images of 28 to 64 px. They are DINO's and have not been
 tuned for DINOv2.
 """
 

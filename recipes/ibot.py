@@ -7,7 +7,9 @@ The paper: ImageNet at 224 px with 10 small crops of 96 px, ViT-S/16, 800 epochs
 images of a batch, 10 epochs of warm-up, then a cosine to 1e-6; weight decay .04 to .4 by a cosine, but none of biases
 and norms; each parameter's gradient clipped to norm 3; the last layer frozen for an epoch. The teacher's temperature
 rises from .04 to .07 in 30 epochs. One head of 8,192 outputs for class tokens and patches. Not yet run.
-The defaults, --preset small, are for thousands of images of 28 to 64 px. They are those of DINO there and have not been
+In the W steps of warm-up the rate is i / W of its peak, in the official code i / (W - 1): lower by 1 / W of it, 8e-5.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
+The defaults, --preset small, are for thousands of images of 28 to 64 px. They are DINO's and have not been
 tuned for iBOT.
 """
 

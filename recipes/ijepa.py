@@ -4,9 +4,9 @@
     accelerate launch recipes/ijepa.py --preset paper --data folder:/imagenet/train      the paper's
 
 The paper: ImageNet at 224 px, 300 to 600 epochs at batch 2048, ViT-B/16, L/16 and H/14. AdamW, a rate of 1e-3 (1.25e-4
-per 256 images of a batch), 15 epochs of warm-up, then a cosine to 1e-6; weight decay .04 to .4 by a cosine, but none of
-biases and norms; bfloat16; no clipping; crops of 30 to 100%, nothing else. The released settings warm up for 40 epochs
-from 2e-4, here from 0. L/16 and H/14 have --predictor 384 12. Not yet run.
+per 256 images of a batch), 15 epochs of warm-up from 1e-4, here from 0, then a cosine to 1e-6; weight decay .04 to .4
+by a cosine, but none of biases and norms; bfloat16 (--precision bf16); no clipping; crops of 30 to 100%, nothing else.
+The released settings warm up for 40 epochs from 2e-4, here from 0. L/16 and H/14 have --predictor 384 12. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px with patches of 4: a smaller predictor. They
 were not tuned. On a grid of 4 x 4 patches a block has one, two or rarely four.
 """

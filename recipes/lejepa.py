@@ -7,8 +7,10 @@ The paper: two crops of 224 px and six of 98 px of each image; AdamW at 5e-4, an
 thousandth; weight decay .05; bfloat16 (--precision bf16); a projector of two hidden layers of 2,048. --preset paper has
 these with L/14. The weight of SIGReg is that of the authors' example; the batch that the rate is for, the number of
 epochs and the width of the projector's output are ours. Not yet run.
-The authors' short example, of Imagenette, but for its rate, which ends at 1e-3: --image_size 128 --model S/8
---crops 4 0 --head 2048 16 --directions 256 --base_lr 2e-3 --batch_size 256 --epochs 800.
+The authors' short example, of Imagenette, but for its rate, which ends at 1e-3, and for its backbone's linear layer to
+512 values, which its projector reads: --preset paper --image_size 128 --model S/8 --crops 4 0 --head 2048 16
+--directions 256 --base_lr 2e-3 --batch_size 256 --epochs 800.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: narrower heads, smaller crops of 25 to 60%.
 They were not tuned.
 """

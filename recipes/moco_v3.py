@@ -6,6 +6,7 @@
 The paper: ImageNet at 224 px, 300 epochs at batch 4096. AdamW with betas .9 and .999, 1.5e-4 per 256 images of a
 batch, 40 epochs of warm-up, then a cosine to 0; weight decay .1, of all parameters; no clipping. Views: crops of 8 to
 100%, colour, grey, blur, solarisation of the second. ViT-S with 12 heads (S-moco_v3/16), B/16, L/16. Not yet run.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: smaller heads; 5e-4 at batch 64, crops of 50
 to 100%. By 20-nn on 5,000 held-out training images of Fashion-MNIST after 20,000 images (69.1 at the start; one seed,
 XS/7): 76.3; with crops from 20% 74.7, with 1e-3 then 74.9, and at batch 256 72.3. docs/results has a full pass.

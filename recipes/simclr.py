@@ -7,6 +7,7 @@ The paper: a ResNet-50 on ImageNet at 224 px, batch 4096, 100 to 1,000 epochs. L
 epochs of warm-up, then a cosine to 0; weight decay 1e-6; temperature .1; crops of 8 to 100%, colour at full strength.
 --preset paper has its views, heads, temperature, batch and epochs; the backbone is a ViT-S/16, and so the optimizer is
 AdamW, with MoCo v3's numbers for its ViTs: 1.5e-4 per 256 images, 40 epochs of warm-up, weight decay .1. Not yet run.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: smaller heads, temperature .2, crops of 50 to
 100%, half the colour. They were not tuned.
 """

@@ -8,8 +8,9 @@ plain (https://arxiv.org/abs/2205.01580): ImageNet, 90 epochs at batch 1024, Ada
 a cosine; decay .1 of kernels alone (its code's 1e-4 is not multiplied by the rate); clipped to 1. Mean patch, fixed
 positions, a linear head (its code has a hidden layer too: --tanh); inception crops, flips, RandAugment(2, 10), mixup
 of .2. Not yet run.
-vit (https://arxiv.org/abs/2010.11929, table 3): 300 epochs at batch 4096, 3e-3 with 10k steps of warm-up, decay .3,
-dropout .1, clipped to 1; tanh in the head; crops and flips. Its label smoothing is not stated: 0 here. Not yet run.
+vit (https://arxiv.org/abs/2010.11929, table 3): 300 epochs at batch 4096, 3e-3 with 10k steps of warm-up, decay .3 (of
+what is not stated, here of kernels alone), dropout .1, clipped to 1; tanh in the head; crops and flips. Its label
+smoothing is not stated: 0 here. Not yet run.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: 1e-3 at batch 64. By 20-nn on 5,000 held-out
 training images of Fashion-MNIST after 20,000 images (68.8 at the start; one seed, XS/7): 72.9 at 5e-4, 72.6 at 1e-3,
 71.4 at 2e-3; by 10-shot 63.1, 63.0 and 63.9.

@@ -7,6 +7,7 @@ The paper: a ResNet-50 on ImageNet at 224 px, batch 2048, 1,000 epochs. LARS, .2
 warm-up, then a cosine to .002; weight decay 1e-6; an expander of three layers of 8,192; weights 25, 25, 1; the views of
 BYOL. --preset paper has its views, expander, weights, batch and epochs; the backbone is a ViT-S/16, and so the
 optimizer is AdamW, with MoCo v3's numbers for its ViTs: 1.5e-4 per 256 images, weight decay .1. Not yet run.
+Views differ from the official ones in rounding, in the blur's filter and by --canvas: views/pretraining.py.
 The defaults, --preset small, are for thousands of images of 28 to 64 px: a smaller expander, crops of 50 to 100%. They
 were not tuned.
 """

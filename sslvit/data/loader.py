@@ -1,12 +1,12 @@
 """The order of samples: a pure function of (seed, epoch, size). Batches of it for each process, read by workers.
 
 Training is one endless sequence of images: epoch 0 in its order, epoch 1 in its own, and so on. Step s takes the
-batch_size images from s * batch_size on, so every epoch shows each image once, none is dropped at an epoch's end, a
-set smaller than a batch works, and a position in the sequence is all that a restart needs. The official codes drop
-each epoch's last incomplete batch: with ours an epoch has up to one step more, and a batch that reaches into the next
-epoch can hold an image twice. Where the images of a batch are compared with each other (MoCo v3), an image would be
-its own negative: there batches are whole, and an epoch's last images are left out as in the official code. (The
-substitute of an unreadable image can be in the batch already.)
+batch_size images from s * batch_size on, so every epoch shows each image once, none is dropped at an epoch's end, a set
+smaller than a batch works, and a position in the sequence is all that a restart needs. The official codes drop each
+epoch's last incomplete batch: with ours an epoch has up to one step more, and a batch that reaches into the next epoch
+can hold an image twice. Where the images of a batch are compared with each other (an objective's couples_samples), an
+image would be its own negative: there batches are whole, and an epoch's last images are left out as in the official
+code. (The substitute of an unreadable image can be in the batch already.)
 """
 
 import logging

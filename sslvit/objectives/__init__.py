@@ -1,4 +1,7 @@
-"""One readable file per objective; none imports another. Here is what the rest of the package knows of them."""
+"""A file for each objective, none of which imports another, and what several share.
+
+Here is what the rest of the package knows of them.
+"""
 
 from typing import NamedTuple
 

@@ -13,7 +13,7 @@ In the order of the official code (https://github.com/facebookresearch/dino), wi
 - Positions of small crops are resized by plain bicubic interpolation with an offset of 0.1 patches.
 
 Here, other than there, the teacher's temperature rises with every iteration, not every epoch (a difference of at most
-0.001 for .04 to .07 in 30 epochs), and as in all but MoCo v3 the loop keeps an epoch's last incomplete batch.
+0.001 for .04 to .07 in 30 epochs), and the loop keeps an epoch's last incomplete batch.
 """
 
 import torch

@@ -2,24 +2,22 @@
 
 dino.py describes student and teacher, ibot.py the hidden patches. What differs from these is as in the official code
 (https://github.com/facebookresearch/dinov2):
-- Exactly half of a batch's large crops have hidden patches. Their shares come from equal bins of 10 to 50%, one each; a
-  block aims at 4 patches or more while as many are left.
+- Exactly half of the large crops, here of all processes together, have hidden patches. Their shares come from equal
+  bins of 10 to 50%, one each; a block aims at 4 patches or more while as many are left.
 - The patches' centre follows the hidden patches alone. Class tokens and patches share a head, or have one each.
 - Instead of centred and sharpened the teacher's outputs may be assigned by Sinkhorn and Knopp, over all processes.
 - KoLeo, -log of the distance of a class token, l2-normalised, before the head, to the nearest other one of the same
   crop, is summed over both large crops. There the others are those of a GPU. Here they are those of its group of
   koleo_group (64) consecutive images, so that the number of processes does not matter as long as a group is in one.
 - The patch embedding has a fifth of the learning rate (with layer decay: besides).
-- With gram_weight, Gram anchoring as in DINOv3 (https://arxiv.org/abs/2508.10104, there with a weight of 2): the
-  cosines between all patches of a large crop stay near those of an earlier teacher, by the mean squared difference;
-  negative ones count too. The student's crop has hidden patches, that teacher's has none. It is the teacher as it is
-  when this begins, renewed at most three times. There it sees the crop at twice the resolution, here at the same.
+- With gram_weight, Gram anchoring as in DINOv3, there with a weight of 2: gram.py.
 
 Here, other than there:
 - The optimizer leaves out the last layer at first, where theirs has a rate of 0 for it.
 - Without small crops the loss of class tokens is not multiplied by 2/3.
 - Gradients are clipped together or one by one, not by network; the mask token has no layer decay.
-- Drop path grows linearly over the blocks.
+- Drop path grows linearly over the blocks and is drawn for each crop; there it is the same in all blocks and leaves out
+  a fixed share of a batch.
 - The patches' centre weighs processes by their hidden patches.
 - Crops are blurred as in DINO; their code blurs the first large one never, and the second in nine of ten cases.
 """
@@ -27,12 +25,10 @@ Here, other than there:
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from sslvit import rng
-from sslvit.models.blocks import at_least_float32
 from sslvit.models.positions import PositionResize
 from sslvit.models.vit import ViT
 from sslvit.objectives.block_mask import Hidden, block_mask, check_masks, wanted_by_batch
@@ -46,10 +42,12 @@ from sslvit.objectives.distillation import (
     cross_entropy_of_pairs,
     encode_hidden,
 )
-from sslvit.objectives.objective import Batch, check_shares
+from sslvit.objectives.gram import GramAnchor, check_gram
+from sslvit.objectives.koleo import nearest
+from sslvit.objectives.objective import Batch
 from sslvit.objectives.sinkhorn import sinkhorn
 from sslvit.objectives.spread import spread
-from sslvit.objectives.teacher import ema_update, frozen_copy
+from sslvit.objectives.teacher import frozen_copy
 from sslvit.processes import collectives
 from sslvit.processes.device import send_together
 
@@ -105,10 +103,10 @@ class DINOv2(Distillation):
             raise ValueError(f"assignment must be centering or sinkhorn, got {assignment!r}")
         if koleo_group < 2:
             raise ValueError(f"koleo_group {koleo_group}: an image is compared with others of a group of 2 or more")
-        if not (gram_weight >= 0 and gram_every > 0):
-            raise ValueError(f"gram_weight {gram_weight} must be at least 0, gram_every {gram_every} above 0")
+        if gram_weight < 0:
+            raise ValueError(f"gram_weight {gram_weight} must be at least 0")
         check_masks(backbone.grid, mask_ratios)
-        check_shares(gram_start=gram_start)
+        check_gram(gram_start, gram_every)
 
         def head(hidden: int, bottleneck: int, outputs: int, seed: int) -> Head:
             sizes = {"hidden": hidden, "bottleneck": bottleneck, "outputs": outputs}
@@ -132,13 +130,8 @@ class DINOv2(Distillation):
         self.register_buffer("patch_centre", torch.zeros(patch_head[2] if patch_head else outputs))
         self.assignment, self.mask_ratios, self.mask_probability = assignment, mask_ratios, mask_probability
         self.patch_weight, self.koleo_weight, self.koleo_group = patch_weight, koleo_weight, koleo_group
-        self.gram_weight, self.gram_start, self.gram_every = gram_weight, gram_start, gram_every
-        self.gram_renewals, self.patch_rate = gram_renewals, patch_rate
-        self.gram_backbone = frozen_copy(self.backbone) if gram_weight else None
-        if gram_weight:
-            self.register_buffer("gram_taken", torch.tensor(self.gram_teachers(0.0)))
-            self.known_taken: int | None = None
-            self.register_load_state_dict_post_hook(forget_taken)
+        self.gram_weight, self.patch_rate = gram_weight, patch_rate
+        self.gram = GramAnchor(self.backbone, gram_start, gram_every, gram_renewals) if gram_weight else None
 
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         own = [(self.patch_head, self.student_patch_head)] if self.patch_head and self.student_patch_head else []
@@ -167,31 +160,16 @@ class DINOv2(Distillation):
         metrics |= {"divergence": loss.detach() - metrics["teacher_entropy"], "patch_loss": patch_loss.detach()}
         metrics |= {"koleo": koleo.detach(), "nearest_distance": distances.detach().sum() / len(crops)}
         total = loss + self.patch_weight * patch_loss + self.koleo_weight * koleo
-        if self.gram_backbone is not None and self.gram_teachers(progress):
-            with torch.no_grad():
-                anchor = self.gram_backbone(crops).patches
-            gram = gram_loss(large.patches, anchor)
+        if self.gram is not None and self.gram.teachers(progress):
+            gram = self.gram(large.patches, crops)
             total, metrics = total + self.gram_weight * gram, metrics | {"gram": gram.detach()}
         return total, metrics | spread(features[: len(batch.key)])
-
-    def gram_teachers(self, progress: float) -> int:
-        """How often the teacher has become that of Gram anchoring by this progress; 0 before it begins."""
-        since = (progress - self.gram_start) / self.gram_every + 1e-9  # a step's share of training is rounded
-        return 1 + min(int(since), self.gram_renewals) if since >= 0 else 0
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        if self.gram_backbone is not None and self.gram_teachers(progress) > self.taken():
-            ema_update(self.gram_backbone, self.backbone, 0.0)
-            self.known_taken = self.gram_teachers(progress)
-            self.gram_taken.fill_(self.known_taken)
-
-    def taken(self) -> int:
-        """gram_taken, which is read once: a device would be waited for."""
-        if self.known_taken is None:
-            self.known_taken = int(self.gram_taken)
-        return self.known_taken
+        if self.gram is not None:
+            self.gram.follow(self.backbone, progress)
 
     def hidden(self, key: Tensor, grid: tuple[int, int], device: torch.device = collectives.CPU) -> Hidden:
         """What is hidden of the large crops, those of the first view first: b -> (v b) n. device: where processes can
@@ -213,30 +191,3 @@ class DINOv2(Distillation):
         total, count = collectives.all_mean(counted).tensor_split([-1])
         mean = torch.where(count > 0, total / count.clamp(min=1e-6), self.patch_centre)
         self.note(progress, centre=logits.mean(0), patch_centre=mean)
-
-
-def forget_taken(objective: DINOv2, keys: object) -> None:
-    objective.known_taken = None
-
-
-def gram_loss(patches: Tensor, anchor: Tensor) -> Tensor:
-    """The mean squared difference of the cosines between the patches of each image: b n d, b n d -> ()"""
-    with torch.autocast(patches.device.type, enabled=False):
-        kind = at_least_float32(patches.dtype)
-        ours, theirs = (F.normalize(each.to(kind), dim=-1) for each in (patches, anchor))
-        return F.mse_loss(ours @ ours.mT, theirs @ theirs.mT)
-
-
-def nearest(features: Tensor, group: int) -> Tensor:
-    """The distance of each to the nearest other one of its group, all of length 1: b d -> b; without one, nothing.
-
-    In groups of consecutive rows, the last of what is left.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        unit = F.normalize(features.to(at_least_float32(features.dtype)), dim=-1, eps=1e-8)
-        distances = []
-        for rows in unit.split(group):
-            if len(rows) > 1:
-                cosines = (rows @ rows.T).detach().fill_diagonal_(-2)
-                distances.append(F.pairwise_distance(rows, rows[cosines.argmax(1)], eps=1e-8))
-        return torch.cat(distances) if distances else unit.new_zeros(0)

@@ -7,7 +7,9 @@ predicts their pixels. As in the official code (https://github.com/facebookresea
 - Each target patch is normalised by the mean and the unbiased variance of all its values, its channels together. They
   are the values that the backbone sees, standardised per channel, so raw pixels would give other targets.
 - The class token goes through encoder and decoder. It has no target, but it is what the paper probes.
-- The 1e-6 that is added to the variance makes a patch of one colour cost nothing when zeros are predicted.
+- 1e-6 is added to the variance: a flat patch of a grey image, all of whose values are equal, costs nothing when zeros
+  are predicted. That of a coloured one costs about 1, as any other, since its channels are standardised apart.
+Here, other than there, the loop keeps an epoch's last incomplete batch.
 """
 
 from math import prod

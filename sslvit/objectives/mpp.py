@@ -8,9 +8,9 @@ The paper leaves some choices open, which are made here:
 - The mean of the clean pixels in [0, 1] becomes floor(8 mean), at most 7. Class 64 r + 8 g + b: black 0, white 511.
 - "Another patch" is any other patch of the same image, so that an image's loss does not depend on its batch.
 - Embeddings are corrupted before positions are added: a masked patch still knows where it is.
-- The class token stays. The mask embedding starts as N(0, 0.02), the head like the backbone's linear layers.
+- The class token stays. The mask embedding and the head's weights start as N(0, 0.02).
 - The 16 softmaxes and the squared errors are averaged, not summed: with a head of zeros, mean and downsized colours
-  both cost ln 512.
+  both cost ln 512. Pixels are those of the image in [0, 1].
 """
 
 from math import prod

@@ -4,7 +4,7 @@ As in the official code (https://github.com/microsoft/SimMIM), squares of 32 px 
 random order per image. A learned token stands for each hidden patch before positions are added, so the encoder sees all
 places. Targets are the values that the backbone sees, standardised per channel. Any ViT will do; the preset "paper" of
 the recipe has theirs, with a bias of attention by offset instead of positions. Here, other than there:
-- The sum over hidden pixels is divided by their number, there by 1e-5 more.
+- The sum over hidden pixels is divided by their number, there by 1e-5 more. An epoch's last incomplete batch is kept.
 - At other sizes a square's side is the number of patches that divides the grid and is nearest to a seventh of the image
   (32 of 224 px). Where nothing near does, as with 37 x 37 patches, single patches are hidden.
 """

@@ -1,11 +1,12 @@
 """Supervised classification, to compare with: for ViTs, hybrids and BiT ResNets.
 
 The ViT paper's (https://arxiv.org/abs/2010.11929): a head with one hidden layer and tanh on the class token
-(representation = the width), dropout in the backbone, label smoothing. Plain ViT-S/16 (https://arxiv.org/abs/2205.01580):
-the mean patch, fixed positions, one linear layer, mixup of 0.2. BiT (https://arxiv.org/abs/1912.11370): the mean.
-The linear layer starts at zero, so the first loss is ln(classes).
+(representation = the width), dropout in the backbone, label smoothing. Plain ViT-S/16
+(https://arxiv.org/abs/2205.01580): the mean patch, fixed positions, one linear layer, mixup of 0.2. BiT
+(https://arxiv.org/abs/1912.11370): the mean. The linear layer starts at zero, so the first loss is ln(classes).
 
-Mixup and cutmix mix neighbouring pairs of the batch alone: views/mixing.py says why.
+Mixup and cutmix mix neighbouring pairs of the batch alone: views/mixing.py says why. How crops and RandAugment differ
+from the papers' codes is said in views/supervised.py and views/randaugment.py.
 """
 
 import torch

@@ -7,6 +7,10 @@ samples: neither the batch nor the order of work can change a bit of a view. `dr
 A batch is a canvas, b c H W; with `extents` (b 2) sample i is the top left extents[i] = (height, width) of it. The
 blur's sigma is in pixels of the output. A pair of views and multi-crop scale the papers' sigma, which is for 224 px, to
 their size, since at 32 px the same sigma would remove far more.
+
+What differs from the official pipelines, all of which use Pillow: the blur is a Gaussian, there three box blurs;
+colours are not rounded to 256 levels between operations; and files much larger than the image size are reduced to a
+canvas first (--canvas of the configuration).
 """
 
 from abc import abstractmethod
@@ -313,7 +317,7 @@ class EqualCrops(SeveralViews):
 @dataclass(frozen=True)
 class MultiCrop(SeveralViews):
     """DINO's multi-crop (https://arxiv.org/abs/2104.14294): two large crops, then several small ones. The scales are
-    the code's defaults; the paper's models used (0.25, 1), (0.05, 0.25) and 10 small crops."""
+    the code's defaults."""
 
     size: Size = 224
     small_size: Size = 96

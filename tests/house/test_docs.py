@@ -1,8 +1,6 @@
 """The README and docs/: links and anchors lead somewhere, every page is listed, and what is said is what is there."""
 
-import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,15 +21,6 @@ def test_links_and_anchors_lead_somewhere(page):
         assert target.exists(), link
         assert target.is_file() or page.parent == ROOT, f"{link}: Sphinx links to no folder"
         assert not anchor or anchor in anchors(target), link
-
-
-def test_costs_are_those_of_the_data_file():
-    """Images per second, the median over seeds."""
-    text = (ROOT / "docs" / "quickstart.md").read_text()
-    ((file, table),) = re.findall(r"<!-- costs from (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
-    header, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    costs = json.loads((ROOT / file).read_text())["costs"]
-    assert row == [f"{statistics.median(cost['images_per_second'] for cost in costs[name]):.0f}" for name in header]
 
 
 def test_the_page_of_the_api_names_what_is_public():

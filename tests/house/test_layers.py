@@ -89,7 +89,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_no_objective_imports_another():
     names = (
         "objective", "masking", "block_mask", "multiblock", "teacher", "distillation", "batch_norm", "projector",
-        "spread", "schedule", "sinkhorn",
+        "spread", "schedule", "sinkhorn", "koleo", "gram",
     )  # fmt: skip
     shared = {f"sslvit.objectives.{name}" for name in names}
     for path in (PACKAGE / "objectives").glob("*.py"):
@@ -112,8 +112,8 @@ def test_accelerate_stays_where_it_belongs():
 
 
 LIMITS = {
-    "supervised.py": 127, "dino.py": 132, "ibot.py": 133, "dinov2.py": 160, "moco_v3.py": 91, "linear_probe.py": 104,
-    "probe.py": 125, "analyse.py": 110, "embed.py": 93, "adapt.py": 186, "lejepa.py": 93, "segment.py": 119,
+    "supervised.py": 128, "dino.py": 132, "ibot.py": 133, "dinov2.py": 163, "moco_v3.py": 91, "linear_probe.py": 104,
+    "probe.py": 125, "analyse.py": 110, "embed.py": 93, "adapt.py": 186, "lejepa.py": 95, "segment.py": 119,
     "data2vec.py": 93,
     "robustness.py": 115,
 }  # fmt: skip

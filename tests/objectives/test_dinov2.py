@@ -12,7 +12,9 @@ from torch import Tensor
 from sslvit import rng
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
-from sslvit.objectives.dinov2 import DINOv2, gram_loss, nearest
+from sslvit.objectives.dinov2 import DINOv2
+from sslvit.objectives.gram import gram_loss
+from sslvit.objectives.koleo import nearest
 from sslvit.objectives.sinkhorn import sinkhorn
 from sslvit.recipes.dinov2 import PAPER
 from sslvit.training.optim import parameter_groups
@@ -171,12 +173,12 @@ def test_gram_anchoring_holds_the_cosines_of_masked_patches_to_those_of_whole_cr
     objective = apart(small_dinov2(gram_weight=2.0, **options)).double()
     without = apart(small_dinov2(**options)).double()
     with torch.no_grad():
-        for name, parameter in objective.gram_backbone.named_parameters():
+        for name, parameter in objective.gram.backbone.named_parameters():
             parameter += 0.1 * rng.normal(rng.key("gram", name), *parameter.shape)
     batch = batch_of(b=2)
     assert torch.equal(objective(batch, 0.4)[0], without(batch, 0.4)[0])
     crops, mask = torch.cat(batch.views[:2]), objective.hidden(batch.key, (4, 4)).mask
-    student, anchor = objective.student, objective.gram_backbone(crops).patches
+    student, anchor = objective.student, objective.gram.backbone(crops).patches
     tokens = torch.where(mask.unsqueeze(-1), objective.mask_token, student.embed(crops))
     gram = written_out_gram(student.encode(student.add_positions(tokens)).patches, anchor.detach())
     (loss, metrics), (other, _) = objective(batch, 0.5), without(batch, 0.5)
@@ -205,13 +207,13 @@ def test_the_anchor_is_the_teacher_of_the_start_then_of_two_renewals_also_after_
         return vit.norm.bias.detach()
 
     bias(objective.backbone).zero_()
-    bias(objective.gram_backbone).fill_(0.0)
+    bias(objective.gram.backbone).fill_(0.0)
     for step in range(10):
         _, metrics = objective(batch, step / 10)
         due = [one for one in taken if one <= step]
         assert ("gram" in metrics) == bool(due)
         if due:
-            assert torch.equal(bias(objective.gram_backbone), torch.full((24,), float(due[-1])).double())
+            assert torch.equal(bias(objective.gram.backbone), torch.full((24,), float(due[-1])).double())
         bias(objective.student).fill_(step + 1.0)
         objective.momentum = 0.0
         objective.seen_progress = 0.0  # where the teacher becomes the student
