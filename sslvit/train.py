@@ -25,7 +25,7 @@ from sslvit.runs.folder import prepare_folder
 from sslvit.runs.log import Bar, Log, complete, evaluations, open_log
 from sslvit.training import optim, sharding
 from sslvit.training.bad_steps import save_bad_step
-from sslvit.training.batches import look, sampler_for
+from sslvit.training.batches import key_on_host, look, sampler_for
 from sslvit.training.cost import IMAGES, flops_per_image
 from sslvit.training.endings import Checkpoints, preempted
 from sslvit.training.guard import Judgement, StepGuard
@@ -60,9 +60,9 @@ def pretrain(
         accelerator.wait_for_everyone()
 
         # The state of the newest checkpoint, or of the beginning.
+        initial = copy.deepcopy(objective.backbone) if evaluate and config.start_is_evaluated else None
         objective.to(accelerator.device)
         optimizer = optim.new_optimizer(objective, config)
-        initial = copy.deepcopy(objective.backbone) if evaluate and config.start_is_evaluated else None
         state = restore(objective, optimizer, source, config, accelerator)
         if state.whole_batches:
             sampler.only_whole_batches()
@@ -208,7 +208,8 @@ def backward(run: Loop, progress: float) -> tuple[dict[str, Tensor], Inputs]:
             run.unreadable.add(loaded.samples.bad)
         inputs.append((loaded.samples.ids, batch))
         with nullcontext() if number == config.accumulation else accelerator.no_sync(model):
-            loss, metrics = model(batch, progress)
+            with key_on_host(run.objective, batch) as given:
+                loss, metrics = model(given, progress)
             accelerator.backward(loss / config.accumulation)
         for name, value in ({"loss": loss.detach()} | metrics).items():
             part = value.float() / config.accumulation

@@ -34,7 +34,7 @@ from sslvit.objectives.simclr import SimCLR
 from sslvit.objectives.simmim import SimMIM
 from sslvit.objectives.supervised import Supervised
 from sslvit.objectives.vicreg import VICReg
-from sslvit.processes.collectives import all_means
+from sslvit.processes.collectives import Means
 from sslvit.reports.run import markdown_table
 
 SIZE, SMALL = 64, 32
@@ -96,7 +96,7 @@ def step(name: str, images: int) -> tuple[int, int, int]:
         loss, metrics = objective(batch, 0.5)
         loss.backward()
         objective.after_step(0.5)
-        all_means({"loss": loss.detach()} | metrics)  # as the loop does once per step
+        Means({"loss": loss.detach()} | metrics).read()  # as the loop does once per step
     learner = {id(p) for p in objective.learner.parameters()}
     heads = sum(p.numel() for p in objective.parameters() if p.requires_grad and id(p) not in learner)
     return len(found), sum(found), 4 * heads

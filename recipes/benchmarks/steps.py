@@ -14,6 +14,7 @@ the head of peers.py and peers_lightly.py.
 the same rounds.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -63,6 +64,21 @@ def stepper(
         contestant.after()
 
     return step
+
+
+def begin_anew(device: str) -> None:
+    """Compiled kernels too: lengths of another objective would make them general."""
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def warm(step: Callable[[], None], device: str) -> None:
+    for turn in range(3 if device == "cuda" else 1):
+        if turn == 2:  # the first may compile, which takes memory of its own
+            torch.cuda.reset_peak_memory_stats()
+        step()
 
 
 def counted(step: Callable[[], None]) -> int:
@@ -115,7 +131,8 @@ def main(
         f"{device}, {torch.get_num_threads()} threads; matrix products: {rate / 1e9:,.0f} GFLOP/s in {TYPES[precision]}"
     )
     for name in objectives:
-        steps, mebibytes = {}, {}
+        steps, mebibytes, step = {}, {}, None  # so that the last contestant's memory is free
+        begin_anew(device)
         for who in (OURS, *(who for who, has in PEERS.items() if name in has)):
             if who != OURS and not find_spec(who):
                 print(f"{who} is not installed and is left out")
@@ -125,8 +142,7 @@ def main(
                 before = torch.cuda.memory_allocated()
             try:
                 step = stepper(who, name, *how)
-                for _ in range(3 if device == "cuda" else 1):
-                    step()
+                warm(step, device)
             except Exception as error:  # a peer that does not run is part of the result
                 if who == OURS:
                     raise

@@ -139,6 +139,7 @@ def wanted_by_batch(
     The images of all processes are put into the order of a hash of their keys, so it depends on no process. device:
     where processes can exchange them.
     """
+    key = key.cpu()
     draws = rng.bits(rng.fold(key, "order"))
     everyone = collectives.gathered_by(device, draws).sort().values
     masked = int(len(everyone) * probability)

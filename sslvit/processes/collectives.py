@@ -118,11 +118,10 @@ def start(
         record_peers(accelerator.device)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 does nothing on a CPU (Accelerate would silently train in float32): use --precision no")
-    if accelerator.device.type == "cpu":
-        if signals.is_command():
-            keep_memory()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
-        torch.set_num_threads(threads or max(1, system.cores() // local))
+    if accelerator.device.type == "cpu" and signals.is_command():
+        keep_memory()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if accelerator.num_processes > 1 else 1
+    torch.set_num_threads(threads or max(1, system.cores() // local))
     return accelerator
 
 

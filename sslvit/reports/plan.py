@@ -4,8 +4,10 @@ What a process has on a device is counted by the storages that live during a rea
 precision: weights, moments, teachers, gradients, what is kept for the backward pass. After each operation of a step
 that is A + B n + C n^2 bytes for n images (C where each image meets every other one). Three small steps give the three
 numbers for every operation, and so the peak for any n: with few images it is where all gradients are there, with many
-where the forward pass ends. FSDP2 divides weights, gradients and moments, and adds the whole of the largest block
-twice: one in use, one on its way.
+where the forward pass ends. On several GPUs DDP keeps a second copy of the gradients, in the buckets that it sends.
+FSDP2 divides weights, gradients and moments, beside a whole copy of the weights that is evaluated and saved, and adds
+the whole of the largest block twice: one in use, one on its way. With accumulation all gradients are there from the
+second micro-batch on, and the views of all micro-batches.
 
 A GPU also holds torch's context and what lies between the pieces of its memory: RESERVED and a tenth are left for them.
 The time of a step is an estimate: floating-point operations at SHARE of a GPU's rate of dense products in bf16.
@@ -48,6 +50,21 @@ class Machine(NamedTuple):
     rate: float | None  # operations per second of each, if known
 
 
+class Parts(NamedTuple):
+    """How a step is divided."""
+
+    processes: int = 1
+    shards: int = 1  # processes among which FSDP2 divides the weights
+    accumulation: int = 1
+
+    @classmethod
+    def of(cls, config: TrainConfig, on: Machine) -> "Parts":
+        return cls(on.number, on.number if config.shard else 1, config.accumulation)
+
+
+WHOLE = Parts()
+
+
 class Memory(NamedTuple):
     """Bytes that a process has on its device, by name."""
 
@@ -55,6 +72,8 @@ class Memory(NamedTuple):
     moments: int
     gradients: int
     largest_block: int
+    inputs: float  # views, of an image
+    forward: int  # the operations of the forward pass
     coefficients: Tensor  # 3 t: A, B, C of a step's operations, beyond weights and moments
 
     def step(self, images: float) -> float:
@@ -65,14 +84,17 @@ class Memory(NamedTuple):
         a, b, c = self.coefficients
         return a + b * images + c * images**2
 
-    def peak(self, images: float, shards: int = 1) -> float:
-        """shards: processes among which FSDP2 divides it."""
-        kept = self.weights + self.moments
-        if shards == 1:
-            return kept + self.step(images)
-        shared = (kept + self.gradients) / shards + 2 * self.largest_block
+    def peak(self, images: float, parts: Parts = WHOLE) -> float:
+        """images: of a micro-batch."""
+        kept, more = self.weights + self.moments, 0.0
+        if parts.accumulation > 1:
+            more = self.gradients / parts.shards + (parts.accumulation - 1) * self.inputs * images
+        if parts.shards == 1:
+            return kept + self.step(images) + more + (self.gradients if parts.processes > 1 else 0)
+        shared = self.weights + (kept + self.gradients) / parts.shards + 2 * self.largest_block
         gradients = self.coefficients[0].clamp(0, self.gradients)  # as many of them as there are after an operation
-        return shared + float((self._after_each(images) - gradients).max())
+        gradients[: self.forward] = 0  # what lives then whatever the batch are weights in bf16, whole on each GPU
+        return shared + float((self._after_each(images) - gradients).max()) + more
 
 
 def machine(words: tuple[str, ...]) -> Machine:
@@ -135,24 +157,27 @@ def memory_of(objective: Objective, config: TrainConfig, batch: Callable[[int], 
     if config.precision in ("bf16", "fp16"):
         autocast = torch.autocast("cpu", torch.bfloat16)  # a CPU has no fp16; both have two bytes
 
-    def step(images: int) -> list[int]:
+    def step(images: int) -> tuple[list[int], int]:
+        """What lives after each operation, and how many of them are of the forward pass."""
         given = batch(images)
         with Alive() as alive:
             alive.ignore([*trained.parameters(), *trained.buffers(), *moments(optimizer), *tensors_of(given)])
             with autocast:
                 loss, _ = trained(given, 0.5)
+            forward = len(alive.after)
             loss.backward()
             optimizer.step()
             trained.after_step(0.5)
             del loss
             optimizer.zero_grad()
         inputs = size_of(tensors_of(given))
-        return [live + inputs for live in alive.after]
+        return [live + inputs for live in alive.after], forward
 
     step(SIZES[0])  # AdamW makes its moments in the first
-    curves = [step(size) for size in SIZES]
+    taken = [step(size) for size in SIZES]
+    curves, forward = [curve for curve, _ in taken], taken[0][1]
     if len({len(curve) for curve in curves}) > 1:  # where masks vary, so may the operations
-        curves = [[max(curve)] for curve in curves]
+        curves, forward = [[max(curve)] for curve in curves], 1
     parameters = [p for p in trained.parameters() if p.requires_grad]
     blocks = [size_of(list(block.parameters())) for block in getattr(objective.learner, "blocks", [])]
     return Memory(
@@ -160,6 +185,8 @@ def memory_of(objective: Objective, config: TrainConfig, batch: Callable[[int], 
         moments=size_of(moments(optimizer)),
         gradients=size_of(list(parameters)),
         largest_block=max(blocks, default=0),
+        inputs=size_of(tensors_of(batch(SIZES[0]))) / SIZES[0],
+        forward=forward,
         coefficients=parabola(torch.tensor(curves, dtype=torch.float64)),
     )
 
@@ -187,34 +214,34 @@ def parabola(bytes_after: Tensor) -> Tensor:
     return torch.where(through[2] > 0.25, through, line)  # of a byte: no rounding
 
 
-def fits(memory: Memory, on: Machine, images: float, shards: int) -> bool:
-    return memory.peak(images, shards) * (1 + PIECES) + RESERVED <= on.memory
+def fits(memory: Memory, on: Machine, images: float, parts: Parts) -> bool:
+    return memory.peak(images, parts) * (1 + PIECES) + RESERVED <= on.memory
 
 
-def largest(memory: Memory, on: Machine, shards: int) -> int:
+def largest(memory: Memory, on: Machine, parts: Parts) -> int:
     """Images per process that just fit; 0 if none does."""
     low, high = 0, 1
-    while high < 1 << 24 and fits(memory, on, high, shards):
+    while high < 1 << 24 and fits(memory, on, high, parts):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(memory, on, middle, shards) else (low, middle)
+        low, high = (middle, high) if fits(memory, on, middle, parts) else (low, middle)
     return low
 
 
 def told(memory: Memory, on: Machine, config: TrainConfig, flops: float | None) -> list[str]:
     """The verdict, the arithmetic behind it, the largest batch, and an estimate of time."""
-    shards, parts = on.number if config.shard else 1, on.number * config.accumulation
-    if config.batch_size % parts:
+    parts = Parts.of(config, on)
+    if config.batch_size % (on.number * config.accumulation):
         raise ValueError(
             f"--batch_size {config.batch_size} is not divisible by {on.number} GPUs"
             + (f" times --accumulation {config.accumulation}" if config.accumulation > 1 else "")
         )
-    images = config.batch_size // parts
-    peak, verdict = memory.peak(images, shards), "fits" if fits(memory, on, images, shards) else "DOES NOT FIT"
+    images = config.batch_size // (on.number * config.accumulation)
+    peak, verdict = memory.peak(images, parts), "fits" if fits(memory, on, images, parts) else "DOES NOT FIT"
     held = {"weights": memory.weights, "moments": memory.moments, "gradients": memory.gradients}
     listed = ", ".join(f"{name} {size / GB:.3g}" for name, size in held.items())
-    divided = f", divided among {shards}" if shards > 1 else ""
+    divided = f", divided among {parts.shards}" if parts.shards > 1 else ""
     gpus = f"{on.name} of {on.memory / GB:g} GB" + (f" x {on.number}" if on.number > 1 else "")
     lines = [
         f"plan        {gpus}: {verdict}. {peak / GB:.3g} GB at the peak of a step; {RESERVED / GB:g} GB and a tenth "
@@ -222,7 +249,7 @@ def told(memory: Memory, on: Machine, config: TrainConfig, flops: float | None) 
         f"            {listed} GB{divided}; {memory.step(images) / GB:.3g} GB of a step with {images:,.0f} images, "
         f"including gradients",
     ]
-    most = largest(memory, on, shards)
+    most = largest(memory, on, parts)
     if most:
         whole = most * on.number * config.accumulation
         lines.append(f"            the largest batch that fits: {most:,} images per GPU, --batch_size {whole:,}")

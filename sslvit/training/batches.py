@@ -1,10 +1,12 @@
 """This process's share of every batch: which images, when they come, and on which device."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslvit.config import TrainConfig
 from sslvit.data.loader import EpochSampler, Loaded, MicroBatches, Views
@@ -103,3 +105,18 @@ class Feed:
         assert loaded is not None
         assert batch is not None
         return loaded, batch
+
+
+@contextmanager
+def key_on_host(objective: nn.Module, batch: Batch) -> Iterator[Batch]:
+    """The batch without its key, which the objective gets back when it is called: DDP and FSDP2, which wrap it for
+    several GPUs, would move the key to the GPU, and all that is drawn would be drawn and waited for there."""
+
+    def give_back(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return arguments[0]._replace(key=batch.key), *arguments[1:]
+
+    hook = objective.register_forward_pre_hook(give_back)
+    try:
+        yield batch._replace(key=None)
+    finally:
+        hook.remove()

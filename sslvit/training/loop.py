@@ -33,7 +33,7 @@ class Evaluation:
     def of_the_start(self) -> dict[str, float]:
         assert self.initial is not None, "it is evaluated once"
         initial, self.initial = self.initial, None
-        return self.evaluate(initial)
+        return self.evaluate(initial.to(next(self.objective.parameters()).device))
 
     def judge(self, step: int, numbers: dict[str, float], *, last: bool) -> None:
         """After they are logged and the step is saved: an evaluation that has a `judge` may end the run."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.processes.device import send, send_together
 from sslvit.views.batching import Size, checked, to_pair
 from sslvit.views.color import OPERATIONS
 from sslvit.views.pretraining import fit
@@ -62,7 +63,7 @@ class SegmentationView:
     def __call__(self, pixels: Tensor, key: Tensor, extents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         key, extents = checked(pixels, key, extents)
         drawn, size = self.draw(rng.fold(key, "view", 0), extents), to_pair(self.size)
-        factors = drawn.factors.to(pixels.device)[:, :, None, None, None].unbind(1)
+        factors = send(drawn.factors, pixels.device)[:, :, None, None, None].unbind(1)
 
         def recolour_(images: Tensor, piece: slice) -> None:
             for change_, factor in zip(OPERATIONS, factors, strict=True):
@@ -76,9 +77,9 @@ def nearest(masks: Tensor, axes: tuple[Axis, Axis], size: tuple[int, int]) -> Te
     """The class of the nearest pixel, IGNORED outside the image: b H W -> b h w"""
     rows, columns = (_sources(axis, length) for axis, length in zip(axes, size, strict=True))
     places = rows.clamp(min=0)[:, :, None] * masks.shape[2] + columns.clamp(min=0)[:, None, :]
-    values = masks.flatten(1).gather(1, places.flatten(1).to(masks.device)).view(-1, *size)
     outside = (rows < 0)[:, :, None] | (columns < 0)[:, None, :]
-    return values.masked_fill(outside.to(masks.device), IGNORED)
+    places, outside = send_together((places.flatten(1), outside), masks.device)
+    return masks.flatten(1).gather(1, places).view(-1, *size).masked_fill(outside, IGNORED)
 
 
 def _sources(axis: Axis, size: int) -> Tensor:

@@ -8,7 +8,21 @@ from objectives_zoo import OBJECTIVES, batch_of
 from torch.profiler import ProfilerActivity, profile
 
 from sslvit.config import TrainConfig
-from sslvit.reports.plan import GB, SIZES, Alive, Machine, Memory, fits, largest, machine, memory_of, parabola, told
+from sslvit.reports.plan import (
+    GB,
+    SIZES,
+    WHOLE,
+    Alive,
+    Machine,
+    Memory,
+    Parts,
+    fits,
+    largest,
+    machine,
+    memory_of,
+    parabola,
+    told,
+)
 from sslvit.training import optim
 
 
@@ -73,15 +87,22 @@ def test_gpus_by_name():
 
 # After the forward pass there are no gradients yet, but 10 n + n^2 / 2 bytes of activations; at the end 4,000 and 100.
 LATE_AND_EARLY = torch.tensor([[100.0, 4_100.0], [10.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
-BY_HAND = Memory(weights=4_000, moments=8_000, gradients=4_000, largest_block=500, coefficients=LATE_AND_EARLY)
+BY_HAND = Memory(
+    weights=4_000, moments=8_000, gradients=4_000, largest_block=500, inputs=5, forward=1, coefficients=LATE_AND_EARLY
+)  # fmt: skip
 
 
 def test_the_arithmetic_by_hand():
     assert BY_HAND.step(10) == 4_100
     assert BY_HAND.step(100) == 100 + 1_000 + 5_000
     assert BY_HAND.peak(100) == 12_000 + 6_100
-    # Of 16,000 bytes an eighth, the largest block twice, and of a step what is no gradient.
-    assert BY_HAND.peak(100, shards=8) == 2_000 + 1_000 + 6_000
+    # Of 16,000 bytes an eighth, the weights once more, the largest block twice, and the end of the forward pass.
+    assert BY_HAND.peak(100, Parts(8, shards=8)) == 2_000 + 4_000 + 1_000 + 6_100
+    # With few images the end of a step is the peak, of which 4,000 bytes are gradients.
+    assert BY_HAND.peak(0, Parts(8, shards=8)) == 2_000 + 4_000 + 1_000 + 100
+    assert BY_HAND.peak(100, Parts(8)) == 12_000 + 6_100 + 4_000  # DDP's buckets
+    assert BY_HAND.peak(100, Parts(accumulation=3)) == 12_000 + 6_100 + 4_000 + 2 * 500
+    assert BY_HAND.peak(100, Parts(8, shards=8, accumulation=3)) == 13_100 + 500 + 2 * 500
     n = torch.tensor(SIZES, dtype=torch.float64)[:, None]
     a, b, c = LATE_AND_EARLY
     assert torch.allclose(parabola(a + b * n + c * n**2), LATE_AND_EARLY)
@@ -90,16 +111,16 @@ def test_the_arithmetic_by_hand():
 
 def test_the_largest_batch_just_fits():
     on = Machine("small", 1 * GB + 1.1 * 50_000, 1, None)
-    most = largest(BY_HAND, on, 1)
-    assert fits(BY_HAND, on, most, 1)
-    assert not fits(BY_HAND, on, most + 1, 1)
-    assert largest(BY_HAND, Machine("none", 1 * GB, 1, None), 1) == 0
+    most = largest(BY_HAND, on, WHOLE)
+    assert fits(BY_HAND, on, most, WHOLE)
+    assert not fits(BY_HAND, on, most + 1, WHOLE)
+    assert largest(BY_HAND, Machine("none", 1 * GB, 1, None), WHOLE) == 0
 
 
 def test_the_verdict_names_the_batch_and_the_way_out():
     on = Machine("h100", 1 * GB + 1.1 * 50_000, 2, 1e12)
     lines = " ".join(told(BY_HAND, on, TrainConfig(batch_size=100), flops=4e9))
-    most = largest(BY_HAND, on, 1)
+    most = largest(BY_HAND, on, Parts(2))
     assert f"the largest batch that fits: {most:,} images per GPU, --batch_size {2 * most}" in lines
     assert ": fits." in lines
     assert "about 0.5 s" in lines  # 100 images of 4e9 at 40% of 2e12

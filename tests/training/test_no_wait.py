@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_device import DEVICE, FakeDevice, moved
+from fake_device import DEVICE, FakeDevice, moved, on_device
 from objectives_zoo import OBJECTIVES, Case, Views, vit
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from sslvit.data.source import ArraySource
 from sslvit.data.unreadable import UnreadableImages
 from sslvit.evaluate.features import _forward
 from sslvit.models.blocks import Block
-from sslvit.objectives.objective import Objective
+from sslvit.objectives.objective import Batch, Objective
 from sslvit.train import train
 from sslvit.training import optim
 from sslvit.training.batches import Feed
@@ -66,7 +66,20 @@ class Accelerator(SimpleNamespace):
         return nullcontext()
 
 
-def steps_of(objective: Objective, case: Case, device: FakeDevice, out: Any, **changes: Any) -> None:
+class Wrapped(nn.Module):
+    """Moves to the device what it is given, as DDP and FSDP2 do."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.module = objective
+
+    def forward(self, batch: Batch, progress: float) -> Any:
+        return self.module(Batch(*on_device(tuple(batch))), progress)
+
+
+def steps_of(
+    objective: Objective, case: Case, device: FakeDevice, out: Any, model: nn.Module | None = None, **changes: Any
+) -> None:
     """Three steps of the loop, under bf16, on the device."""
     config = TrainConfig(out=out, batch_size=BATCH, epochs=1, clip=1.0, log_every=100, save_every=100, **changes)
     accelerator = Accelerator(objective=objective)
@@ -79,7 +92,8 @@ def steps_of(objective: Objective, case: Case, device: FakeDevice, out: Any, **c
     unreadable = UnreadableImages(out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
     feed = Feed(batches, Noted(case, device.events), objective.check_labels, DEVICE)
     run = Loop(
-        objective, objective, optimizer, sampler, batches, feed, True, unreadable, None, config, accelerator, STEPS
+        objective, model or objective, optimizer, sampler, batches,
+        feed, True, unreadable, None, config, accelerator, STEPS,
     )  # fmt: skip
     log, checkpoints = SimpleNamespace(write=lambda *_: None), SimpleNamespace(save=lambda **_: None)
     train(run, RunState(), log, checkpoints)
@@ -98,6 +112,15 @@ def test_the_host_waits_once_in_a_step_with_the_next_batch_queued(name, tmp_path
     assert device.events == ["views", "views", "wait", "step", "views", "wait", "step", "wait", "step"]
     assert kinds <= {torch.bfloat16}  # what autocast makes of all linear layers of the backbones
     assert kinds or name == "supervised-bit"
+
+
+@pytest.mark.parametrize("name", ["mpp-mean", "ibot", "dinov2", "ijepa", "data2vec"])
+def test_so_it_is_where_a_wrapper_moves_the_batch_to_the_device(name, tmp_path):
+    """All of it but the key: what is drawn from it on the device would be waited for."""
+    with FakeDevice() as device:
+        objective = moved(OBJECTIVES[name].make(0).train())
+        steps_of(objective, OBJECTIVES[name], device, tmp_path, Wrapped(objective))
+    assert device.events == ["views", "views", "wait", "step", "views", "wait", "step", "wait", "step"]
 
 
 def test_so_it_is_with_several_micro_batches(tmp_path):
