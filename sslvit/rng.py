@@ -130,7 +130,8 @@ def permutation(state: Tensor, n: int) -> Tensor:
 
 
 def normal(state: Tensor, *shape: int) -> Tensor:
-    """float32 standard normals, by Box and Muller in float64.
+    """float32 standard normals, by Box and Muller in float64. A GPU divides by constants otherwise, which may change
+    the last digit of about one in 10^8.
 
     log and cos are polynomials of +, * and sqrt, which IEEE 754 defines to the last bit: libm and CUDA round log and
     cos differently, and one bit would make other augmentations and other runs. (torch.compile may fuse a product with a
