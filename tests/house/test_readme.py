@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dense
 
-from sslvit.experiments.report import as_markdown
+from sslvit.experiments.report import as_markdown, figure
 from sslvit.experiments.study import STUDIES, percent, plot
 from sslvit.reports import page
 
@@ -32,6 +32,11 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
         lines = [line for line in text.splitlines() if line]
         assert len(lines) > 3
         assert [line for line in lines if not any(quoted(line, one) for one in told)] == []
+
+
+def test_the_picture_of_fine_tuning_is_that_of_its_data():
+    kept = ROOT / "recipes" / "results" / "cifar10"
+    assert (kept / "fine-tuning.svg").read_text() == figure(json.loads((kept / "held-out.json").read_text()))
 
 
 def quoted(line: str, told: str) -> bool:
