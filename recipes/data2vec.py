@@ -8,9 +8,9 @@ a batch), 10 epochs of warm-up, then a cosine; weight decay .05, of all paramete
 of 3; drop path .25, LayerScale 1e-4, a bias of attention by offset. There weights begin as normals that are not cut,
 here cut at one deviation, and the patch projection begins by torch's rule, here as the rest; norms have an epsilon of
 1e-5, here 1e-6; attention probabilities are dropped (.05), here not; crops also change colours, here they do not. Not
-yet run. The defaults, --preset small, are for thousands of images of 28 to 64 px, with a teacher that follows sooner.
-They have not been tuned: the rate is I-JEPA's. On CIFAR-10 its features are worse than a random start's
-(docs/results/cifar10.md).
+yet run.
+The defaults, --preset small, are for thousands of images of 28 to 64 px, with a teacher that follows sooner. They have
+not been tuned: the rate is I-JEPA's. On CIFAR-10 features are worse than a random start's (docs/results/cifar10.md).
 """
 
 from dataclasses import dataclass
