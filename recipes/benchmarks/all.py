@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 import tyro
+import verdicts
 from timing import OURS, Result
-from verdicts import rows
 
 from sslvit.cli import run_cli
 from sslvit.reports import page
@@ -80,7 +80,9 @@ def everything(out: Path = Path("runs/benchmark"), gpu: bool = False) -> None:
         raise ValueError("not one benchmark came to an end: see above")
     write(reports, out)
     if gpu:
-        table = markdown_table(["on this GPU", "measured", "verdict"], rows(reports, time.perf_counter() - began))
+        table = markdown_table(
+            ["on this GPU", "measured", "verdict"], verdicts.rows(reports, time.perf_counter() - began)
+        )
         (out / "verdicts.md").write_text("\n".join([json.dumps(reports[0]["machine"]), "", *table, ""]))
         print("\n".join(["", *table, "", f"Also in {out / 'verdicts.md'}. First of all: python -m pytest -m gpu"]))
 
@@ -89,18 +91,18 @@ def write(reports: list[dict], out: Path) -> None:
     lines, ratios = [f"{json.dumps(reports[0]['machine'])}", ""], []
     for report in reports:
         results = [Result(**one) for one in report["results"]]
-        cells = []
+        rows = []
         for one in results:
             beside = "" if one.ratio is None else f"{one.ratio:.2f} ({one.ratio_low:.2f} to {one.ratio_high:.2f})"
             rate = "" if one.images_per_second is None else f"{one.images_per_second:,.1f}"
             share = "" if one.share is None else f"{one.share:.0%}"
             memory = "" if one.mebibytes is None else f"{one.mebibytes:,.0f}"
             spread = f"{one.milliseconds:,.1f} ({one.low:,.1f} to {one.high:,.1f})"
-            cells.append([one.case, one.who, spread, rate, share, memory, beside])
+            rows.append([one.case, one.who, spread, rate, share, memory, beside])
             if one.ratio is not None and one.who != OURS:
                 ratios.append(Dot(f"{one.case}, {one.who}", one.ratio, one.ratio_low, one.ratio_high))
         header = ["", "who", "ms", "images/s", "of matrix rate", "MiB", "ours, in times theirs"]
-        lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, cells), ""]
+        lines += [f"## {report['title']}", "", f"`{report['command']}`", "", *markdown_table(header, rows), ""]
     (out / "benchmark.json").write_text(json.dumps(reports, indent=1) + "\n")
     (out / "benchmark.md").write_text("\n".join(lines))
     (out / "benchmark.svg").write_text(page.alone(dot_chart(ratios, x="our time, in times theirs")))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import tyro
+from loss_as_rank import ranks
 from safetensors.torch import load_file
 
 from sslvit.cli import run_cli
@@ -87,7 +88,7 @@ def told(results: dict[str, Any]) -> list[str]:
     whole = results["20-nn"]
     if len(whole) > 2:
         dense = [mean(results["mean iou"][method]["logistic"]) for method in whole]
-        found = ranks(dense, [mean(one) for one in whole.values()])
+        found = ranks(torch.tensor(dense), torch.tensor([mean(one) for one in whole.values()])).item()
         lines.append(f"- Rank correlation of logistic mean IoU and 20-nn over these {len(whole)} rows: {found:.2f}.")
     return lines
 
@@ -95,12 +96,6 @@ def told(results: dict[str, Any]) -> list[str]:
 def spread(values: list[float]) -> str:
     shown = f"{100 * mean(values):.1f}"
     return f"{shown} ± {100 * stdev(values):.1f}" if len(values) > 1 else shown
-
-
-def ranks(a: list[float], b: list[float]) -> float:
-    """Spearman's correlation."""
-    order = torch.stack([torch.tensor(one).argsort().argsort().double() for one in (a, b)])
-    return float(torch.corrcoef(order)[0, 1])
 
 
 def main(

@@ -67,7 +67,7 @@ def stepper(
 
 
 def begin_anew(device: str) -> None:
-    """Compiled kernels too: lengths of another objective would make them general."""
+    """Frees the last objective's memory and compiled kernels, which would be recompiled for dynamic shapes."""
     torch.compiler.reset()
     gc.collect()
     if device == "cuda":

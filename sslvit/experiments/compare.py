@@ -98,8 +98,8 @@ def check_methods(methods: tuple[str, ...]) -> None:
     if not chosen or len({method.folder for method in chosen}) < len(chosen):
         raise ValueError(f"--methods {' '.join(methods)}: name one or more, and each once")
     if missing := [method.text for method in chosen if not is_recipe(method.recipe)]:
-        how = " Options follow a colon: mpp:target=pixels,lr=1e-3" if "--" in missing[0] else ""
-        raise ValueError(f"--methods {missing[0]}: there is no such recipe; choose one of {', '.join(recipes())}.{how}")
+        how = f"choose one of {', '.join(recipes())}; options follow a colon, as in mpp:target=pixels"
+        raise ValueError(f"--methods {missing[0]}: there is no such recipe; {how}")
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,6 @@ class Parts(NamedTuple):
     shards: int = 1  # processes among which FSDP2 divides the weights
     accumulation: int = 1
 
-    @classmethod
-    def of(cls, config: TrainConfig, on: Machine) -> "Parts":
-        return cls(on.number, on.number if config.shard else 1, config.accumulation)
-
-
-WHOLE = Parts()
-
 
 class Memory(NamedTuple):
     """Bytes that a process has on its device, by name."""
@@ -84,7 +77,7 @@ class Memory(NamedTuple):
         a, b, c = self.coefficients
         return a + b * images + c * images**2
 
-    def peak(self, images: float, parts: Parts = WHOLE) -> float:
+    def peak(self, images: float, parts: Parts) -> float:
         """images: of a micro-batch."""
         kept, more = self.weights + self.moments, 0.0
         if parts.accumulation > 1:
@@ -231,13 +224,13 @@ def largest(memory: Memory, on: Machine, parts: Parts) -> int:
 
 def told(memory: Memory, on: Machine, config: TrainConfig, flops: float | None) -> list[str]:
     """The verdict, the arithmetic behind it, the largest batch, and an estimate of time."""
-    parts = Parts.of(config, on)
-    if config.batch_size % (on.number * config.accumulation):
+    parts = Parts(on.number, on.number if config.shard else 1, config.accumulation)
+    images, rest = divmod(config.batch_size, on.number * config.accumulation)
+    if rest:
         raise ValueError(
             f"--batch_size {config.batch_size} is not divisible by {on.number} GPUs"
             + (f" times --accumulation {config.accumulation}" if config.accumulation > 1 else "")
         )
-    images = config.batch_size // (on.number * config.accumulation)
     peak, verdict = memory.peak(images, parts), "fits" if fits(memory, on, images, parts) else "DOES NOT FIT"
     held = {"weights": memory.weights, "moments": memory.moments, "gradients": memory.gradients}
     listed = ", ".join(f"{name} {size / GB:.3g}" for name, size in held.items())

@@ -210,7 +210,7 @@ class Bar:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Says so, since no image is trained on meanwhile."""
+        """Shows "evaluating" meanwhile, since the bar stands still."""
         self.drawn.set_description_str("evaluating", refresh=self.seen)
         yield
         self.drawn.set_description_str("training", refresh=self.seen)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from objectives_zoo import OBJECTIVES, Case, Views, batch_of
+from objectives_zoo import OBJECTIVES, Case, Views, batch_of, steps, trained
 from safetensors.torch import load_file, save_file
 from together import Plan, trained_together
 from torch import Tensor
@@ -43,40 +43,17 @@ def saved(objective: Objective) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in objective.state_dict().items()}
 
 
-def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3) -> list[float]:
-    """Trains; returns the loss of each step."""
-    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=lr)
-    losses = []
-    for step, batch in enumerate(batches):
-        loss, _ = objective(batch, step / len(batches))
-        loss.backward()
-        for parameter in objective.frozen_parameters(step / len(batches)):
-            parameter.grad = None
-        optimizer.step()
-        optimizer.zero_grad()
-        objective.after_step((step + 1) / len(batches))
-        losses.append(loss.item())
-    return losses
-
-
 def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
-    source = ArraySource(pixels, name="noise", fingerprint="", labels=Labels(np.arange(16) % 3, None, ""))
-
-    def run(name: str, views: Views) -> Objective:
-        config = TrainConfig(out=tmp_path / name, epochs=2, batch_size=8, lr=1e-3, save_every=1, threads=1, resume=True)
-        objective = case.make(0)
-        pretrain(objective, source, views, config, start(threads=1))
-        return objective
-
-    whole, before = run("whole", Views(case)), case.make(0).state_dict()
+    whole, before = trained(case, tmp_path / "whole", Views(case)), case.make(0).state_dict()
     for name, parameter in whole.named_parameters():
         if parameter.requires_grad:
             held = any(parameter is other for other in whole.frozen_parameters(0.99))
             assert torch.equal(parameter, before[name]) == held, name
     with pytest.raises(DataError, match="stopped here"):
-        run("stopped", Views(case, broken_at=4))  # the first is for the cost, so this is the third step
-    for name, value in run("stopped", Views(case)).state_dict().items():
+        trained(
+            case, tmp_path / "stopped", Views(case, broken_at=4)
+        )  # the first is for the cost, so this is the third step
+    for name, value in trained(case, tmp_path / "stopped", Views(case)).state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
 
 

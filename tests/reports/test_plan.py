@@ -11,7 +11,6 @@ from sslvit.config import TrainConfig
 from sslvit.reports.plan import (
     GB,
     SIZES,
-    WHOLE,
     Alive,
     Machine,
     Memory,
@@ -95,7 +94,7 @@ BY_HAND = Memory(
 def test_the_arithmetic_by_hand():
     assert BY_HAND.step(10) == 4_100
     assert BY_HAND.step(100) == 100 + 1_000 + 5_000
-    assert BY_HAND.peak(100) == 12_000 + 6_100
+    assert BY_HAND.peak(100, Parts()) == 12_000 + 6_100
     # Of 16,000 bytes an eighth, the weights once more, the largest block twice, and the end of the forward pass.
     assert BY_HAND.peak(100, Parts(8, shards=8)) == 2_000 + 4_000 + 1_000 + 6_100
     # With few images the end of a step is the peak, of which 4,000 bytes are gradients.
@@ -111,10 +110,10 @@ def test_the_arithmetic_by_hand():
 
 def test_the_largest_batch_just_fits():
     on = Machine("small", 1 * GB + 1.1 * 50_000, 1, None)
-    most = largest(BY_HAND, on, WHOLE)
-    assert fits(BY_HAND, on, most, WHOLE)
-    assert not fits(BY_HAND, on, most + 1, WHOLE)
-    assert largest(BY_HAND, Machine("none", 1 * GB, 1, None), WHOLE) == 0
+    most = largest(BY_HAND, on, Parts())
+    assert fits(BY_HAND, on, most, Parts())
+    assert not fits(BY_HAND, on, most + 1, Parts())
+    assert largest(BY_HAND, Machine("none", 1 * GB, 1, None), Parts()) == 0
 
 
 def test_the_verdict_names_the_batch_and_the_way_out():

@@ -1,12 +1,17 @@
 """Every objective in small; a new objective is one line in OBJECTIVES."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.config import TrainConfig
+from sslvit.data.labels import Labels
+from sslvit.data.source import ArraySource
 from sslvit.errors import DataError
 from sslvit.models.resnet import BiT, BiTConfig
 from sslvit.models.vit import ViT
@@ -26,6 +31,8 @@ from sslvit.objectives.simclr import SimCLR
 from sslvit.objectives.simmim import SimMIM
 from sslvit.objectives.supervised import Supervised
 from sslvit.objectives.vicreg import VICReg
+from sslvit.processes.collectives import start
+from sslvit.train import pretrain
 from sslvit.views.pretraining import CropFlip
 
 
@@ -109,7 +116,7 @@ class Views:
         return tuple(views)
 
 
-def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
+def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Batch:
     """Images of three kinds, brighter to one side, that the labels tell apart; each view is a brightness of its own."""
     ids = torch.arange(b)
     views = []
@@ -117,5 +124,32 @@ def batch_of(case: Case, step: int = 0, b: int = 8, dtype: torch.dtype = torch.f
         noise = rng.uniform(rng.key(0, "noise", step, view, ids), 3, size, size)
         slope = torch.linspace(0, 1, size).expand(size, size)
         slopes = torch.stack([slope, slope.T, 1 - slope])[ids % 3]
-        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(dtype))
-    return Batch(tuple(views), rng.key(0, "forward", step, ids), ids % 3)
+        views.append((0.6 * slopes[:, None] + 0.4 * noise).to(device, dtype))
+    return Batch(tuple(views), rng.key(0, "forward", step, ids).to(device), (ids % 3).to(device))
+
+
+def steps(objective: Objective, batches: list[Batch], lr: float = 2e-3, autocast: bool = False) -> list[float]:
+    """Trains; returns the loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for step, batch in enumerate(batches):
+        with torch.autocast(batch.key.device.type, torch.bfloat16, enabled=autocast):
+            loss, _ = objective(batch, step / len(batches))
+        loss.backward()
+        for parameter in objective.frozen_parameters(step / len(batches)):
+            parameter.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.after_step((step + 1) / len(batches))
+        losses.append(loss.item())
+    return losses
+
+
+def trained(case: Case, out: Path, views: Views, threads: int = 1) -> Objective:
+    """By the loop: two epochs of 16 images of noise, continued if there are any in this folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16), np.uint8)
+    source = ArraySource(pixels, name="noise", fingerprint="", labels=Labels(np.arange(16) % 3, None, ""))
+    config = TrainConfig(out=out, epochs=2, batch_size=8, lr=1e-3, save_every=1, threads=threads, resume=True)
+    objective = case.make(0)
+    pretrain(objective, source, views, config, start(threads=threads))
+    return objective

@@ -42,10 +42,9 @@ def train(rank: int, numbers: tuple, folder: Path) -> None:
         optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
         losses[name] = []
         for step in range(plan.steps):
-            batch = batch_of(case, step, plan.images, torch.float64)
+            batch = batch_of(case, step, plan.images, torch.float64, plan.device)
             mine = slice(rank * plan.images // plan.processes, (rank + 1) * plan.images // plan.processes)
-            views = tuple(view[mine].to(plan.device) for view in batch.views)
-            part = Batch(views, batch.key[mine].to(plan.device), batch.labels[mine].to(plan.device))
+            part = Batch(tuple(view[mine] for view in batch.views), batch.key[mine], batch.labels[mine])
             loss, _ = model(part, step / plan.steps)
             loss.backward()
             for parameter in objective.frozen_parameters(step / plan.steps):
