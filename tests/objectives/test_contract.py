@@ -49,10 +49,8 @@ def test_the_loop_trains_all_that_is_not_held_and_goes_on_bit_for_bit(case, tmp_
         if parameter.requires_grad:
             held = any(parameter is other for other in whole.frozen_parameters(0.99))
             assert torch.equal(parameter, before[name]) == held, name
-    with pytest.raises(DataError, match="stopped here"):
-        trained(
-            case, tmp_path / "stopped", Views(case, broken_at=4)
-        )  # the first is for the cost, so this is the third step
+    with pytest.raises(DataError, match="stopped here"):  # in the third step: the first views are for the cost
+        trained(case, tmp_path / "stopped", Views(case, broken_at=4))
     for name, value in trained(case, tmp_path / "stopped", Views(case)).state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
 
