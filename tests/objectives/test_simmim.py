@@ -149,6 +149,6 @@ def test_pictures_show_what_is_seen_and_the_predictions_in_the_hidden_places():
 
 
 def test_the_worked_example_of_the_documentation_is_this_file():
-    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "adding.md").read_text()
     example = page.split("<!-- worked example -->\n```python\n")[1].split("```")[0]
     assert example == Path(simmim.__file__).read_text()
