@@ -151,8 +151,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     for one in [*ahead_tables(results), *interval_tables(results)]:
         lines += table(*one)
     if found := results.get(ROBUSTNESS):
-        lines += ["## Robustness", "", *table(*robustness.overview(found, intervals=True))]
-        lines += bullets([*robustness.notes(found), *robustness.differences(found)])
+        lines += ["## Robustness", "", *robustness.as_markdown(found), ""]
     for name in dict.fromkeys(one["column"] for one in results["differences"]):
         lines += [f"## {markdown(capitalized(name))}", "", *bullets(claims(results, name))]
     return "\n".join(lines)

@@ -8,6 +8,8 @@ from sslvit.evaluate.robustness.summary import MEAN
 from sslvit.evaluate.statistics import Difference
 from sslvit.reports import page
 from sslvit.reports.charts import Line, line_chart
+from sslvit.reports.run import markdown_table
+from sslvit.runs.public import markdown
 
 HALF = 0.5  # of the patches, whose loss the table shows
 NONE = "-"
@@ -91,6 +93,14 @@ def differences(numbers: dict[str, Any]) -> list[str]:
     return texts
 
 
+def as_markdown(numbers: dict[str, Any]) -> list[str]:
+    """Lines of the tables, the notes and the differences."""
+    head, rows = overview(numbers, intervals=True)
+    head, *rows = ([markdown(cell) for cell in row] for row in (head, *rows))
+    texts = [*notes(numbers), *differences(numbers)]
+    return [*markdown_table(head, rows), "", *(f"- {markdown(text)}" for text in texts)]
+
+
 def points(gap: list[float]) -> str:
     mean, low, high = gap
     return Difference(mean, low, high, seeds=1).points
@@ -108,28 +118,24 @@ def curve(numbers: dict[str, Any], places: dict[float, str], x: str, *, ticks: l
     return line_chart(lines, x=x, y="accuracy, %", ticks=ticks, logarithmic=log, from_zero=True)
 
 
-def charts(numbers: dict[str, Any]) -> list[str]:
+def charts(numbers: dict[str, Any]) -> dict[str, str]:
+    """By caption."""
     accuracy, errors, levels = numbers["accuracy"], numbers["calibration error"], [0, *STRENGTHS]
-    strengths = [float(level) for level in levels]
+    strengths, tenths = [float(level) for level in levels], [0.0, 20.0, 40.0, 60.0, 80.0]
     calibration = [Line(name, strengths, [100 * errors[str(one)][name] for one in levels]) for name in accuracy[CLEAN]]
     corrupted = {float(one): f"strength {one}" if one else CLEAN for one in levels}
-    drops = {
-        kind: {0.0: CLEAN} | {100 * share: f"{kind} drop {share:g}" for share in SHARES}
-        for kind in DROPS
-        if f"{kind} drop {HALF:g}" in accuracy
-    }
     shuffled = {1.0: CLEAN} | {float(name.split()[1]): name for name in accuracy if name.startswith("shuffle ")}
-    error = line_chart(calibration, x="strength", y="calibration error, %", ticks=strengths, from_zero=True)
-    tenths = [0.0, 20.0, 40.0, 60.0, 80.0]
-    return [
-        page.chart(curve(numbers, corrupted, "strength", ticks=strengths), "Corrupted, the mean over corruptions."),
-        page.chart(error, "Calibration error, the mean over corruptions."),
-        *(
-            page.chart(curve(numbers, one, "% of patches dropped", ticks=tenths), f"Dropped patches: {kind}.")
-            for kind, one in drops.items()
+    found = {
+        "Corrupted, the mean over corruptions.": curve(numbers, corrupted, "strength", ticks=strengths),
+        "Calibration error, the mean over corruptions.": line_chart(
+            calibration, x="strength", y="calibration error, %", ticks=strengths, from_zero=True
         ),
-        page.chart(curve(numbers, shuffled, "k of a grid k x k", ticks=list(shuffled), log=True), "Shuffled patches."),
-    ]
+    }
+    for kind in DROPS:
+        if f"{kind} drop {HALF:g}" in accuracy:
+            places = {0.0: CLEAN} | {100 * share: f"{kind} drop {share:g}" for share in SHARES}
+            found[f"Dropped patches: {kind}."] = curve(numbers, places, "% of patches dropped", ticks=tenths)
+    return found | {"Shuffled patches.": curve(numbers, shuffled, "k of a grid k x k", ticks=list(shuffled), log=True)}
 
 
 def sections(numbers: dict[str, Any]) -> list[str]:
@@ -137,7 +143,7 @@ def sections(numbers: dict[str, Any]) -> list[str]:
     return [
         page.table(*overview(numbers, intervals=True)),
         page.paragraph("Brackets and bars are 95% intervals over the test images.", "faint"),
-        page.columns(*charts(numbers)),
+        page.columns(*(page.chart(svg, caption) for caption, svg in charts(numbers).items())),
         page.bullets(notes(numbers)),
         page.folded("Differences from the first model", page.bullets(differences(numbers))),
         page.folded("Each corruption, the mean of its strengths", page.table(*by_corruption(numbers))),
