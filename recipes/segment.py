@@ -28,6 +28,7 @@ from sslvit.processes.collectives import start_run
 from sslvit.reports.dry_run import preview
 from sslvit.reports.live import LiveReport
 from sslvit.reports.segmented import segmented
+from sslvit.reports.tested import write_report
 from sslvit.storage import durable, sealed
 from sslvit.train import pretrain
 from sslvit.views.segmentation import SegmentationView
@@ -77,7 +78,18 @@ PRESETS = {
 }  # fmt: skip
 
 
+def settled(config: Config) -> Config:
+    """Without the preset's steps if there are --epochs; an error where both were chosen."""
+    preset = PRESETS[config.preset]
+    if config.steps and (config.epochs, config.warmup_epochs) != (preset.epochs, preset.warmup_epochs):
+        if config.steps != preset.steps or config.epochs == preset.epochs:
+            raise ValueError("--steps sets epochs and their warm-up itself: give --epochs, with --steps 0")
+        return replace(config, steps=0)
+    return config
+
+
 def main(config: Config) -> dict[str, Any]:
+    config = settled(config)
     parse(config.train)
     accelerator = start_run(config)
     backbone, _ = config.open()
@@ -93,7 +105,8 @@ def main(config: Config) -> dict[str, Any]:
     views = SegmentationView(size, config.scales, color=config.color)
     if config.steps:
         warmup = WARMUP if config.preset == "linear" else 500
-        config = replace(config, **in_epochs(config.steps, config.batch_size, len(train), warmup))
+        whole = len(train) - len(train) % config.batch_size  # an epoch's incomplete batch is left out
+        config = replace(config, **in_epochs(config.steps, config.batch_size, whole or len(train), warmup))
     if preview(config, objective, train, views, accelerator):
         return {}
     if note:
@@ -109,6 +122,7 @@ def main(config: Config) -> dict[str, Any]:
     if accelerator.is_main_process:
         sealed.write(config.out / "test.json", numbers)
         durable.replace(config.out / "counts.safetensors", durable.tensor_pieces(counts._asdict()))
+        write_report(config.out)
     accelerator.print(f"Numbers, predictions.png and the head are in {config.out}")
     return numbers
 

@@ -19,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign, masks_to_boxes
 
 from sslvit.cli import run_cli
 from sslvit.data.readers import scenes
+from sslvit.finetuning import prepare
 from sslvit.models.vit import ViT
 from sslvit.weights.backbone import with_random_weights
 from sslvit.weights.foreign.open import open_backbone
@@ -111,7 +112,7 @@ def main() -> None:
     vit, _ = open_backbone(sys.argv[1])
     if not isinstance(vit, ViT):
         raise ValueError(f"{sys.argv[1]} is no ViT")
-    vit = (with_random_weights(vit) if sys.argv[3:] else vit).resized(SIZE).train()
+    vit = prepare(with_random_weights(vit) if sys.argv[3:] else vit, SIZE).train()
     torch.manual_seed(0)
     model = detector(vit)
     train(model, int(sys.argv[2]) if len(sys.argv) > 2 else 500)

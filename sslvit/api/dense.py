@@ -8,6 +8,7 @@ from torch import nn
 
 from sslvit.api.calls import check_names, public
 from sslvit.api.models import Model, backbone_of, load_model
+from sslvit.config import check_bounds
 from sslvit.evaluate.dense.options import DenseOptions, MaskedConfig
 from sslvit.evaluate.dense.probe import check_models, probed
 from sslvit.objectives.objective import Objective
@@ -61,11 +62,14 @@ def probe_dense(
     check_models(models, size, options.get("blocks", 1))
     chosen = {name: value for name, value in options.items() if name in OPTIONS}
     reading = {name: value for name, value in options.items() if name in READING}
+    dense = DenseOptions(image_size=size, heads=heads, **chosen)
+    check_bounds(dense)
+    if not heads or isinstance(heads, str) or set(heads) - {"knn", "logistic"}:
+        raise ValueError(f'heads is {heads!r}: give ("knn",), ("logistic",) or both')
     before = next(backbone.parameters()).device
     with without_trace(), tempfile.TemporaryDirectory(prefix="sslvit-") as folder:
         accelerator = start()
         train, test, _ = MaskedConfig(data=images, **reading).open_images(size)
-        dense = DenseOptions(image_size=size, heads=heads, **chosen)
         try:
             counts = dict(probed(models, train, test, dense, accelerator.device, Path(folder)))
         finally:

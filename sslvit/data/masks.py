@@ -232,10 +232,14 @@ def open_masked(
         return open_scenes(rest, split, image_size)
     if not colon or kind not in ("folder", "hf", "disk", "parquet") or Path(spec).exists():
         kind, rest = "folder", spec.removeprefix("folder:")
+    if not rest.strip():  # which would be the working directory
+        raise ValueError(f"data {spec!r} lacks a path or name: is a variable of the shell unset?")
+    if kind != "hf":
+        rest = os.path.expanduser(rest)  # which a shell does not do behind a colon
     if kind == "folder":
         images: Store
         of_masks: Store
-        images, of_masks, pairs, name = open_pairs(Path(rest).expanduser(), masks, split, follow_links)
+        images, of_masks, pairs, name = open_pairs(Path(rest), masks, split, follow_links)
     else:
         if masks:
             raise ValueError(f"--masks {masks}: the masks of {kind}:{rest} are in a column; name it by --mask_column")

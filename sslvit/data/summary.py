@@ -23,7 +23,7 @@ from sslvit.data.subset import Subset
 from sslvit.storage import durable
 from sslvit.views.batching import Size, to_pair
 
-SAMPLE = 512  # images
+SAMPLE, AT_ONCE = 512, 64  # images
 SECONDS = 5.0  # for the sample, and the same for comparing files
 PAIRS = 500  # of files of one size, compared
 PICTURED = 64
@@ -136,18 +136,20 @@ class Summary:
         self.kinds[f"{form} {mode}"] += 1
 
     def _look_at_arrays(self, ids: np.ndarray) -> None:
-        samples = self.source.read(ids)
-        replaced = {line.id for line in samples.bad}
-        self.sampled = len(ids)
-        self.reasons = [f"{line.path}: {line.reason}" for line in samples.bad]
-        for id, pixels in zip(ids.tolist(), samples.pixels.numpy(), strict=True):
-            if id not in replaced:
-                self._hash(pixels.data)
         whole = self.source
         while isinstance(whole, Subset):
             whole = whole.inner
-        self.sizes[whole.canvas] = len(ids) - len(replaced)
-        self.kinds["drawn" if isinstance(whole, ShapesSource) else "decoded"] = len(ids) - len(replaced)
+        kind, self.sampled = "drawn" if isinstance(whole, ShapesSource) else "decoded", len(ids)
+        for some in np.split(ids, range(AT_ONCE, len(ids), AT_ONCE)):
+            samples = self.source.read(some)
+            self.reasons += [f"{line.path}: {line.reason}" for line in samples.bad]
+            replaced = {line.id for line in samples.bad}
+            sizes = samples.extents.tolist()
+            for id, pixels, (height, width) in zip(some.tolist(), samples.pixels.numpy(), sizes, strict=True):
+                if id not in replaced:
+                    self._hash(pixels.data)
+                    self.sizes[height, width] += 1
+                    self.kinds[kind] += 1
 
     def _compare(self, files: EncodedSource, known: set[int]) -> None:
         """Duplicates are rare in any sample of a large set, but they have one size: compare files that do."""

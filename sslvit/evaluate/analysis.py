@@ -128,7 +128,7 @@ def mean_attention_distance(vit: ViT, batches: Iterable[Tensor]) -> Distances:
     sums, queries, count = torch.zeros(3, vit.depth, vit.heads, dtype=torch.float64), 0, 0
     for batch in batches:
         h, w = vit.grid_of(batch)
-        for images in batch.split(_at_once(vit, batch)):
+        for images in batch.split(images_at_once(vit, batch)):
             sums += _summed_distances(vit, images)
         count, queries = count + len(batch), queries + len(batch) * h * w
     if not count:
@@ -167,7 +167,7 @@ def roll_out(below: Tensor, attention: Tensor) -> Tensor:
 
 def attention_maps(vit: ViT, images: Tensor) -> Maps:
     """b c H W -> b gh gw and b k gh gw"""
-    batches = [_maps(vit, batch) for batch in images.split(_at_once(vit, images))]
+    batches = [_maps(vit, batch) for batch in images.split(images_at_once(vit, images))]
     return Maps(*(torch.cat(maps).cpu() for maps in zip(*batches, strict=True)))
 
 
@@ -195,7 +195,7 @@ def _offsets(grid: Grid) -> tuple[Tensor, Tensor]:
     return tuple((place.unsqueeze(1) - place).abs() for place in places)
 
 
-def _at_once(vit: ViT, images: Tensor) -> int:
+def images_at_once(vit: ViT, images: Tensor) -> int:
     """The images that pass through the model together."""
     h, w = vit.grid_of(images)
     return max(1, AT_ONCE // (4 * vit.heads * (vit.prefix + h * w) ** 2))

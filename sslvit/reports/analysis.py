@@ -68,6 +68,15 @@ def readable(source: Source, ids: np.ndarray, view: EvalView, device: torch.devi
             yield images[good].to(device)
 
 
+def first_of(batches: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """The first so many images, or fewer if there are no more."""
+    for images in batches:
+        yield images[:count]
+        count -= len(images)
+        if count <= 0:
+            return
+
+
 def at_once(vit: ViT, image_size: tuple[int, int], shown: int) -> int:
     """How many images are seen together at most, so that their patches fit into KEPT."""
     h, w = vit.config.grid_of(*image_size)

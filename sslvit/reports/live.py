@@ -212,6 +212,8 @@ def evaluation(progress: Progress) -> str:
             "top-5": "top5",
             "balanced": "mean_per_class",
             "calibration error": "calibration_error",
+            "mean IoU": "mean iou",
+            "pixel accuracy": "pixel accuracy",
         }
         rows = [[name, f"{100 * tested[key]:.1f}"] for name, key in kinds.items() if isinstance(tested.get(key), float)]
         parts.append(page.table([f"test, {tested.get('images', 0):,} images, %", ""], rows))

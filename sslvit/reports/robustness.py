@@ -112,9 +112,9 @@ def curve(numbers: dict[str, Any], places: dict[float, str], x: str, *, ticks: l
     for name in numbers["accuracy"][CLEAN]:
         found = {at: one for at, place in places.items() if (one := numbers["accuracy"][place].get(name))}
         if len(found) > 1:
-            middles = [50 * (low + high) for _, low, high in found.values()]
+            means = [100 * mean for mean, _, _ in found.values()]
             spread = [50 * (high - low) for _, low, high in found.values()]
-            lines.append(Line(name, list(found), middles, spread))
+            lines.append(Line(name, list(found), means, spread))
     return line_chart(lines, x=x, y="accuracy, %", ticks=ticks, logarithmic=log, from_zero=True)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sslvit.data.masks import MaskedSource
 from sslvit.evaluate.dense.probes import Answers, predictions, scored
 from sslvit.evaluate.dense.scores import PixelCounts
-from sslvit.evaluate.dense.windows import Window, patch_features
+from sslvit.evaluate.dense.windows import Window, Windows, patch_features
 from sslvit.evaluate.features import gather
 from sslvit.objectives.segmentation import Segmentation
 from sslvit.processes import collectives
@@ -53,9 +53,9 @@ def draw_predictions(answers: Answers, head: str, classes: int, file: Path) -> A
     colors = palette(classes)
     for one, answer in answers:
         if len(columns) < SHOWN:
-            mask, image = one.windows.mask, one.windows.image[0]
-            parts = [_square(image, "bilinear"), _square(colored(mask, colors)), _square(colored(answer[head], colors))]
-            columns.append(torch.cat(parts, 1))
+            image, place = middle(one.windows)
+            maps = (colored(part[place], colors) for part in (one.windows.mask, answer[head]))
+            columns.append(torch.cat([_square(image, "bilinear"), *map(_square, maps)], 1))
         yield one, answer
     pixels = rearrange(torch.cat(columns, 2), "c h w -> h w c")
     durable.replace_picture(file, Image.fromarray(pixels.numpy()))
@@ -75,11 +75,18 @@ def colored(mask: Tensor, colors: Tensor) -> Tensor:
     return rearrange(colors[mask.long()], "h w c -> c h w")
 
 
+def middle(windows: Windows) -> tuple[Tensor, tuple[slice, slice]]:
+    """The window nearest to the middle, and its place in the mask."""
+    side, size = windows.image.shape[-1], torch.tensor(windows.size)
+    nearest = (2 * windows.corners + side - size).square().sum(1).argmin()
+    scale = torch.tensor(windows.mask.shape) / size
+    edges = torch.stack([windows.corners[nearest], windows.corners[nearest] + side]) * scale
+    (top, left), (bottom, right) = edges.round().long().tolist()
+    return windows.image[nearest], (slice(top, bottom), slice(left, right))
+
+
 def _square(image: Tensor, mode: str = "nearest-exact") -> Tensor:
-    """The middle square, in SIDE pixels."""
-    side = min(image.shape[1:])
-    top, left = ((length - side) // 2 for length in image.shape[1:])
-    cut = image[None, :, top : top + side, left : left + side]
+    """c h w in SIDE pixels."""
     if mode == "nearest-exact":
-        return F.interpolate(cut, (SIDE, SIDE), mode=mode)[0]
-    return F.interpolate(cut.float(), (SIDE, SIDE), mode=mode, antialias=True)[0].clamp(0, 255).byte()
+        return F.interpolate(image[None], (SIDE, SIDE), mode=mode)[0]
+    return F.interpolate(image[None].float(), (SIDE, SIDE), mode=mode, antialias=True)[0].clamp(0, 255).byte()

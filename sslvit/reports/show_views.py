@@ -40,7 +40,8 @@ def show_views(
     seen = views(samples.pixels, view_key, samples.extents)
     hidden = objective.cpu().reconstructed(Batch(seen, slot_key, samples.labels))[:1]
     if accelerator.is_main_process:
-        whole = EvalView(tuple(seen[0].shape[-2:]))(samples.pixels, view_key, samples.extents)
+        pixels = samples.pixels[:, : source.channels]  # without a mask
+        whole = EvalView(tuple(seen[0].shape[-2:]))(pixels, view_key, samples.extents)
         draw((*whole, *seen, *hidden), file)
     several = "1 view" if len(seen) == 1 else f"{len(seen)} views"
     masked = ", and once more with what the model does not see in grey" if hidden else ""

@@ -1,5 +1,6 @@
 """A fine-tuned model's test: its numbers, and the files that hold them in the run's folder."""
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -44,7 +45,12 @@ def read_test(
         save_predictions(config.out / "predictions.parquet", predicted)
         draw_confusion(confusion(probabilities, labels), train.classes, config.out / "confusion.png")
         sealed.write(config.out / "test.json", numbers)
-        progress = Progress(config.out)
-        progress.status = Status("finished")
-        durable.replace_text(config.out / "report.html", as_page(progress, {}, LEAST_PATIENCE, last=True))
+        write_report(config.out)
     return predicted, numbers
+
+
+def write_report(run: Path) -> None:
+    """The page of a run that has been tested."""
+    progress = Progress(run)
+    progress.status = Status("finished")
+    durable.replace_text(run / "report.html", as_page(progress, {}, LEAST_PATIENCE, last=True))

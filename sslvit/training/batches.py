@@ -48,7 +48,9 @@ def look(sampler: MicroBatches, image_size: Size, views: Views, config: TrainCon
         text = f"{sampler.source.name}: a dataset of unknown size, {len(sampler.source):,} images count as one pass"
     accelerator.print(text)
     durable.replace_text(config.out / "data.txt", text + "\n")
-    contact_sheet(sampler.first(PICTURED), config.out / "first_batch.png")
+    first = sampler.first(PICTURED)
+    first = first._replace(pixels=first.pixels[:, : sampler.source.channels])  # without a mask
+    contact_sheet(first, config.out / "first_batch.png")
 
 
 class Feed:

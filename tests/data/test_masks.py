@@ -14,6 +14,7 @@ from sslvit.data.masks import IGNORED, Masking, open_masked
 from sslvit.data.readers import scenes
 from sslvit.data.spec import open_source
 from sslvit.errors import DataError, NoInput
+from sslvit.evaluate.dense.options import MaskedConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 20, 30, 3)).astype(np.uint8)
 MASKS = np.random.default_rng(1).integers(0, 4, (6, 20, 30)).astype(np.uint8)
@@ -75,6 +76,29 @@ def test_pairs_of_every_layout_are_those_that_were_written(tmp_path, layout):
             image, mask = source.pair(id)
             assert np.array_equal(image.permute(1, 2, 0), PIXELS[first + id])
             assert np.array_equal(mask, MASKS[first + id])
+
+
+def test_the_lists_of_voc_hold_for_masks_elsewhere_and_what_they_name_must_be_there(tmp_path):
+    root = voc(tmp_path / "set")
+    (root / "SegmentationClass").rename(tmp_path / "other")
+    assert len(open_masked(f"folder:{root}", image_size=32, masks=str(tmp_path / "other"))) == 4
+    (root / "JPEGImages" / "a2.png").unlink()
+    with pytest.raises(DataError, match=r"JPEGImages lacks 1 of the 4 images that .* lists for train, e.g. a2"):
+        open_masked(f"folder:{root}", image_size=32, masks=str(tmp_path / "other"))
+
+
+def test_masks_of_test_images_may_be_elsewhere_too(tmp_path):
+    by_split(tmp_path)
+    places = {}
+    for split in ("train", "val"):
+        (tmp_path / split / "masks").rename(tmp_path / f"{split}_masks")
+        (tmp_path / split / "images").rename(tmp_path / f"{split}_images")
+        places[split] = [str(tmp_path / f"{split}_{kind}") for kind in ("images", "masks")]
+    (images, masks), (test_data, test_masks) = places["train"], places["val"]
+    config = MaskedConfig(data=images, masks=masks, test_data=test_data, test_masks=test_masks)
+    train, test, _ = config.open_images(32)
+    assert (len(train), len(test)) == (4, 2)
+    assert np.array_equal(test.pair(0)[1], MASKS[4])
 
 
 def test_palette_indices_are_the_classes_not_their_colours(tmp_path):
@@ -189,6 +213,8 @@ def test_missing_folders_and_splits_are_named(tmp_path):
     write(tmp_path / "masks", "a", MASKS[0])
     with pytest.raises(NoInput, match="has no test split"):
         open_masked(str(tmp_path), image_size=32, split="test")
+    with pytest.raises(ValueError, match="is a variable of the shell unset"):
+        open_masked("folder:", image_size=32)
     with pytest.raises(ValueError, match="shapes:scenes has"):
         open_masked("shapes:texture", image_size=64)
 

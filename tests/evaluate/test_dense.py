@@ -20,6 +20,7 @@ from sslvit.evaluate.dense.scores import count, difference, gathered
 from sslvit.evaluate.dense.windows import RawPixels, Seen, Window, patch_classes, patch_features, stitched
 from sslvit.models.readout import Encoded
 from sslvit.models.vit import ViT
+from sslvit.reports.segmented import middle
 
 CPU = torch.device("cpu")
 
@@ -193,11 +194,56 @@ def test_a_mapped_bank_equals_one_in_memory_and_a_full_disk_is_refused(tmp_path,
     half = filled(memory=100.0, half=True)
     assert (tmp_path / "features").stat().st_size == 12 * 16 * 3 * 2
     assert torch.equal(half.features, whole.features.half())
+    assert filled(patches=10**9, memory=1e6).features.shape == whole.features.shape  # there are no more than these
     some = filled(patches=60)
     assert some.images.bincount().tolist() == [5] * 12
     monkeypatch.setattr(banks.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 2000})())
     with pytest.raises(NoInput, match=r"take 0.0 GB .* where 0.0 GB are free: take fewer by --patches"):
         filled(memory=100.0)
+
+
+def test_a_bank_moves_to_the_disk_when_later_images_turn_out_larger(tmp_path):
+    def seen():
+        for id, side in enumerate((8, 16, 16, 16)):
+            mask = torch.zeros(side, side, dtype=torch.uint8)
+            grid = side // 8
+            yield Seen(
+                Window(side).of(id, torch.zeros(3, side, side, dtype=torch.uint8), mask), torch.rand(1, grid, grid, 4)
+            )
+
+    torch.manual_seed(0)
+    whole = fill(seen(), 4, 2, folder=None)
+    torch.manual_seed(0)
+    mapped = fill(seen(), 4, 2, folder=tmp_path, memory=100.0)  # 20 bytes for each of 1 + 4 + 4 + 4 patches
+    assert (tmp_path / "features").stat().st_size == 13 * 4 * 4
+    for one, other in zip(whole, mapped, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_features_that_are_no_numbers_or_too_large_for_half_precision_are_refused():
+    source = open_masked("shapes:scenes,n=2", image_size=32)
+
+    class Scaled(Patches):
+        def forward(self, images):
+            return Encoded(None, super().forward(images).patches * self.factor)
+
+    for factor, said in ((float("inf"), "not finite"), (1e6, "leave out --half")):
+        model = Scaled()
+        model.factor = factor
+        with pytest.raises(ValueError, match=said):
+            fill(patch_features(model, source, np.arange(2), Window(32), CPU), 2, 22, folder=None, half=True)
+
+
+def test_the_picture_of_an_oblong_image_shows_its_middle_window_and_that_part_of_its_mask():
+    columns = torch.arange(90).expand(30, 90)
+    windows = Window(30, 20).of(0, columns[None].expand(3, -1, -1).to(torch.uint8), columns.to(torch.uint8))
+    image, place = middle(windows)
+    assert windows.corners[:, 1].tolist() == [0, 20, 40, 60]
+    assert torch.equal(image[0], windows.mask[place])
+    small = Window(15, 10).of(0, columns[None].expand(3, -1, -1).to(torch.uint8), columns.to(torch.uint8))
+    image, place = middle(small)
+    assert windows.mask[place].shape == (30, 30)
+    assert abs(float(image[0].float().mean()) - float(windows.mask[place].float().mean())) < 1
 
 
 def test_features_do_not_depend_on_batches():

@@ -176,6 +176,15 @@ def test_without_errors_of_the_reference_there_is_no_mean_corruption_error():
     assert corruption_error(torch.ones(4, 2).double(), torch.tensor([[0.0, 1.0]] * 4).double()) is None
 
 
+def test_draws_without_an_error_of_the_reference_have_no_part_in_the_interval():
+    """One image of 20 is wrong: a third of the resamples are without it."""
+    reference = torch.zeros(20, 1).double()
+    reference[0] = 1.0
+    mean, low, high = corruption_error(reference + reference.flip(0), reference)
+    assert mean == 2.0
+    assert 1.0 <= low <= high <= 20.0
+
+
 def test_intervals_are_those_of_the_binomial():
     """Of 1,000 images 300 are right: the standard error of the share is the root of 0.3 * 0.7 / 1000."""
     mean, low, high = interval(torch.cat([torch.ones(300), torch.zeros(700)]))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import sslvit
 from sslvit.errors import DataError
+from sslvit.storage.jsonl import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,26 @@ def test_training_to_segment_ends_with_a_head_a_model_and_numbers_and_goes_on(mo
     numbers = json.loads((out / "test.json").read_text())
     assert numbers["images"] == 1000
     assert 0 <= numbers["mean iou"] <= 1
+    page = (out / "report.html").read_text()
+    assert f"<td>mean IoU</td><td>{100 * numbers['mean iou']:.1f}</td>" in page
     vit = sslvit.load_model(out)
     objective = sslvit.Segmentation(vit, classes=22, head="pyramid")
     objective.head.load_state_dict(load_file(out / "head.safetensors"))
     capsys.readouterr()
     run("segment", f"{words} --steps 3 --save_every 1 --resume")
     assert json.loads((out / "test.json").read_text()) == numbers
+
+
+@pytest.mark.parametrize(("words", "steps"), [("--steps 7", 7), ("--epochs 2 --warmup_epochs 0", 6)])
+def test_an_epoch_is_its_whole_batches(model, tmp_path, words, steps):
+    """Of 31 images in batches of 8 there are three."""
+    out = tmp_path / "out"
+    given = f"--model {model} --data shapes:scenes,n=31 --image_size 32 --batch_size 8 --threads 1 --log_every 1"
+    run("segment", f"{given} {words} --out {out}")
+    assert [line["step"] for line in read_lines(out / "metrics.jsonl") if "lr" in line][-1] == steps
+    with pytest.raises(SystemExit):
+        run("segment", f"{given} --steps 7 --epochs 2 --out {tmp_path / 'both'}")
+    assert not (tmp_path / "both").exists()
 
 
 def test_the_linear_preset_leaves_the_backbone_as_it_was(model, tmp_path):
@@ -80,5 +95,11 @@ def test_what_cannot_be_segmented_is_refused_before_anything_is_written(model, t
     with pytest.raises(SystemExit):
         run("probe_dense", f"--model {tmp_path / 'bit'} --out {out} --threads 1")
     assert not out.exists()
+    for options, said in (
+        ({"heads": "knn"}, "give .*or both"), ({"temperature": 0.0}, "above 0"),
+        ({"stride": 40}, "gaps between windows of 32"), ({"binary": True, "classes": 3}, "makes two classes itself"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            sslvit.probe_dense(str(model), "shapes:scenes", limit_train=5, **options)
     with pytest.raises(DataError, match="RGB"):
         sslvit.probe_dense(str(model), f"folder:{folder}")

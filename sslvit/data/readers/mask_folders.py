@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslvit.data.readers.folders import SPLITS, FileStore, nearest, open_folders
+from sslvit.data.readers.folders import SPLITS, FileStore, nearest, open_folders, printable
 from sslvit.errors import DataError, NoInput
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
@@ -17,10 +17,9 @@ def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[
     """The two stores, the rows of both that belong together, and a name."""
     if not root.is_dir():
         raise NoInput(f"data {root} is not a folder: {nearest(root)}")
-    listed = None
-    if not masks and (root / "ImageSets" / "Segmentation").is_dir():  # VOC
-        of_images, of_masks = root / "JPEGImages", root / "SegmentationClass"
-        lists = root / "ImageSets" / "Segmentation"
+    listed, lists = set[bytes](), root / "ImageSets" / "Segmentation"
+    if lists.is_dir():  # VOC
+        of_images, of_masks = root / "JPEGImages", Path(masks).expanduser() if masks else root / "SegmentationClass"
         files = [lists / f"{name}.txt" for name in SPLITS[MASKED[split]]]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
@@ -39,9 +38,13 @@ def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[
     images, stored = (open_folders([path], follow_links=follow_links) for path in (of_images, of_masks))
     rows = {_stem(stored.names[row]): row for row in range(len(stored))}
     stems = [(row, _stem(images.names[row])) for row in range(len(images))]
-    stems = [(row, stem) for row, stem in stems if listed is None or stem in listed]
-    if not stems:
-        raise DataError(f"{of_images} has none of the {len(listed or ()):,} images that {root} lists for {split}")
+    if listed:
+        stems = [(row, stem) for row, stem in stems if stem in listed]
+        if absent := listed - {stem for _, stem in stems}:
+            raise DataError(
+                f"{of_images} lacks {len(absent):,} of the {len(listed):,} images that {root} lists for {split}, "
+                f"e.g. {printable(min(absent))}"
+            )
     lacking = [row for row, stem in stems if stem not in rows]
     if lacking:
         raise DataError(

@@ -39,12 +39,14 @@ class Bank(NamedTuple):
 class Rows:
     """Rows that come one after another, in memory or in a file."""
 
-    def __init__(self, file: Path | None):
-        self.file, self.kept, self.shape = file, list[Tensor](), torch.empty(0, 0)
+    def __init__(self, file: Path | None = None, rows: Iterable[Tensor] = ()):
+        self.file, self.kept, self.shape, self.size = file, list[Tensor](), torch.empty(0, 0), 0
         self.writing = file.open("wb") if file else None
+        for some in rows:
+            self.add(some)
 
     def add(self, rows: Tensor) -> None:
-        self.shape = rows[:0]
+        self.shape, self.size = rows[:0], self.size + rows.nbytes
         if self.writing:
             self.writing.write(rows.contiguous().numpy().data)
         else:
@@ -74,7 +76,7 @@ def fill(
     which features and classes are written to files in the folder, and mapped from them."""
     each = max(1, patches // images) if patches else 0
     dtype = torch.float16 if half else torch.float32
-    features, shares, numbers = Rows(None), Rows(None), list[Tensor]()
+    features, shares, numbers = Rows(), Rows(), list[Tensor]()
     for number, (windows, maps) in enumerate(seen):
         grid = maps.shape[1], maps.shape[2]
         known = patch_classes(windows.labels, grid, classes).flatten(0, 2)
@@ -82,23 +84,28 @@ def fill(
         if each and len(rows) > each:
             order = rng.permutation(rng.key("patches", torch.tensor([windows.id])), len(rows))[0]
             rows = rows[order[:each].sort().values]
-        if number == 0:
-            total = images * (each or len(known)) * (maps.shape[-1] * dtype.itemsize + 2 * classes)
-            if total > memory and folder:
-                check_room(folder, total)
-                features, shares = Rows(folder / "features"), Rows(folder / "classes")
-        features.add(rearrange(maps, "k h w d -> (k h w) d")[rows].to(dtype))
+        found = rearrange(maps, "k h w d -> (k h w) d")[rows].to(dtype)
+        if half and not found.isfinite().all():
+            raise DataError(f"patch features of image {windows.id} are beyond what float16 can hold: leave out --half")
+        features.add(found)
         shares.add(known[rows].half())
         numbers.append(torch.full((len(rows),), number))
+        stored = features.size + shares.size
+        expected = stored / (number + 1) * images  # as many from each of the others
+        if folder and expected > memory:
+            check_room(folder, expected, expected - stored * bool(features.file), half)
+            if not features.file:
+                features, shares = Rows(folder / "features", features.kept), Rows(folder / "classes", shares.kept)
     if not sum(map(len, numbers)):
         raise DataError("all pixels of the training masks are ignored: there is no patch to learn from")
     return Bank(features.whole(), shares.whole(), torch.cat(numbers))
 
 
-def check_room(folder: Path, size: int) -> None:
+def check_room(folder: Path, size: float, missing: float, half: bool) -> None:
+    """size: in bytes, when all is there. missing: of it."""
     free = shutil.disk_usage(folder).free
-    if size > free:
+    if missing > free:
         raise NoInput(
             f"the patch features take {size / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free: take fewer "
-            "by --patches, or half of it by --half"
+            f"by --patches{'' if half else ', or half of it by --half'}"
         )

@@ -24,6 +24,8 @@ class MaskedConfig(Options):
     """Images to test on, in the form of --data; by default its test split, or a tenth held out."""
     masks: str = option("", FREE)
     """Folders: where the masks are, if not beside the images."""
+    test_masks: str = option("", EVALUATION)
+    """The same for --test_data."""
     image_column: str | None = None
     """Tables only: the image column, if there are several."""
     mask_column: str | None = None
@@ -43,6 +45,8 @@ class MaskedConfig(Options):
 
     def open_images(self, image_size: int) -> tuple[MaskedSource, MaskedSource, str]:
         """Training and test images, and a sentence if the latter are held out of the former."""
+        if self.binary and (self.classes not in (0, 2) or self.reduce_zero_label):
+            raise ValueError("--binary makes two classes itself: leave out --classes and --reduce_zero_label")
         masking = Masking(2 if self.binary else self.classes, self.ignore, self.reduce_zero_label, self.binary)
         train = self._open(self.data, "train", image_size, masking)
         masking = masking._replace(classes=len(train.classes))
@@ -65,7 +69,7 @@ class MaskedConfig(Options):
             spec,
             split=split,
             image_size=image_size,
-            masks=self.masks if spec == self.data else "",
+            masks=self.masks if spec == self.data else self.test_masks,
             image_column=self.image_column,
             mask_column=self.mask_column,
             masking=masking,

@@ -34,6 +34,8 @@ def probed(
 ) -> Iterator[tuple[str, PixelCounts]]:
     """The counts of "model, head", as they come. folder: of the file that holds features above the limit of memory.
     watch: looks at the predictions of a model as they come."""
+    if options.stride > options.image_size:
+        raise ValueError(f"--stride {options.stride} leaves gaps between windows of {options.image_size} px")
     rows, held = (drawn(source, n) for source, n in ((train, options.limit_train), (test, options.limit_test)))
     classes = len(train.classes)
     for name, model in models.items():

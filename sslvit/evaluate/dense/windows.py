@@ -103,6 +103,8 @@ def patch_features(
                 images = torch.cat([held.image for held in waiting]).split(batch_size)
                 parts = [feature_maps(backbone, some.to(device) / 255, layers).float().cpu() for some in images]
                 maps = rearrange(torch.cat(parts), "b d h w -> b h w d")
+                if not maps.isfinite().all():
+                    raise ValueError(f"patch features of {source.name} are not finite: has the model diverged?")
                 for held, part in zip(waiting, maps.split([len(held.image) for held in waiting]), strict=True):
                     yield Seen(held, part)
                 waiting = []

@@ -134,7 +134,8 @@ def measure(
         mine = [shown._replace(salient=salience(one, images, grid)) for one in subjects]
         if conflict := conflicting(source, samples.ids[good], size):
             colors.append(conflict[1])
-            changes[CONFLICT] = partial(lambda pixels, shown: pixels, conflict[0].to(device))
+            (scenes,) = view(conflict[0].to(device), key, samples.extents[good])
+            changes[CONFLICT] = partial(lambda scenes, shown: scenes, scenes)
         for name, change in changes.items():
             same = change(shown)
             for subject, own in zip(subjects, mine, strict=True):
@@ -172,4 +173,4 @@ def conflicting(source: Source, ids: Tensor, size: tuple[int, int]) -> tuple[Ten
     scenes = ids + source.first
     others = rng.integers(rng.key(0, "other colour", scenes), len(shapes.SHAPES) - 1)
     colors = (shapes.shape_label(scenes) + 1 + others) % len(shapes.SHAPES)
-    return shapes.make(scenes, size[0], colors_of=colors) / 255, colors
+    return shapes.make(scenes, size[0], colors_of=colors), colors

@@ -10,11 +10,13 @@ where the model is read by its mean patch, of the patches, since nothing has tra
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from sslvit import rng
+from sslvit.evaluate.analysis import images_at_once
 from sslvit.evaluate.features import evaluation_mode
 from sslvit.models.positions import Grid
 from sslvit.models.vit import ViT
@@ -48,11 +50,13 @@ def random_order(key: Tensor, grid: Grid) -> Tensor:
 def salient_order(vit: ViT, images: Tensor, grid: Grid, readout: str) -> Tensor:
     """The patches that the class token attends to most come first; of a model that is read by its mean patch, those
     that patches attend to most. On another grid than the model's its attention is averaged: b c h w -> b p"""
-    with evaluation_mode(vit, images.device.type):
-        (attention,) = vit.attention(images, 1)
-    rows = attention[:, :, vit.prefix :] if readout == "mean" else attention[:, :, :1]
-    (height, width), maps = vit.grid_of(images), rows[..., vit.prefix :].mean((1, 2))
-    maps = F.adaptive_avg_pool2d(maps.view(-1, height, width), grid)
+    found = []
+    for some in images.split(images_at_once(vit, images)):
+        with evaluation_mode(vit, images.device.type):
+            (attention,) = vit.attention(some, 1)
+        rows = attention[:, :, vit.prefix :] if readout == "mean" else attention[:, :, :1]
+        found.append(rows[..., vit.prefix :].mean((1, 2)))
+    maps = F.adaptive_avg_pool2d(torch.cat(found).view(-1, *vit.grid_of(images)), grid)
     return maps.flatten(1).argsort(dim=1, descending=True, stable=True)
 
 
