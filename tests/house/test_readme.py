@@ -8,7 +8,7 @@ import dense
 
 from sslvit.experiments.report import as_markdown, figure
 from sslvit.experiments.study import STUDIES, percent, plot
-from sslvit.reports import page
+from sslvit.reports import page, robustness
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
@@ -25,10 +25,13 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
         "recipes/results/cifar10/held-out.json",
         "recipes/results/dense.json",
         "recipes/results/fashion-mnist.json",
+        "recipes/results/robustness.json",
     ]
+    tellers = {"dense": dense.told, "robustness": robustness.as_markdown}
     for file, text in blocks:
         results = json.loads((ROOT / file).read_text())
-        told = dense.told(results) if file.endswith("/dense.json") else as_markdown(results).splitlines()
+        tell = tellers.get(Path(file).stem)
+        told = tell(results) if tell else as_markdown(results).splitlines()
         lines = [line for line in text.splitlines() if line]
         assert len(lines) > 3
         assert [line for line in lines if not any(quoted(line, one) for one in told)] == []
@@ -37,6 +40,13 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
 def test_the_picture_of_fine_tuning_is_that_of_its_data():
     kept = ROOT / "recipes" / "results" / "cifar10"
     assert (kept / "fine-tuning.svg").read_text() == figure(json.loads((kept / "held-out.json").read_text()))
+
+
+def test_the_pictures_of_robustness_are_those_of_its_data():
+    kept = ROOT / "recipes" / "results" / "robustness"
+    drawn = robustness.charts(json.loads(kept.with_suffix(".json").read_text()))
+    names = {re.sub(r"\W+", "-", caption.lower()).strip("-"): page.alone(svg) for caption, svg in drawn.items()}
+    assert {file.stem: file.read_text() for file in kept.glob("*.svg")} == names
 
 
 def quoted(line: str, told: str) -> bool:
