@@ -18,29 +18,39 @@ can work in one OUT. A method may have flags of its recipe: mpp:target=pixels,co
 from functools import partial
 
 from sslvit.cli import run_cli
-from sslvit.experiments.compare import ComparisonConfig, check, passes, places, plan, room, starts
+from sslvit.experiments.compare import (
+    ComparisonConfig,
+    check,
+    check_first,
+    facts_of,
+    passes,
+    places,
+    plan,
+    room,
+    starts,
+)
 from sslvit.experiments.disk import check_room
 from sslvit.experiments.gather import gather, models_of, write
-from sslvit.experiments.jobs import at_a_time, check_settings
+from sslvit.experiments.jobs import at_a_time, check_settings, settings_of
 from sslvit.experiments.records import Records
 from sslvit.experiments.report import as_markdown
 from sslvit.experiments.results import SCRATCH
 from sslvit.experiments.work import work_on
 
+SETTINGS, FREE = "compare.json", ("out", "jobs", "records", "robustness")
+
 
 def main(config: ComparisonConfig) -> None:
     check(config)
+    records, every = Records(config.records, settings_of(config, FREE), facts_of(config)), models_of(config)
+    kept = [name for name in every if records.read(name)]  # before anything is written
+    check_first(config, config.out / SETTINGS)
     settings = check_settings(
-        config,
-        config.out / "compare.json",
-        free=("out", "jobs", "records", "robustness"),
-        grows=("methods", "seeds"),
-        appended=("transfer",),
+        config, config.out / SETTINGS, free=FREE, grows=("methods", "seeds"), appended=("transfer",)
     )
     models, together = starts(config), at_a_time(config.jobs)
     start = models[f"{SCRATCH['mean']}-0"]
-    records, every = Records(config.records, settings), models_of(config)
-    jobs = plan(config, models, passes(config, start), kept=[name for name in every if records.read(name)])
+    jobs = plan(config, models, passes(config, start), kept=kept)
     check_room(room(config, jobs, start, together), config.out)
     keep = partial(records.keep, jobs, config.out, places(config), every)
     keep()

@@ -8,6 +8,7 @@ same from random weights. The test set is read once, after everything is chosen 
 its head, is a classifier to sslvit.weights.folder.load_classifier and to timm. Not yet run in full.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sslvit.finetuning import (
     classifier,
     finetune,
     lengthened,
+    rate_of,
     settled,
 )
 from sslvit.processes.collectives import start_run
@@ -53,7 +55,13 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     if config.show_views or config.dry_run:
         images = Subset(train, chosen_ids(torch.from_numpy(labels), config).numpy())
         objective = classifier(backbone, int(highest) + 1, config, readout=readout, image_size=size)
-        preview(lengthened(config, len(images)), objective, images, config.views(size), accelerator)
+        preview(
+            lengthened(replace(config, lr=rate_of(config)), len(images)),
+            objective,
+            images,
+            config.views(size),
+            accelerator,
+        )
         return {}
     if test_labels.max() > highest:
         raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")

@@ -108,7 +108,7 @@ class FinetuneConfig(ModelConfig, TrainConfig, LabelledConfig):
     cutmix: float = option(0.0, least=0, most=1)
     """Paste a piece of another image: the parameter of the beta distribution; 0 does not."""
     batch_size: int = 512
-    lr: float = 0.01
+    lr: float = option(0.0, least=0)
     optimizer: Literal["adamw", "sgd"] = "sgd"
     clip: float = 1.0
     chosen_by: ClassVar[str] = "protocol"
@@ -137,10 +137,12 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
     were chosen."""
     protocol, config = PROTOCOLS[config.protocol], config.with_rate()
     parse(config.train)
-    if config.rates and config.lr not in (protocol.lr, replace(config, lr=protocol.lr).with_rate().lr):
+    if config.rates and config.lr != replace(config, lr=protocol.lr, base_lr=protocol.base_lr).with_rate().lr:
         if config.rates != protocol.rates:
             raise ValueError(f"--lr {config.lr:g} and --rates {config.rates}: give one of them")
         config = replace(config, rates=())
+    if not (config.rates or config.lr):
+        raise ValueError("there is no learning rate: give --lr, or --rates to choose from")
     if len(config.rates) == 1:  # nothing to choose from, so nothing is held out
         config = replace(config, lr=config.rates[0], rates=())
     if config.steps and (config.epochs, config.warmup_epochs) != (protocol.epochs, protocol.warmup_epochs):
@@ -148,6 +150,11 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
             raise ValueError("--steps sets epochs and their warm-up itself: give --epochs, with --steps 0")
         config = replace(config, steps=0)
     return config
+
+
+def rate_of(config: FinetuneConfig) -> float:
+    """Where none is chosen: of several candidates a middle one."""
+    return config.lr or config.rates[len(config.rates) // 2]
 
 
 def finetune(
@@ -191,7 +198,7 @@ def finetune(
         accelerator.free_memory()
         return objective
 
-    rate = config.lr
+    rate = rate_of(config)
     tried: dict[float, float] = {}
     several = labels[ids].bincount().max() > 1
     if config.rates and not several:
@@ -290,7 +297,10 @@ def held_out_parts(labels: Tensor, config: FinetuneConfig) -> list[tuple[Tensor,
     """The rows to train on and those to choose by, once or once per fold."""
     fifth, number = len(labels) / 5, config.folds
     if number == 0 and len(labels) >= 10 * ENOUGH:
-        return [hold_out(labels, max(share_held_out(len(labels)), ENOUGH / len(labels)), config.seed)]
+        share = max(share_held_out(len(labels)), ENOUGH / len(labels))
+        while len((parts := hold_out(labels, share, config.seed))[1]) < ENOUGH and share < 0.5:
+            share *= 1.1  # each class rounds its own
+        return [parts]
     if number == 0:  # each fold holds out a fifth; of the five as many as are needed
         return folds(labels, 5, config.seed)[: math.ceil(ENOUGH / fifth)]
     if number == 1:

@@ -13,6 +13,7 @@ their difference; the images are the same, so that this is cautious.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,7 +243,8 @@ def kept_monitor(data: str, config: ImagesConfig, channels: int, accelerator: Ac
         )
         return None
     size = config.image_size
-    labelled = LabelledConfig(data, image_size=size, eval_crop=config.eval_crop)
+    own = {"data": data, "image_column": None, "label_column": None, "root": None, "only_classes": ()}
+    labelled = LabelledConfig(**{one.name: getattr(config, one.name) for one in fields(ImagesConfig)} | own)
     try:
         train, test, note = open_labelled(labelled, size, channels)
     except Error as error:

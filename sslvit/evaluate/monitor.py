@@ -86,7 +86,7 @@ def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, h
     try:
         test = config.source("test", channels=train.channels, classes=train.classes)
     except NoInput as error:
-        if not hold_out:
+        if not hold_out and not config.eval_data:
             say(f"Accuracy is not measured: {error}")
             return None
         try:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,17 @@ SAME_FOR_ALL = (
     "out", "data", "only_classes", "images", "image_size", "model", "init_from", "seed", "epochs", "resume",
     "overwrite", "dry_run", "show_views",
 )  # fmt: skip
+OF_COMPARISON = (  # of fine-tuning's options
+    "out", "data", "test_data", "only_classes", "image_size", "model", "seed", "fraction", "shots", "steps", "epochs",
+    "warmup_epochs", "rates", "lr", "base_lr", "folds", "choice_steps", "curve", "scratch", "resume", "overwrite",
+    "dry_run", "show_views",
+)  # fmt: skip
+
+
+def plain(flag: str) -> str:
+    """The name of its option."""
+    name = flag.replace("-", "_").removeprefix("no_")
+    return RENAMED.get(name, name)
 
 
 def in_full(options: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -179,27 +190,53 @@ def check(config: ComparisonConfig) -> None:
             f"{len(config.finetune_fractions)} --finetune_fractions"
         )
     for flag in ("finetune_flags", "scratch_flags"):
+        if own := [name for name, _ in pairs_of(getattr(config, flag)) if plain(name) in OF_COMPARISON]:
+            raise ValueError(f"--{flag} {' '.join(getattr(config, flag))}: --{own[0]} is the comparison's own")
         words = ("--model", "start", *in_full(pairs_of(getattr(config, flag))))
         check_words("finetune", words, f"--{flag} {' '.join(getattr(config, flag))}")
     for method in map(Method, config.methods):
         flag = f"--methods {method.text}"
         for name, _ in method.options:
-            plain = name.replace("-", "_").removeprefix("no_")
             if name == INIT and method.init not in INITS:
                 raise ValueError(f"{flag}: init is one of {', '.join(INITS)}")
-            if RENAMED.get(plain, plain) in SAME_FOR_ALL:
+            if plain(name) in SAME_FOR_ALL:
                 raise ValueError(f"{flag}: --{name} is the same for all methods, and the comparison's own")
         words = pretraining(config, method, Path("start"), config.out, config.epochs, 0)
         check_words(method.recipe, words, flag)
     if len({config.data, *config.transfer}) < 1 + len(config.transfer):
         raise ValueError(f"--transfer {' '.join(config.transfer)}: name each set once, and none that pretraining sees")
-    if config.robustness and config.records:
-        raise ValueError("--robustness reads models, and --records may keep none of what is done: leave one out")
+    check_together(config)
     ViT.variant(config.model, image_size=config.image_size)
     channels = config.source(channels=config.channels).channels
     for place in places(config):
         images = sets(config)[place]
         check_set(place, images, config, channels)
+
+
+def check_together(config: ComparisonConfig) -> None:
+    """Options that contradict each other."""
+    if config.held_out and not (config.evaluate_seen or config.finetune_everywhere):
+        raise ValueError("--no_evaluate_seen --no_finetune_everywhere: no class is left to fine-tune on")
+    if config.budget == "seconds" and config.records:
+        raise ValueError("--budget seconds differs between machines, so it has no --records: take flops or images")
+    if config.robustness and config.records:
+        raise ValueError("--robustness reads models, and --records may keep none of what is done: leave one out")
+
+
+def facts_of(config: ComparisonConfig) -> dict[str, Any]:
+    """What decides numbers beside the settings: how many images there are, and whose cost is the budget."""
+    first = {} if config.budget == "images" else {"first method": config.methods[0]}
+    return first | {"images": len(config.source(channels=config.channels))}
+
+
+def check_first(config: ComparisonConfig, file: Path) -> None:
+    """Methods may be added to a comparison, but the first one's cost is the budget of those that are done."""
+    before = (sealed.intact(file) or {}).get("methods") if file.exists() else None
+    if config.budget != "images" and before and before[0] != config.methods[0]:
+        raise ValueError(
+            f"{file.parent} was begun with --methods {before[0]} first, whose {config.budget} are the budget of all: "
+            "name it first again, or give another --out"
+        )
 
 
 def check_set(place: str, images: LabelledConfig, config: ComparisonConfig, channels: int) -> None:
@@ -237,8 +274,8 @@ def sets(config: ComparisonConfig) -> dict[str, LabelledConfig]:
         if len(held_out) < 2 or len(seen) < 2:
             raise ValueError(f"{flag} of {len(labels)} classes: hold out two of them or more, and leave two or more")
         own = [replace(images, only_classes=tuple(seen)), replace(images, only_classes=config.held_out)]
-    size, crop = config.image_size, config.eval_crop
-    others = [LabelledConfig(data, image_size=size, eval_crop=crop) for data in config.transfer]
+    of_own: dict[str, Any] = {"image_column": None, "label_column": None, "root": None, "only_classes": ()}
+    others = [replace(images, data=data, **of_own) for data in config.transfer]
     return dict(zip(places(replace(config, evaluate_seen=True)), [*own, *others], strict=True))
 
 

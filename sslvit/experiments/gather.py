@@ -13,6 +13,7 @@ from sslvit.experiments.compare import ComparisonConfig, names_of, places
 from sslvit.experiments.records import Records
 from sslvit.experiments.report import as_markdown, as_page, figure
 from sslvit.experiments.results import SCRATCH, collect
+from sslvit.reports import tested
 from sslvit.reports.run import write_report
 from sslvit.storage import durable, sealed
 
@@ -51,7 +52,10 @@ def write(results: dict[str, Any], out: Path) -> None:
 def report_again(folder: Path) -> Path:
     """Writes the report of a run, a study or a comparison from the files in its folder. Returns the file to read."""
     if (folder / "cost.json").exists():
-        write_report(folder)
+        if (folder / "test.json").exists():
+            tested.write_report(folder)
+        else:
+            write_report(folder)
         return folder / "report.html"
     if (folder / RESULTS).exists():
         try:

@@ -110,12 +110,17 @@ def made_again(file: Path) -> AbstractContextManager[None]:
     return sealed.readable(file, f"delete {file.parent}, and the same command makes it again")
 
 
+def settings_of(config: Any, free: tuple[str, ...]) -> dict[str, Any]:
+    """All but those that decide nothing."""
+    return {name: value for name, value in configuration(config).items() if name not in free}
+
+
 def check_settings(
     config: Any, file: Path, *, free: tuple[str, ...], grows: tuple[str, ...] = (), appended: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Refuses other settings than those that the folder was begun with, and returns them. Free are those that decide
     nothing; those that add jobs may change (grows), or become longer where jobs are numbered by them (appended)."""
-    now = {name: value for name, value in configuration(config).items() if name not in free}
+    now = settings_of(config, free)
     try:
         durable.make_folder(file.parent)
     except OSError as error:

@@ -47,13 +47,27 @@ def sentences(results: dict[str, Any], column: str) -> list[str]:
             continue
         steps, end = curves[base][-1]
         found = {name: reaches(curves[name], end) for name in others}
-        parts = [f"{name} is as high after about {rounded(at)} steps" for name, at in found.items() if at is not None]
+        each = {name: by_seed(results["curves"][column], name, base) for name in others}
+        about = {name: "at most" if at == curves[name][0][0] else "about" for name, at in found.items()}
+        parts = [
+            f"{name} is as high after {about[name]} {rounded(at)} steps{each[name]}"
+            for name, at in found.items()
+            if at is not None
+        ]
         never = [name for name, at in found.items() if at is None]
         where = f"{in_words(column).capitalize()}, {base}"
         texts.append(f"{where} ends at {100 * end:.1f}%, after {steps:,} steps.")
         texts[-1] += f" {'; '.join(parts)}." if parts else ""
         texts[-1] += f" Never as high: {', '.join(never)}." if never else ""
     return texts
+
+
+def by_seed(curves: dict[str, list[Curve]], name: str, base: str) -> str:
+    """The same of each seed, where there are several."""
+    pairs = zip(curves[name], curves[base], strict=False)
+    found = [reaches([(step, y) for step, y in mine], of_base[-1][1]) for mine, of_base in pairs]
+    told = ["never" if at is None else rounded(at) for at in found]
+    return f" (by seed {', '.join(told)})" if len(told) > 1 else ""
 
 
 def rounded(steps: float) -> str:
@@ -87,4 +101,15 @@ def tried(results: dict[str, Any]) -> list[str]:
         place, _, share = column.rpartition(": ")
         where = share.removeprefix(TUNED).strip().replace(" %", "%") + (f" of {place}" if place else "")
         texts.append(f"{where}: {', '.join(parts)}")
-    return [f"Learning rates of fine-tuning, chosen on held-out training labels. {'; '.join(texts)}."] if texts else []
+    if not texts:
+        return []
+    told = f"Learning rates of fine-tuning, chosen on held-out training labels. {'; '.join(texts)}."
+    candidates = results["settings"]["finetune_rates"]
+    ends = {min(candidates), max(candidates)}
+    edge = {
+        name: None
+        for by_method in results["rates"].values()
+        for name, rates in by_method.items()
+        if len(candidates) > 2 and ends & set(rates)
+    }
+    return [told + (f" The lowest or the highest candidate was once the best for {', '.join(edge)}." if edge else "")]

@@ -121,8 +121,10 @@ def share_of(column: str) -> float:
 class Records:
     """Those of a folder; none without one."""
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any]):
+    def __init__(self, folder: Path | None, settings: dict[str, Any], facts: dict[str, Any]):
+        """facts: what must be the same beside the settings, in records that have it."""
         self.folder, self.settings = folder, {k: v for k, v in settings.items() if k not in GROWS}
+        self.facts = facts
 
     def read(self, name: str) -> dict[str, Any] | None:
         if self.folder is None or not (file := self.folder / f"{name}.json").exists():
@@ -132,6 +134,10 @@ class Records:
         if changed := [k for k in {**kept["settings"], **self.settings} if self.differs(kept["settings"], k)]:
             was = "; ".join(f"{k} was {kept['settings'].get(k)!r}, is now {self.settings.get(k)!r}" for k in changed)
             raise DataError(f"{file} is of a comparison with other settings: {was}. Give them, or another --records")
+        facts = kept.get("facts", {})
+        if changed := [k for k in facts.keys() & self.facts.keys() if facts[k] != self.facts[k]]:
+            was = "; ".join(f"{k} was {facts[k]!r}, is now {self.facts[k]!r}" for k in sorted(changed))
+            raise DataError(f"{file} is of another comparison: {was}. Give the same, or another --records")
         return kept
 
     def differs(self, before: dict[str, Any], name: str) -> bool:
@@ -147,4 +153,5 @@ class Records:
             if mine and all(job.done for job in mine) and not file.exists():
                 durable.make_folder(self.folder)
                 trained = any(job.name == f"pretrain/{name}" for job in mine)
-                sealed.write(file, {"settings": self.settings} | record(out, name, places, model, trained=trained))
+                about = {"settings": self.settings, "facts": self.facts}
+                sealed.write(file, about | record(out, name, places, model, trained=trained))

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from sslvit.data.source import Source
 from sslvit.evaluate.metrics import confusion, metrics
 from sslvit.evaluate.predictions import Predictions, save_predictions
-from sslvit.finetuning import FinetuneConfig, predict
+from sslvit.finetuning import FinetuneConfig, predict, rate_of
 from sslvit.models.partial import trained
 from sslvit.objectives.supervised import Supervised
 from sslvit.reports.figures import draw_confusion
@@ -31,7 +31,7 @@ def read_test(
     image_size: Size,
 ) -> tuple[Predictions, dict[str, Any]]:
     """Of `finetune`'s model and rates. Writes predictions.parquet, confusion.png, test.json and report.html."""
-    rate = max(tried, key=tried.__getitem__) if tried else config.lr
+    rate = max(tried, key=tried.__getitem__) if tried else rate_of(config)
     about = {"model": str(config.model), "scratch": config.scratch, "data": test.name, "protocol": config.protocol}
     about |= {"readout": objective.readout, "lr": rate}
     predicted = predict(objective, test, config.eval_view(image_size), accelerator, about=about)

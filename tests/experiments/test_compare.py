@@ -28,6 +28,7 @@ from sslvit.experiments.compare import (
     ComparisonConfig,
     Method,
     check,
+    check_first,
     check_methods,
     names_of,
     passes,
@@ -52,6 +53,7 @@ from sslvit.experiments.work import JobFailed, delete_checkpoints, work_on
 from sslvit.models.vit import ViT
 from sslvit.models.vit_config import ViTConfig
 from sslvit.reports.charts import LEFT, RIGHT, WIDTH
+from sslvit.storage import sealed
 from sslvit.weights.folder import load_backbone, save_backbone
 
 WORKER = Path(__file__).parents[1] / "support" / "toy_worker.py"
@@ -260,6 +262,15 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
         check(transfer=("a", "b", "c"), epochs=4)
 
 
+def test_the_first_method_of_a_budget_stays_the_first(tmp_path):
+    file = tmp_path / "compare.json"
+    sealed.write(file, {"methods": ["mpp", "mae"]})
+    check_first(ComparisonConfig(methods=("mpp", "dino"), budget="flops"), file)
+    check_first(ComparisonConfig(methods=("mae", "mpp")), file)
+    with pytest.raises(ValueError, match="begun with --methods mpp first, whose flops are the budget of all"):
+        check_first(ComparisonConfig(methods=("mae", "mpp"), budget="flops"), file)
+
+
 def test_a_comparison_withholds_classes_from_pretraining_alone_and_measures_budgets(tmp_path):
     methods = ("supervised", "moco_v3", "mpp:target=pixels")
     given = {"data": "shapes:n=300", "out": tmp_path, "methods": methods, "held_out": (3, 5), "fractions": (0.1,)}
@@ -409,6 +420,13 @@ def test_baselines_are_read_on_every_set_of_labels(tmp_path):
             r"--finetune_steps 5 6: give one number, or one for each of the 1 --fi",
         ),
         ({"scratch_flags": ("mixup=7",)}, "--scratch_flags mixup=7: --mixup is 7"),
+        ({"scratch_flags": ("steps=1000",)}, "--scratch_flags steps=1000: --steps is the comparison's own"),
+        ({"finetune_flags": ("no-curve",)}, "--finetune_flags no-curve: --no-curve is the comparison's own"),
+        ({"budget": "seconds", "records": Path("kept")}, "--budget seconds differs between machines"),
+        (
+            {"held_out": (3, 5), "evaluate_seen": False, "finetune_everywhere": False},
+            "--no_evaluate_seen --no_finetune_everywhere: no class is left",
+        ),
         ({"finetune_flags": ("mixin=0.7",)}, "--finetune_flags mixin=0.7: .*mixup"),
         ({"methods": ("mpp:init=torch",)}, "--methods mpp:init=torch: init is one of jax, timm"),
         ({"methods": ()}, "--methods : name one or more"),

@@ -33,7 +33,7 @@ def test_a_sentence_says_where_scratch_ends_and_when_each_method_is_there():
     # MPP's 62% lies halfway from 60% at 1,000 to 64% at 4,000 steps.
     assert mean == (
         "Fine-tuned on 10% of the labels, scratch (mean) ends at 62.0%, after 4,000 steps. "
-        "MPP is as high after about 2,000 steps."
+        "MPP is as high after about 2,000 steps (by seed 1,000, 4,000)."
     )
     assert cls == (
         "Fine-tuned on 10% of the labels, scratch (cls) ends at 60.0%, after 4,000 steps. Never as high: DINO."
@@ -50,10 +50,27 @@ def test_the_table_has_the_means_over_seeds_in_the_order_of_the_methods():
 
 def test_rates_that_were_chosen_are_told():
     rates = {"fine-tuned 10 %": {"scratch (mean)": [0.1, 0.3], "MPP": [0.03, 0.03]}}
-    assert learning.tried(RESULTS | {"rates": rates}) == [
+    assert learning.tried(RESULTS | {"rates": rates, "settings": {"finetune_rates": [0.03, 0.3]}}) == [
         "Learning rates of fine-tuning, chosen on held-out training labels. 10%: scratch (mean) 0.1 and 0.3, MPP 0.03."
     ]
     assert learning.tried(RESULTS) == []
+
+
+def test_a_rate_at_the_end_of_three_or_more_candidates_is_told():
+    rates = {"fine-tuned 10 %": {"scratch (mean)": [0.1, 0.1], "MPP": [0.1, 0.03]}}
+    told = learning.tried(RESULTS | {"rates": rates, "settings": {"finetune_rates": [0.03, 0.1, 0.3]}})
+    assert told[0].endswith("The lowest or the highest candidate was once the best for MPP.")
+
+
+def test_with_several_seeds_the_steps_of_each_are_told():
+    curves = {
+        "scratch (mean)": [[[10, 0.1], [100, 0.4]], [[10, 0.1], [100, 0.2]]],
+        "MPP": [[[10, 0.3], [100, 0.5]], [[10, 0.1], [100, 0.15]]],
+    }
+    results = RESULTS | {"curves": {"fine-tuned 10 %": curves}}
+    (told,) = learning.sentences(results, "fine-tuned 10 %")
+    # By seed: halfway from 30% to 50%, and never; of the means, 30% lies at 0.1 / 0.125 of the way from 20% to 32.5%.
+    assert told.endswith("MPP is as high after about 63 steps (by seed 32, never).")
 
 
 def test_results_of_an_earlier_version_have_no_curves():
