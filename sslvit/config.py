@@ -240,7 +240,7 @@ class TrainConfig(Options):
     """Passes over the images. A resumed run may be made longer or shorter."""
     batch_size: int = option(256, above=0, most=1 << 24)
     """Images per step, over all processes."""
-    accumulation: int = option(1, above=0, most=1 << 16)
+    accumulation: int = option(1, ROUNDING, above=0, most=1 << 16)
     """Compute each process's share of a batch in this many micro-batches, to save memory."""
     lr: float = option(0.0, above=0)
     """Peak learning rate, at this batch size; 0 takes --base_lr."""

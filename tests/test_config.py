@@ -74,7 +74,7 @@ def test_every_kind_of_data_stands_in_every_place_that_lists_them():
 # What changes the result, so that --resume refuses another value. An option is refused unless it says otherwise where
 # it is defined, and has to be listed here too: whether it may change was decided by somebody who thought about it.
 DECIDES = """
-accumulation areas assignment average_layers backbone_lr balance base_lr batch_size betas binary blocks canvas
+areas assignment average_layers backbone_lr balance base_lr batch_size betas binary blocks canvas
 center_momentum channels choice_steps chunks class_token classes clip clip_each color context_scale conventions
 corrupt crops cutmix decoder dimension directions drop_path dropout epoch_images erase eval_data evaluate_every
 final_lr final_weight_decay folds follow_links foreign fraction freeze_last_layer_epochs freeze_patch_projection

@@ -236,7 +236,12 @@ def monitor_of(objective: Objective, images: Any, source: Images, test_images: A
     assert isinstance(source, Source), "streams have no labels"
     size = side_of(objective.backbone.image_size)
     trains_on_labels = objective.uses_labels or bool(objective.head_state_dict())
-    pair = labelled_pair(images, source, test_images, size, hold_out=not trains_on_labels)
+    try:
+        pair = labelled_pair(images, source, test_images, size, hold_out=not trains_on_labels)
+    except DataError as error:
+        if test_images is not None:
+            raise
+        pair = str(error)
     if isinstance(pair, str):
         accelerator.print(f"Accuracy is not measured: {pair}")
         return None

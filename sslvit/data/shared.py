@@ -3,14 +3,18 @@ copied through pipes, which is slower and needs no more than ordinary memory."""
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 SHARED = Path("/dev/shm")
+AHEAD = 2  # batches of a worker, torch's default
 PAGES = 1 << 16  # bytes of the small tensors of a batch, a few pages each
 MORE = "docker run --shm-size=8g, or `mount -o remount,size=8g /dev/shm`, gives more"
 
@@ -52,6 +56,18 @@ def into_shared_memory(value: Any) -> Any:
 
 def out_of_pipe(value: Any) -> Any:
     return torch.from_numpy(value.array) if isinstance(value, Piped) else map_tuple(out_of_pipe, value)
+
+
+def read_ahead(batches: Sequence[Any], read: Callable[[Any], Any], size: int, workers: int) -> Iterator[Any]:
+    """`read` of each batch in order, by workers if there are any. size: of a batch, in bytes."""
+    piped = bool(workers) and bool(shortage(size, workers, AHEAD))
+    collate = partial(_read_into_pipe, read) if piped else read
+    loader = DataLoader(batches, batch_size=None, collate_fn=collate, num_workers=workers)
+    return map(out_of_pipe, loader) if piped else iter(loader)
+
+
+def _read_into_pipe(read: Callable[[Any], Any], batch: Any) -> Any:
+    return into_pipe(read(batch))
 
 
 def map_tuple(change: Any, value: Any) -> Any:

@@ -29,8 +29,6 @@ default but --canvas, and a run says before it begins where it matters.
 import os
 from pathlib import Path
 
-import psutil
-
 from sslvit.data.cache import cached, say
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
@@ -57,6 +55,8 @@ KIND_OF_FILE = {
     ".parquet": "parquet",
     ".tar": "webdataset",
 }
+NO_COLUMNS = {"image_column": ("shapes", "idx", "npz", "folder")}
+NO_COLUMNS["label_column"] = (*NO_COLUMNS["image_column"], "webdataset")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_SIZES = {"train": 20_000, "test": 4_000}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
@@ -93,6 +93,10 @@ def open_source(
     kind, rest = _kind_of(spec)
     options = ReadOptions(split, checked_root(root, kind), image_column, label_column, classes)
     side = max(to_pair(image_size))
+    columns = {"image_column": image_column, "label_column": label_column}
+    for name, value in columns.items():
+        if value and kind in NO_COLUMNS[name]:
+            raise ValueError(f"--{name} {value}: {kind}: has no columns")
     source: Source
     if kind == "shapes":
         scenes = rest.startswith("scenes")
@@ -193,9 +197,12 @@ def _shapes(options: str, split: str, side: int) -> Source:
             size = int(value) if split == "train" else size
         else:
             raise ValueError(f"shapes:{option} must be like shapes:texture, shapes:n=50000 or shapes:texture,n=50000")
-    if size * 3 * side * side > psutil.virtual_memory().total:
-        raise ValueError(f"shapes:n={size}: {size:,} images of {side} px do not fit into this machine's memory")
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
+
+
+def subfolders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
 def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
@@ -209,6 +216,9 @@ def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
             real, own = real_paths([root / name, root])
             if not follow_links and not lies_inside(real, [own]):
                 raise DataError(f"{root / name} is a link to {os.fsdecode(real)}: --follow_links goes there")
+            others = sorted(set(subfolders(root)) - set(sum(SPLIT_FOLDERS.values(), ())))
+            if others and collectives.rank() == 0:
+                say(f"{root}: {name}/ is taken as its {split} split; not read: {', '.join(others[:5])}")
             return root / name
     if split == "test":
         raise NoInput(f"{root} has no test split: none of {', '.join(SPLIT_FOLDERS[split])} is in it")

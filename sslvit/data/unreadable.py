@@ -23,8 +23,9 @@ class UnreadableImages:
     file, under a lock, so each counts all; a resumed run appends to it.
     """
 
-    def __init__(self, file: Path, *, size: float, max_bad: float = 0.01):
+    def __init__(self, file: Path, *, size: float, max_bad: float = 0.01, before: int = 0):
         """size: of the source, infinite if unknown. max_bad: the tolerated share of bad images; 0 stops at the first.
+        before: images read before this resumed run, whose bad ones are in the file, with those of steps that are lost.
         Small sets (fewer than 800 images) may have as many as one of 800, at most an eighth: one bad image in 20 need
         not stop anything, but 16 in 20 must."""
         if not 0 <= max_bad <= 1:
@@ -35,6 +36,8 @@ class UnreadableImages:
         self._waiting: dict[int, Unreadable] = {}  # to be written when the disk allows it
         self._end = self._lines = 0  # bytes and lines of the file that are read
         self._last = ""
+        self.before, self.known = before, 0
+        self.known = len(self)
 
     def __len__(self) -> int:
         """How many the run has met, in all its processes."""
@@ -78,7 +81,7 @@ class UnreadableImages:
                 jsonl.warn_of_damage(self.file, line.number, line.text)
         self._lines += whole.count(b"\n") + len(newline)
 
-    def tolerated(self, read: int) -> float:
+    def tolerated(self, read: float) -> float:
         """How many bad images may be among the first `read` images. Before the first epoch's end, which is a sample,
         four standard deviations more are tolerated, and four images more, because small counts spread wider than a
         normal distribution."""
@@ -88,9 +91,14 @@ class UnreadableImages:
 
     def too_many(self, read: int) -> str:
         """Why the run should stop after `read` images, or "". All processes must act on it at the same step."""
-        if (count := len(self)) <= self.tolerated(read):
+        count, of = len(self), self.size if self.known else min(read, self.size)
+        since, seen = count - self.known, min(read - self.before, self.size)
+        if since > self.tolerated(seen):
+            count, of = since, seen
+        elif count <= self.tolerated(of):
             return ""
         return (
-            f"{count:,} of {min(read, self.size):,} images read cannot be used, more than --max_bad {self.max_bad:g} "
-            f"allows: see {self.file}, its last line is {self._last}. Repair or remove them, or raise --max_bad"
+            f"{count:,} of {of:,} images read cannot be used, more than --max_bad {self.max_bad:g} allows: see "
+            f"{self.file}, its last line is {self._last}. Repair or remove them, and delete this file, or raise "
+            "--max_bad"
         )

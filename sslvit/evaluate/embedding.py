@@ -26,16 +26,16 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from xxhash import xxh3_128
 
 from sslvit import __version__
 from sslvit.data.readers.encoded import EncodedSource
+from sslvit.data.shared import read_ahead
 from sslvit.data.source import ArraySource, Samples, Source, Unreadable, whole
 from sslvit.data.subset import Subset
 from sslvit.errors import CannotWrite, DataError
-from sslvit.evaluate.features import evaluation_mode, features_of, unreadable
+from sslvit.evaluate.features import bytes_of, evaluation_mode, features_of, unreadable
 from sslvit.evaluate.shards import Shard, Shards
 from sslvit.processes import collectives
 from sslvit.storage import durable
@@ -202,7 +202,7 @@ def _compute(
     if not todo:
         return 0.0
     batches = [batch for ids in todo.values() for batch in work.batches(ids)]
-    loader = iter(DataLoader(batches, batch_size=None, collate_fn=work.source.read, num_workers=workers))
+    loader = read_ahead(batches, work.source.read, bytes_of(work.source, max(map(len, batches))), workers)
     images, began = processes * sum(map(len, batches)), time.perf_counter()  # the others have about as many
     off = None if accelerator.is_main_process else True  # None: off where nobody watches
     with evaluation_mode(backbone, accelerator.device.type), tqdm(total=images, unit=" images", disable=off) as bar:

@@ -5,7 +5,7 @@ An image that cannot be read has no features: a substitute would be counted as i
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sslvit import rng
+from sslvit.data.shared import read_ahead
 from sslvit.data.source import Samples, Source
 from sslvit.errors import DataError
 from sslvit.models.readout import Encoded, read
@@ -69,6 +69,11 @@ def left_out(features: Features, source: Source) -> str:
     return f"{count:,} of {count + len(features.ids):,} images of {source.name} cannot be read and are left out{why}"
 
 
+def bytes_of(source: Source, images: int) -> int:
+    height, width = source.canvas
+    return images * source.channels * height * width
+
+
 def extract(
     backbone: nn.Module,
     source: Source,
@@ -97,7 +102,7 @@ def extract(
     if len(mine) == 0:  # more processes than images: any image gives the shapes of the padding
         mine = ids[:1]
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    loader = DataLoader(batches, batch_size=None, collate_fn=source.read, num_workers=workers)
+    loader = read_ahead(batches, source.read, bytes_of(source, len(batches[0])), workers)
     rows = _forward(backbone, loader, view, version, readouts, accelerator.device)
     gathered = {name: gather(values, share, len(ids), accelerator.device) for name, values in rows.items()}
     for name in readouts:
@@ -116,7 +121,7 @@ def extract(
 
 def _forward(
     backbone: nn.Module,
-    loader: DataLoader,
+    loader: Iterable[Samples],
     view: EvalView | CropFlip,
     version: int,
     readouts: tuple[str, ...],

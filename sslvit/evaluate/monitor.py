@@ -85,7 +85,11 @@ def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, h
     assert isinstance(train, Source), "streams have no labels"
     try:
         test = config.source("test", channels=train.channels, classes=train.classes)
-    except NoInput as error:
+        if test.labels is None:
+            raise DataError(f"{test.name} has no labels: {test.unlabelled}")
+    except (NoInput, DataError) as error:  # pretraining goes on without it
+        if config.eval_data and isinstance(error, DataError):
+            raise
         if not hold_out and not config.eval_data:
             say(f"Accuracy is not measured: {error}")
             return None

@@ -95,7 +95,10 @@ def assemble(
     batches = load(
         sampler, first_step=first_step, steps=steps, workers=workers, timeout=config.timeout, pin=gpu, views=ahead
     )
-    unreadable = UnreadableImages(config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad)
+    unreadable = UnreadableImages(
+        config.out / "bad_images.jsonl", size=sampler.different, max_bad=config.max_bad,
+        before=first_step * config.batch_size,
+    )  # fmt: skip
     feed = Feed(batches, views, objective.check_labels, accelerator.device)
     return Loop(
         objective, model, prepared, sampler, batches, feed, gpu, unreadable, evaluation, config, accelerator, steps

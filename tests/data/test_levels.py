@@ -11,6 +11,7 @@ import torch
 from image_zoo import png
 from PIL import Image
 
+from sslvit import open_images
 from sslvit.config import DataConfig, ImagesConfig
 from sslvit.data.image import ImageError, levels, open_image
 from sslvit.data.spec import open_source
@@ -98,6 +99,16 @@ def test_an_array_of_12_bits_is_refused_likewise_and_is_mapped_with_a_range(tmp_
         open_source(data, image_size=64)
     pixels = open_source(data, image_size=64, span=(0, 4095)).read(np.arange(1)).pixels[0, 0].numpy()
     assert np.array_equal(pixels, np.rint(np.interp(TWELVE, [0, 4095], [0, 255])))
+
+
+def test_a_few_bright_pixels_do_not_make_a_dark_array_a_good_one(tmp_path):
+    """Land up to 3,000, and clouds of 20,000 in one of a thousand pixels."""
+    images = np.random.default_rng(0).integers(0, 3000, (20, 2, 50, 50)).astype(np.uint16)
+    images[:, :, 0, 0] = 20_000
+    with pytest.raises(DataError, match=r"of which 12 of 256 levels would remain: range 0 4095"):
+        open_images(images, image_size=48)
+    images[:, :, :10] = 20_000
+    assert open_images(images, image_size=48).read(np.arange(1)).pixels[0, 0, 0, 0] == round(20_000 / 257)
 
 
 def test_16_bit_colour_that_is_dark_is_refused_without_a_flag_that_would_not_help(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from started import SCRIPT, draw_images, with_shared_memory
 from tiny_run import fingerprint, source
+from torch import Tensor
 
 from sslvit.data import shared
 from sslvit.data.loader import EpochSampler, bytes_of, load
@@ -64,6 +65,17 @@ def test_what_comes_through_a_pipe_is_what_was_sent(monkeypatch, views):
         assert torch.equal(one.slot_key, other.slot_key)
         assert (one.views is None) == (other.views is None) == (views is None)
         assert all(torch.equal(a, b) for a, b in zip(one.views or (), other.views or (), strict=True))
+
+
+def test_batches_that_are_read_ahead_take_pipes_where_there_is_no_room(monkeypatch):
+    batches, read = [np.arange(3), np.arange(3, 7)], source().read
+    plain = list(shared.read_ahead(batches, read, 1 << 20, 1))
+    monkeypatch.setattr(shared, "room", lambda: 0)
+    monkeypatch.setattr(Tensor, "share_memory_", lambda _: pytest.fail("shared memory"))
+    for found in (plain, list(shared.read_ahead(batches, read, 1 << 20, 1))):
+        for samples, ids in zip(found, batches, strict=True):
+            assert samples.ids.tolist() == ids.tolist()
+            assert torch.equal(samples.pixels, read(ids).pixels)
 
 
 def test_only_tensors_change_in_a_pipe():

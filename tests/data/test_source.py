@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from torch.utils.data import DataLoader, Dataset
 
 from sslvit.data.readers import shapes
-from sslvit.data.readers.folders import Names, Skipped, open_folders, printable
+from sslvit.data.readers.folders import Names, Skipped, files_of_split, open_folders, printable
 from sslvit.data.readers.lists import open_list
 from sslvit.data.source import ArraySource, substitutes
 from sslvit.data.spec import KINDS, SHAPES_TEST, EncodedSource, Source, open_source
@@ -324,6 +324,27 @@ def test_train_and_val_folders_are_the_splits_with_one_numbering(tmp_path):
     assert test.labels.tolist() == [2]
     with pytest.raises(DataError, match="classes cow are not among the 2"):
         open_source(str(tmp_path / "set"), split="test", image_size=8, classes=("ant", "bee"))
+
+
+def test_a_class_that_is_called_train_is_told_with_what_is_not_read(tmp_path, capsys):
+    for name in ("bus/1.png", "car/2.png", "train/3.png"):
+        write(tmp_path / name, flat(7))
+    assert len(open_source(str(tmp_path), image_size=8)) == 1
+    assert "train/ is taken as its train split; not read: bus, car" in capsys.readouterr().err
+
+
+def test_a_column_of_what_has_none_is_refused(tmp_path):
+    write(tmp_path / "1.png", flat(7))
+    with pytest.raises(ValueError, match="--label_column breed: folder: has no columns"):
+        open_source(str(tmp_path), image_size=8, label_column="breed")
+
+
+def test_a_name_that_only_begins_like_a_split_names_none():
+    names = ["valencia.parquet", "madrid.parquet", "trains.tar"]
+    assert files_of_split([Path(name) for name in names], "train") == [Path(name) for name in names]
+    splits = [Path(name) for name in ("train-0.parquet", "train00.tar", "validation_1.parquet", "val.tar")]
+    assert files_of_split(splits, "train") == splits[:2]
+    assert files_of_split(splits, "test") == splits[2:3]
 
 
 def test_the_order_and_the_fingerprint_depend_on_names_and_sizes_alone(tmp_path):

@@ -45,6 +45,24 @@ def test_a_resumed_run_goes_on_with_its_log(tmp_path):
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [1, 2, 4]
 
 
+def test_bad_images_of_lost_steps_do_not_stop_a_run_that_goes_on(tmp_path):
+    """Killed after 38,400 images without a checkpoint: 115 bad ones are in the file, more than 256 images may have."""
+    file = tmp_path / "bad_images.jsonl"
+    UnreadableImages(file, size=300_000).add(bad(*range(115)))
+    again = UnreadableImages(file, size=300_000)
+    assert not again.too_many(256)
+    again.add(bad(*range(1000, 1012)))
+    assert not again.too_many(256)
+    again.add(bad(*range(2000, 2100)))
+    assert again.too_many(256).startswith("112 of 256 images read")
+    later = UnreadableImages(file, size=300_000, before=25_600)
+    assert not later.too_many(25_600 + 256)
+    later.add(bad(*range(3000, 3050)))
+    assert later.too_many(25_600 + 256).startswith("50 of 256 images read")
+    later.add(bad(*range(3050, 6000)))  # more than a hundredth of all, in however many parts
+    assert UnreadableImages(file, size=300_000).too_many(256).startswith("3,227 of 300,000 images")
+
+
 def _add(file, first: int) -> None:
     images = UnreadableImages(file, size=100_000)
     for number in range(0, 200, 2):

@@ -126,6 +126,27 @@ def test_without_a_test_split_a_tenth_is_held_out_unless_trained_on(tmp_path, mo
     assert "has no test split" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (("1",), "has no labels"),  # as the test split of ImageNet
+        (("x", "y"), "classes x, y are not among the 2 of the training set"),  # patients, dates
+    ],
+)
+def test_a_test_split_that_cannot_be_used_does_not_end_pretraining(tmp_path, monkeypatch, capsys, test, said):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    for name in ("train/a", "train/b", *(f"test/{name}" for name in test if len(test) > 1)):
+        pictures(tmp_path / "set" / name, 20)
+    if len(test) == 1:
+        pictures(tmp_path / "set" / "test", 5)
+    accelerator, config = start(threads=1), DataConfig(data=str(tmp_path / "set"), image_size=8)
+    train, held = monitor_of(config, config.open(), accelerator).sources
+    assert (len(train), len(held)) == (36, 4)
+    assert said in capsys.readouterr().out
+    assert monitor_of(config, config.open(), accelerator, hold_out=False) is None
+    assert "Accuracy is not measured: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("eval_crop", "resize"), [(None, (128, 128)), (0.5, (224, 224)), (0.0, None)])
 def test_a_run_is_evaluated_by_the_crop_that_was_chosen(eval_crop, resize):
     config = DataConfig(data="shapes:n=40", image_size=112, eval_crop=eval_crop)

@@ -130,6 +130,9 @@ def _first(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
+SAMPLE, BRIGHT = 1 << 22, 99.5  # values of an array of more than 8 bits, and their percentile that counts as bright
+
+
 def as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
     """n H W, n H W c or n c H W of bool, uint8, uint16 or float in [0, 1], or with a span of any numbers -> n c H W"""
     if array.ndim == 3:
@@ -147,8 +150,10 @@ def as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
             raise DataError(f"{what} contains NaN or inf")
         array = np.stack([to_bytes(image, span) for image in array])
     elif array.dtype == np.uint16:
-        check_levels(Levels(int(array.min()), int(array.max()), 65535, grey=True), what)
-        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        sample = array[:: max(1, min(array.size // SAMPLE, len(array) // 16))]
+        bright = int(np.percentile(sample, BRIGHT))  # so that a few pixels do not decide
+        check_levels(Levels(int(array.min()), bright, 65535, grey=True), what)
+        array = np.stack([((image.astype(np.uint32) + 128) // 257).astype(np.uint8) for image in array])
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
             spread = f"{what} holds floats from {array.min():g} to {array.max():g}"

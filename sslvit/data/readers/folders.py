@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -224,7 +225,8 @@ def split_files(kind: str, pattern: str, split: str) -> list[Path]:
 
 def files_of_split(files: list[Path], split: str) -> list[Path]:
     """The files whose names begin with the split's. Files that name no split are the train split."""
-    named = {word: [file for file in files if file.name.startswith(word)] for word in sum(SPLITS.values(), ())}
+    words = sum(SPLITS.values(), ())
+    named = {word: [file for file in files if re.match(rf"{word}(?![a-z])", file.name)] for word in words}
     if any(named.values()):
         return next((named[word] for word in SPLITS[split] if named[word]), [])
     return files if split == "train" else []
