@@ -55,8 +55,8 @@ KIND_OF_FILE = {
     ".parquet": "parquet",
     ".tar": "webdataset",
 }
-NO_COLUMNS = {"image_column": ("shapes", "idx", "npz", "folder")}
-NO_COLUMNS["label_column"] = (*NO_COLUMNS["image_column"], "webdataset")
+WHOLE = ("shapes", "idx", "npz", "folder")  # kinds that have no columns
+NO_COLUMNS = {"image_column": WHOLE, "label_column": (*WHOLE, "webdataset")}
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_SIZES = {"train": 20_000, "test": 4_000}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
