@@ -107,8 +107,9 @@ class Supervised(Objective):
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:
-    """Class weights by which every class counts alike: inverse to its number of images."""
+    """Class weights by which every class that has images counts alike: inverse to their number; 0 of the others, such
+    as classes that are held out."""
     counts = torch.bincount(labels, minlength=classes)
-    if len(counts) > classes or bool((counts == 0).any()):
-        raise DataError(f"class weights need images of each of {classes} classes; the counts are {counts.tolist()}")
-    return len(labels) / (classes * counts)
+    if len(counts) > classes:
+        raise DataError(f"class weights of {classes} classes, and labels up to {len(counts) - 1}")
+    return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
