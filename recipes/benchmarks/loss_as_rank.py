@@ -23,7 +23,7 @@ from sslvit.storage import sealed
 from sslvit.storage.jsonl import read_lines
 
 LEAST, RESAMPLES = 8, 10_000
-PROBE = "linear 100%"
+PROBE = "linear 100 %"
 
 
 def ranks(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ def told(results: dict[str, Any]) -> list[str]:
     best = max(runs, key=lambda run: run["accuracy"])
     behind = 100 * (best["accuracy"] - runs[0]["accuracy"])
     return [
-        *markdown_table(["run", "loss at the end", f"{PROBE}"], rows),
+        *markdown_table(["run", "loss at the end", PROBE.replace(" %", "%")], rows),
         "",
         f"- Rank correlation of a low loss with accuracy, over {len(runs)} runs: {results['correlation']:.2f}, "
         f"95% CI [{results['low']:.2f}, {results['high']:.2f}].",

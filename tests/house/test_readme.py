@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import dense
+import loss_as_rank
 
 from sslvit.experiments.report import as_markdown, figure
 from sslvit.experiments.study import STUDIES, percent, plot
@@ -25,9 +26,10 @@ def test_every_line_of_a_comparison_in_the_readme_is_one_of_its_report():
         "recipes/results/cifar10/held-out.json",
         "recipes/results/dense.json",
         "recipes/results/fashion-mnist.json",
+        "recipes/results/lejepa-loss.json",
         "recipes/results/robustness.json",
     ]
-    tellers = {"dense": dense.told, "robustness": robustness.as_markdown}
+    tellers = {"dense": dense.told, "robustness": robustness.as_markdown, "lejepa-loss": loss_as_rank.told}
     for file, text in blocks:
         results = json.loads((ROOT / file).read_text())
         tell = tellers.get(Path(file).stem)

@@ -23,7 +23,7 @@ def test_the_correlation_is_scipys_ties_included():
 def test_a_comparison_is_read(tmp_path, capsys):
     rates = [f"1e-{number}" for number in range(8)]
     names = [f"LeJEPA (base_lr {rate})" for rate in rates]
-    values = {"linear 100%": {name: [accuracy] for name, accuracy in zip(names, ACCURACIES, strict=True)}}
+    values = {"linear 100 %": {name: [accuracy] for name, accuracy in zip(names, ACCURACIES, strict=True)}}
     methods = [f"lejepa:base_lr={rate}" for rate in rates]
     sealed.write(tmp_path / "results.json", {"settings": {"methods": methods}, "values": values})
     for rate, loss in zip(rates, LOSSES, strict=True):
