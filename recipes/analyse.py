@@ -61,9 +61,10 @@ def main(config: Config) -> dict[str, Any]:
     ids, view = draw_ids(source, config.images), config.eval_view(size)
     few = draw_ids(source, min(len(ids), report.at_once(pretrained, size, config.shown)))
     together = report.Together(source, few, view, accelerator)
-    shown = torch.cat([torch.empty(0), *report.first_of(together.images(few), config.shown)])
-    if not len(shown):
+    found = list(report.first_of(together.images(few), config.shown))
+    if not found:
         raise DataError(f"none of {len(ids):,} images of {source.name} can be read")
+    shown = torch.cat(found)
     if config.patch:
         report.check_patch(config.patch, len(shown), pretrained.grid_of(shown))
     even = analysis.pixel_distances(pretrained.grid_of(shown), pretrained.patch_size).mean().item()

@@ -153,8 +153,8 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def rate_of(config: FinetuneConfig) -> float:
-    """Where none is chosen: of several candidates a middle one."""
-    return config.lr or config.rates[len(config.rates) // 2]
+    """Where none is chosen: --lr, or of several candidates the middle one, or the lower of two."""
+    return config.lr or config.rates[(len(config.rates) - 1) // 2]
 
 
 def finetune(

@@ -22,7 +22,7 @@ if [ -z "$out" ]; then
     echo "error: give --out, a folder that all nodes see" >&2
     exit 2
 fi
-export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # which srun does not inherit since 22.05
+[ -n "$SLURM_CPUS_PER_TASK" ] && export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # which srun does not inherit since 22.05
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 rm -f "$out/ended.json" # of an earlier stop
 srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "${SLURM_GPUS_ON_NODE:-8}" \

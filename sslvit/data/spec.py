@@ -55,8 +55,7 @@ KIND_OF_FILE = {
     ".parquet": "parquet",
     ".tar": "webdataset",
 }
-WHOLE = ("shapes", "idx", "npz", "folder")  # kinds that have no columns
-NO_COLUMNS = {"image_column": WHOLE, "label_column": (*WHOLE, "webdataset")}
+NO_COLUMNS = ("shapes", "idx", "npz", "folder")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation", "valid")}
 SHAPES_SIZES = {"train": 20_000, "test": 4_000}
 SHAPES_TEST = 1 << 40  # test images are numbered from here: no size of the training split reaches it
@@ -95,7 +94,7 @@ def open_source(
     side = max(to_pair(image_size))
     columns = {"image_column": image_column, "label_column": label_column}
     for name, value in columns.items():
-        if value and kind in NO_COLUMNS[name]:
+        if value and kind in NO_COLUMNS and (kind != "folder" or os.path.isdir(rest)):
             raise ValueError(f"--{name} {value}: {kind}: has no columns")
     source: Source
     if kind == "shapes":
@@ -200,9 +199,14 @@ def _shapes(options: str, split: str, side: int) -> Source:
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
 
 
-def subfolders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+def beside_splits(root: Path) -> list[str]:
+    """Folders that are neither hidden nor a split, such as classes beside one that is called train."""
+    splits = set(sum(SPLIT_FOLDERS.values(), ()))
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    return [name for name in names if name not in splits and name[0] != "." and os.path.isdir(root / name)]
 
 
 def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
@@ -216,8 +220,7 @@ def _split_folder(root: Path, split: str, follow_links: bool) -> Path:
             real, own = real_paths([root / name, root])
             if not follow_links and not lies_inside(real, [own]):
                 raise DataError(f"{root / name} is a link to {os.fsdecode(real)}: --follow_links goes there")
-            others = sorted(set(subfolders(root)) - set(sum(SPLIT_FOLDERS.values(), ())))
-            if others and collectives.rank() == 0:
+            if collectives.rank() == 0 and (others := beside_splits(root)):
                 say(f"{root}: {name}/ is taken as its {split} split; not read: {', '.join(others[:5])}")
             return root / name
     if split == "test":

@@ -86,19 +86,19 @@ class UnreadableImages:
         four standard deviations more are tolerated, and four images more, because small counts spread wider than a
         normal distribution."""
         seen = min(read, self.size)
-        expected = self.share * seen
+        expected = self.share * seen if self.share else 0.0
         return expected + (4 * (sqrt(expected) + 1) if expected and seen < self.size else 0.0)
 
     def too_many(self, read: int) -> str:
         """Why the run should stop after `read` images, or "". All processes must act on it at the same step."""
         count, of = len(self), self.size if self.known else min(read, self.size)
         since, seen = count - self.known, min(read - self.before, self.size)
-        if since > self.tolerated(seen):
+        if self.known and since > self.tolerated(seen):
             count, of = since, seen
         elif count <= self.tolerated(of):
             return ""
         return (
             f"{count:,} of {of:,} images read cannot be used, more than --max_bad {self.max_bad:g} allows: see "
-            f"{self.file}, its last line is {self._last}. Repair or remove them, and delete this file, or raise "
+            f"{self.file}, its last line is {self._last}. Repair or remove them, and delete {self.file.name}, or raise "
             "--max_bad"
         )

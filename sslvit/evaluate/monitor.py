@@ -87,8 +87,8 @@ def monitor_of(config: DataConfig, train: Images, accelerator: Accelerator, *, h
         test = config.source("test", channels=train.channels, classes=train.classes)
         if test.labels is None:
             raise DataError(f"{test.name} has no labels: {test.unlabelled}")
-    except (NoInput, DataError) as error:  # pretraining goes on without it
-        if config.eval_data and isinstance(error, DataError):
+    except DataError as error:  # also of a test split that cannot be used: pretraining goes on without it
+        if config.eval_data and not isinstance(error, NoInput):
             raise
         if not hold_out and not config.eval_data:
             say(f"Accuracy is not measured: {error}")

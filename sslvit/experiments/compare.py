@@ -215,7 +215,7 @@ def check(config: ComparisonConfig) -> None:
 
 def check_together(config: ComparisonConfig) -> None:
     """Options that contradict each other."""
-    if config.held_out and not (config.evaluate_seen or config.finetune_everywhere):
+    if config.held_out and any(config.finetune_steps) and not (config.evaluate_seen or config.finetune_everywhere):
         raise ValueError("--no_evaluate_seen --no_finetune_everywhere: no class is left to fine-tune on")
     if config.budget == "seconds" and config.records:
         raise ValueError("--budget seconds differs between machines, so it has no --records: take flops or images")
@@ -231,8 +231,9 @@ def facts_of(config: ComparisonConfig) -> dict[str, Any]:
 
 def check_first(config: ComparisonConfig, file: Path) -> None:
     """Methods may be added to a comparison, but the first one's cost is the budget of those that are done."""
-    before = (sealed.intact(file) or {}).get("methods") if file.exists() else None
-    if config.budget != "images" and before and before[0] != config.methods[0]:
+    found = (sealed.intact(file) or {}) if file.exists() else {}
+    before = found.get("methods")
+    if config.budget != "images" and before and before[0] != config.methods[0] and found.get("budget") == config.budget:
         raise ValueError(
             f"{file.parent} was begun with --methods {before[0]} first, whose {config.budget} are the budget of all: "
             "name it first again, or give another --out"

@@ -112,4 +112,7 @@ def tried(results: dict[str, Any]) -> list[str]:
         for name, rates in by_method.items()
         if len(candidates) > 2 and ends & set(rates)
     }
-    return [told + (f" The lowest or the highest candidate was once the best for {', '.join(edge)}." if edge else "")]
+    return [
+        told
+        + (f" The lowest or the highest candidate was the best at least once for {', '.join(edge)}." if edge else "")
+    ]

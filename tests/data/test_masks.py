@@ -83,6 +83,9 @@ def test_the_lists_of_voc_hold_for_masks_elsewhere_and_what_they_name_must_be_th
     (root / "SegmentationClass").rename(tmp_path / "other")
     assert len(open_masked(f"folder:{root}", image_size=32, masks=str(tmp_path / "other"))) == 4
     (root / "JPEGImages" / "a2.png").unlink()
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("")
+    with pytest.raises(DataError, match="lists no images for test"):
+        open_masked(f"folder:{root}", image_size=32, masks=str(tmp_path / "other"), split="test")
     with pytest.raises(DataError, match=r"JPEGImages lacks 1 of the 4 images that .* lists for train, e.g. a2"):
         open_masked(f"folder:{root}", image_size=32, masks=str(tmp_path / "other"))
 

@@ -342,9 +342,9 @@ def test_a_column_of_what_has_none_is_refused(tmp_path):
 def test_a_name_that_only_begins_like_a_split_names_none():
     names = ["valencia.parquet", "madrid.parquet", "trains.tar"]
     assert files_of_split([Path(name) for name in names], "train") == [Path(name) for name in names]
-    splits = [Path(name) for name in ("train-0.parquet", "train00.tar", "validation_1.parquet", "val.tar")]
-    assert files_of_split(splits, "train") == splits[:2]
-    assert files_of_split(splits, "test") == splits[2:3]
+    splits = [Path(name) for name in ("train-0.parquet", "train00.tar", "trainval.tar", "testset_1.parquet", "val.tar")]
+    assert files_of_split(splits, "train") == splits[:3]
+    assert files_of_split(splits, "test") == splits[3:4]
 
 
 def test_the_order_and_the_fingerprint_depend_on_names_and_sizes_alone(tmp_path):

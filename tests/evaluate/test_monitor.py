@@ -126,6 +126,16 @@ def test_without_a_test_split_a_tenth_is_held_out_unless_trained_on(tmp_path, mo
     assert "has no test split" in capsys.readouterr().out
 
 
+def test_eval_data_without_a_test_split_holds_out_a_tenth(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLVIT_CACHE", str(tmp_path / "cache"))
+    for kind in ("a", "b"):
+        pictures(tmp_path / "set" / kind, 20)
+    config = DataConfig(data="shapes:n=40", image_size=8, eval_data=str(tmp_path / "set"))
+    for hold_out in (True, False):  # its labels are trained on by nobody
+        train, test = monitor_of(config, config.open(), start(threads=1), hold_out=hold_out).sources
+        assert (len(train), len(test)) == (36, 4)
+
+
 @pytest.mark.parametrize(
     ("test", "said"),
     [

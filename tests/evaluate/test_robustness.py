@@ -185,6 +185,12 @@ def test_draws_without_an_error_of_the_reference_have_no_part_in_the_interval():
     assert 1.0 <= low <= high <= 20.0
 
 
+def test_a_reference_that_hardly_ever_errs_in_all_corruptions_at_once_has_no_mean_corruption_error():
+    """One wrong image in each of ten corruptions: (1 - 1/e)^10 is a hundredth of the draws."""
+    reference = torch.eye(20, 10).double()
+    assert corruption_error(reference, reference) is None
+
+
 def test_intervals_are_those_of_the_binomial():
     """Of 1,000 images 300 are right: the standard error of the share is the root of 0.3 * 0.7 / 1000."""
     mean, low, high = interval(torch.cat([torch.ones(300), torch.zeros(700)]))

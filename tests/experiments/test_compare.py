@@ -264,7 +264,7 @@ def test_a_folder_is_refused_with_other_settings_but_may_grow_and_move(tmp_path)
 
 def test_the_first_method_of_a_budget_stays_the_first(tmp_path):
     file = tmp_path / "compare.json"
-    sealed.write(file, {"methods": ["mpp", "mae"]})
+    sealed.write(file, {"methods": ["mpp", "mae"], "budget": "flops"})
     check_first(ComparisonConfig(methods=("mpp", "dino"), budget="flops"), file)
     check_first(ComparisonConfig(methods=("mae", "mpp")), file)
     with pytest.raises(ValueError, match="begun with --methods mpp first, whose flops are the budget of all"):

@@ -59,7 +59,7 @@ def test_rates_that_were_chosen_are_told():
 def test_a_rate_at_the_end_of_three_or_more_candidates_is_told():
     rates = {"fine-tuned 10 %": {"scratch (mean)": [0.1, 0.1], "MPP": [0.1, 0.03]}}
     told = learning.tried(RESULTS | {"rates": rates, "settings": {"finetune_rates": [0.03, 0.1, 0.3]}})
-    assert told[0].endswith("The lowest or the highest candidate was once the best for MPP.")
+    assert told[0].endswith("The lowest or the highest candidate was the best at least once for MPP.")
 
 
 def test_with_several_seeds_the_steps_of_each_are_told():

@@ -152,7 +152,8 @@ def as_uint8(array: np.ndarray, what: str, span: Span | None) -> np.ndarray:
     elif array.dtype == np.uint16:
         sample = array[:: max(1, min(array.size // SAMPLE, len(array) // 16))]
         bright = int(np.percentile(sample, BRIGHT))  # so that a few pixels do not decide
-        check_levels(Levels(int(array.min()), bright, 65535, grey=True), what)
+        # Thin strokes and stars are bright in so few pixels that only the brightest of all tells anything.
+        check_levels(Levels(int(array.min()), bright or int(array.max()), 65535, grey=True), f"99.5% of {what}")
         array = np.stack([((image.astype(np.uint32) + 128) // 257).astype(np.uint8) for image in array])
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):

@@ -226,7 +226,7 @@ def split_files(kind: str, pattern: str, split: str) -> list[Path]:
 def files_of_split(files: list[Path], split: str) -> list[Path]:
     """The files whose names begin with the split's. Files that name no split are the train split."""
     words = sum(SPLITS.values(), ())
-    named = {word: [file for file in files if re.match(rf"{word}(?![a-z])", file.name)] for word in words}
+    named = {word: [file for file in files if re.match(rf"{word}(ing|set|val)?(?![a-z])", file.name)] for word in words}
     if any(named.values()):
         return next((named[word] for word in SPLITS[split] if named[word]), [])
     return files if split == "train" else []

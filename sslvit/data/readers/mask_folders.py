@@ -17,7 +17,7 @@ def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[
     """The two stores, the rows of both that belong together, and a name."""
     if not root.is_dir():
         raise NoInput(f"data {root} is not a folder: {nearest(root)}")
-    listed, lists = set[bytes](), root / "ImageSets" / "Segmentation"
+    listed, lists = None, root / "ImageSets" / "Segmentation"
     if lists.is_dir():  # VOC
         of_images, of_masks = root / "JPEGImages", Path(masks).expanduser() if masks else root / "SegmentationClass"
         files = [lists / f"{name}.txt" for name in SPLITS[MASKED[split]]]
@@ -38,13 +38,15 @@ def open_pairs(root: Path, masks: str, split: str, follow_links: bool) -> tuple[
     images, stored = (open_folders([path], follow_links=follow_links) for path in (of_images, of_masks))
     rows = {_stem(stored.names[row]): row for row in range(len(stored))}
     stems = [(row, _stem(images.names[row])) for row in range(len(images))]
-    if listed:
+    if listed is not None:
         stems = [(row, stem) for row, stem in stems if stem in listed]
         if absent := listed - {stem for _, stem in stems}:
             raise DataError(
                 f"{of_images} lacks {len(absent):,} of the {len(listed):,} images that {root} lists for {split}, "
                 f"e.g. {printable(min(absent))}"
             )
+    if not stems:
+        raise DataError(f"{root} lists no images for {split}")
     lacking = [row for row, stem in stems if stem not in rows]
     if lacking:
         raise DataError(

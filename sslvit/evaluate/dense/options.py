@@ -45,6 +45,8 @@ class MaskedConfig(Options):
 
     def open_images(self, image_size: int) -> tuple[MaskedSource, MaskedSource, str]:
         """Training and test images, and a sentence if the latter are held out of the former."""
+        if self.test_masks and self.test_data in ("", self.data):
+            raise ValueError(f"--test_masks {self.test_masks} are of --test_data, which is not given")
         if self.binary and (self.classes not in (0, 2) or self.reduce_zero_label):
             raise ValueError("--binary makes two classes itself: leave out --classes and --reduce_zero_label")
         masking = Masking(2 if self.binary else self.classes, self.ignore, self.reduce_zero_label, self.binary)

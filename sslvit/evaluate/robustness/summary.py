@@ -49,6 +49,8 @@ def corruption_error(errors: Tensor, reference: Tensor) -> list[float] | None:
     drawn = torch.from_numpy(np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)).double()
     ratios = ((drawn @ errors) / (drawn @ reference)).mean(1)
     ratios = ratios[ratios.isfinite()]  # where the reference makes no error there is no ratio
+    if len(ratios) < DRAWS / 10:
+        return None
     return [shares.mean().item(), *ratios.quantile(torch.tensor(ENDS, dtype=torch.float64)).tolist()]
 
 
