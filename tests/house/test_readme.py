@@ -44,6 +44,18 @@ def test_the_picture_of_fine_tuning_is_that_of_its_data():
     assert (kept / "fine-tuning.svg").read_text() == figure(json.loads((kept / "held-out.json").read_text()))
 
 
+def test_the_table_of_twice_the_steps_is_of_its_runs():
+    kept = ROOT / "recipes" / "results" / "cifar10"
+    written = (ROOT / "docs" / "results" / "cifar10.md").read_text()
+    short = json.loads((kept / "held-out.json").read_text())["values"]["classes held out: fine-tuned 10 %"]
+    for name, file in {"scratch (mean)": "scratch-2.json", "MPP": "mpp-2.json"}.items():
+        longer = json.loads((kept / "longer" / file).read_text())["top1"]
+        assert (
+            f"| {name} | {100 * short[name][2]:.1f} | {100 * longer:.1f} | {100 * (longer - short[name][2]):+.1f} ["
+            in written
+        )
+
+
 def test_the_pictures_of_robustness_are_those_of_its_data():
     kept = ROOT / "recipes" / "results" / "robustness"
     drawn = robustness.charts(json.loads(kept.with_suffix(".json").read_text()))
