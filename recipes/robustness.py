@@ -79,8 +79,7 @@ def opened(path: Path, config: Config) -> tuple[Model, dict[str, Any]]:
     foreign = () if os.path.exists(path) and is_ours(path) else config.foreign
     backbone, about = ModelConfig(path, foreign).open()
     answers = config.heads and "head.bias" in (about.get("head") or ())
-    path = path.parent if path.is_file() else path
-    return (load_classifier(path) if answers else backbone, about["readout"]), about
+    return (load_classifier(path.parent if path.is_file() else path) if answers else backbone, about["readout"]), about
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -29,6 +29,8 @@ default but --canvas, and a run says before it begins where it matters.
 import os
 from pathlib import Path
 
+import psutil
+
 from sslvit.data.cache import cached, say
 from sslvit.data.image import MAX_PIXELS
 from sslvit.data.levels import Span, check_levels
@@ -196,6 +198,8 @@ def _shapes(options: str, split: str, side: int) -> Source:
             size = int(value) if split == "train" else size
         else:
             raise ValueError(f"shapes:{option} must be like shapes:texture, shapes:n=50000 or shapes:texture,n=50000")
+    if size * 8 > psutil.virtual_memory().total:  # images are drawn as they are read, labels are not
+        raise ValueError(f"shapes:n={size}: the labels of {size:,} images do not fit into this machine's memory")
     return ShapesSource(size, image_size=side, first=0 if split == "train" else SHAPES_TEST, by=by)
 
 
