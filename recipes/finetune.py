@@ -55,13 +55,8 @@ def main(config: FinetuneConfig) -> dict[str, Any]:
     if config.show_views or config.dry_run:
         images = Subset(train, chosen_ids(torch.from_numpy(labels), config).numpy())
         objective = classifier(backbone, int(highest) + 1, config, readout=readout, image_size=size)
-        preview(
-            lengthened(replace(config, lr=rate_of(config)), len(images)),
-            objective,
-            images,
-            config.views(size),
-            accelerator,
-        )
+        trial = lengthened(replace(config, lr=rate_of(config)), len(images))
+        preview(trial, objective, images, config.views(size), accelerator)
         return {}
     if test_labels.max() > highest:
         raise DataError(f"{test.name} has label {test_labels.max()}, beyond the training images' {highest}")

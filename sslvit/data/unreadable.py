@@ -36,8 +36,7 @@ class UnreadableImages:
         self._waiting: dict[int, Unreadable] = {}  # to be written when the disk allows it
         self._end = self._lines = 0  # bytes and lines of the file that are read
         self._last = ""
-        self.before, self.known = before, 0
-        self.known = len(self)
+        self.before, self.known = before, len(self)
 
     def __len__(self) -> int:
         """How many the run has met, in all its processes."""

@@ -64,8 +64,7 @@ def sentences(results: dict[str, Any], column: str) -> list[str]:
 
 def by_seed(curves: dict[str, list[Curve]], name: str, base: str) -> str:
     """The same of each seed, where there are several."""
-    pairs = zip(curves[name], curves[base], strict=False)
-    found = [reaches([(step, y) for step, y in mine], of_base[-1][1]) for mine, of_base in pairs]
+    found = [reaches(mine, of_base[-1][1]) for mine, of_base in zip(curves[name], curves[base], strict=True)]
     told = ["never" if at is None else rounded(at) for at in found]
     return f" (by seed {', '.join(told)})" if len(told) > 1 else ""
 
@@ -112,7 +111,6 @@ def tried(results: dict[str, Any]) -> list[str]:
         for name, rates in by_method.items()
         if len(candidates) > 2 and ends & set(rates)
     }
-    return [
-        told
-        + (f" The lowest or the highest candidate was the best at least once for {', '.join(edge)}." if edge else "")
-    ]
+    if edge:
+        told += f" The lowest or the highest candidate was the best at least once for {', '.join(edge)}."
+    return [told]

@@ -40,13 +40,13 @@ class Rows:
     """Rows that come one after another, in memory or in a file."""
 
     def __init__(self, file: Path | None = None, rows: Iterable[Tensor] = ()):
-        self.file, self.kept, self.none, self.size = file, list[Tensor](), torch.empty(0, 0), 0
+        self.file, self.kept, self.empty, self.size = file, list[Tensor](), torch.empty(0, 0), 0
         self.writing = file.open("wb") if file else None
         for some in rows:
             self.add(some)
 
     def add(self, rows: Tensor) -> None:
-        self.none, self.size = rows[:0], self.size + rows.nbytes
+        self.empty, self.size = rows[:0], self.size + rows.nbytes
         if self.writing:
             self.writing.write(rows.contiguous().numpy().data)
         else:
@@ -58,7 +58,7 @@ class Rows:
         self.writing.close()
         # Opened for writing, since torch warns of tensors that cannot be; nothing writes to it.
         assert self.file
-        mapped = np.memmap(self.file, self.none.numpy().dtype, "r+").reshape(-1, self.none.shape[1])
+        mapped = np.memmap(self.file, self.empty.numpy().dtype, "r+").reshape(-1, self.empty.shape[1])
         return torch.from_numpy(mapped)
 
 
